@@ -1,0 +1,1 @@
+//! The bytes that host, child process and device agree on.

@@ -1,0 +1,1 @@
+//! Peers and floors beside dotcompute, one harness.

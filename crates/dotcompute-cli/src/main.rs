@@ -1,0 +1,3 @@
+//! The `dotcompute` command.
+
+fn main() {}

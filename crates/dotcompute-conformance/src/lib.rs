@@ -1,0 +1,1 @@
+//! What every executor of dotcompute must do, as generic tests.

@@ -1,0 +1,1 @@
+//! Ring kernels: messages, lifecycle, executors, supervision, telemetry.

@@ -1,0 +1,1 @@
+//! Rings, priority mailboxes and waiting: the only crate of dotcompute with atomics.

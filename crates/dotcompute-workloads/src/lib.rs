@@ -1,0 +1,1 @@
+//! Real work on the public API of dotcompute: streaming anomaly detection.

@@ -1,0 +1,1 @@
+//! A GPU-native actor runtime.
