@@ -1,0 +1,64 @@
+//! The synchronisation primitives that this workspace is built from: the standard library's, or
+//! loom's under `cfg(loom)`, so that the model checker runs the very code that ships.
+//!
+//! This is the one place that names `std::sync::atomic`; every other crate takes its shared words
+//! from here.
+
+#[cfg(not(loom))]
+mod imp {
+    pub use std::hint::spin_loop;
+    pub use std::sync::atomic::{
+        AtomicBool, AtomicU8, AtomicU32, AtomicU64, AtomicUsize, Ordering, fence,
+    };
+    pub use std::sync::{Arc, Mutex, MutexGuard};
+
+    /// A cell whose contents several threads reach under a protocol of their own.
+    ///
+    /// The same shape as loom's, which checks at run time that the protocol holds.
+    #[derive(Debug)]
+    #[repr(transparent)]
+    pub struct UnsafeCell<T>(core::cell::UnsafeCell<T>);
+
+    impl<T> UnsafeCell<T> {
+        /// A cell that holds `value`.
+        pub const fn new(value: T) -> Self {
+            Self(core::cell::UnsafeCell::new(value))
+        }
+
+        /// Calls `f` with a pointer for reading. The caller's protocol must exclude writers.
+        #[inline(always)]
+        pub fn with<R>(&self, f: impl FnOnce(*const T) -> R) -> R {
+            f(self.0.get())
+        }
+
+        /// Calls `f` with a pointer for writing. The caller's protocol must exclude everyone else.
+        #[inline(always)]
+        pub fn with_mut<R>(&self, f: impl FnOnce(*mut T) -> R) -> R {
+            f(self.0.get())
+        }
+    }
+}
+
+#[cfg(loom)]
+mod imp {
+    pub use loom::cell::UnsafeCell;
+    pub use loom::hint::spin_loop;
+    pub use loom::sync::atomic::{
+        AtomicBool, AtomicU8, AtomicU32, AtomicU64, AtomicUsize, Ordering, fence,
+    };
+    pub use loom::sync::{Arc, Mutex, MutexGuard};
+}
+
+pub use imp::*;
+
+/// Locks `mutex`, also if a thread panicked while it held it.
+///
+/// No user code runs under a lock of this workspace, so a panic there is a broken invariant that
+/// has already been reported; the data are as consistent as they were before.
+#[inline]
+pub fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    match mutex.lock() {
+        Ok(guard) => guard,
+        Err(poisoned) => poisoned.into_inner(),
+    }
+}
