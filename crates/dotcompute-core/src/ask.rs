@@ -115,18 +115,20 @@ impl<R> Asks<R> {
         AskToken { index, generation: self.entries[index as usize].generation }
     }
 
-    /// The reply, once there is one; the place is then free again.
+    /// The reply, once there is one; the place is then free again. Where the waker changed, the
+    /// old one is put into `stale`, to be dropped outside the lock.
     pub(crate) fn poll(
         &mut self,
         token: AskToken,
         waker: &Waker,
+        stale: &mut Option<Waker>,
     ) -> Poll<Result<Envelope<R>, AskFailure>> {
         let entry = &mut self.entries[token.index as usize];
         debug_assert_eq!(entry.generation, token.generation, "an ask is polled by its owner");
         match &mut entry.state {
             State::Waiting(known) => {
                 if !known.as_ref().is_some_and(|known| known.will_wake(waker)) {
-                    *known = Some(waker.clone());
+                    *stale = known.replace(waker.clone());
                 }
                 Poll::Pending
             }
@@ -150,6 +152,14 @@ impl<R> Asks<R> {
             State::Ended(Ok(reply)) => Some(reply),
             _ => None,
         }
+    }
+
+    /// Takes back an ask whose message was not accepted, as if it had never been.
+    pub(crate) fn withdraw(&mut self, token: AskToken) {
+        if matches!(self.entries[token.index as usize].state, State::Waiting(_)) {
+            self.unindex(token.index);
+        }
+        self.release(token.index);
     }
 
     /// The kernel has received the message of this ask. `false`: the ask has ended, skip it.
@@ -272,16 +282,20 @@ impl<R> Asks<R> {
 
     /// Takes a waiting ask out of the indexes and remembers that it was one.
     fn forget(&mut self, index: u32) {
+        self.unindex(index);
+        if self.ended.len() == REMEMBERED {
+            self.ended.pop_front();
+        }
+        self.ended.push_back(self.entries[index as usize].id);
+    }
+
+    fn unindex(&mut self, index: u32) {
         let id = self.entries[index as usize].id;
         // Two asks may share an id (a message asked twice): only the later one is in the index.
         if self.by_id.get(&id) == Some(&index) {
             self.by_id.remove(&id);
         }
         self.unlink(index);
-        if self.ended.len() == REMEMBERED {
-            self.ended.pop_front();
-        }
-        self.ended.push_back(id);
     }
 
     fn unlink(&mut self, index: u32) {
@@ -327,7 +341,7 @@ mod tests {
     }
 
     fn result(asks: &mut Asks<u32>, token: AskToken) -> Option<u32> {
-        match asks.poll(token, Waker::noop()) {
+        match asks.poll(token, Waker::noop(), &mut None) {
             Poll::Ready(Ok(reply)) => Some(reply.message),
             Poll::Ready(Err(_)) | Poll::Pending => None,
         }
@@ -423,7 +437,7 @@ mod tests {
         let b = asks.register(id(2));
         for token in [a, b] {
             assert!(matches!(
-                asks.poll(token, Waker::noop()),
+                asks.poll(token, Waker::noop(), &mut None),
                 Poll::Ready(Err(AskFailure::Stopped))
             ));
         }

@@ -10,7 +10,7 @@ use dotcompute_mailbox::sync::lock;
 
 use crate::error::{Fault, KernelId};
 use crate::id::MessageId;
-use crate::message::{Envelope, Message};
+use crate::message::{Envelope, Message, Taken};
 
 /// How many dead letters a runtime keeps.
 pub const DEAD_LETTERS_MAX: usize = 1024;
@@ -93,21 +93,19 @@ impl DeadLetter {
         }
     }
 
-    /// A message whose content the kernel had taken before it failed: only its data remain.
+    /// A message that the body had taken out of its envelope before it failed.
     pub(crate) fn without_payload<M: Message>(
         kernel: &KernelId,
-        id: MessageId,
-        delivery_count: u8,
-        priority: u8,
+        taken: &Taken,
         reason: DeadLetterReason,
     ) -> Self {
         Self {
             kernel: kernel.clone(),
-            id,
-            correlation_id: None,
-            priority,
+            id: taken.id,
+            correlation_id: taken.correlation_id,
+            priority: taken.priority,
             type_name: M::TYPE_NAME,
-            delivery_count,
+            delivery_count: taken.delivery_count,
             reason,
             at: SystemTime::now(),
             payload_bytes: 0,
@@ -122,9 +120,17 @@ impl DeadLetter {
         Some(&envelope.message)
     }
 
-    /// The message with its id, priority and correlation, if it is still there and an `M`.
-    pub fn into_envelope<M: Message>(self) -> Option<Envelope<M>> {
-        Some(*self.payload?.downcast::<Envelope<M>>().ok()?)
+    /// The message with its id, priority and correlation.
+    ///
+    /// # Errors
+    ///
+    /// The letter comes back if its message is no longer there, or no `M`.
+    pub fn into_envelope<M: Message>(mut self) -> Result<Envelope<M>, Self> {
+        match self.payload.take().map(<Box<dyn Any + Send + Sync>>::downcast) {
+            Some(Ok(envelope)) => Ok(*envelope),
+            Some(Err(other)) => Err(Self { payload: Some(other), ..self }),
+            None => Err(self),
+        }
     }
 
     /// Whether [`replay`](crate::Runtime::replay) can send it again.
@@ -176,10 +182,15 @@ pub struct DeadLetterCounts {
 
 impl DeadLetters {
     pub(crate) fn push(&self, letter: DeadLetter) {
+        lock(&self.kept).total += 1;
+        self.restore(letter);
+    }
+
+    /// Keeps a letter that was taken out and is not a new one.
+    pub(crate) fn restore(&self, letter: DeadLetter) {
         let mut evicted = Vec::new();
         {
             let mut kept = lock(&self.kept);
-            kept.total += 1;
             kept.bytes += letter.payload_bytes;
             kept.letters.push_back(letter);
             while kept.letters.len() > DEAD_LETTERS_MAX || kept.bytes > DEAD_LETTERS_MAX_BYTES {

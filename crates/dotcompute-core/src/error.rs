@@ -227,6 +227,16 @@ impl<M> SendError<M> {
             | Self::Failed { envelope, .. } => envelope,
         }
     }
+
+    pub(crate) fn envelope_mut(&mut self) -> &mut Envelope<M> {
+        match self {
+            Self::Full { envelope, .. }
+            | Self::Timeout { envelope, .. }
+            | Self::NotActive { envelope, .. }
+            | Self::Stopped { envelope, .. }
+            | Self::Failed { envelope, .. } => envelope,
+        }
+    }
 }
 
 /// Shows the error and not the message, which need not be `Debug`.

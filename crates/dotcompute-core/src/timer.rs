@@ -84,14 +84,15 @@ impl Wheel {
         key
     }
 
-    /// Whether the timeout is still to come; its waker is replaced where it changed.
-    fn pending(&mut self, key: Key, waker: &Waker) -> bool {
+    /// Whether the timeout is still to come. Where the waker changed, the old one is put into
+    /// `stale`, to be dropped outside the lock.
+    fn pending(&mut self, key: Key, waker: &Waker, stale: &mut Option<Waker>) -> bool {
         let entry = &mut self.entries[key.index as usize];
         if entry.generation != key.generation || entry.slot.is_none() {
             return false;
         }
         if !entry.waker.as_ref().is_some_and(|known| known.will_wake(waker)) {
-            entry.waker = Some(waker.clone());
+            *stale = entry.waker.replace(waker.clone());
         }
         true
     }
@@ -148,9 +149,10 @@ impl Wheel {
 
     fn link(&mut self, index: u32) {
         let tick = self.entries[index as usize].tick;
-        let ahead = (tick ^ self.now).min(FARTHEST);
-        let level = (63 - (ahead | 1).leading_zeros() as usize) / 6;
-        let tick = if tick ^ self.now > FARTHEST { self.now + (FARTHEST >> 1) } else { tick };
+        let apart = tick ^ self.now;
+        let level = (63 - (apart.min(FARTHEST) | 1).leading_zeros() as usize) / 6;
+        // Beyond the wheel: halfway round, and looked at again there.
+        let tick = if apart > FARTHEST { tick.min(self.now + (FARTHEST >> 1)) } else { tick };
         let slot = slot_at(level, tick);
         let head = self.heads[slot];
         let entry = &mut self.entries[index as usize];
@@ -300,10 +302,9 @@ impl Future for Sleep {
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
         if let Some(key) = self.key {
-            if lock(&Timer::get().state).wheel.pending(key, cx.waker()) {
-                return Poll::Pending;
-            }
-            return Poll::Ready(());
+            let mut stale = None;
+            let pending = lock(&Timer::get().state).wheel.pending(key, cx.waker(), &mut stale);
+            return if pending { Poll::Pending } else { Poll::Ready(()) };
         }
         if self.deadline <= Instant::now() {
             return Poll::Ready(());
@@ -395,9 +396,9 @@ mod tests {
                         for (tick, key, count) in &set {
                             let due = *tick <= now;
                             prop_assert_eq!(count.0.load(Ordering::Relaxed), u64::from(due), "tick {} at {}", tick, now);
-                            prop_assert_eq!(wheel.pending(*key, Waker::noop()), !due);
+                            prop_assert_eq!(wheel.pending(*key, Waker::noop(), &mut None), !due);
                             if !due {
-                                wheel.pending(*key, &Waker::from(count.clone()));
+                                wheel.pending(*key, &Waker::from(count.clone()), &mut None);
                             }
                         }
                         set.retain(|(tick, ..)| *tick > now);
