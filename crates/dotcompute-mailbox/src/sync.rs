@@ -48,7 +48,13 @@ mod imp {
         AtomicBool, AtomicU8, AtomicU32, AtomicU64, AtomicUsize, Ordering, fence,
     };
     pub use loom::sync::{Arc, Condvar, Mutex, MutexGuard};
-    pub(crate) use loom::thread_local;
+    /// `std::thread_local!` with its constant initialiser, which loom's does not take.
+    macro_rules! const_thread_local {
+        ($(#[$attribute:meta])* static $name:ident: $type:ty = const $value:block;) => {
+            loom::thread_local! { $(#[$attribute])* static $name: $type = $value; }
+        };
+    }
+    pub(crate) use const_thread_local as thread_local;
 }
 
 pub use imp::*;

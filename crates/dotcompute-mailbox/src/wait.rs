@@ -69,7 +69,7 @@ pub fn block_on_until<F: Future + Unpin>(
 /// fresh one: sharing it would let the inner wait swallow a wake-up that was meant for the outer.
 fn with_parker<R>(f: impl FnOnce(&mut Parker) -> R) -> R {
     thread_local! {
-        static CACHED: RefCell<Option<Parker>> = RefCell::new(None);
+        static CACHED: RefCell<Option<Parker>> = const { RefCell::new(None) };
     }
     let mut parker = CACHED.with(|cached| cached.take()).unwrap_or_default();
     let result = f(&mut parker);
@@ -208,7 +208,7 @@ impl Spin {
         }
         self.waits = self.waits.wrapping_add(1);
         let limit = match self.limit {
-            Duration::ZERO if self.waits % PROBE_EVERY == 0 => SPIN_MAX,
+            Duration::ZERO if self.waits.is_multiple_of(PROBE_EVERY) => SPIN_MAX,
             Duration::ZERO => return false,
             limit => limit,
         };
@@ -255,7 +255,7 @@ pub fn parallelism() -> usize {
 
 thread_local! {
     /// How many [`RunningGuard`]s this thread holds.
-    static MARKS: Cell<u32> = Cell::new(0);
+    static MARKS: Cell<u32> = const { Cell::new(0) };
 }
 
 /// Marks this thread as running a kernel until the guard is dropped: one spinner fewer fits in
