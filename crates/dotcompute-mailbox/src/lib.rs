@@ -10,6 +10,7 @@ mod books;
 mod cursor;
 mod error;
 mod inbox;
+mod lock;
 mod mailbox;
 mod receive;
 mod send;

@@ -11,9 +11,9 @@ use crate::clock::now_ns;
 use crate::cursor::{Cursor, Progress};
 use crate::error::{Closed, ReceiveError, SendError, TryReceiveError, TrySendError};
 use crate::inbox::{Inbox, Outcome};
+use crate::lock::{Guard, Lock};
 use crate::receive::{Receive, ReceiveBatch};
 use crate::send::Send;
-use crate::sync::{self, Mutex, MutexGuard};
 use crate::wait::block_on_until;
 use crate::wait_list::{Key, WaitList, Wakes};
 use std::collections::VecDeque;
@@ -88,7 +88,7 @@ const YIELDS_BEFORE_WAIT: u32 = if cfg!(loom) { 0 } else { 8 };
 pub struct Mailbox<T> {
     capacity: usize,
     backpressure: Backpressure,
-    state: Mutex<State<T>>,
+    state: Lock<State<T>>,
     cursor: Cursor,
 }
 
@@ -146,7 +146,7 @@ impl<T> Mailbox<T> {
             redelivered: 0,
             high_water: 0,
         };
-        let (state, cursor) = (Mutex::new(state), Cursor::new());
+        let (state, cursor) = (Lock::new(state), Cursor::new());
         Arc::new(Self { capacity, backpressure, state, cursor })
     }
 
@@ -478,7 +478,7 @@ impl<T> Mailbox<T> {
 
     #[inline]
     pub(crate) fn lock(&self) -> Locked<'_, T> {
-        Locked { mailbox: self, state: sync::lock(&self.state) }
+        Locked { mailbox: self, state: self.state.lock() }
     }
 
     #[inline]
@@ -500,7 +500,7 @@ impl<T> fmt::Debug for Mailbox<T> {
 /// The mailbox, locked.
 pub(crate) struct Locked<'a, T> {
     mailbox: &'a Mailbox<T>,
-    state: MutexGuard<'a, State<T>>,
+    state: Guard<'a, State<T>>,
 }
 
 impl<T> Deref for Locked<'_, T> {
