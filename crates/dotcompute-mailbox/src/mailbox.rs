@@ -604,7 +604,13 @@ impl<T> Locked<'_, T> {
     /// no room, and no newcomer can overtake.
     #[inline]
     pub(crate) fn admit_blocked(&mut self, wakes: &mut Wakes) {
-        while self.senders.waiting() > 0 && self.has_room() {
+        if self.senders.waiting() > 0 {
+            self.admit_those_blocked(wakes);
+        }
+    }
+
+    fn admit_those_blocked(&mut self, wakes: &mut Wakes) {
+        while self.has_room() {
             let Some((key, waker)) = self.senders.serve() else { break };
             if let (line, Some(value)) = self.senders.take_payload(key) {
                 self.admit(Band::ALL[line], value, wakes);

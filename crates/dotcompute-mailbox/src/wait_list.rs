@@ -161,9 +161,9 @@ impl<P, const LINES: usize> WaitList<P, LINES> {
 /// under the lock.
 #[derive(Default)]
 pub(crate) struct Wakes {
-    /// Almost always there is at most one, which needs no allocation.
     first: Option<Waker>,
-    others: VecDeque<Waker>,
+    /// Boxed because it is rare: almost always there is one waker at most.
+    others: Option<Box<VecDeque<Waker>>>,
     /// A waker that is not needed any more. Dropping it is foreign code too.
     stale: Option<Waker>,
 }
@@ -179,34 +179,40 @@ impl Wakes {
         match (waker, &self.first) {
             (None, _) => {}
             (waker, None) => self.first = waker,
-            (Some(waker), Some(_)) => self.others.push_back(waker),
+            (Some(waker), Some(_)) => self.others.get_or_insert_default().push_back(waker),
+        }
+    }
+
+    /// Wakes them all, even if one of them panics: then unwinding goes on with the others. (If a
+    /// second one panics, that aborts, as any panic during unwinding does.)
+    #[cold]
+    fn wake(first: Waker, others: &mut VecDeque<Waker>) {
+        struct Others<'a>(&'a mut VecDeque<Waker>);
+        impl Drop for Others<'_> {
+            fn drop(&mut self) {
+                if let Some(next) = self.0.pop_front() {
+                    Wakes::wake(next, self.0);
+                }
+            }
+        }
+        let mut next = Some(first);
+        while let Some(waker) = next {
+            let others = Others(others);
+            waker.wake();
+            next = others.0.pop_front();
+            std::mem::forget(others);
         }
     }
 }
 
 impl Drop for Wakes {
+    #[inline]
     fn drop(&mut self) {
-        wake_all(self.first.take(), &mut self.others);
-    }
-}
-
-/// Wakes `first` and then all others, even if one of them panics: then unwinding goes on with the
-/// rest. (A second panic aborts, as any panic during unwinding does.)
-fn wake_all(first: Option<Waker>, others: &mut VecDeque<Waker>) {
-    struct Rest<'a>(&'a mut VecDeque<Waker>);
-    impl Drop for Rest<'_> {
-        fn drop(&mut self) {
-            let next = self.0.pop_front();
-            if next.is_some() {
-                wake_all(next, self.0);
+        if let Some(first) = self.first.take() {
+            match &mut self.others {
+                None => first.wake(),
+                Some(others) => Self::wake(first, others),
             }
         }
-    }
-    let mut next = first;
-    while let Some(waker) = next {
-        let rest = Rest(others);
-        waker.wake();
-        next = rest.0.pop_front();
-        std::mem::forget(rest);
     }
 }
