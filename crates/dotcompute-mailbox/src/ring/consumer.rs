@@ -17,7 +17,8 @@ use std::time::Instant;
 /// popped is dropped with the ring.
 pub struct Consumer<T, F: Format<T> = Plain, W: Waiting = Polls> {
     parts: Parts<F::Slot>,
-    /// Next position to read. The shared head lags behind it only while a `ReadChunk` lives.
+    /// Next position to read. The shared head lags behind it only while a `ReadChunk` lives, or once
+    /// one was leaked.
     head: u64,
     /// Everything before this position was published when we last looked.
     tail: u64,
@@ -52,9 +53,9 @@ impl<T, F: Format<T>, W: Waiting> Consumer<T, F, W> {
         if self.readable(1) == 0 {
             self.readable_at_the_end()?;
         }
-        // SAFETY: at least one message is readable: see `read`.
-        let value = unsafe { self.read() };
-        self.publish();
+        // SAFETY: at least one message is readable, and the head moves past it below: see `read`.
+        let value = unsafe { self.read(self.head) };
+        self.publish(self.head.wrapping_add(1));
         Ok(value)
     }
 
@@ -70,7 +71,10 @@ impl<T, F: Format<T>, W: Waiting> Consumer<T, F, W> {
             readable = self.readable_at_the_end()?;
         }
         let start = self.head;
-        Ok(ReadChunk { end: start.wrapping_add(readable.min(max)), start, consumer: self })
+        // Until the chunk is dropped all of it counts as taken: if it is leaked instead, messages
+        // are lost, but none is taken twice.
+        self.head = start.wrapping_add(readable.min(max));
+        Ok(ReadChunk { start, next: start, consumer: self })
     }
 
     /// How many messages can be popped now: at least that many will succeed, since only this
@@ -128,27 +132,27 @@ impl<T, F: Format<T>, W: Waiting> Consumer<T, F, W> {
         }
     }
 
-    /// Takes the message at the head; its slot is not free yet.
+    /// Takes the message at `position`; its slot is not free yet.
     ///
     /// # Safety
     ///
-    /// - `readable` gave at least 1, and that many were not read since.
+    /// - `position` was readable and its slot has not been freed since.
+    /// - It is not read again.
     #[inline(always)]
-    unsafe fn read(&mut self) -> T {
-        // SAFETY: the slot is published, as `readable` found, and not freed before the next
-        // `publish`; we are the only consumer, and the head moves past it below.
-        let value = unsafe { F::read(self.parts.slot(self.head)) };
-        self.head = self.head.wrapping_add(1);
-        value
+    unsafe fn read(&self, position: u64) -> T {
+        // SAFETY: published and not freed, and we are the only consumer; taken once, as the caller
+        // promises.
+        unsafe { F::read(self.parts.slot(position)) }
     }
 
-    /// Frees the slots of everything that was read.
+    /// Frees the slots of everything before `head`, all of which was read.
     #[inline]
-    fn publish(&mut self) {
+    fn publish(&mut self, head: u64) {
+        self.head = head;
         let words = self.parts.words();
         // SYNC(ring.free) release: pairs with the acquire in `Producer::room`. Makes visible that
         // the slots before the head were read.
-        words.head.position.store(self.head, Ordering::Release);
+        words.head.position.store(head, Ordering::Release);
         if W::RINGS {
             self.bell.ring(&words.consumer, &words.producer, self.parts.scope);
         }
@@ -219,9 +223,11 @@ impl<T, F: Format<T>, W: Waiting> fmt::Debug for Consumer<T, F, W> {
 /// What was iterated over is taken, and its slots are freed when the chunk is dropped; the rest
 /// stays in the ring.
 pub struct ReadChunk<'a, T, F: Format<T> = Plain, W: Waiting = Polls> {
+    /// Its head is the chunk's end.
     consumer: &'a mut Consumer<T, F, W>,
     start: u64,
-    end: u64,
+    /// Next position to take.
+    next: u64,
 }
 
 impl<T, F: Format<T>, W: Waiting> ReadChunk<'_, T, F, W> {
@@ -242,9 +248,9 @@ impl<T, W: Waiting> ReadChunk<'_, T, Plain, W> {
     /// The messages not yet iterated over, oldest first; the second part is empty unless they wrap
     /// around the end of the ring's memory.
     pub fn as_slices(&self) -> (&[T], &[T]) {
-        let Consumer { parts, head, .. } = &*self.consumer;
-        let len = self.end.wrapping_sub(*head);
-        let first = len.min(parts.contiguous(*head));
+        let parts = &self.consumer.parts;
+        let len = self.len() as u64;
+        let first = len.min(parts.contiguous(self.next));
         let slice = |position, len: u64| {
             let start = parts.place(position).cast::<T>().as_ptr();
             // SAFETY: these `len` slots lie in one piece of the ring's slots (`contiguous`; a
@@ -252,7 +258,7 @@ impl<T, W: Waiting> ReadChunk<'_, T, Plain, W> {
             // the producer, and not freed while `self` is borrowed.
             unsafe { std::slice::from_raw_parts(start, len as usize) }
         };
-        (slice(*head, first), slice(head.wrapping_add(first), len - first))
+        (slice(self.next, first), slice(self.next.wrapping_add(first), len - first))
     }
 }
 
@@ -261,12 +267,17 @@ impl<T, F: Format<T>, W: Waiting> Iterator for ReadChunk<'_, T, F, W> {
 
     #[inline]
     fn next(&mut self) -> Option<T> {
-        // SAFETY: `head .. end` was readable when the chunk was made: see `read`.
-        (self.consumer.head != self.end).then(|| unsafe { self.consumer.read() })
+        if self.next == self.consumer.head {
+            return None;
+        }
+        // SAFETY: readable when the chunk was made; `next` moves past it below: see `read`.
+        let value = unsafe { self.consumer.read(self.next) };
+        self.next = self.next.wrapping_add(1);
+        Some(value)
     }
 
     fn size_hint(&self) -> (usize, Option<usize>) {
-        let rest = self.end.wrapping_sub(self.consumer.head) as usize;
+        let rest = self.consumer.head.wrapping_sub(self.next) as usize;
         (rest, Some(rest))
     }
 }
@@ -275,9 +286,11 @@ impl<T, F: Format<T>, W: Waiting> ExactSizeIterator for ReadChunk<'_, T, F, W> {
 impl<T, F: Format<T>, W: Waiting> FusedIterator for ReadChunk<'_, T, F, W> {}
 
 impl<T, F: Format<T>, W: Waiting> Drop for ReadChunk<'_, T, F, W> {
+    #[inline]
     fn drop(&mut self) {
-        if self.consumer.head != self.start {
-            self.consumer.publish();
+        self.consumer.head = self.next;
+        if self.next != self.start {
+            self.consumer.publish(self.next);
         }
     }
 }

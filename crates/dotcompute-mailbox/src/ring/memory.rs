@@ -5,10 +5,11 @@ use super::parts::{Parts, Words, slots_for};
 use super::{Consumer, Producer, Waiting};
 use crate::sync::{Arc, Ordering};
 use crate::sys::Scope;
-use dotcompute_abi::ABI_VERSION;
 use dotcompute_abi::ring::{RING_MAGIC, WAITING_POLLS, WAITING_RINGS};
+use dotcompute_abi::{ABI_VERSION, LINE_BYTES};
 use std::fmt;
 use std::marker::PhantomData;
+use std::mem::MaybeUninit;
 use std::ptr::NonNull;
 
 /// The most messages that a ring may hold.
@@ -24,33 +25,36 @@ pub(super) enum Owner<T, F: Format<T>> {
 /// an unknown type; the ends only count it.
 type Keep = std::sync::Arc<dyn Send + Sync>;
 
-/// A ring on the heap.
+/// A ring on the heap: laid out as in raw memory, but for messages of any type.
 pub(super) struct Heap<T, F: Format<T>> {
-    words: Words,
-    slots: Box<[F::Slot]>,
-    capacity: usize,
+    /// What `parts` points to.
+    _memory: Box<[MaybeUninit<Line>]>,
+    parts: Parts<F::Slot>,
     values: PhantomData<T>,
 }
 
-impl<T, F: Format<T>> Heap<T, F> {
-    fn parts(&self) -> Parts<F::Slot> {
-        let slots = NonNull::from(&*self.slots).cast();
-        // SAFETY: `words` and `slots`, made by `on_heap` for `capacity`, live as long as `self`,
-        // which every holder of the parts keeps alive through its `Owner`.
-        unsafe { Parts::new(NonNull::from(&self.words), slots, self.capacity, Scope::Process) }
-    }
-}
+/// A piece of memory aligned as a ring must be.
+#[repr(align(128))]
+struct Line(
+    #[expect(dead_code, reason = "memory is taken by it, not read through it")] [u8; LINE_BYTES],
+);
+
+// SAFETY: what `parts` points to belongs to this ring alone, and its ends share it by protocol; the
+// values that it holds move between threads.
+unsafe impl<T: Send, F: Format<T>> Send for Heap<T, F> {}
+// SAFETY: as above; there is no access through a shared `Heap`, only through the ends.
+unsafe impl<T: Send, F: Format<T>> Sync for Heap<T, F> {}
 
 impl<T, F: Format<T>> Drop for Heap<T, F> {
     /// Both ends are gone: drops what was pushed and never popped.
     fn drop(&mut self) {
-        let parts = self.parts();
+        let words = self.parts.words();
         // Relaxed, twice: the last end's drop of the `Arc` comes after all that either end did.
-        let mut head = self.words.head.position.load(Ordering::Relaxed);
-        let tail = self.words.tail.position.load(Ordering::Relaxed);
+        let mut head = words.head.position.load(Ordering::Relaxed);
+        let tail = words.tail.position.load(Ordering::Relaxed);
         while head != tail {
             // SAFETY: slots in `head .. tail` are published and not taken, and nobody else is left.
-            drop(unsafe { F::read(parts.slot(head)) });
+            drop(unsafe { F::read(self.parts.slot(head)) });
             head = head.wrapping_add(1);
         }
     }
@@ -61,21 +65,69 @@ pub(super) fn on_heap<T, F: Format<T>, W: Waiting>(
     capacity: usize,
     start: u64,
 ) -> (Producer<T, F, W>, Consumer<T, F, W>) {
+    const { assert!(align_of::<F::Slot>() <= LINE_BYTES, "messages are aligned to 128 at most") };
     assert!(
         (1..=CAPACITY_MAX).contains(&capacity),
         "a ring holds 1 to {CAPACITY_MAX} messages, not {capacity}"
     );
-    let slots = slots_for(capacity);
-    let tag = tag_before(start, slots);
-    let heap = Arc::new(Heap {
-        words: Words::at(start),
-        slots: (0..slots).map(|_| F::empty(tag)).collect(),
-        capacity,
-        values: PhantomData,
-    });
-    let parts = heap.parts();
+    let lines = bytes_for::<F::Slot>(capacity).div_ceil(LINE_BYTES);
+    let mut memory = Box::new_uninit_slice(lines);
+    let place = NonNull::from(&mut *memory).cast();
+    // SAFETY: the memory is aligned, long enough, and still ours alone.
+    unsafe { init::<T, F>(place, capacity, start) };
+    // SAFETY: initialised on the line before; the ends keep it alive through their `Owner`.
+    let parts = unsafe { parts_at(place, capacity, Scope::Process) };
+    let heap = Arc::new(Heap { _memory: memory, parts, values: PhantomData });
     let producer = Producer::new(parts, Owner::Heap { _ring: Arc::clone(&heap) });
     (producer, Consumer::new(parts, Owner::Heap { _ring: heap }))
+}
+
+/// How many bytes a ring of `capacity` messages takes: its words, then its slots.
+const fn bytes_for<S>(capacity: usize) -> usize {
+    size_of::<Words>() + slots_for(capacity) * size_of::<S>()
+}
+
+/// Writes an empty ring to `start_of_memory`.
+///
+/// # Safety
+///
+/// - The memory is aligned to 128, holds `bytes_for::<F::Slot>(capacity)` bytes, and is the
+///   caller's alone.
+unsafe fn init<T, F: Format<T>>(start_of_memory: NonNull<u8>, capacity: usize, start: u64) {
+    // SAFETY: the words come first.
+    unsafe { start_of_memory.cast::<Words>().write(Words::at(start)) };
+    // SAFETY: the slots follow the words.
+    let first = unsafe { slots_at::<F::Slot>(start_of_memory) };
+    let slots = slots_for(capacity);
+    for index in 0..slots {
+        // SAFETY: inside the memory.
+        let slot = unsafe { first.add(index) };
+        // SAFETY: inside the memory, and aligned: the words' size is a multiple of 128.
+        unsafe { slot.write(F::empty(tag_before(start, slots))) };
+    }
+}
+
+/// Where the slots begin.
+///
+/// # Safety
+///
+/// - The memory is at least as long as the words.
+unsafe fn slots_at<S>(start_of_memory: NonNull<u8>) -> NonNull<S> {
+    // SAFETY: inside the memory or at its end.
+    unsafe { start_of_memory.add(size_of::<Words>()) }.cast()
+}
+
+/// The way to the ring at `start_of_memory`.
+///
+/// # Safety
+///
+/// - `init` made a ring of `capacity` there, which stays valid for shared use for as long as the
+///   result or a copy of it is used.
+unsafe fn parts_at<S>(start_of_memory: NonNull<u8>, capacity: usize, scope: Scope) -> Parts<S> {
+    // SAFETY: a ring is at least as long as its words.
+    let slots = unsafe { slots_at(start_of_memory) };
+    // SAFETY: `init` put them there.
+    unsafe { Parts::new(start_of_memory.cast(), slots, capacity, scope) }
 }
 
 /// The tag of slots that were last written in the lap before that of `start`.
@@ -134,7 +186,7 @@ impl RawMemory {
 
     /// How many bytes a ring of `capacity` messages takes.
     pub const fn bytes_for<F: RawFormat>(capacity: usize) -> usize {
-        size_of::<Words>() + slots_for(capacity) * size_of::<F::Slot>()
+        bytes_for::<F::Slot>(capacity)
     }
 
     /// Makes an empty ring here.
@@ -156,27 +208,21 @@ impl RawMemory {
         start: u64,
     ) -> Result<RawRing<F, W>, RawError> {
         self.check::<F>(capacity)?;
-        let slots = slots_for(capacity);
-        for index in 0..slots {
-            let place = self.slot::<F>(index);
-            // SAFETY: inside the memory and aligned, as just checked; nobody uses it yet.
-            unsafe { place.write(F::empty(tag_before(start, slots))) };
-        }
-        let words = self.start.cast::<Words>();
-        // SAFETY: as above.
-        unsafe { words.write(Words::at(start)) };
-        // SAFETY: initialised on the line before, and shared from here on.
-        let identity = unsafe { &words.as_ref().identity };
+        // SAFETY: aligned and long enough, as just checked; nobody else uses it yet, as `from_raw`
+        // was promised.
+        unsafe { init::<F::Record, F>(self.start, capacity, start) };
+        let ring = self.into_ring(capacity);
+        let identity = &ring.parts.words().identity;
         // Relaxed, all of these: the magic publishes them.
         identity.version.store(ABI_VERSION, Ordering::Relaxed);
         identity.format.store(F::FORMAT, Ordering::Relaxed);
         identity.waiting.store(waiting_word::<W>(), Ordering::Relaxed);
         identity.capacity.store(capacity as u32, Ordering::Relaxed);
-        identity.slots.store(slots as u32, Ordering::Relaxed);
+        identity.slots.store(slots_for(capacity) as u32, Ordering::Relaxed);
         // SYNC(ring.made) release: pairs with the acquire in `attach`. Makes visible the header and
         // the empty slots.
         identity.magic.store(RING_MAGIC, Ordering::Release);
-        Ok(self.into_ring(capacity))
+        Ok(ring)
     }
 
     /// Finds the ring that the other side made here.
@@ -224,20 +270,10 @@ impl RawMemory {
         Ok(())
     }
 
-    /// Where slot `index` lies, if the ring is large enough to have it.
-    fn slot<F: RawFormat>(&self, index: usize) -> NonNull<F::Slot> {
-        let offset_bytes = size_of::<Words>() + index * size_of::<F::Slot>();
-        assert!(offset_bytes <= self.bytes, "the slots lie inside the memory");
-        // SAFETY: inside the memory, as just checked.
-        unsafe { self.start.add(offset_bytes) }.cast()
-    }
-
-    /// `capacity` was checked, and words and slots are initialised.
+    /// `capacity` was checked and the ring initialised, here or by the other side.
     fn into_ring<F: RawFormat, W>(self, capacity: usize) -> RawRing<F, W> {
-        let slots = self.slot::<F>(0);
-        // SAFETY: both lie in the memory, which `owner` keeps alive, are initialised (any bytes are
-        // valid slots of raw formats), and hold `capacity` messages, as `check` found.
-        let parts = unsafe { Parts::new(self.start.cast(), slots, capacity, Scope::Machine) };
+        // SAFETY: the ring is there, as both callers made sure, and `owner` keeps it.
+        let parts = unsafe { parts_at(self.start, capacity, Scope::Machine) };
         RawRing { parts, owner: self.owner, waiting: PhantomData }
     }
 }

@@ -15,7 +15,7 @@ use std::time::Instant;
 /// Dropping it closes the ring: the consumer reads what is left and then finds it closed.
 pub struct Producer<T, F: Format<T> = Plain, W: Waiting = Polls> {
     parts: Parts<F::Slot>,
-    /// Next position to write. The shared tail lags behind it only inside `push_iter`.
+    /// Next position to write, as the shared tail says.
     tail: u64,
     /// The consumer's head when we last looked: it is there or further.
     head: u64,
@@ -59,13 +59,13 @@ impl<T, F: Format<T>, W: Waiting> Producer<T, F, W> {
             return Err(PushError::Full(value));
         }
         // SAFETY: there is room: see `write`.
-        unsafe { self.write(value) };
-        self.publish();
+        unsafe { self.write(self.tail, value) };
+        self.publish(self.tail.wrapping_add(1));
         Ok(())
     }
 
-    /// Pushes values until the ring is full or there are no more, and publishes them all at once;
-    /// how many, which is 0 also if the consumer is gone.
+    /// Pushes values until there are no more or the ring is full, as it was at the call, and
+    /// publishes them all at once; how many, which is 0 also if the consumer is gone.
     ///
     /// Takes no value from the iterator that it cannot push.
     ///
@@ -77,13 +77,18 @@ impl<T, F: Format<T>, W: Waiting> Producer<T, F, W> {
             return 0;
         }
         let mut values = values.into_iter();
-        let batch = Batch { start: self.tail, producer: self };
-        while batch.producer.room(1) > 0 {
+        let most = values.size_hint().1.map_or(self.parts.capacity, |most| most as u64);
+        // Looking once per call, not once per message, keeps the head's line with the consumer.
+        let room = self.room(most.clamp(1, self.parts.capacity));
+        let start = self.tail;
+        let mut batch = Batch { tail: start, producer: self };
+        for _ in 0..room {
             let Some(value) = values.next() else { break };
-            // SAFETY: there is room: see `write`.
-            unsafe { batch.producer.write(value) };
+            // SAFETY: at most `room` from `start` on, and each once: see `write`.
+            unsafe { batch.producer.write(batch.tail, value) };
+            batch.tail = batch.tail.wrapping_add(1);
         }
-        batch.producer.tail.wrapping_sub(batch.start) as usize
+        batch.tail.wrapping_sub(start) as usize
     }
 
     /// Pushes as many of `values` as fit, in order, and publishes them all at once; how many, which
@@ -136,27 +141,28 @@ impl<T, F: Format<T>, W: Waiting> Producer<T, F, W> {
         room_between(self.tail, self.head, self.parts.capacity)
     }
 
-    /// Writes `value` at the tail, not yet published.
+    /// Writes `value` at `position`, not yet published.
     ///
     /// # Safety
     ///
-    /// - `room` gave at least 1, and that many were not written since.
+    /// - `position` is less than `room` ahead of the tail, and was not written since the last
+    ///   `publish`.
     #[inline(always)]
-    unsafe fn write(&mut self, value: T) {
-        let (slot, tag) = (self.parts.slot(self.tail), self.parts.tag(self.tail));
-        // SAFETY: `tail - head < capacity`, so the slot is empty; we are the only producer, and the
-        // consumer stops at the published tail.
+    unsafe fn write(&self, position: u64, value: T) {
+        let (slot, tag) = (self.parts.slot(position), self.parts.tag(position));
+        // SAFETY: `position - head < capacity`, so the slot is empty; we are the only producer, and
+        // the consumer stops at the published tail.
         unsafe { F::write(slot, tag, value) };
-        self.tail = self.tail.wrapping_add(1);
     }
 
-    /// Publishes everything that was written.
+    /// Publishes everything before `tail`, all of which was written.
     #[inline]
-    fn publish(&mut self) {
+    fn publish(&mut self, tail: u64) {
+        self.tail = tail;
         let words = self.parts.words();
         // SYNC(ring.publish) release: pairs with the acquire in `Plain::published`. Makes visible
         // the messages in all slots before the tail.
-        words.tail.position.store(self.tail, Ordering::Release);
+        words.tail.position.store(tail, Ordering::Release);
         if W::RINGS {
             self.bell.ring(&words.producer, &words.consumer, self.parts.scope);
         }
@@ -232,13 +238,15 @@ impl<T, F: Format<T>, W: Waiting> fmt::Debug for Producer<T, F, W> {
 /// Publishes what `push_iter` wrote, also if its iterator panics.
 struct Batch<'a, T, F: Format<T>, W: Waiting> {
     producer: &'a mut Producer<T, F, W>,
-    start: u64,
+    /// Next position to write.
+    tail: u64,
 }
 
 impl<T, F: Format<T>, W: Waiting> Drop for Batch<'_, T, F, W> {
+    #[inline]
     fn drop(&mut self) {
-        if self.producer.tail != self.start {
-            self.producer.publish();
+        if self.tail != self.producer.tail {
+            self.producer.publish(self.tail);
         }
     }
 }
