@@ -45,16 +45,25 @@ pub const MAX_ALIGN_BYTES: usize = 8;
 /// A message of a fixed size that is plain data. Derived with `#[message(record)]` on a
 /// `#[repr(C)]` struct.
 ///
-/// The derive refuses, when the program is compiled, a field that is not plain data and a layout
-/// with padding:
+/// The derive refuses, when the program is compiled, a layout with padding and a field that is not
+/// plain data:
 ///
-/// ```compile_fail
+/// ```compile_fail,E0080
 /// #[derive(Clone, Copy, dotcompute_core::Message)]
 /// #[message(record, crate = "dotcompute_core")]
 /// #[repr(C)]
 /// struct Padded {
 ///     flag: u8,
 ///     value: f64, // 7 bytes of padding before it: write `_padding: [u8; 7]` instead
+/// }
+/// ```
+///
+/// ```compile_fail,E0277
+/// #[derive(Clone, Copy, dotcompute_core::Message)]
+/// #[message(record, no_wire, crate = "dotcompute_core")]
+/// #[repr(C)]
+/// struct NotPlain {
+///     address: *const u8, // nor references, `bool`, `char`, `usize`, enums
 /// }
 /// ```
 pub trait Record: Message + Pod {

@@ -42,7 +42,7 @@
 //! | `HashMap<String, T>`, `BTreeMap<String, T>` | map | |
 //! | `Option<T>` | the value, or nil | a missing field as `None` |
 //! | `Box<T>`, `Arc<T>` | the value | |
-//! | [`MessageId`](crate::MessageId) | `{"__uuid_bin__": 16 bytes}` | `{"__uuid__": text}`, text, 16 bytes |
+//! | [`MessageId`] | `{"__uuid_bin__": 16 bytes}` | `{"__uuid__": text}`, text, 16 bytes |
 //! | [`Array`] | `{"__ndarray__": bytes, "dtype": .., "shape": ..}` | |
 //! | a struct that derives `Message` | map of its fields, without an envelope | |
 //! | [`Value`] | whatever it is | |

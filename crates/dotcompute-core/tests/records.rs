@@ -1,7 +1,6 @@
 //! Records: layout, slots and bytes.
 
 #![forbid(unsafe_code)]
-#![allow(missing_docs)]
 
 use dotcompute_core::record::{ElementType, Plain, Record, RecordField};
 use dotcompute_core::{Envelope, Message, wire};

@@ -1,7 +1,7 @@
 //! The bytes of the wire format: ours by hand, and Python's from the fixtures that
 //! `fixtures/make.py` wrote.
 
-#![allow(missing_docs)]
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking, its helpers too")]
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;

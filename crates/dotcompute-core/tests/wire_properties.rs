@@ -1,7 +1,7 @@
 //! Whatever the values, reading gives back what was written; whatever the bytes, reading ends in a
 //! message or in an error.
 
-#![allow(missing_docs)]
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking, its helpers too")]
 
 use std::collections::BTreeMap;
 

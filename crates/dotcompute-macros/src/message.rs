@@ -1,10 +1,11 @@
 //! `impl Message`.
 
 use proc_macro2::TokenStream;
-use quote::quote;
+use quote::{quote, quote_spanned};
 use syn::parse_quote;
+use syn::spanned::Spanned;
 
-use crate::input::Input;
+use crate::input::{Field, Input};
 
 pub(crate) fn implement(input: &Input) -> TokenStream {
     let Input { ident, root, name, .. } = input;
@@ -29,11 +30,14 @@ pub(crate) fn implement(input: &Input) -> TokenStream {
     });
     // Of a message without a wire format only its own size is known.
     let payload_bytes = (input.wire && !input.record && !input.fields.is_empty()).then(|| {
-        let fields = input.fields.iter().filter(|field| !field.skip).map(|field| &field.ident);
+        let owned = input.fields.iter().filter(|field| !field.skip).map(|field| {
+            let Field { ident, ty, .. } = field;
+            quote_spanned!(ty.span()=> <#ty as #root::wire::WireField>::heap_bytes(&self.#ident))
+        });
         quote! {
             fn payload_bytes(&self) -> usize {
                 ::core::mem::size_of::<Self>()
-                    #(+ #root::wire::WireField::heap_bytes(&self.#fields))*
+                    #(+ #owned)*
             }
         }
     });

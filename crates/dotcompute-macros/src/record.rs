@@ -1,9 +1,11 @@
 //! `impl Record`, and the checks that make it sound.
 
 use proc_macro2::TokenStream;
-use quote::quote;
+use quote::{quote, quote_spanned};
+use syn::ext::IdentExt;
+use syn::spanned::Spanned;
 
-use crate::input::Input;
+use crate::input::{Field, Input};
 
 /// The `unsafe impl`s below promise what bytemuck asks of `Pod`; each part is checked when the
 /// program is compiled:
@@ -19,12 +21,13 @@ pub(crate) fn implement(input: &Input) -> TokenStream {
     let Input { ident, root, .. } = input;
     let idents: Vec<_> = input.fields.iter().map(|field| &field.ident).collect();
     let types: Vec<_> = input.fields.iter().map(|field| &field.ty).collect();
-    let names = input.fields.iter().map(|field| {
-        use syn::ext::IdentExt;
-        field.ident.unraw().to_string()
-    });
-    let gaps = input.fields.iter().map(|field| {
-        format!("padding before the field `{}` of a record: fill it with a field", field.ident)
+    let names = idents.iter().map(|ident| ident.unraw().to_string());
+    let checks = input.fields.iter().map(|Field { ident: field, ty, .. }| {
+        let gap = format!("padding before the field `{field}` of a record: fill it with a field");
+        quote_spanned! {ty.span()=>
+            ::core::assert!(::core::mem::offset_of!(#ident, #field) == end, #gap);
+            let end = end + bytes_of::<#ty>();
+        }
     });
     let tail = format!("padding at the end of the record `{ident}`: fill it with a field");
     let align = format!("the record `{ident}` is aligned to more than 8 bytes");
@@ -35,10 +38,7 @@ pub(crate) fn implement(input: &Input) -> TokenStream {
                 ::core::mem::size_of::<T>()
             }
             let end = 0;
-            #(
-                ::core::assert!(::core::mem::offset_of!(#ident, #idents) == end, #gaps);
-                let end = end + bytes_of::<#types>();
-            )*
+            #(#checks)*
             ::core::assert!(::core::mem::size_of::<#ident>() == end, #tail);
             ::core::assert!(
                 ::core::mem::align_of::<#ident>() <= #root::record::MAX_ALIGN_BYTES,

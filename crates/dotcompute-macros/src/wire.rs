@@ -1,10 +1,11 @@
 //! `impl WireMessage`, and `impl WireField` for use as the field of another message.
 
 use proc_macro2::TokenStream;
-use quote::{format_ident, quote};
+use quote::{format_ident, quote, quote_spanned};
 use syn::parse_quote;
+use syn::spanned::Spanned;
 
-use crate::input::Input;
+use crate::input::{Field, Input};
 
 pub(crate) fn implement(input: &Input) -> TokenStream {
     let Input { ident, root, .. } = input;
@@ -20,14 +21,23 @@ pub(crate) fn implement(input: &Input) -> TokenStream {
     let on_wire: Vec<_> = input.fields.iter().filter(|field| !field.skip).collect();
     let keys: Vec<_> = on_wire.iter().map(|field| &field.key).collect();
     let idents: Vec<_> = on_wire.iter().map(|field| &field.ident).collect();
-    let types: Vec<_> = on_wire.iter().map(|field| &field.ty).collect();
     let found: Vec<_> = (0..on_wire.len()).map(|index| format_ident!("found_{index}")).collect();
+    // What asks for the wire format of a field's type has the span of that type, so that the
+    // compiler points there if it has none.
+    let writes = on_wire.iter().map(|field| {
+        let Field { ident, ty, key, .. } = field;
+        quote_spanned!(ty.span()=> encoder.field::<#ty>(#key, &self.#ident))
+    });
+    let reads = on_wire.iter().map(|field| {
+        let Field { ty, key, .. } = field;
+        quote_spanned!(ty.span()=> fields.value::<#ty>(#key)?)
+    });
     let values = on_wire.iter().zip(&found).map(|(field, found)| {
-        let key = &field.key;
+        let Field { ty, key, .. } = field;
         if field.default {
-            quote!(#found.unwrap_or_default())
+            quote_spanned!(ty.span()=> #found.unwrap_or_default())
         } else {
-            quote!(fields.require(#key, #found)?)
+            quote_spanned!(ty.span()=> fields.require::<#ty>(#key, #found)?)
         }
     });
     let skipped = input.fields.iter().filter(|field| field.skip).map(|field| &field.ident);
@@ -41,7 +51,7 @@ pub(crate) fn implement(input: &Input) -> TokenStream {
             while let ::core::option::Option::Some(key) = fields.next_key()? {
                 match key {
                     #(#keys => {
-                        #found = ::core::option::Option::Some(fields.value::<#types>(#keys)?);
+                        #found = ::core::option::Option::Some(#reads);
                     })*
                     _ => fields.skip()?,
                 }
@@ -56,7 +66,7 @@ pub(crate) fn implement(input: &Input) -> TokenStream {
 
             #[inline]
             fn encode_fields(&self, encoder: &mut #root::wire::Encoder<'_>) {
-                #(encoder.field(#keys, &self.#idents);)*
+                #(#writes;)*
             }
 
             #[inline]

@@ -41,6 +41,16 @@ use crate::id::MessageId;
 ///     }
 /// }
 /// ```
+///
+/// A message with a field of any other type does not compile:
+///
+/// ```compile_fail,E0277
+/// #[derive(dotcompute_core::Message)]
+/// #[message(crate = "dotcompute_core")]
+/// struct Job {
+///     started: std::time::Instant,
+/// }
+/// ```
 #[diagnostic::on_unimplemented(
     message = "`{Self}` has no wire format",
     label = "no wire format",
