@@ -39,6 +39,18 @@ pub const SLOT_BYTES: usize = 64;
 /// How many bytes of a record one slot carries; the others are its header.
 pub const SLOT_PAYLOAD_BYTES: usize = 56;
 
+/// The largest size of a record, in bytes: the header of its first slot has 16 bits for it.
+///
+/// ```compile_fail,E0080
+/// #[derive(Clone, Copy, dotcompute_core::Message)]
+/// #[message(record, no_wire, crate = "dotcompute_core")]
+/// #[repr(C)]
+/// struct TooLarge {
+///     values: [u64; 8192],
+/// }
+/// ```
+pub const MAX_BYTES: usize = u16::MAX as usize;
+
 /// The largest alignment that a record can have, in bytes: that of the payload in its slot.
 pub const MAX_ALIGN_BYTES: usize = 8;
 

@@ -30,6 +30,7 @@ pub(crate) fn implement(input: &Input) -> TokenStream {
         }
     });
     let tail = format!("padding at the end of the record `{ident}`: fill it with a field");
+    let large = format!("the record `{ident}` is larger than 65535 bytes");
     let align = format!("the record `{ident}` is aligned to more than 8 bytes");
 
     quote! {
@@ -40,6 +41,7 @@ pub(crate) fn implement(input: &Input) -> TokenStream {
             let end = 0;
             #(#checks)*
             ::core::assert!(::core::mem::size_of::<#ident>() == end, #tail);
+            ::core::assert!(::core::mem::size_of::<#ident>() <= #root::record::MAX_BYTES, #large);
             ::core::assert!(
                 ::core::mem::align_of::<#ident>() <= #root::record::MAX_ALIGN_BYTES,
                 #align
