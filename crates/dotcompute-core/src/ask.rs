@@ -164,12 +164,13 @@ impl<R> Asks<R> {
 
     /// The kernel has received the message of this ask. `false`: the ask has ended, skip it.
     pub(crate) fn received(&mut self, token: AskToken) -> bool {
+        let newest = self.newest;
         let Some(entry) = self.waiting(token) else { return false };
         if !entry.received {
             entry.received = true;
-            entry.older = self.newest;
-            self.entries[token.index as usize].newer = NONE;
-            match self.newest {
+            entry.older = newest;
+            entry.newer = NONE;
+            match newest {
                 NONE => self.oldest = token.index,
                 newest => self.entries[newest as usize].newer = token.index,
             }

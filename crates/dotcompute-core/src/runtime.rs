@@ -314,7 +314,7 @@ impl Runtime {
         id: KernelId,
         executor: &str,
         options: Options,
-        body: impl Fn(Context<M, R>) -> BodyFuture + Send + 'static,
+        body: impl FnMut(Context<M, R>) -> BodyFuture + Send + 'static,
     ) -> Result<KernelRef<M, R>, LaunchError> {
         options.check(&id)?;
         let Some(executor) = self.shared.executors.get(executor) else {
@@ -428,7 +428,7 @@ impl KernelBuilder<'_> {
     /// See [`LaunchError`].
     pub fn launch<M, R, F>(
         self,
-        body: impl Fn(Context<M, R>) -> F + Send + 'static,
+        mut body: impl FnMut(Context<M, R>) -> F + Send + 'static,
     ) -> Result<KernelRef<M, R>, LaunchError>
     where
         M: Message,
@@ -447,7 +447,7 @@ impl KernelBuilder<'_> {
     /// See [`LaunchError`].
     pub fn launch_handler<H: Handler>(
         self,
-        make: impl Fn() -> H + Send + 'static,
+        mut make: impl FnMut() -> H + Send + 'static,
     ) -> Result<KernelRef<H::In, H::Out>, LaunchError> {
         let body = move |context| -> BodyFuture { Box::pin(handler::run(make(), context)) };
         self.runtime.launch(self.id, &self.executor, self.options, body)

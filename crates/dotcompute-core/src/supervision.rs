@@ -34,7 +34,7 @@ enum Ended {
 /// The whole life of a kernel, from launch to its end. `body` is called at each (re)start.
 pub(crate) async fn supervise<M: Message, R: Message>(
     mut guard: TellWhenDropped<M, R>,
-    body: impl Fn(Context<M, R>) -> BodyFuture + Send + 'static,
+    body: impl FnMut(Context<M, R>) -> BodyFuture + Send + 'static,
 ) {
     let Some(cell) = guard.0.clone() else { return };
     let fault = live(&cell, body).await;
@@ -70,7 +70,7 @@ impl<M: Message, R: Message> Drop for TellWhenDropped<M, R> {
 /// Runs the body again and again, as the restart policy says; the fault that it failed with.
 async fn live<M: Message, R: Message>(
     cell: &Arc<Cell<M, R>>,
-    body: impl Fn(Context<M, R>) -> BodyFuture,
+    mut body: impl FnMut(Context<M, R>) -> BodyFuture,
 ) -> Option<Fault> {
     let restart = cell.options.restart;
     let mut restarts: VecDeque<Instant> = VecDeque::new();
@@ -90,7 +90,7 @@ async fn live<M: Message, R: Message>(
                 "the kernel's previous context is still alive: a body must not let it escape",
             ));
         };
-        let ended = Supervised { cell, body: &body, context: Some(context), running: None, waker: None }
+        let ended = Supervised { cell, body: &mut body, context: Some(context), running: None, waker: None }
             .await;
         if let Ended::Faulted(_) = ended {
             Telemetry::count(&cell.telemetry.faults);
@@ -199,7 +199,7 @@ fn settle_message_in_hand<M: Message, R: Message>(
 /// Drives one run of the body: catches its panics, and drops it when it is killed.
 struct Supervised<'a, M: Message, R: Message, B> {
     cell: &'a Arc<Cell<M, R>>,
-    body: &'a B,
+    body: &'a mut B,
     context: Option<Context<M, R>>,
     running: Option<BodyFuture>,
     /// The waker that a kill knows of.
@@ -210,7 +210,7 @@ impl<M, R, B> Future for Supervised<'_, M, R, B>
 where
     M: Message,
     R: Message,
-    B: Fn(Context<M, R>) -> BodyFuture,
+    B: FnMut(Context<M, R>) -> BodyFuture,
 {
     type Output = Ended;
 
@@ -249,7 +249,7 @@ impl<M, R, B> Supervised<'_, M, R, B>
 where
     M: Message,
     R: Message,
-    B: Fn(Context<M, R>) -> BodyFuture,
+    B: FnMut(Context<M, R>) -> BodyFuture,
 {
     fn step(&mut self, cx: &mut TaskContext<'_>) -> Poll<Result<(), BoxError>> {
         if let Some(context) = self.context.take() {
