@@ -775,9 +775,5 @@ impl<T> Locked<'_, T> {
     }
 }
 
-#[cfg(all(test, loom))]
-mod loom_tests;
-#[cfg(all(test, not(loom)))]
-mod model_tests;
-#[cfg(all(test, not(loom)))]
+#[cfg(test)]
 mod tests;

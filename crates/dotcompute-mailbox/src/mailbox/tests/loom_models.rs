@@ -1,6 +1,6 @@
 //! Models: every interleaving (with up to three preemptions) of two or three threads.
 
-use super::*;
+use super::super::*;
 use crate::sync::{AtomicBool, Ordering};
 use loom::future::block_on;
 use loom::thread;

@@ -1,7 +1,7 @@
 //! The mailbox against a plain model, by random operations under all policies. After every step the
 //! books, the contents (by what comes out), who was woken and how many messages live must agree.
 
-use super::*;
+use super::super::*;
 use crate::bands::PASSED_OVER_MAX;
 use proptest::prelude::*;
 use std::pin::Pin;
@@ -9,8 +9,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Wake, Waker};
 
 /// A message: its number, and a share in the count of those alive.
-#[derive(Clone, Debug)]
-struct Tracked(u64, Arc<()>);
+#[derive(Debug)]
+struct Tracked(u64, #[expect(dead_code, reason = "counted by the other shares")] Arc<()>);
 
 #[derive(Default)]
 struct Flag(AtomicBool);
@@ -384,7 +384,7 @@ impl<'a> Harness<'a> {
 
     fn cancel_receive(&mut self, at: usize) {
         if !self.receives.is_empty() {
-            self.receives.remove(at % self.receives.len());
+            drop(self.receives.remove(at % self.receives.len()));
         }
     }
 
@@ -398,8 +398,7 @@ impl<'a> Harness<'a> {
         for value in values {
             assert_eq!(self.model.receive(), Ok(value));
         }
-        // A batch never allocates under the lock, so it may end before `max` when senders that wait
-        // are admitted meanwhile; it takes what was there.
+        // A batch may end before `max`: it reserves memory for what was there when it began.
         match outcome {
             Ok(taken) => assert_eq!(taken, count),
             Err(error) => assert_eq!(Err(error), self.model.receive()),
@@ -550,7 +549,7 @@ fn number(admission: Admission<Tracked>) -> Admission<u64> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(if cfg!(miri) { 4 } else { 1000 }))]
+    #![proptest_config(ProptestConfig::with_cases(if cfg!(miri) { 4 } else { 500 }))]
 
     #[test]
     fn the_mailbox_does_what_the_model_does(
