@@ -1,7 +1,7 @@
 //! What the detector finds in `data/` is true: events that are on record elsewhere.
 
 use dotcompute_workloads::anomaly::{
-    Alert, Batch, Detector, Format, Parser, Scanner, Settings, Tally,
+    Alert, Batch, ColumnNames, Detector, Format, Parser, Scanner, Settings, Tally,
 };
 
 fn find(name: &str, key: &str, settings: Settings) -> (Vec<Alert>, Tally) {

@@ -58,7 +58,7 @@ pub struct Parser {
 
 #[derive(Debug)]
 enum Records {
-    Csv(Csv),
+    Csv(Box<Csv>),
     Ndjson(Ndjson),
 }
 
@@ -67,7 +67,7 @@ impl Parser {
     /// first ten malformed lines.
     pub fn new(format: Format) -> Self {
         let records = match format {
-            Format::Csv => Records::Csv(Csv::default()),
+            Format::Csv => Records::Csv(Box::default()),
             Format::Ndjson => Records::Ndjson(Ndjson::default()),
         };
         let sink = Sink {
