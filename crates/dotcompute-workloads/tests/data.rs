@@ -1,5 +1,7 @@
 //! What the detector finds in `data/` is true: events that are on record elsewhere.
 
+#![allow(clippy::unwrap_used, reason = "a helper that fails is a failed test")]
+
 use dotcompute_workloads::anomaly::{
     Alert, Batch, ColumnNames, Detector, Format, Parser, Scanner, Settings, Tally,
 };

@@ -1,5 +1,7 @@
 //! The parser against tables of cases, against the `csv` crate, and against anything at all.
 
+#![allow(clippy::unwrap_used, reason = "a helper that fails is a failed test")]
+
 use dotcompute_workloads::anomaly::{
     Batch, ColumnError, ColumnNames, Format, InputError, MAX_LINE_BYTES, Parser, Tally,
 };
