@@ -37,6 +37,19 @@ pub struct Batch {
 }
 
 impl Batch {
+    /// Room for as many readings, and bytes of their times, as an earlier batch's [`size`](Self::size).
+    pub(crate) fn with_room(size: (usize, usize)) -> Self {
+        Self {
+            readings: Vec::with_capacity(size.0),
+            times: String::with_capacity(size.1),
+            ..Self::default()
+        }
+    }
+
+    pub(crate) fn size(&self) -> (usize, usize) {
+        (self.readings.len(), self.times.len())
+    }
+
     /// The time of `reading` as the input wrote it; empty if the input has no such column.
     ///
     /// # Panics

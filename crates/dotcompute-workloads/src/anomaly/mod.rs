@@ -2,7 +2,7 @@
 //!
 //! The way of a reading: bytes of CSV or NDJSON ([`Parser`]) → [`Batch`] of [`Reading`]s →
 //! [`Detector`], one running mean and variance per key → [`Alert`]. The parts are plain values that
-//! work without a runtime, as here; `pipeline` puts each into a ring kernel of its own.
+//! work without a runtime, as here; [`pipeline`] puts each into a ring kernel of its own.
 //!
 //! ```
 //! use dotcompute_workloads::anomaly::{Scanner, Batch, Detector, Format, Parser, Settings};
@@ -25,6 +25,7 @@ mod csv;
 mod detector;
 mod ndjson;
 mod parser;
+pub mod pipeline;
 
 pub use batch::{Batch, Malformed, Reading, Reason, Tally};
 pub use columns::{ColumnError, ColumnNames};
