@@ -13,13 +13,13 @@ use super::batch::Reason;
 use super::columns::{ColumnError, Columns};
 use super::parser::{Fault, Fields, InputError, MAX_LINE_BYTES, ONLY_KEY, Sink};
 
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(super) struct Csv {
     header: Option<Header>,
     quoted: Quoted,
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct Header {
     columns: Columns,
     names: Vec<Arc<str>>,
@@ -164,7 +164,7 @@ fn read_header<'a>(
 }
 
 /// A record with quotes, which may go over several lines.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct Quoted {
     reader: csv_core::Reader,
     /// The fields without quotes, one after the other, and where each ends.

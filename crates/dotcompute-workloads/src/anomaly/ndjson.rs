@@ -13,13 +13,13 @@ use super::Batch;
 use super::batch::{Reason, excerpt};
 use super::parser::{Fault, Fields, InputError, ONLY_KEY, Sink};
 
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(super) struct Ndjson {
     names: Option<Names>,
 }
 
 /// The names of the fields, decided by the first object.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct Names {
     key: Option<Arc<str>>,
     time: Option<Arc<str>>,
