@@ -171,6 +171,16 @@ fn the_summary_as_json_adds_up() {
             serde_json::json!({"lines": 11, "readings": 7, "missing": 1, "malformed": 1,
                 "blank": 1, "header": 1, "continued": 0})
         );
+        let kernels = summary["kernels"].as_array().unwrap();
+        assert_eq!(kernels.len(), 2);
+        for (kernel, name) in kernels.iter().zip(["parse", "detect"]) {
+            let count = |field: &str| kernel[field].as_u64().unwrap();
+            assert_eq!(kernel["name"], name);
+            assert!(count("accepted") >= 2, "a block and the end");
+            assert_eq!(count("accepted"), count("processed"));
+            assert!(kernel["queue"]["samples"].as_u64().unwrap() >= 1);
+            assert!(kernel["handler"]["p50_ns"].as_u64().unwrap() >= 1);
+        }
     }
     let output = run(&["--json-summary", "/no/such/folder/s.json"], b"value\n1\n");
     assert_eq!(output.status.code(), Some(1));
@@ -191,6 +201,7 @@ fn help_shows_examples_and_statuses() {
 mod unix {
     use std::fs::{File, OpenOptions};
     use std::io::{BufRead, BufReader, Read, Write};
+    use std::net::{TcpListener, TcpStream};
     use std::process::Child;
 
     use rustix::process::{Pid, Signal, kill_process};
@@ -271,6 +282,32 @@ mod unix {
         drop(stdin);
         let output = child.wait_with_output().unwrap();
         assert_eq!((output.status.code(), stdout(&output).lines().count()), (Some(0), 1));
+    }
+
+    #[test]
+    fn telemetry_is_served_while_it_runs() {
+        // A port that was free a moment ago.
+        let address = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
+        let arguments = [&SHORT[..], &["--prometheus", &address]].concat();
+        let mut child = stream(&arguments).spawn().unwrap();
+        let mut stdin = child.stdin.take().unwrap();
+        stdin.write_all((HEAD.to_owned() + "a,9\n").as_bytes()).unwrap();
+        let mut alert = String::new();
+        BufReader::new(child.stdout.take().unwrap()).read_line(&mut alert).unwrap();
+
+        let mut connection = TcpStream::connect(&address).unwrap();
+        connection.write_all(b"GET /metrics HTTP/1.0\r\n\r\n").unwrap();
+        let mut page = String::new();
+        connection.read_to_string(&mut page).unwrap();
+        assert!(page.contains("dotcompute_kernel_accepted_total{kernel=\"parse\"}"), "{page}");
+        drop(stdin);
+        assert_eq!(child.wait_with_output().unwrap().status.code(), Some(0));
+
+        let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = taken.local_addr().unwrap().to_string();
+        let output = run(&["--prometheus", &address], b"");
+        assert_eq!(output.status.code(), Some(1));
+        assert!(stderr(&output).contains("no Prometheus endpoint at"), "{}", stderr(&output));
     }
 
     #[cfg(target_os = "linux")]

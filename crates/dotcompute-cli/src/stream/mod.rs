@@ -6,16 +6,18 @@ mod stop;
 mod summary;
 
 use std::fs;
-use std::num::NonZeroUsize;
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::thread;
 use std::time::Instant;
 
 use clap::ValueEnum;
-use dotcompute_workloads::anomaly::pipeline::{ExecutorKind, Pipeline};
+use dotcompute::Runtime;
+use dotcompute::prometheus;
+use dotcompute_workloads::anomaly::pipeline::Pipeline;
 use dotcompute_workloads::anomaly::{
-    ColumnError, ColumnNames, Detector, Format, InputError, Parser, Settings,
+    ColumnError, ColumnNames, Format, InputError, Parser, Settings,
 };
 
 use crate::failure::{FAILED, Failure, INTERRUPTED, USAGE};
@@ -77,8 +79,13 @@ pub(crate) struct Arguments {
     executor: Executor,
 
     /// Messages (blocks of up to 64 KiB) that each mailbox holds; a full one makes the reader wait
-    #[arg(long, value_name = "COUNT", default_value = "16")]
-    capacity: NonZeroUsize,
+    #[arg(
+        long,
+        value_name = "COUNT",
+        default_value_t = 16,
+        value_parser = clap::value_parser!(u32).range(1..=CAPACITY_MAX)
+    )]
+    capacity: u32,
 
     /// Show neither progress nor summary; faults of the input are still told
     #[arg(long, short)]
@@ -87,7 +94,14 @@ pub(crate) struct Arguments {
     /// Write the summary as JSON too
     #[arg(long, value_name = "FILE")]
     json_summary: Option<PathBuf>,
+
+    /// Serve the telemetry of the kernels to Prometheus while it runs, at http://ADDRESS/metrics
+    #[arg(long, value_name = "ADDRESS")]
+    prometheus: Option<SocketAddr>,
 }
+
+/// What a mailbox may hold at most; see `dotcompute::CAPACITY_MAX`.
+const CAPACITY_MAX: i64 = dotcompute::CAPACITY_MAX as i64;
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
 enum InputFormat {
@@ -99,6 +113,15 @@ enum InputFormat {
 enum Executor {
     Async,
     Thread,
+}
+
+impl Executor {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Async => "async",
+            Self::Thread => "thread",
+        }
+    }
 }
 
 const HELP: &str = "\
@@ -128,36 +151,42 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode, Failure> {
         Some(InputFormat::Ndjson) => Format::Ndjson,
         None => input.format()?,
     };
-    let parser = Parser::new(format)
-        .columns(ColumnNames {
-            key: arguments.key.clone(),
-            time: arguments.time.clone(),
-            value: arguments.value.clone(),
-        })
-        .strict(arguments.strict)
-        .max_keys(arguments.max_keys);
-    let executor = match arguments.executor {
-        Executor::Async => ExecutorKind::Async,
-        Executor::Thread => ExecutorKind::Thread,
+    let columns = ColumnNames {
+        key: arguments.key.clone(),
+        time: arguments.time.clone(),
+        value: arguments.value.clone(),
     };
+    let (strict, max_keys) = (arguments.strict, arguments.max_keys);
+    let parser =
+        move || Parser::new(format).columns(columns.clone()).strict(strict).max_keys(max_keys);
     let (stop, stopper) = Stop::on_interrupt()
         .map_err(|error| Failure::new(FAILED, format!("cannot watch for Ctrl-C: {error}"), ""))?;
-    let pipeline =
-        Pipeline::launch(parser, Detector::new(settings), executor, arguments.capacity.get())
-            .map_err(|error| Failure::new(FAILED, error, ""))?;
+    let runtime = Runtime::builder().name("stream").build();
+    let executor = arguments.executor.name();
+    let capacity = arguments.capacity as usize;
+    let pipeline = Pipeline::launch(&runtime, executor, capacity, parser, settings)
+        .map_err(|error| Failure::new(FAILED, error, ""))?;
+    if let Some(address) = arguments.prometheus {
+        prometheus::serve(address, &runtime).map_err(|error| {
+            Failure::new(FAILED, error, "Choose another address with --prometheus.")
+        })?;
+    }
 
     let name = input.name();
     let mut output = Output::new(&name, input.length_bytes(), arguments.quiet);
     let start = Instant::now();
     let (totals, outcome) = thread::scope(|scope| {
-        let reader = scope.spawn(|| input.read(&stop, |block| pipeline.send(block).is_ok()));
+        let reader =
+            scope.spawn(|| input.read(&stop, |block| pipeline.send_blocking(block).is_ok()));
         let totals = output.take_all(&pipeline, &stopper);
         // A panic of the reader has been printed; the process must not go on as if it had read all.
         let outcome = reader.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
         (totals, outcome)
     });
     let interrupted = matches!(outcome, Outcome::Interrupted);
-    let summary = Summary::new(&name, arguments, start.elapsed(), &totals, interrupted, &pipeline);
+    let elapsed = start.elapsed();
+    let kernels = pipeline.end_blocking();
+    let summary = Summary::new(&name, arguments, elapsed, &totals, interrupted, &kernels);
     output.finish(&totals);
     // A failure before the first reading says all there is to say.
     if !arguments.quiet && (totals.failure.is_none() || totals.tally.readings > 0) {

@@ -54,7 +54,7 @@ impl<'a> Output<'a> {
     pub(super) fn take_all(&mut self, pipeline: &Pipeline, stopper: &Stopper) -> Totals {
         let mut totals = Totals::default();
         loop {
-            let findings = match pipeline.receive() {
+            let findings = match pipeline.receive_blocking() {
                 Ok(findings) => findings,
                 Err(error) => {
                     totals.stop(stopper, Some(Failure::new(FAILED, error, "")));

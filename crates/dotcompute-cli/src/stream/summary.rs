@@ -1,11 +1,10 @@
 //! The summary of a run, as text and as JSON.
 
-use std::fmt::Write as _;
+use std::fmt::{self, Write as _};
 use std::time::Duration;
 
-use clap::ValueEnum as _;
+use dotcompute::{Books, KernelTelemetry, Latency};
 use dotcompute_workloads::anomaly::Tally;
-use dotcompute_workloads::anomaly::pipeline::{KernelReport, Pipeline};
 use serde::Serialize;
 
 use super::Arguments;
@@ -15,7 +14,7 @@ use super::output::Totals;
 #[derive(Debug, Serialize)]
 pub(super) struct Summary {
     input: String,
-    executor: String,
+    executor: &'static str,
     alpha: f64,
     threshold: f64,
     warm_up: u32,
@@ -30,7 +29,57 @@ pub(super) struct Summary {
     unused_bytes: usize,
     output_closed: bool,
     failed: bool,
-    kernels: Vec<KernelReport>,
+    kernels: Vec<Kernel>,
+}
+
+/// One kernel of the run: the books of its mailbox in messages, and its times.
+#[derive(Debug, Serialize)]
+struct Kernel {
+    name: String,
+    accepted: u64,
+    processed: u64,
+    dropped: u64,
+    expired: u64,
+    dead_lettered: u64,
+    in_hand: u64,
+    queued: u64,
+    queue: Times,
+    handler: Times,
+}
+
+/// Percentiles of a sample (the first message and every 64th), in nanoseconds.
+#[derive(Debug, Serialize)]
+struct Times {
+    samples: u64,
+    p50_ns: u64,
+    p99_ns: u64,
+    p999_ns: u64,
+}
+
+impl From<&KernelTelemetry> for Kernel {
+    fn from(telemetry: &KernelTelemetry) -> Self {
+        let Books { accepted, processed, expired, dead_lettered, in_hand, queued, .. } =
+            telemetry.books;
+        Self {
+            name: telemetry.kernel.to_string(),
+            accepted,
+            processed,
+            dropped: telemetry.books.dropped_oldest + telemetry.books.dropped_newest,
+            expired,
+            dead_lettered,
+            in_hand,
+            queued,
+            queue: Times::from(&telemetry.queue_time),
+            handler: Times::from(&telemetry.handler_time),
+        }
+    }
+}
+
+impl From<&Latency> for Times {
+    fn from(latency: &Latency) -> Self {
+        let Latency { samples, p50_ns, p99_ns, p999_ns, .. } = *latency;
+        Self { samples, p50_ns, p99_ns, p999_ns }
+    }
 }
 
 impl Summary {
@@ -40,13 +89,12 @@ impl Summary {
         elapsed: Duration,
         totals: &Totals,
         interrupted: bool,
-        pipeline: &Pipeline,
+        kernels: &[KernelTelemetry],
     ) -> Self {
-        let executor = arguments.executor.to_possible_value();
         let seconds = elapsed.as_secs_f64();
         Self {
             input: input.to_owned(),
-            executor: executor.map_or_else(String::new, |value| value.get_name().to_owned()),
+            executor: arguments.executor.name(),
             alpha: arguments.alpha,
             threshold: arguments.threshold,
             warm_up: arguments.warm_up,
@@ -60,7 +108,7 @@ impl Summary {
             unused_bytes: totals.unused_bytes,
             output_closed: totals.closed,
             failed: totals.failure.is_some(),
-            kernels: pipeline.reports(),
+            kernels: kernels.iter().map(Kernel::from).collect(),
         }
     }
 
@@ -103,7 +151,17 @@ impl Summary {
             ),
         );
         for kernel in &self.kernels {
-            line(&kernel.name, String::new());
+            let Kernel { accepted, processed, dropped, expired, .. } = kernel;
+            let Kernel { dead_lettered, in_hand, queued, .. } = kernel;
+            line(&kernel.name, format!("queued {}; handled {}", kernel.queue, kernel.handler));
+            line(
+                "",
+                format!(
+                    "{accepted} messages = {processed} processed + {dropped} dropped + \
+                     {expired} expired + {dead_lettered} dead letters + {in_hand} in hand + \
+                     {queued} queued"
+                ),
+            );
         }
         if self.interrupted {
             line("note", "interrupted: the rest of the input was not read".into());
@@ -118,12 +176,33 @@ impl Summary {
     }
 }
 
+impl fmt::Display for Times {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { p50_ns, p99_ns, p999_ns, .. } = *self;
+        let [p50, p99, p999] = [p50_ns, p99_ns, p999_ns].map(duration);
+        write!(f, "p50 {p50}, p99 {p99}, p99.9 {p999}")
+    }
+}
+
+/// A time with three digits and its unit.
+fn duration(ns: u64) -> String {
+    let ns = ns as f64;
+    let (value, unit) = match ns {
+        _ if ns < 1e3 => return format!("{ns} ns"),
+        _ if ns < 1e6 => (ns / 1e3, "µs"),
+        _ if ns < 1e9 => (ns / 1e6, "ms"),
+        _ => (ns / 1e9, "s"),
+    };
+    let decimals = if value < 10.0 { 2 } else { usize::from(value < 100.0) };
+    format!("{value:.decimals$} {unit}")
+}
+
 /// A number with commas between thousands.
 fn grouped(number: u64) -> String {
     let digits = number.to_string();
     let mut text = String::with_capacity(digits.len() + digits.len() / 3);
     for (index, digit) in digits.chars().enumerate() {
-        if index > 0 && (digits.len() - index) % 3 == 0 {
+        if index > 0 && (digits.len() - index).is_multiple_of(3) {
             text.push(',');
         }
         text.push(digit);
@@ -133,7 +212,16 @@ fn grouped(number: u64) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::grouped;
+    use super::{duration, grouped};
+
+    #[test]
+    fn times_have_three_digits_and_a_unit() {
+        for (ns, text) in [(0, "0 ns"), (999, "999 ns"), (1234, "1.23 µs"), (45_600, "45.6 µs")] {
+            assert_eq!(duration(ns), text);
+        }
+        assert_eq!(duration(789_000_000), "789 ms");
+        assert_eq!(duration(61_000_000_000), "61.0 s");
+    }
 
     #[test]
     fn thousands_are_set_apart() {

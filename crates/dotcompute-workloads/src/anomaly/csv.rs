@@ -13,13 +13,13 @@ use super::batch::Reason;
 use super::columns::{ColumnError, Columns};
 use super::parser::{Fault, Fields, InputError, MAX_LINE_BYTES, ONLY_KEY, Sink};
 
-#[derive(Clone, Debug, Default)]
+#[derive(Debug, Default)]
 pub(super) struct Csv {
     header: Option<Header>,
     quoted: Quoted,
 }
 
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 struct Header {
     columns: Columns,
     names: Vec<Arc<str>>,
@@ -164,7 +164,10 @@ fn read_header<'a>(
 }
 
 /// A record with quotes, which may go over several lines.
-#[derive(Clone, Debug)]
+///
+/// Never to be cloned: in csv-core 0.1.13 the copy of a reader lacks most of its tables, and reads
+/// every byte as a field of its own.
+#[derive(Debug)]
 struct Quoted {
     reader: csv_core::Reader,
     /// The fields without quotes, one after the other, and where each ends.

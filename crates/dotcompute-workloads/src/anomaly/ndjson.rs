@@ -13,13 +13,13 @@ use super::Batch;
 use super::batch::{Reason, excerpt};
 use super::parser::{Fault, Fields, InputError, ONLY_KEY, Sink};
 
-#[derive(Clone, Debug, Default)]
+#[derive(Debug, Default)]
 pub(super) struct Ndjson {
     names: Option<Names>,
 }
 
 /// The names of the fields, decided by the first object.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 struct Names {
     key: Option<Arc<str>>,
     time: Option<Arc<str>>,

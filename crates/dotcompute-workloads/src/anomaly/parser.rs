@@ -46,7 +46,7 @@ pub enum InputError {
 /// The bytes may come in blocks of any size, cut anywhere; the readings are the same. Between blocks
 /// the parser keeps the unfinished last line and the names of the keys. A byte order mark before the
 /// first line is skipped, the last line needs no newline, and no input makes it panic.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub struct Parser {
     records: Records,
     /// The line that the last block ended in the middle of.
@@ -56,7 +56,7 @@ pub struct Parser {
     sink: Sink,
 }
 
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 enum Records {
     Csv(Box<Csv>),
     Ndjson(Ndjson),
@@ -210,7 +210,7 @@ impl Parser {
 }
 
 /// Where records become readings; what is common to both formats.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub(super) struct Sink {
     pub(super) names: ColumnNames,
     keys: HashMap<Arc<str>, u32, foldhash::fast::RandomState>,

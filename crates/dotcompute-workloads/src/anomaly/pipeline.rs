@@ -12,7 +12,9 @@ use dotcompute::{
     Message, ReceiveError, Runtime, SendError, StateError, Terminate,
 };
 
-use super::{Alert, Batch, Detector, InputError, Malformed, Parser, Reading, Scanner, Tally};
+use super::{
+    Alert, Batch, Detector, InputError, Malformed, Parser, Reading, Scanner, Settings, Tally,
+};
 
 /// Part of an input: bytes in any number, cut anywhere.
 #[derive(Debug, Default)]
@@ -204,7 +206,7 @@ pub enum FindingsError {
 
 impl Pipeline {
     /// Launches and activates the kernels `parse` and `detect` on an executor of `runtime`, each
-    /// with mailboxes of `capacity` messages.
+    /// with mailboxes of `capacity` messages. `make_parser` is called when the parse kernel starts.
     ///
     /// # Errors
     ///
@@ -214,19 +216,19 @@ impl Pipeline {
         runtime: &Runtime,
         executor: &str,
         capacity: usize,
-        parser: Parser,
-        detector: Detector,
+        mut make_parser: impl FnMut() -> Parser + Send + 'static,
+        settings: Settings,
     ) -> Result<Self, PipelineError> {
         let detect = runtime
             .kernel("detect")
             .executor(executor)
             .capacity(capacity)
             .reply_capacity(capacity)
-            .launch_handler(move || Detect(Scanner::new(detector.clone())))?;
+            .launch_handler(move || Detect(Scanner::new(Detector::new(settings))))?;
         let to_detect = detect.address();
         let parse = runtime.kernel("parse").executor(executor).capacity(capacity).launch(
             move |mut context: Context<Block, NoReply>| {
-                let mut step = ParseStep::new(parser.clone());
+                let mut step = ParseStep::new(make_parser());
                 let to_detect = to_detect.clone();
                 async move {
                     while let Ok(block) = context.receive().await {
@@ -282,21 +284,22 @@ impl Pipeline {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::anomaly::{Format, Settings};
+    use crate::anomaly::Format;
 
     const INPUT: &[u8] = b"key,value\na,1\na,2\na,1\na,2\nb,7\na,9\nb,x\na,1";
 
-    fn launch(executor: &str, parser: Parser) -> (Runtime, Pipeline) {
+    fn launch(executor: &str, strict: bool) -> (Runtime, Pipeline) {
         let runtime = Runtime::builder().build();
-        let detector = Detector::new(Settings::new(0.1, 4.0, 4).unwrap());
-        let pipeline = Pipeline::launch(&runtime, executor, 1, parser, detector).unwrap();
+        let parser = move || Parser::new(Format::Csv).strict(strict);
+        let settings = Settings::new(0.1, 4.0, 4).unwrap();
+        let pipeline = Pipeline::launch(&runtime, executor, 1, parser, settings).unwrap();
         (runtime, pipeline)
     }
 
     #[test]
     fn findings_come_in_order_one_per_block_and_the_books_balance() {
         for executor in ["async", "thread"] {
-            let (_runtime, pipeline) = launch(executor, Parser::new(Format::Csv));
+            let (_runtime, pipeline) = launch(executor, false);
             let mut all = Vec::new();
             std::thread::scope(|scope| {
                 scope.spawn(|| {
@@ -333,7 +336,7 @@ mod tests {
 
     #[test]
     fn after_an_error_the_rest_of_the_input_is_passed_over() {
-        let (_runtime, pipeline) = launch("thread", Parser::new(Format::Csv).strict(true));
+        let (_runtime, pipeline) = launch("thread", true);
         for (bytes, end) in [(&b"value\n1\nx\n"[..], None), (b"2\n3\n", Some(End::Cut))] {
             pipeline.send_blocking(Block { bytes: bytes.to_vec(), end }).unwrap();
         }
@@ -346,15 +349,15 @@ mod tests {
 
     #[test]
     fn whoever_waits_is_told_when_a_kernel_is_gone() {
-        let (runtime, pipeline) = launch("thread", Parser::new(Format::Csv));
+        let (runtime, pipeline) = launch("thread", false);
         std::thread::scope(|scope| {
             let waiter = scope.spawn(|| pipeline.receive_blocking());
             pipeline.parse.terminate_blocking(Terminate::now());
             assert!(matches!(waiter.join().unwrap(), Err(FindingsError::ParseStopped)));
         });
         assert!(pipeline.send_blocking(Block::default()).is_err());
-        let (parser, detector) = (Parser::new(Format::Csv), Detector::new(Settings::default()));
-        let again = Pipeline::launch(&runtime, "thread", 1, parser, detector);
+        let parser = || Parser::new(Format::Csv);
+        let again = Pipeline::launch(&runtime, "thread", 1, parser, Settings::default());
         assert!(matches!(again, Err(PipelineError::Launch(LaunchError::AlreadyExists { .. }))));
     }
 }
