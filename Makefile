@@ -12,7 +12,7 @@ CHAOS_SECONDS ?= 60
 
 run: tools
 	$(CARGO) build --release -p dotcompute-cli
-	./target/release/dotcompute stream data/elnino.csv
+	./target/release/dotcompute stream data/nyc-wind-2013.csv
 
 test: tools
 	$(CARGO) fmt --all --check

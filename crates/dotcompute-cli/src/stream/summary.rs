@@ -153,7 +153,13 @@ impl Summary {
         for kernel in &self.kernels {
             let Kernel { accepted, processed, dropped, expired, .. } = kernel;
             let Kernel { dead_lettered, in_hand, queued, .. } = kernel;
-            line(&kernel.name, format!("queued {}; handled {}", kernel.queue, kernel.handler));
+            line(
+                &kernel.name,
+                format!(
+                    "queued {}; handled {} (of {} sampled)",
+                    kernel.queue, kernel.handler, kernel.handler.samples
+                ),
+            );
             line(
                 "",
                 format!(
