@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use dotcompute_mailbox::{Inbox, Outcome, clock, wait};
 
+use crate::dead_letter::DeadLetterReason;
 use crate::error::{KernelId, LookupError, ReceiveError, Stopped};
 use crate::id::MessageId;
 use crate::kernel::{Address, Cell};
@@ -203,6 +204,11 @@ impl<M: Message, R: Message> Context<M, R> {
             Some(runtime) => runtime.address(kernel),
             None => Err(LookupError::NotFound { kernel: kernel.into() }),
         }
+    }
+
+    /// A reply that was made and finds no way out any more.
+    pub(crate) fn bury(&self, reply: Envelope<R>) {
+        self.cell.dead_reply(reply, DeadLetterReason::NoRoom);
     }
 
     fn stopped(&self) -> Stopped {

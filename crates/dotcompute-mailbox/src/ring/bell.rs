@@ -29,7 +29,7 @@ impl Bell {
     /// Tells the peer, if it sleeps, that there is news. Call after publishing it.
     #[inline]
     pub(super) fn ring(&mut self, own: &End, peer: &End, scope: Scope) {
-        // SYNC(ring.bell): the store-load race. We stored the news and now load `asks`; the peer
+        // SYNC(ring.bell) SeqCst: the store-load race. We stored the news and now load `asks`; the peer
         // stores `asks` and then loads the news. Of two sequentially consistent fences one comes
         // first: if ours, the peer's look sees the news; if the peer's, we see that it asks.
         fence(Ordering::SeqCst);
@@ -68,7 +68,7 @@ impl Bell {
             let ticket = own.asks.load(Ordering::Relaxed).wrapping_add(1);
             // Relaxed: ordered by the fence.
             own.asks.store(ticket, Ordering::Relaxed);
-            // SYNC(ring.bell): see `ring`. After it, either `ready` sees the peer's news or the
+            // SYNC(ring.bell) SeqCst: see `ring`. After it, either `ready` sees the peer's news or the
             // peer sees the ticket.
             fence(Ordering::SeqCst);
             if ready() {
