@@ -40,7 +40,8 @@ fn stderr(output: &Output) -> &str {
 }
 
 fn temporary(name: &str) -> PathBuf {
-    PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join(name)
+    // Two runs of the tests may share the folder.
+    PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join(format!("{}-{name}", std::process::id()))
 }
 
 /// Readings of one key that alternate, so that `9` stands out.
