@@ -54,7 +54,11 @@ impl<M: Message, R: Message> Cell<M, R> {
         runtime: &Arc<Shared>,
     ) -> Arc<Self> {
         Arc::new(Self {
-            mailbox: Mailbox::new(options.capacity, options.backpressure),
+            mailbox: Mailbox::stamping(
+                options.capacity,
+                options.backpressure,
+                options.sample_every,
+            ),
             replies: Mailbox::new(options.reply_capacity, options.reply_backpressure),
             id,
             options,

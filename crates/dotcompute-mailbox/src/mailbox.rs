@@ -11,9 +11,14 @@ use crate::clock::now_ns;
 use crate::cursor::{Cursor, Progress};
 use crate::error::{Closed, ReceiveError, SendError, TryReceiveError, TrySendError};
 use crate::inbox::{Inbox, Outcome};
-use crate::lock::{Guard, Lock};
+#[cfg(not(loom))]
+use crate::lock::{Guard, Lock, lock};
 use crate::receive::{Receive, ReceiveBatch};
 use crate::send::Send;
+// The models of the mailbox use the model checker's own mutex: it knows how that waits, and need not
+// explore each retry. The lock has a model of its own.
+#[cfg(loom)]
+use crate::sync::{Mutex as Lock, MutexGuard as Guard, lock};
 use crate::wait::block_on_until;
 use crate::wait_list::{Key, WaitList, Wakes};
 use std::collections::VecDeque;
@@ -58,7 +63,7 @@ pub enum Close {
 }
 
 /// The first message and every one that follows at this distance, by acceptance, is stamped with
-/// the time of its admission.
+/// the time of its admission; unless [`Mailbox::stamping`] says another distance.
 pub const STAMP_EVERY: u64 = 64;
 
 /// How often a blocking send lets other threads run before it waits in line. A full mailbox is
@@ -108,6 +113,9 @@ pub(crate) struct State<T> {
     pub(crate) has_inbox: bool,
     /// The band of a message that an inbox had in hand when it was dropped.
     pub(crate) left_in_hand: Option<Band>,
+    /// Which message is stamped next, by acceptance, and how many later the one after it.
+    stamp_next: u64,
+    stamp_every: u64,
     accepted: u64,
     dropped_oldest: u64,
     dropped_newest: u64,
@@ -127,6 +135,17 @@ impl<T> Mailbox<T> {
     ///
     /// If `capacity` is 0.
     pub fn new(capacity: usize, backpressure: Backpressure) -> Arc<Self> {
+        Self::stamping(capacity, backpressure, STAMP_EVERY)
+    }
+
+    /// As [`new`](Self::new), with the first message stamped with the time and every one that
+    /// follows it at the distance `every`: 1 for each message, which then costs two clock readings.
+    ///
+    /// # Panics
+    ///
+    /// If `capacity` or `every` is 0.
+    pub fn stamping(capacity: usize, backpressure: Backpressure, every: u64) -> Arc<Self> {
+        assert!(every > 0, "messages should be stamped at a distance of at least 1");
         assert!(capacity > 0, "a mailbox's capacity should be at least 1");
         let state = State {
             bands: Bands::new(),
@@ -136,6 +155,8 @@ impl<T> Mailbox<T> {
             paused: false,
             has_inbox: false,
             left_in_hand: None,
+            stamp_next: 0,
+            stamp_every: every,
             accepted: 0,
             dropped_oldest: 0,
             dropped_newest: 0,
@@ -355,9 +376,7 @@ impl<T> Mailbox<T> {
         while let Some((_, waker)) = locked.senders.serve() {
             wakes.push(waker);
         }
-        while let Some((_, waker)) = locked.receivers.serve() {
-            wakes.push(waker);
-        }
+        locked.notify_all(&mut wakes);
     }
 
     /// Empties the mailbox: calls `each` with every queued message, the most urgent band first and
@@ -380,6 +399,9 @@ impl<T> Mailbox<T> {
         let value = locked.bands.remove_first()?;
         locked.dead_lettered += 1;
         locked.admit_blocked(&mut wakes);
+        if locked.bands.len() == 0 {
+            locked.notify_all(&mut wakes);
+        }
         Some(value)
     }
 
@@ -478,7 +500,7 @@ impl<T> Mailbox<T> {
 
     #[inline]
     pub(crate) fn lock(&self) -> Locked<'_, T> {
-        Locked { mailbox: self, state: self.state.lock() }
+        Locked { mailbox: self, state: lock(&self.state) }
     }
 
     #[inline]
@@ -591,7 +613,11 @@ impl<T> Locked<'_, T> {
         } else if self.bands.push_needs_progress(band) {
             self.observe();
         }
-        let stamp = if self.accepted.is_multiple_of(STAMP_EVERY) { now_ns() } else { 0 };
+        let mut stamp = 0;
+        if self.accepted >= self.stamp_next {
+            stamp = now_ns();
+            self.stamp_next = self.accepted + self.stamp_every;
+        }
         self.accepted += 1;
         self.bands.push(band, value, stamp);
         self.note_high_water();
@@ -720,9 +746,12 @@ impl<T> Locked<'_, T> {
         }
     }
 
-    /// Tells as many receivers to look as there are messages for.
+    /// Tells as many receivers to look as will find something. A closed mailbox has something for
+    /// all: a message or the news; so nobody waits at one unless it is paused.
     pub(crate) fn notify_all(&mut self, wakes: &mut Wakes) {
-        for _ in 0..self.bands.len().min(self.receivers.waiting()) {
+        let waiting = self.receivers.waiting();
+        let count = if self.closed.is_some() { waiting } else { waiting.min(self.bands.len()) };
+        for _ in 0..count {
             self.notify_one(wakes);
         }
     }
@@ -765,3 +794,6 @@ impl<T> Locked<'_, T> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

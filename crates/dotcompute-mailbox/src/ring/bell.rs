@@ -45,7 +45,9 @@ impl Bell {
         self.answered = asks;
         // Relaxed: a hint.
         own.cpu.store(cpu_mark(), Ordering::Relaxed);
-        // SYNC(ring.rung) release: pairs with the acquire in `wait`. Makes visible the news.
+        // SYNC(ring.rung) release: pairs with the acquire in `sleep`. Makes visible the news, so that
+        // the sleeper finds it at once. (Relaxed would cost it another turn, but no wake-up: its
+        // next ticket's fence comes after ours.)
         own.rung.store(asks, Ordering::Release);
         sys::futex_wake(&own.rung, scope);
     }
