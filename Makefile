@@ -35,7 +35,8 @@ loom: tools
 # std is not instrumented on a stable toolchain, so only harnesses that share no lock, channel or
 # Arc of std with the code under test: see the files' headers.
 tsan: tools
-	RUSTC_BOOTSTRAP=1 RUSTFLAGS="-Zsanitizer=thread" $(CARGO) test \
+	RUSTC_BOOTSTRAP=1 RUSTFLAGS="-Zsanitizer=thread -Cunsafe-allow-abi-mismatch=sanitizer" \
+		$(CARGO) test \
 		-p dotcompute-mailbox --test tsan_ring --target x86_64-unknown-linux-gnu \
 		--target-dir target/tsan
 
