@@ -193,7 +193,7 @@ const SPIN_MAX: Duration = Duration::from_micros(50);
 const SPIN_MIN: Duration = Duration::from_micros(1);
 /// Looks between two readings of the clock.
 const LOOKS: u32 = 16;
-/// Looks (1 to 2 µs) before a spinner enters itself in the budget, which costs as much as a
+/// Looks (a few µs) before a spinner enters itself in the budget, which costs as much as a
 /// cache miss or two and would otherwise dominate the shortest waits.
 const FREE_LOOKS: u32 = 64;
 /// One wait in so many is tried with a full spin although spinning has not paid lately.
