@@ -85,9 +85,10 @@ fn with_parker<R>(f: impl FnOnce(&mut Parker) -> R) -> R {
     thread_local! {
         static CACHED: RefCell<Option<Parker>> = const { RefCell::new(None) };
     }
-    let mut parker = CACHED.with(|cached| cached.take()).unwrap_or_default();
+    // A thread that is ending has no cache any more, and may still wait.
+    let mut parker = CACHED.try_with(RefCell::take).ok().flatten().unwrap_or_default();
     let result = f(&mut parker);
-    CACHED.with(|cached| cached.replace(Some(parker)));
+    let _ = CACHED.try_with(|cached| cached.replace(Some(parker)));
     result
 }
 
