@@ -85,9 +85,10 @@ fn with_parker<R>(f: impl FnOnce(&mut Parker) -> R) -> R {
     thread_local! {
         static CACHED: RefCell<Option<Parker>> = const { RefCell::new(None) };
     }
-    let mut parker = CACHED.with(|cached| cached.take()).unwrap_or_default();
+    // A thread that is ending has no cache any more, and may still wait.
+    let mut parker = CACHED.try_with(RefCell::take).ok().flatten().unwrap_or_default();
     let result = f(&mut parker);
-    CACHED.with(|cached| cached.replace(Some(parker)));
+    let _ = CACHED.try_with(|cached| cached.replace(Some(parker)));
     result
 }
 
@@ -193,7 +194,7 @@ const SPIN_MAX: Duration = Duration::from_micros(50);
 const SPIN_MIN: Duration = Duration::from_micros(1);
 /// Looks between two readings of the clock.
 const LOOKS: u32 = 16;
-/// Looks (1 to 2 µs) before a spinner enters itself in the budget, which costs as much as a
+/// Looks (a few µs) before a spinner enters itself in the budget, which costs as much as a
 /// cache miss or two and would otherwise dominate the shortest waits.
 const FREE_LOOKS: u32 = 64;
 /// One wait in so many is tried with a full spin although spinning has not paid lately.

@@ -27,8 +27,8 @@ type Keep = std::sync::Arc<dyn Send + Sync>;
 
 /// A ring on the heap: laid out as in raw memory, but for messages of any type.
 pub(super) struct Heap<T, F: Format<T>> {
-    /// What `parts` points to.
-    _memory: Box<[MaybeUninit<Line>]>,
+    /// A leaked `Box`: kept as one it would claim to be the only way to what `parts` points to.
+    memory: NonNull<[MaybeUninit<Line>]>,
     parts: Parts<F::Slot>,
     values: PhantomData<T>,
 }
@@ -54,6 +54,8 @@ impl<T, F: Format<T>> Drop for Heap<T, F> {
             drop(unsafe { F::read(self.parts.slot(head)) });
             head = head.wrapping_add(1);
         }
+        // SAFETY: leaked by `on_heap`, and freed here only.
+        drop(unsafe { Box::from_raw(self.memory.as_ptr()) });
     }
 }
 
@@ -68,13 +70,13 @@ pub(super) fn on_heap<T, F: Format<T>, W: Waiting>(
         "a ring holds 1 to {CAPACITY_MAX} messages, not {capacity}"
     );
     let lines = bytes_for::<F::Slot>(capacity).div_ceil(LINE_BYTES);
-    let mut memory = Box::new_uninit_slice(lines);
-    let place = NonNull::from(&mut *memory).cast();
+    let memory = NonNull::from(Box::leak(Box::new_uninit_slice(lines)));
+    let place = memory.cast();
     // SAFETY: the memory is aligned, long enough, and still ours alone.
     unsafe { init::<T, F>(place, capacity, start) };
     // SAFETY: initialised on the line before; the ends keep it alive through their `Owner`.
     let parts = unsafe { parts_at(place, capacity, Scope::Process) };
-    let heap = Arc::new(Heap { _memory: memory, parts, values: PhantomData });
+    let heap = Arc::new(Heap { memory, parts, values: PhantomData });
     let producer = Producer::new(parts, Owner::Heap { _ring: Arc::clone(&heap) });
     (producer, Consumer::new(parts, Owner::Heap { _ring: heap }))
 }
