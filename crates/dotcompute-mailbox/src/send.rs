@@ -34,7 +34,16 @@ impl<'a, T> Send<'a, T> {
     }
 
     /// Ends the send now: as sent if it was admitted meanwhile, else with its message.
-    pub(crate) fn give_up(mut self) -> Result<Admission<T>, SendError<T>> {
+    ///
+    /// # Errors
+    ///
+    /// [`SendError::Timeout`] with the message if it was not admitted, [`SendError::Closed`] if the
+    /// mailbox was closed during the wait.
+    ///
+    /// # Panics
+    ///
+    /// If the send has already ended.
+    pub fn give_up(mut self) -> Result<Admission<T>, SendError<T>> {
         match std::mem::replace(&mut self.stage, Stage::Done) {
             Stage::Holding(value) => Err(SendError::Timeout(value)),
             Stage::Waiting(key) => {
