@@ -62,8 +62,8 @@ pub enum Close {
     Now,
 }
 
-/// The first message and every one that follows at this distance, by acceptance, is stamped with
-/// the time of its admission; unless [`Mailbox::stamping`] says another distance.
+/// The first message and every one that follows at this distance, in the order of admission, is
+/// stamped with the time; unless [`Mailbox::stamping`] says another distance.
 pub const STAMP_EVERY: u64 = 64;
 
 /// How often a blocking send lets other threads run before it waits in line. A full mailbox is
@@ -107,9 +107,8 @@ pub(crate) struct State<T> {
     pub(crate) has_inbox: bool,
     /// The band of a message that an inbox had in hand when it was dropped.
     pub(crate) left_in_hand: Option<Band>,
-    /// Which message is stamped next, by acceptance, and how many later the one after it.
-    stamp_next: u64,
-    stamp_every: u64,
+    /// How many messages are admitted before the next one that is stamped.
+    stamp_in: u32,
     accepted: u64,
     high_water: usize,
     pub(crate) bands: Bands<T>,
@@ -128,6 +127,7 @@ pub(crate) struct State<T> {
     unprocessed: u64,
     pub(crate) rejected: u64,
     redelivered: u64,
+    stamp_every: u32,
 }
 
 impl<T> Mailbox<T> {
@@ -157,8 +157,7 @@ impl<T> Mailbox<T> {
             paused: false,
             has_inbox: false,
             left_in_hand: None,
-            stamp_next: 0,
-            stamp_every: every,
+            stamp_in: 0,
             accepted: 0,
             dropped_oldest: 0,
             dropped_newest: 0,
@@ -168,6 +167,7 @@ impl<T> Mailbox<T> {
             rejected: 0,
             redelivered: 0,
             high_water: 0,
+            stamp_every: u32::try_from(every).unwrap_or(u32::MAX),
         };
         let (state, cursor) = (Lock::new(state), Cursor::new());
         Arc::new(Self { capacity, backpressure, state, cursor })
@@ -615,11 +615,9 @@ impl<T> Locked<'_, T> {
         } else if self.bands.push_needs_progress(band) {
             self.observe();
         }
-        let mut stamp = 0;
-        if self.accepted >= self.stamp_next {
-            stamp = now_ns();
-            self.stamp_next = self.accepted + self.stamp_every;
-        }
+        let is_stamped = self.stamp_in == 0;
+        self.stamp_in = if is_stamped { self.stamp_every } else { self.stamp_in } - 1;
+        let stamp = if is_stamped { now_ns() } else { 0 };
         self.accepted += 1;
         self.bands.push(band, value, stamp);
         self.note_high_water();
