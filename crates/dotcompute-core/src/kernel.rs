@@ -13,7 +13,7 @@ use dotcompute_mailbox::sync::{AtomicU32, Ordering, lock};
 use dotcompute_mailbox::{self as mailbox, Admission, Band, Books, Close, Mailbox, wait};
 
 use crate::ask::{AskFailure, Asks, Routed};
-use crate::dead_letter::{DeadLetter, DeadLetterReason};
+use crate::dead_letter::{self, DeadLetter, DeadLetterReason};
 use crate::error::{AskError, Fault, KernelId, ReceiveError, SendError, StateError};
 use crate::id::MessageId;
 use crate::lifecycle::{KernelState, Lifecycle, WrongState};
@@ -295,8 +295,9 @@ impl<M: Message, R: Message> Cell<M, R> {
 
     pub(crate) fn dead_letter(&self, letter: DeadLetter) {
         tracing::debug!(kernel = %self.id, id = %letter.id, reason = %letter.reason, "dead letter");
-        if let Some(runtime) = self.runtime.upgrade() {
-            runtime.dead_letters.push(letter);
+        match self.runtime.upgrade() {
+            Some(runtime) => runtime.dead_letters.push(letter),
+            None => dead_letter::discard(letter),
         }
     }
 
