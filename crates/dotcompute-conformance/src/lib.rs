@@ -34,6 +34,10 @@ pub mod asks;
 pub mod backpressure;
 #[allow(missing_docs, reason = "the name of a promise is its documentation")]
 pub mod delivery;
+#[allow(missing_docs, reason = "the name of a promise is its documentation")]
+pub mod faults;
+#[allow(missing_docs, reason = "the name of a promise is its documentation")]
+pub mod restarts;
 
 pub mod stage;
 mod suite;

@@ -58,6 +58,32 @@ macro_rules! conformance_suite {
                 an_ask_that_was_not_sent_gives_back_a_message_that_can_be_sent
                 kernels_ask_each_other
             }
+            faults {
+                a_fault_reaches_every_pending_and_later_receive_ask_and_send
+                replies_made_before_a_fault_are_read_first
+                the_message_in_hand_at_a_fault_is_a_dead_letter
+                a_message_taken_by_a_body_that_fails_is_a_dead_letter_without_content
+                a_fault_with_nothing_in_hand_makes_no_dead_letter
+                what_a_handler_emitted_for_the_message_it_failed_at_is_discarded
+                a_panic_in_the_destructor_of_a_message_is_a_fault_that_fails_its_ask
+                a_panic_in_a_destructor_keeps_nobody_from_being_told
+                a_panic_in_the_factory_is_a_fault
+                a_panic_in_a_destructor_of_the_body_is_a_fault
+                the_error_that_a_stop_gives_is_no_fault
+                a_context_that_escapes_from_its_body_is_reported
+            }
+            restarts {
+                a_kernel_is_restarted_as_its_policy_says
+                a_restart_keeps_mailbox_replies_and_waiters_and_fails_only_the_ask_in_hand
+                more_restarts_than_the_intensity_allows_fail_the_kernel
+                restarts_outside_the_window_do_not_count
+                a_restart_waits_for_its_backoff_which_doubles_up_to_its_limit
+                a_kernel_in_its_backoff_accepts_messages_and_can_be_ended
+                a_kernel_deactivated_in_its_backoff_comes_back_paused
+                a_message_is_redelivered_first_and_at_most_three_times
+                a_handler_knows_which_delivery_it_is_at
+                a_message_that_no_restart_follows_is_a_dead_letter_and_not_put_back
+            }
         }
     };
     (@tests $($module:ident { $($promise:ident)* })*) => {
@@ -82,6 +108,8 @@ mod tests {
             ("delivery", include_str!("delivery.rs")),
             ("backpressure", include_str!("backpressure.rs")),
             ("asks", include_str!("asks.rs")),
+            ("faults", include_str!("faults.rs")),
+            ("restarts", include_str!("restarts.rs")),
         ];
         for (module, source) in modules {
             let promises = source.lines().filter_map(|line| {
