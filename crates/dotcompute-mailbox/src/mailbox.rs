@@ -90,6 +90,7 @@ const YIELDS_BEFORE_WAIT: u32 = if cfg!(loom) { 0 } else { 8 };
 /// assert_eq!(mailbox.try_receive(), Ok("later"));
 /// assert!(mailbox.books().balance());
 /// ```
+#[repr(C)]
 pub struct Mailbox<T> {
     capacity: usize,
     backpressure: Backpressure,
@@ -97,16 +98,9 @@ pub struct Mailbox<T> {
     cursor: Cursor,
 }
 
-/// What the lock guards.
+/// What the lock guards. What every send and receive touches comes first.
+#[repr(C)]
 pub(crate) struct State<T> {
-    pub(crate) bands: Bands<T>,
-    /// Blocked sends with their messages, a line per band.
-    pub(crate) senders: WaitList<T, 4>,
-    /// Who waits for a message, the inbox included. Served means: told to look.
-    ///
-    /// While somebody waits unserved and messages can be handed out, at least as many were served
-    /// as there are messages; each of these looks again, or passes it on when it is cancelled.
-    pub(crate) receivers: WaitList<(), 1>,
     closed: Option<Close>,
     paused: bool,
     /// Whether an [`Inbox`] lives.
@@ -117,6 +111,15 @@ pub(crate) struct State<T> {
     stamp_next: u64,
     stamp_every: u64,
     accepted: u64,
+    high_water: usize,
+    pub(crate) bands: Bands<T>,
+    /// Who waits for a message, the inbox included. Served means: told to look.
+    ///
+    /// While somebody waits unserved and messages can be handed out, at least as many were served
+    /// as there are messages; each of these looks again, or passes it on when it is cancelled.
+    pub(crate) receivers: WaitList<(), 1>,
+    /// Blocked sends with their messages, a line per band.
+    pub(crate) senders: WaitList<T, 4>,
     dropped_oldest: u64,
     dropped_newest: u64,
     expired: u64,
@@ -125,7 +128,6 @@ pub(crate) struct State<T> {
     unprocessed: u64,
     pub(crate) rejected: u64,
     redelivered: u64,
-    high_water: usize,
 }
 
 impl<T> Mailbox<T> {
