@@ -37,7 +37,11 @@ pub mod delivery;
 #[allow(missing_docs, reason = "the name of a promise is its documentation")]
 pub mod faults;
 #[allow(missing_docs, reason = "the name of a promise is its documentation")]
+pub mod lifecycle;
+#[allow(missing_docs, reason = "the name of a promise is its documentation")]
 pub mod restarts;
+#[allow(missing_docs, reason = "the name of a promise is its documentation")]
+pub mod termination;
 
 pub mod stage;
 mod suite;

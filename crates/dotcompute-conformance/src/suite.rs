@@ -84,6 +84,40 @@ macro_rules! conformance_suite {
                 a_handler_knows_which_delivery_it_is_at
                 a_message_that_no_restart_follows_is_a_dead_letter_and_not_put_back
             }
+            lifecycle {
+                a_kernel_takes_no_part_before_it_is_activated
+                a_step_that_the_state_does_not_allow_is_an_error_that_names_both
+                deactivate_hands_nothing_out_while_sends_and_timeouts_go_on
+                an_ask_of_a_deactivated_kernel_times_out_and_its_replies_can_be_read
+                deactivate_takes_effect_before_it_returns
+                a_deactivated_kernel_can_be_terminated_and_drained
+                a_body_that_returns_ends_its_kernel_and_tells_everyone_who_waits
+                a_receiver_is_told_when_the_body_returns
+                a_launch_with_a_bad_option_is_refused_and_says_which
+                an_unknown_executor_is_refused_and_the_known_ones_are_named
+                a_name_in_use_is_refused_until_its_kernel_was_terminated
+                a_kernel_found_by_name_has_the_types_asked_for_or_the_error_names_both
+                a_kernel_runs_on_without_its_handles
+                a_scoped_kernel_ends_with_its_scope
+                a_runtime_that_is_dropped_ends_its_kernels_and_tells_everyone_who_waits
+            }
+            termination {
+                an_idle_kernel_ends_at_once
+                terminate_tells_everyone_who_waits_and_keeps_what_is_left_as_dead_letters
+                replies_that_nobody_read_are_dead_letters
+                a_body_that_ignores_its_end_at_an_await_is_cancelled_at_the_deadline
+                a_body_that_blocks_its_thread_is_abandoned_at_the_deadline
+                a_drain_that_does_not_end_in_time_is_cut_off
+                a_drain_that_waits_for_a_reader_goes_on_when_there_is_one
+                a_stop_at_once_overrides_a_drain_that_goes_on
+                concurrent_terminates_all_return
+                a_kernel_that_terminates_itself_does_not_wait_for_itself
+                a_kernel_may_end_another_one_and_the_runtime
+                a_body_can_see_that_it_is_to_stop
+                a_cancelled_terminate_leaves_its_request_standing
+                a_shutdown_ends_all_kernels_within_one_deadline_also_stuck_ones
+                a_launch_and_a_shutdown_at_the_same_time_leave_nothing_behind
+            }
         }
     };
     (@tests $($module:ident { $($promise:ident)* })*) => {
@@ -110,6 +144,8 @@ mod tests {
             ("asks", include_str!("asks.rs")),
             ("faults", include_str!("faults.rs")),
             ("restarts", include_str!("restarts.rs")),
+            ("lifecycle", include_str!("lifecycle.rs")),
+            ("termination", include_str!("termination.rs")),
         ];
         for (module, source) in modules {
             let promises = source.lines().filter_map(|line| {
