@@ -418,7 +418,8 @@ impl<M: Message, R: Message> Cell<M, R> {
             faults: load(&self.telemetry.faults),
             restarts: load(&self.telemetry.restarts),
             stalls: load(&self.telemetry.stalls),
-            stalled: self.telemetry.stalled.load(Ordering::Relaxed) != 0,
+            // The watchdog no longer looks at a kernel that has ended.
+            stalled: self.telemetry.stalled.load(Ordering::Relaxed) != 0 && books.in_hand > 0,
             last_fault,
             queue_time,
             handler_time,

@@ -194,6 +194,8 @@ fn settle_message_in_hand<M: Message, R: Message>(
             (taken.ask, DeadLetter::without_payload::<M>(&cell.id, &taken, reason))
         }
     };
+    cell.dead_letter(letter);
+    // Last: whoever is told finds the letter.
     if let Some(token) = ask {
         cell.fail_ask(
             token,
@@ -203,7 +205,6 @@ fn settle_message_in_hand<M: Message, R: Message>(
             },
         );
     }
-    cell.dead_letter(letter);
 }
 
 /// Drives one run of the body: catches its panics, and drops it when it is killed.
