@@ -33,6 +33,8 @@ pub mod asks;
 #[allow(missing_docs, reason = "the name of a promise is its documentation")]
 pub mod backpressure;
 #[allow(missing_docs, reason = "the name of a promise is its documentation")]
+pub mod dead_letters;
+#[allow(missing_docs, reason = "the name of a promise is its documentation")]
 pub mod delivery;
 #[allow(missing_docs, reason = "the name of a promise is its documentation")]
 pub mod faults;
@@ -40,6 +42,8 @@ pub mod faults;
 pub mod lifecycle;
 #[allow(missing_docs, reason = "the name of a promise is its documentation")]
 pub mod restarts;
+#[allow(missing_docs, reason = "the name of a promise is its documentation")]
+pub mod telemetry;
 #[allow(missing_docs, reason = "the name of a promise is its documentation")]
 pub mod termination;
 

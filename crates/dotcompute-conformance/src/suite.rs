@@ -118,6 +118,28 @@ macro_rules! conformance_suite {
                 a_shutdown_ends_all_kernels_within_one_deadline_also_stuck_ones
                 a_launch_and_a_shutdown_at_the_same_time_leave_nothing_behind
             }
+            dead_letters {
+                dead_letters_can_be_read_after_their_kernel_was_terminated
+                dead_letters_are_bounded_and_evictions_are_counted
+                dead_letters_are_bounded_in_bytes
+                a_replay_counts_as_accepted_anew
+                dead_letters_are_replayed_in_order_to_the_next_kernel_of_the_name
+                what_cannot_be_replayed_stays_a_dead_letter
+                a_replay_obeys_the_policy_of_its_mailbox
+                no_message_outlives_the_runtime_or_is_dropped_twice
+            }
+            telemetry {
+                counts_are_exact
+                times_are_taken_for_the_first_message_and_every_64th
+                the_times_are_those_of_the_queue_and_of_the_handler
+                the_high_water_mark_is_the_deepest_that_the_mailbox_has_been
+                uptime_begins_with_the_activation_and_stops_with_the_end
+                the_watchdog_reports_a_stall_and_its_end
+                a_stalled_kernel_is_found_while_its_mailbox_drops
+                a_kernel_that_ended_is_not_stalled
+                the_runtime_tells_of_all_its_kernels_by_name
+                telemetry_is_published_through_the_metrics_facade
+            }
         }
     };
     (@tests $($module:ident { $($promise:ident)* })*) => {
@@ -146,6 +168,8 @@ mod tests {
             ("restarts", include_str!("restarts.rs")),
             ("lifecycle", include_str!("lifecycle.rs")),
             ("termination", include_str!("termination.rs")),
+            ("dead_letters", include_str!("dead_letters.rs")),
+            ("telemetry", include_str!("telemetry.rs")),
         ];
         for (module, source) in modules {
             let promises = source.lines().filter_map(|line| {

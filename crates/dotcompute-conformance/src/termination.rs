@@ -92,19 +92,21 @@ pub fn terminate_tells_everyone_who_waits_and_keeps_what_is_left_as_dead_letters
         assert_eq!(in_hand.join().unwrap(), 1, "the message in hand is finished");
         let received: Vec<_> = receivers.map(Waiter::join).into();
         let told = received.iter().filter(|r| matches!(r, Err(ReceiveError::Stopped { .. })));
-        let queued = queued.join();
+        let (told, queued) = (told.count(), queued.join());
         let books = kernel.books();
         let undelivered = letters(stage, |r| matches!(r, DeadLetterReason::Undelivered));
         if drain {
             assert_eq!(queued.unwrap(), 2);
             assert_eq!((books.processed, books.dead_lettered), (3, 0));
             assert_eq!(undelivered, []);
-            assert_eq!(told.count(), 1, "the other one got the reply to 3");
+            // One of them got the reply to 3, unless the end was quicker.
+            let unread = letters(stage, |r| matches!(r, DeadLetterReason::Unread)).len();
+            assert_eq!(told - unread, 1);
         } else {
             assert!(matches!(queued, Err(AskError::Stopped { .. })), "{queued:?}");
             assert_eq!((books.processed, books.dead_lettered), (1, 2));
             assert_eq!(undelivered, [2, 3]);
-            assert_eq!(told.count(), 2);
+            assert_eq!(told, 2);
         }
         balanced(&kernel);
         let later = kernel.receive_blocking(None);
