@@ -154,10 +154,10 @@ impl fmt::Debug for DeadLetter {
     }
 }
 
-/// Drops a letter. A message's destructor is the user's code: what it panics with must not end
-/// whoever came with the letter.
-pub(crate) fn discard(letter: DeadLetter) {
-    let _ = catch_unwind(AssertUnwindSafe(|| drop(letter)));
+/// Drops a message, or a letter that holds one. Its destructor is the user's code: what that panics
+/// with must not end whoever happens to drop it.
+pub(crate) fn discard<T>(message: T) {
+    let _ = catch_unwind(AssertUnwindSafe(|| drop(message)));
 }
 
 /// The dead letters of one runtime: the newest ones, up to a number and a size.

@@ -1086,10 +1086,11 @@ fn admitted<M: Message>(
     to: &(impl Accept<M> + ?Sized),
     admission: Admission<Envelope<M>>,
 ) -> Result<(), SendError<M>> {
-    if let Admission::Evicted(dropped) | Admission::DroppedNewest(dropped) = admission
-        && let Some(token) = dropped.ask
-    {
-        to.fail_ask(token, AskFailure::Dropped);
+    if let Admission::Evicted(dropped) | Admission::DroppedNewest(dropped) = admission {
+        if let Some(token) = dropped.ask {
+            to.fail_ask(token, AskFailure::Dropped);
+        }
+        dead_letter::discard(dropped);
     }
     Ok(())
 }
