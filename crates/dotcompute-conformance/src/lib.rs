@@ -33,7 +33,19 @@ pub mod asks;
 #[allow(missing_docs, reason = "the name of a promise is its documentation")]
 pub mod backpressure;
 #[allow(missing_docs, reason = "the name of a promise is its documentation")]
+pub mod dead_letters;
+#[allow(missing_docs, reason = "the name of a promise is its documentation")]
 pub mod delivery;
+#[allow(missing_docs, reason = "the name of a promise is its documentation")]
+pub mod faults;
+#[allow(missing_docs, reason = "the name of a promise is its documentation")]
+pub mod lifecycle;
+#[allow(missing_docs, reason = "the name of a promise is its documentation")]
+pub mod restarts;
+#[allow(missing_docs, reason = "the name of a promise is its documentation")]
+pub mod telemetry;
+#[allow(missing_docs, reason = "the name of a promise is its documentation")]
+pub mod termination;
 
 pub mod stage;
 mod suite;

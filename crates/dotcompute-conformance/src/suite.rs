@@ -58,6 +58,88 @@ macro_rules! conformance_suite {
                 an_ask_that_was_not_sent_gives_back_a_message_that_can_be_sent
                 kernels_ask_each_other
             }
+            faults {
+                a_fault_reaches_every_pending_and_later_receive_ask_and_send
+                replies_made_before_a_fault_are_read_first
+                the_message_in_hand_at_a_fault_is_a_dead_letter
+                a_message_taken_by_a_body_that_fails_is_a_dead_letter_without_content
+                a_fault_with_nothing_in_hand_makes_no_dead_letter
+                what_a_handler_emitted_for_the_message_it_failed_at_is_discarded
+                a_panic_in_the_destructor_of_a_message_is_a_fault_that_fails_its_ask
+                a_panic_in_a_destructor_keeps_nobody_from_being_told
+                a_panic_in_the_factory_is_a_fault
+                a_panic_in_a_destructor_of_the_body_is_a_fault
+                the_error_that_a_stop_gives_is_no_fault
+                a_context_that_escapes_from_its_body_is_reported
+            }
+            restarts {
+                a_kernel_is_restarted_as_its_policy_says
+                a_restart_keeps_mailbox_replies_and_waiters_and_fails_only_the_ask_in_hand
+                more_restarts_than_the_intensity_allows_fail_the_kernel
+                restarts_outside_the_window_do_not_count
+                a_restart_waits_for_its_backoff_which_doubles_up_to_its_limit
+                a_kernel_in_its_backoff_accepts_messages_and_can_be_ended
+                a_kernel_deactivated_in_its_backoff_comes_back_paused
+                a_message_is_redelivered_first_and_at_most_three_times
+                a_handler_knows_which_delivery_it_is_at
+                a_message_that_no_restart_follows_is_a_dead_letter_and_not_put_back
+            }
+            lifecycle {
+                a_kernel_takes_no_part_before_it_is_activated
+                a_step_that_the_state_does_not_allow_is_an_error_that_names_both
+                deactivate_hands_nothing_out_while_sends_and_timeouts_go_on
+                an_ask_of_a_deactivated_kernel_times_out_and_its_replies_can_be_read
+                deactivate_takes_effect_before_it_returns
+                a_deactivated_kernel_can_be_terminated_and_drained
+                a_body_that_returns_ends_its_kernel_and_tells_everyone_who_waits
+                a_receiver_is_told_when_the_body_returns
+                a_launch_with_a_bad_option_is_refused_and_says_which
+                an_unknown_executor_is_refused_and_the_known_ones_are_named
+                a_name_in_use_is_refused_until_its_kernel_was_terminated
+                a_kernel_found_by_name_has_the_types_asked_for_or_the_error_names_both
+                a_kernel_runs_on_without_its_handles
+                a_scoped_kernel_ends_with_its_scope
+                a_runtime_that_is_dropped_ends_its_kernels_and_tells_everyone_who_waits
+            }
+            termination {
+                an_idle_kernel_ends_at_once
+                terminate_tells_everyone_who_waits_and_keeps_what_is_left_as_dead_letters
+                replies_that_nobody_read_are_dead_letters
+                a_body_that_ignores_its_end_at_an_await_is_cancelled_at_the_deadline
+                a_body_that_blocks_its_thread_is_abandoned_at_the_deadline
+                a_drain_that_does_not_end_in_time_is_cut_off
+                a_drain_that_waits_for_a_reader_goes_on_when_there_is_one
+                a_stop_at_once_overrides_a_drain_that_goes_on
+                concurrent_terminates_all_return
+                a_kernel_that_terminates_itself_does_not_wait_for_itself
+                a_kernel_may_end_another_one_and_the_runtime
+                a_body_can_see_that_it_is_to_stop
+                a_cancelled_terminate_leaves_its_request_standing
+                a_shutdown_ends_all_kernels_within_one_deadline_also_stuck_ones
+                a_launch_and_a_shutdown_at_the_same_time_leave_nothing_behind
+            }
+            dead_letters {
+                dead_letters_can_be_read_after_their_kernel_was_terminated
+                dead_letters_are_bounded_and_evictions_are_counted
+                dead_letters_are_bounded_in_bytes
+                a_replay_counts_as_accepted_anew
+                dead_letters_are_replayed_in_order_to_the_next_kernel_of_the_name
+                what_cannot_be_replayed_stays_a_dead_letter
+                a_replay_obeys_the_policy_of_its_mailbox
+                no_message_outlives_the_runtime_or_is_dropped_twice
+            }
+            telemetry {
+                counts_are_exact
+                times_are_taken_for_the_first_message_and_every_64th
+                the_times_are_those_of_the_queue_and_of_the_handler
+                the_high_water_mark_is_the_deepest_that_the_mailbox_has_been
+                uptime_begins_with_the_activation_and_stops_with_the_end
+                the_watchdog_reports_a_stall_and_its_end
+                a_stalled_kernel_is_found_while_its_mailbox_drops
+                a_kernel_that_ended_is_not_stalled
+                the_runtime_tells_of_all_its_kernels_by_name
+                telemetry_is_published_through_the_metrics_facade
+            }
         }
     };
     (@tests $($module:ident { $($promise:ident)* })*) => {
@@ -82,6 +164,12 @@ mod tests {
             ("delivery", include_str!("delivery.rs")),
             ("backpressure", include_str!("backpressure.rs")),
             ("asks", include_str!("asks.rs")),
+            ("faults", include_str!("faults.rs")),
+            ("restarts", include_str!("restarts.rs")),
+            ("lifecycle", include_str!("lifecycle.rs")),
+            ("termination", include_str!("termination.rs")),
+            ("dead_letters", include_str!("dead_letters.rs")),
+            ("telemetry", include_str!("telemetry.rs")),
         ];
         for (module, source) in modules {
             let promises = source.lines().filter_map(|line| {

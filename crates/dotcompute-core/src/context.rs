@@ -236,9 +236,11 @@ impl<M: Message, R: Message> Context<M, R> {
     pub(crate) fn poll_receive(&mut self, cx: &mut TaskContext<'_>) -> Poll<Result<(), Stopped>> {
         std::task::ready!(self.poll_turn(cx));
         self.settle_sample();
-        self.taken = None;
+        self.note_in_hand();
         loop {
-            match self.inbox.poll_next(cx) {
+            let next = self.inbox.poll_next(cx);
+            self.taken = None;
+            match next {
                 Poll::Pending => {
                     self.budget = BUDGET;
                     return Poll::Pending;
@@ -269,10 +271,23 @@ impl<M: Message, R: Message> Context<M, R> {
         }
         self.budget = BUDGET;
         self.settle_sample();
+        self.note_in_hand();
+        drop(self.inbox.take());
         self.inbox.settle(Outcome::Processed);
         self.taken = None;
         cx.waker().wake_by_ref();
         Poll::Pending
+    }
+
+    /// Keeps what is known of the message in hand beyond its destructor, which is the user's code:
+    /// if that panics, the message is still in hand, and so is its ask.
+    #[inline]
+    fn note_in_hand(&mut self) {
+        if std::mem::needs_drop::<M>()
+            && let Some(envelope) = self.inbox.current()
+        {
+            self.taken = Some(envelope.taken());
+        }
     }
 
     #[inline]

@@ -154,6 +154,12 @@ impl fmt::Debug for DeadLetter {
     }
 }
 
+/// Drops a message, or a letter that holds one. Its destructor is the user's code: what that panics
+/// with must not end whoever happens to drop it.
+pub(crate) fn discard<T>(message: T) {
+    let _ = catch_unwind(AssertUnwindSafe(|| drop(message)));
+}
+
 /// The dead letters of one runtime: the newest ones, up to a number and a size.
 #[derive(Debug, Default)]
 pub(crate) struct DeadLetters {
@@ -201,19 +207,18 @@ impl DeadLetters {
                 evicted.push(oldest);
             }
         }
-        // A message's destructor is the user's code: it runs outside the lock, and what it panics
-        // with must not end whoever came with a letter.
-        for letter in evicted {
-            let _ = catch_unwind(AssertUnwindSafe(|| drop(letter)));
-        }
+        // Outside the lock.
+        evicted.into_iter().for_each(discard);
     }
 
     /// Takes out the letters that `wanted` chooses, oldest first.
     pub(crate) fn take(&self, mut wanted: impl FnMut(&DeadLetter) -> bool) -> Vec<DeadLetter> {
         let mut kept = lock(&self.kept);
+        // Chosen first: should the choice panic, every letter is still there.
+        let chosen: Vec<bool> = kept.letters.iter().map(&mut wanted).collect();
         let mut taken = Vec::new();
-        for letter in std::mem::take(&mut kept.letters) {
-            if wanted(&letter) {
+        for (letter, chosen) in std::mem::take(&mut kept.letters).into_iter().zip(chosen) {
+            if chosen {
                 kept.bytes -= letter.payload_bytes;
                 taken.push(letter);
             } else {
@@ -238,6 +243,13 @@ impl DeadLetters {
             evicted: kept.evicted,
             total: kept.total,
         }
+    }
+}
+
+impl Drop for Kept {
+    fn drop(&mut self) {
+        // Perhaps on a kernel's thread, which was the last to hold the runtime.
+        self.letters.drain(..).for_each(discard);
     }
 }
 

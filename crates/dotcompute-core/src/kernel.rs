@@ -13,7 +13,7 @@ use dotcompute_mailbox::sync::{AtomicU32, Ordering, lock};
 use dotcompute_mailbox::{self as mailbox, Admission, Band, Books, Close, Mailbox, wait};
 
 use crate::ask::{AskFailure, Asks, Routed};
-use crate::dead_letter::{DeadLetter, DeadLetterReason};
+use crate::dead_letter::{self, DeadLetter, DeadLetterReason};
 use crate::error::{AskError, Fault, KernelId, ReceiveError, SendError, StateError};
 use crate::id::MessageId;
 use crate::lifecycle::{KernelState, Lifecycle, WrongState};
@@ -295,8 +295,9 @@ impl<M: Message, R: Message> Cell<M, R> {
 
     pub(crate) fn dead_letter(&self, letter: DeadLetter) {
         tracing::debug!(kernel = %self.id, id = %letter.id, reason = %letter.reason, "dead letter");
-        if let Some(runtime) = self.runtime.upgrade() {
-            runtime.dead_letters.push(letter);
+        match self.runtime.upgrade() {
+            Some(runtime) => runtime.dead_letters.push(letter),
+            None => dead_letter::discard(letter),
         }
     }
 
@@ -417,7 +418,8 @@ impl<M: Message, R: Message> Cell<M, R> {
             faults: load(&self.telemetry.faults),
             restarts: load(&self.telemetry.restarts),
             stalls: load(&self.telemetry.stalls),
-            stalled: self.telemetry.stalled.load(Ordering::Relaxed) != 0,
+            // The watchdog no longer looks at a kernel that has ended.
+            stalled: self.telemetry.stalled.load(Ordering::Relaxed) != 0 && books.in_hand > 0,
             last_fault,
             queue_time,
             handler_time,
@@ -1084,10 +1086,11 @@ fn admitted<M: Message>(
     to: &(impl Accept<M> + ?Sized),
     admission: Admission<Envelope<M>>,
 ) -> Result<(), SendError<M>> {
-    if let Admission::Evicted(dropped) | Admission::DroppedNewest(dropped) = admission
-        && let Some(token) = dropped.ask
-    {
-        to.fail_ask(token, AskFailure::Dropped);
+    if let Admission::Evicted(dropped) | Admission::DroppedNewest(dropped) = admission {
+        if let Some(token) = dropped.ask {
+            to.fail_ask(token, AskFailure::Dropped);
+        }
+        dead_letter::discard(dropped);
     }
     Ok(())
 }

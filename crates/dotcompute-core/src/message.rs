@@ -94,9 +94,13 @@ pub(crate) struct Taken {
 }
 
 impl<M> Envelope<M> {
+    pub(crate) fn taken(&self) -> Taken {
+        let Self { id, correlation_id, priority, ask, delivery_count, .. } = *self;
+        Taken { id, correlation_id, priority, ask, delivery_count }
+    }
+
     pub(crate) fn into_parts(self) -> (Taken, M) {
-        let Self { id, correlation_id, priority, message, ask, delivery_count } = self;
-        (Taken { id, correlation_id, priority, ask, delivery_count }, message)
+        (self.taken(), self.message)
     }
 }
 

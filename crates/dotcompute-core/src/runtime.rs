@@ -327,6 +327,8 @@ impl Runtime {
         };
         let watched = options.watchdog.is_some();
         let cell = Cell::<M, R>::new(id.clone(), options, executor.name(), &self.shared);
+        // Before anyone can find it and ask it to end.
+        cell.change(|lifecycle| lifecycle.launched());
         {
             let mut kernels = lock(&self.shared.kernels);
             if kernels.shutting_down {
@@ -344,7 +346,6 @@ impl Runtime {
         if watched {
             self.shared.monitor.wake();
         }
-        cell.change(|lifecycle| lifecycle.launched());
         let guard = TellWhenDropped::new(&cell);
         let span = tracing::info_span!("ring_kernel", kernel = %id, executor = executor.name());
         let task = KernelTask::new(supervise(guard, body).instrument(span));

@@ -12,7 +12,7 @@ use dotcompute_mailbox::Outcome;
 
 use crate::ask::AskFailure;
 use crate::context::Context;
-use crate::dead_letter::{DeadLetter, DeadLetterReason};
+use crate::dead_letter::{self, DeadLetter, DeadLetterReason};
 use crate::error::{BoxError, Fault, ReceiveError, Stopped};
 use crate::kernel::Cell;
 use crate::message::Message;
@@ -165,9 +165,7 @@ fn settle_message_in_hand<M: Message, R: Message>(
     let taken = cell.taken();
     let fault = match ended {
         Ended::Returned => {
-            // Outside the lock and after the settling: dropping a message is the user's code.
-            let message = inbox.settle(Outcome::Processed);
-            let _ = catch_unwind(AssertUnwindSafe(|| drop(message)));
+            dead_letter::discard(inbox.settle(Outcome::Processed));
             return;
         }
         Ended::Faulted(fault) => fault.clone(),
@@ -194,6 +192,8 @@ fn settle_message_in_hand<M: Message, R: Message>(
             (taken.ask, DeadLetter::without_payload::<M>(&cell.id, &taken, reason))
         }
     };
+    cell.dead_letter(letter);
+    // Last: whoever is told finds the letter.
     if let Some(token) = ask {
         cell.fail_ask(
             token,
@@ -203,7 +203,6 @@ fn settle_message_in_hand<M: Message, R: Message>(
             },
         );
     }
-    cell.dead_letter(letter);
 }
 
 /// Drives one run of the body: catches its panics, and drops it when it is killed.
