@@ -39,7 +39,7 @@ pub(crate) const ROWS: &[Row] = &[
         other: Other::Side(peers::rtrb::chunks),
     },
     Row {
-        id: "ring.chunks_over_single",
+        id: "ring.chunks_over_single.busy",
         what: "our chunks of 64 over our single push and pop; threads pinned to two cores",
         unit: Unit::MillionPerSecond,
         against: "our own push/pop",
@@ -50,8 +50,19 @@ pub(crate) const ROWS: &[Row] = &[
         other: Other::Side(ours::ring::single),
     },
     Row {
+        id: "ring.chunks_over_single.near_empty",
+        what: "the same with some work for each record, which keeps the ring near empty",
+        unit: Unit::MillionPerSecond,
+        against: "our own push/pop",
+        goal: Some(2.5),
+        cores: 2,
+        size: Size::Timed,
+        ours: ours::ring::chunks_worked_out,
+        other: Other::Side(ours::ring::single_worked_out),
+    },
+    Row {
         id: "ring.round_trip.spin",
-        what: "two rings of u64, both ends spin; threads pinned to two cores",
+        what: "two rings, both ends spin; threads pinned to two cores",
         unit: Unit::Nanoseconds,
         against: "two atomic words on two lines",
         goal: Some(1.1),
@@ -62,7 +73,7 @@ pub(crate) const ROWS: &[Row] = &[
     },
     Row {
         id: "ring.round_trip.spin_rtrb",
-        what: "two rings of u64, both ends spin; threads pinned to two cores",
+        what: "two rings, both ends spin; threads pinned to two cores",
         unit: Unit::Nanoseconds,
         against: "rtrb push/pop",
         goal: None,
@@ -73,7 +84,7 @@ pub(crate) const ROWS: &[Row] = &[
     },
     Row {
         id: "ring.round_trip.parked",
-        what: "two rings of u64, both ends sleep; threads pinned to one core",
+        what: "two rings, both ends sleep; threads pinned to one core",
         unit: Unit::Nanoseconds,
         against: "two futex words",
         goal: Some(1.3),
@@ -84,7 +95,7 @@ pub(crate) const ROWS: &[Row] = &[
     },
     Row {
         id: "ring.round_trip.parked_far",
-        what: "two rings of u64, both ends sleep; threads pinned to two cores",
+        what: "two rings, both ends sleep; threads pinned to two cores",
         unit: Unit::Nanoseconds,
         against: "two futex words",
         goal: Some(1.3),
@@ -95,7 +106,7 @@ pub(crate) const ROWS: &[Row] = &[
     },
     Row {
         id: "ring.round_trip.adaptive",
-        what: "two rings of u64, both ends wait as they see fit; threads pinned to two cores",
+        what: "two rings, both ends wait as they see fit; threads pinned to two cores",
         unit: Unit::Nanoseconds,
         against: "two futex words",
         goal: None,

@@ -29,6 +29,17 @@ impl Record {
         Self([sequence; 8])
     }
 
+    /// The same after some work, as if the record had to be parsed first: the producer is then
+    /// slower than the consumer, which keeps the queue near empty.
+    #[inline(always)]
+    pub(crate) fn worked_out(sequence: u64) -> Self {
+        let worked =
+            (0..32).fold(sequence, |x: u64, _| (x ^ (x >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb));
+        let mut record = Self::new(sequence);
+        record.0[1] = worked;
+        record
+    }
+
     /// Whether this is the whole record of that number.
     #[inline(always)]
     pub(crate) fn is(&self, sequence: u64) -> bool {
@@ -84,16 +95,16 @@ pub(crate) fn two_threads(
             os::pin(cores.first);
             barrier.wait();
             let started = Instant::now();
-            producer().map(|()| started)
+            producer().map(|()| (started, os::preemptions()))
         });
         let consuming = scope.spawn(|| {
             os::pin(cores.second);
             barrier.wait();
-            consumer().map(|()| Instant::now())
+            consumer().map(|()| (Instant::now(), os::preemptions()))
         });
-        let ended = os::joined(consuming.join())?;
-        let started = os::joined(producing.join())?;
-        Ok(Slice::took(ended - started))
+        let (ended, consumers) = os::joined(consuming.join())?;
+        let (started, producers) = os::joined(producing.join())?;
+        Ok(Slice { preemptions: consumers + producers, ..Slice::took(ended - started) })
     })
 }
 
@@ -115,14 +126,18 @@ pub(crate) fn round_trip(
     thread::scope(|scope| {
         let answering = scope.spawn(move || {
             os::pin(other);
-            answerer()
+            answerer().map(|()| os::preemptions())
         });
         let calling = scope.spawn(move || {
             os::pin(cores.first);
-            caller()
+            caller().map(|slice| (slice, os::preemptions()))
         });
-        let slice = os::joined(calling.join())?;
-        os::joined(answering.join())?;
+        let (mut slice, callers) = os::joined(calling.join())?;
+        let answerers = os::joined(answering.join())?;
+        // On one core the two take it from each other, which is what is measured.
+        if placement == Placement::TwoCores {
+            slice.preemptions = callers + answerers;
+        }
         Ok(slice)
     })
 }

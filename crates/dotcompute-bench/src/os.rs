@@ -6,8 +6,9 @@ use std::mem::{MaybeUninit, size_of};
 use std::thread;
 
 use dotcompute_mailbox::sync::{AtomicU32, Ordering};
+use dotcompute_mailbox::wait;
 
-use crate::harness::Wrong;
+use crate::harness::{Slice, Wrong};
 
 /// Two cores to put threads on: the first allowed one, and the next that is not its twin under
 /// hyper-threading. The same core twice where there is only one.
@@ -19,6 +20,9 @@ pub(crate) struct Cores {
 
 /// The cores that pinned rows use. Call it from a thread that is not pinned.
 pub(crate) fn cores() -> Cores {
+    // dotcompute counts the cores when first asked, and honours the affinity of who asks: ask here,
+    // before any thread is pinned.
+    wait::parallelism();
     let allowed = allowed_cores();
     let first = allowed.first().copied().unwrap_or(0);
     let path = format!("/sys/devices/system/cpu/cpu{first}/topology/thread_siblings_list");
@@ -68,16 +72,30 @@ pub(crate) fn pin(core: usize) {
     assert_eq!(failed, 0, "core {core} is among the allowed ones, so binding to it succeeds");
 }
 
-/// Runs `side` on a thread of its own, bound to the first core.
-pub(crate) fn pinned<T: Send>(side: impl FnOnce() -> Result<T, Wrong> + Send) -> Result<T, Wrong> {
+/// Runs `side` on a thread of its own, bound to the first core, and counts how often others took
+/// that core from it.
+pub(crate) fn pinned(side: impl FnOnce() -> Result<Slice, Wrong> + Send) -> Result<Slice, Wrong> {
     let core = cores().first;
     thread::scope(|scope| {
         let thread = scope.spawn(move || {
             pin(core);
-            side()
+            let slice = side()?;
+            Ok(Slice { preemptions: preemptions(), ..slice })
         });
         joined(thread.join())
     })
+}
+
+/// How often the calling thread, so far, had to leave its core to another although it could have
+/// gone on.
+pub(crate) fn preemptions() -> u64 {
+    let mut usage = MaybeUninit::<libc::rusage>::zeroed();
+    // SAFETY: `usage` is a place for one `rusage`, which the call fills.
+    let failed = unsafe { libc::getrusage(libc::RUSAGE_THREAD, usage.as_mut_ptr()) };
+    assert_eq!(failed, 0, "every thread has a usage");
+    // SAFETY: integers only, zeroed and then filled.
+    let usage = unsafe { usage.assume_init() };
+    u64::try_from(usage.ru_nivcsw).unwrap_or(0)
 }
 
 /// A thread's result; its panic becomes a wrong result.
@@ -156,8 +174,11 @@ mod tests {
     #[test]
     fn a_pinned_thread_stays_on_its_core() {
         let core = cores().first;
-        let allowed = pinned(|| Ok(allowed_of_thread())).unwrap();
-        assert_eq!(allowed, [core]);
+        pinned(|| {
+            assert_eq!(allowed_of_thread(), [core]);
+            Ok(Slice::default())
+        })
+        .unwrap();
     }
 
     fn allowed_of_thread() -> Vec<usize> {

@@ -1,12 +1,6 @@
-//! interim
-pub(crate) mod ring {
-    pub(crate) use crate::peers::raw::{
-        futex_round_trip_one_core as waiting_round_trip_one_core,
-        futex_round_trip_two_cores as parked_round_trip_two_cores,
-        futex_round_trip_two_cores as waiting_round_trip_two_cores,
-    };
-    pub(crate) use crate::peers::rtrb::{chunks, single, spinning_round_trip};
-}
+//! Our side of each group.
+
+pub(crate) mod ring;
 pub(crate) mod mailbox {
     pub(crate) use crate::peers::crossbeam::window;
     pub(crate) use crate::peers::raw::locked_queue_pair as pair;

@@ -116,6 +116,8 @@ pub(crate) struct Line {
     ratio_q3: f64,
     ratio_max: f64,
     pairs: usize,
+    /// Slices, of both sides, that count although another program took a core from them.
+    disturbed: usize,
     /// The ratio to reach: at least this much if higher is better, else at most. None: only stated.
     goal: Option<f64>,
     /// Whether the goal is reached; none where there is none.
@@ -145,6 +147,7 @@ impl Line {
             ratio_q3: measured.ratio(0.75),
             ratio_max: measured.ratio(1.0),
             pairs: measured.pairs(),
+            disturbed: measured.disturbed,
             goal: row.goal,
             met: row.goal.map(|goal| match better {
                 Better::Lower => ratio <= goal,
@@ -175,6 +178,10 @@ impl Line {
             Some(true) => "yes",
             Some(false) => "NO",
         };
+        let disturbed = match self.disturbed {
+            0 => String::new(),
+            slices => format!(" ({slices} of {} slices disturbed)", 2 * self.pairs),
+        };
         [
             self.id.to_owned(),
             format!("{}{}", figure(self.ours), latency(self.ours_p50_ns, self.ours_p99_ns)),
@@ -183,7 +190,7 @@ impl Line {
             format!("{:.2} [{:.2} .. {:.2}]", self.ratio, self.ratio_q1, self.ratio_q3),
             goal,
             met.to_owned(),
-            self.against.to_owned(),
+            format!("{}{disturbed}", self.against),
         ]
     }
 }

@@ -71,18 +71,18 @@ pub(crate) fn chunks(operations: u64) -> Result<Slice, Wrong> {
 
 /// Two rings, spinning at both ends.
 pub(crate) fn spinning_round_trip(operations: u64) -> Result<Slice, Wrong> {
-    let (mut ask, mut asked) = RingBuffer::<u64>::new(CAPACITY);
-    let (mut reply, mut replied) = RingBuffer::<u64>::new(CAPACITY);
+    let (mut ask, mut asked) = RingBuffer::new(CAPACITY);
+    let (mut reply, mut replied) = RingBuffer::new(CAPACITY);
     round_trip(
         Placement::TwoCores,
         move || {
             let mut trips = Trips::new(operations);
             let mut in_order = InOrder::default();
             for number in trips.by_ref() {
-                ask.push(number).map_err(Wrong::new)?;
-                in_order.number(loop {
+                ask.push(Record::new(number)).map_err(Wrong::new)?;
+                in_order.record(&loop {
                     match replied.pop() {
-                        Ok(number) => break number,
+                        Ok(record) => break record,
                         Err(_) => spin_loop(),
                     }
                 });
@@ -92,13 +92,13 @@ pub(crate) fn spinning_round_trip(operations: u64) -> Result<Slice, Wrong> {
         },
         move || {
             for _ in 0..Trips::total(operations) {
-                let number = loop {
+                let record = loop {
                     match asked.pop() {
-                        Ok(number) => break number,
+                        Ok(record) => break record,
                         Err(_) => spin_loop(),
                     }
                 };
-                reply.push(number).map_err(Wrong::new)?;
+                reply.push(record).map_err(Wrong::new)?;
             }
             Ok(())
         },

@@ -1,0 +1,55 @@
+//! The mailbox with bands, books and stamps.
+
+use std::hint::black_box;
+use std::time::Instant;
+
+use dotcompute_mailbox::{Backpressure, Band, Mailbox};
+
+use crate::harness::{Slice, Wrong, expect};
+use crate::load::{CAPACITY, CHUNK, InOrder, sum_below};
+use crate::os::pinned;
+
+/// `try_send` and `try_receive` on one thread.
+pub(crate) fn pair(operations: u64) -> Result<Slice, Wrong> {
+    pinned(|| {
+        let mailbox = Mailbox::new(CAPACITY, Backpressure::Reject);
+        let started = Instant::now();
+        let mut sum: u64 = 0;
+        for number in 0..operations {
+            black_box(&mailbox)
+                .try_send(Band::Normal, number)
+                .map_err(|_| Wrong::new("the mailbox is full"))?;
+            sum += black_box(&mailbox).try_receive().map_err(Wrong::new)?;
+        }
+        let elapsed = started.elapsed();
+        expect("sum", sum, sum_below(operations))?;
+        expect("processed", mailbox.books().processed, operations)?;
+        Ok(Slice::took(elapsed))
+    })
+}
+
+/// 64 times `try_send`, then as many messages through the window of the kernel's end.
+pub(crate) fn window(operations: u64) -> Result<Slice, Wrong> {
+    pinned(|| {
+        let mailbox = Mailbox::new(CAPACITY, Backpressure::Reject);
+        let mut inbox = mailbox.inbox().ok_or_else(|| Wrong::new("the inbox is taken"))?;
+        let started = Instant::now();
+        let mut in_order = InOrder::default();
+        while in_order.count() < operations {
+            let sent = in_order.count();
+            for number in sent..operations.min(sent + CHUNK) {
+                black_box(&mailbox)
+                    .try_send(Band::Normal, number)
+                    .map_err(|_| Wrong::new("the mailbox is full"))?;
+            }
+            while black_box(&mut inbox).try_next().is_ok() {
+                let number = inbox.current().ok_or_else(|| Wrong::new("nothing in hand"))?;
+                in_order.number(*number);
+            }
+        }
+        let elapsed = started.elapsed();
+        in_order.verify(operations)?;
+        expect("processed", mailbox.books().processed, operations)?;
+        Ok(Slice::took(elapsed))
+    })
+}
