@@ -5,6 +5,7 @@ use std::fmt;
 use std::sync::Arc;
 
 use crate::lifecycle::KernelState;
+use crate::message::Envelope;
 
 /// Any error, owned; what a kernel's body or handler may return.
 pub type BoxError = Box<dyn Error + Send + Sync + 'static>;
@@ -164,7 +165,7 @@ pub enum SendError<M> {
     #[error("the mailbox of ring kernel '{kernel}' is full ({capacity} messages)")]
     Full {
         /// The message, given back.
-        message: M,
+        envelope: Envelope<M>,
         /// The kernel.
         kernel: KernelId,
         /// How many messages its mailbox holds.
@@ -174,7 +175,7 @@ pub enum SendError<M> {
     #[error("the mailbox of ring kernel '{kernel}' stayed full until the timeout")]
     Timeout {
         /// The message, given back.
-        message: M,
+        envelope: Envelope<M>,
         /// The kernel.
         kernel: KernelId,
     },
@@ -182,7 +183,7 @@ pub enum SendError<M> {
     #[error("ring kernel '{kernel}' is {state}: activate it before sending")]
     NotActive {
         /// The message, given back.
-        message: M,
+        envelope: Envelope<M>,
         /// The kernel.
         kernel: KernelId,
         /// Its state.
@@ -192,7 +193,7 @@ pub enum SendError<M> {
     #[error("ring kernel '{kernel}' is stopped")]
     Stopped {
         /// The message, given back.
-        message: M,
+        envelope: Envelope<M>,
         /// The kernel.
         kernel: KernelId,
     },
@@ -200,7 +201,7 @@ pub enum SendError<M> {
     #[error("ring kernel '{kernel}' failed: {fault}")]
     Failed {
         /// The message, given back.
-        message: M,
+        envelope: Envelope<M>,
         /// The kernel.
         kernel: KernelId,
         /// Why.
@@ -212,29 +213,28 @@ pub enum SendError<M> {
 impl<M> SendError<M> {
     /// The message that was not accepted.
     pub fn into_inner(self) -> M {
+        self.into_envelope().message
+    }
+
+    /// The message that was not accepted, with its id, correlation and priority: sending this
+    /// envelope again sends the same message again.
+    pub fn into_envelope(self) -> Envelope<M> {
         match self {
-            Self::Full { message, .. }
-            | Self::Timeout { message, .. }
-            | Self::NotActive { message, .. }
-            | Self::Stopped { message, .. }
-            | Self::Failed { message, .. } => message,
+            Self::Full { envelope, .. }
+            | Self::Timeout { envelope, .. }
+            | Self::NotActive { envelope, .. }
+            | Self::Stopped { envelope, .. }
+            | Self::Failed { envelope, .. } => envelope,
         }
     }
 
-    /// The same error around another form of the message.
-    pub(crate) fn map<N>(self, f: impl FnOnce(M) -> N) -> SendError<N> {
+    pub(crate) fn envelope_mut(&mut self) -> &mut Envelope<M> {
         match self {
-            Self::Full { message, kernel, capacity } => {
-                SendError::Full { message: f(message), kernel, capacity }
-            }
-            Self::Timeout { message, kernel } => SendError::Timeout { message: f(message), kernel },
-            Self::NotActive { message, kernel, state } => {
-                SendError::NotActive { message: f(message), kernel, state }
-            }
-            Self::Stopped { message, kernel } => SendError::Stopped { message: f(message), kernel },
-            Self::Failed { message, kernel, fault } => {
-                SendError::Failed { message: f(message), kernel, fault }
-            }
+            Self::Full { envelope, .. }
+            | Self::Timeout { envelope, .. }
+            | Self::NotActive { envelope, .. }
+            | Self::Stopped { envelope, .. }
+            | Self::Failed { envelope, .. } => envelope,
         }
     }
 }

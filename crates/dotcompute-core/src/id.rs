@@ -40,15 +40,14 @@ impl MessageId {
     /// repeat its ids: call [`MessageId::reseed`] first thing in the child.
     #[inline]
     pub fn next() -> Self {
-        let (high, low) = GENERATOR.with(|generator| {
+        let [high, low] = GENERATOR.with(|generator| {
             let mut state = generator.get();
             if state == UNSEEDED {
                 state = seed();
             }
-            let high = step(&mut state);
-            let low = step(&mut state);
+            state = state.map(|word| word.wrapping_add(STEP));
             generator.set(state);
-            (high, low)
+            state.map(mix)
         });
         let random = u128::from(high) << 64 | u128::from(low);
         Self(random & !(VERSION_MASK | VARIANT_MASK) | VERSION_4 | VARIANT_1)
@@ -169,11 +168,12 @@ impl FromStr for MessageId {
 #[error("expected a UUID: 32 hexadecimal digits, as 8-4-4-4-12 or in one")]
 pub struct ParseMessageIdError;
 
-/// The one state that xoshiro256++ cannot be in marks a thread that has not made an id yet.
-const UNSEEDED: [u64; 4] = [0; 4];
+/// Marks a thread that has not made an id yet. A generator that came to this state, one time in
+/// 2^128, would be seeded again, which does no harm.
+const UNSEEDED: [u64; 2] = [0; 2];
 
 thread_local! {
-    static GENERATOR: Cell<[u64; 4]> = const { Cell::new(UNSEEDED) };
+    static GENERATOR: Cell<[u64; 2]> = const { Cell::new(UNSEEDED) };
 }
 
 /// Changed by `reseed`, so that seeds made after a fork differ from the parent's.
@@ -189,31 +189,26 @@ fn secret() -> &'static RandomState {
 /// A seed that no other thread of this process gets: SipHash, a keyed pseudorandom function, of
 /// this thread's number.
 #[cold]
-fn seed() -> [u64; 4] {
+fn seed() -> [u64; 2] {
     static THREADS: AtomicU64 = AtomicU64::new(0);
     // Relaxed: only that each thread gets a number of its own matters.
     let thread = THREADS.fetch_add(1, Ordering::Relaxed);
     // Relaxed: a lone value, see `reseed`.
     let salt = SALT.load(Ordering::Relaxed);
-    let mut state = [0, 1, 2, 3].map(|lane: u64| secret().hash_one((salt, thread, lane)));
-    if state == UNSEEDED {
-        state[0] = 1;
-    }
-    state
+    [0, 1].map(|half: u64| secret().hash_one((salt, thread, half)))
 }
 
-/// One step of xoshiro256++ (David Blackman and Sebastiano Vigna, 2019): period 2^256 - 1.
+/// SplitMix64 (Guy Steele, Doug Lea and Christine Flood, 2014), once for each half of an id: a
+/// counter that goes up by this, and a mixer. Since the next id waits only for the counter, one
+/// overlaps with the work around it. Two threads repeat each other's ids only if both halves
+/// coincide at the same distance.
+const STEP: u64 = 0x9e37_79b9_7f4a_7c15;
+
 #[inline]
-fn step(state: &mut [u64; 4]) -> u64 {
-    let result = state[0].wrapping_add(state[3]).rotate_left(23).wrapping_add(state[0]);
-    let shifted = state[1] << 17;
-    state[2] ^= state[0];
-    state[3] ^= state[1];
-    state[1] ^= state[2];
-    state[0] ^= state[3];
-    state[2] ^= shifted;
-    state[3] = state[3].rotate_left(45);
-    result
+const fn mix(word: u64) -> u64 {
+    let word = (word ^ (word >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    let word = (word ^ (word >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    word ^ (word >> 31)
 }
 
 #[cfg(test)]
@@ -223,11 +218,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_generator_is_xoshiro256_plus_plus() {
-        // The reference implementation's first outputs from the state 1, 2, 3, 4.
-        let mut state = [1, 2, 3, 4];
-        let outputs = [(); 4].map(|()| step(&mut state));
-        assert_eq!(outputs, [41943041, 58720359, 3588806011781223, 3591011842654386]);
+    fn the_generator_is_splitmix64() {
+        // The first outputs of the reference implementation for the seed 1234567.
+        let outputs = [1, 2, 3].map(|n: u64| mix(1_234_567u64.wrapping_add(STEP.wrapping_mul(n))));
+        let expected =
+            [6_457_827_717_110_365_317, 3_203_168_211_198_807_973, 9_817_491_932_198_370_423];
+        assert_eq!(outputs, expected);
     }
 
     #[test]

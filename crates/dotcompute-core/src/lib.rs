@@ -1,7 +1,50 @@
 //! Ring kernels: messages, lifecycle, executors, supervision, telemetry.
 
-mod id;
-mod message;
+pub mod record;
+pub mod wire;
 
+mod ask;
+mod context;
+mod dead_letter;
+mod error;
+mod executor;
+mod handler;
+mod id;
+mod kernel;
+mod lifecycle;
+mod message;
+mod options;
+mod runtime;
+mod supervision;
+mod telemetry;
+mod terminate;
+mod timer;
+
+pub use context::Context;
+pub use dead_letter::{
+    DEAD_LETTERS_MAX, DEAD_LETTERS_MAX_BYTES, DeadLetter, DeadLetterCounts, DeadLetterReason,
+};
+pub use dotcompute_macros::Message;
+pub use dotcompute_mailbox::{Backpressure, Band, Books};
+pub use error::{
+    AskError, BoxError, Fault, FaultKind, KernelId, LaunchError, LookupError, ReceiveError,
+    SendError, StateError, Stopped,
+};
+pub use executor::{Executor, KernelTask};
+pub use handler::{Handler, HandlerContext};
 pub use id::{MessageId, ParseMessageIdError};
+pub use kernel::{Address, KernelRef, ScopedKernel};
+pub use lifecycle::KernelState;
 pub use message::{DEFAULT_PRIORITY, Envelope, Message};
+pub use options::{CAPACITY_MAX, DELIVERIES_MAX, Restart, RestartPolicy};
+pub use record::Record;
+pub use runtime::{KernelBuilder, Runtime, RuntimeBuilder};
+pub use telemetry::{KernelTelemetry, Latency};
+pub use terminate::{Terminate, Termination};
+pub use wire::WireMessage;
+
+/// What the code of the derive macro names besides the public items.
+#[doc(hidden)]
+pub mod __private {
+    pub use bytemuck;
+}

@@ -74,6 +74,8 @@ pub(crate) struct Lifecycle {
     pub(crate) abandoned: bool,
     /// The body was dropped at the deadline.
     pub(crate) cancelled: bool,
+    /// Nobody will ask for it again: its name is free once it has ended.
+    pub(crate) remove_when_ended: bool,
     waiters: Vec<Waker>,
 }
 
@@ -91,6 +93,7 @@ impl Lifecycle {
             ended: false,
             abandoned: false,
             cancelled: false,
+            remove_when_ended: false,
             waiters: Vec::new(),
         }
     }
@@ -109,20 +112,19 @@ impl Lifecycle {
     }
 
     /// CREATED → LAUNCHED.
-    pub(crate) fn launched(&mut self) -> Vec<Waker> {
+    pub(crate) fn launched(&mut self) {
         debug_assert_eq!(self.state, KernelState::Created);
         self.state = KernelState::Launched;
-        self.changed()
     }
 
     /// LAUNCHED → ACTIVE, asked for by the user.
-    pub(crate) fn activate(&mut self) -> Result<Vec<Waker>, WrongState> {
+    pub(crate) fn activate(&mut self) -> Result<(), WrongState> {
         if self.state != KernelState::Launched || self.opened {
             return Err(WrongState(self.state));
         }
         self.opened = true;
         self.state = KernelState::Active;
-        Ok(self.changed())
+        Ok(())
     }
 
     /// ACTIVE (or waiting for a restart) → paused.

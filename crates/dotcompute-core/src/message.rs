@@ -83,6 +83,23 @@ pub(crate) struct AskToken {
     pub(crate) generation: u32,
 }
 
+/// What stays of an envelope whose message was taken out.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Taken {
+    pub(crate) id: MessageId,
+    pub(crate) correlation_id: Option<MessageId>,
+    pub(crate) priority: u8,
+    pub(crate) ask: Option<AskToken>,
+    pub(crate) delivery_count: u8,
+}
+
+impl<M> Envelope<M> {
+    pub(crate) fn into_parts(self) -> (Taken, M) {
+        let Self { id, correlation_id, priority, message, ask, delivery_count } = self;
+        (Taken { id, correlation_id, priority, ask, delivery_count }, message)
+    }
+}
+
 impl<M: Message> Envelope<M> {
     /// An envelope around `message`, with a new id and the default priority of its type.
     pub fn new(message: M) -> Self {

@@ -1,1 +1,562 @@
-//! bands.
+//! The messages of one mailbox: four FIFO lists, and the free list, through one slab of slots.
+//!
+//! [`Bands`] is plain single-threaded data that the mailbox's lock guards. It decides which band
+//! is served next and lends the inbox its *window*.
+//!
+//! # The window
+//!
+//! The inbox reads most messages without the lock. Under the lock, [`Bands::open_window`] lends it
+//! a chain of slots; the inbox then walks along the chain and counts each step in the mailbox's
+//! cursor (`cursor.rs`), a word that both sides can read. What is lent still counts as queued until
+//! the cursor says that it was delivered.
+//!
+//! Who may touch what:
+//!
+//! - The slots of a window that the cursor has not passed may be read by both sides (their links)
+//!   and written by neither.
+//! - The slot in hand, the last one that the cursor passed, is the inbox's alone, except that its
+//!   link may be read. It stays so until the inbox takes the lock or moves the cursor on.
+//! - All other slots belong to whoever holds the lock, among them those that the inbox is done
+//!   with.
+//!
+//! So, given the cursor, whoever holds the lock can end a window at any time
+//! ([`Bands::close_window`]), provided that the cursor cannot move meanwhile.
+
+use crate::sync::UnsafeCell;
+use std::ptr::NonNull;
+
+/// The four priorities of a mailbox, the most urgent first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Band {
+    /// Control messages: priority 224 to 255.
+    System,
+    /// Urgent messages: priority 160 to 223.
+    High,
+    /// Ordinary messages: priority 64 to 159.
+    Normal,
+    /// Background messages: priority 0 to 63.
+    Low,
+}
+
+impl Band {
+    /// All bands, the most urgent first.
+    pub const ALL: [Self; 4] = [Self::System, Self::High, Self::Normal, Self::Low];
+
+    /// The band that serves messages of `priority`.
+    pub const fn from_priority(priority: u8) -> Self {
+        match priority {
+            224.. => Self::System,
+            160.. => Self::High,
+            64.. => Self::Normal,
+            _ => Self::Low,
+        }
+    }
+}
+
+/// A band in which messages wait is passed over by at most so many deliveries in a row; then it
+/// gets one (bands that come due together get theirs one after the other, the most urgent first).
+pub const PASSED_OVER_MAX: u64 = 256;
+
+/// The most messages that the inbox reads before it takes the lock again. It bounds how many slots
+/// wait to be used again.
+pub(crate) const WINDOW_MAX: usize = 64;
+
+/// Slots in a slab's first block; each further block doubles the slab, up to [`BLOCK_MAX`].
+const BLOCK_MIN: usize = 8;
+/// The most slots in one block.
+const BLOCK_MAX: usize = 1024;
+
+pub(crate) struct Bands<T> {
+    lists: [Chain<T>; 4],
+    free: Chain<T>,
+    window: Window<T>,
+    /// Messages in the lists and in the window, without the one in hand.
+    len: usize,
+    /// Deliveries so far, to whomever: the clock of the rule about passing over.
+    deliveries: u64,
+    /// When (in deliveries) each band was last served or began to wait.
+    served: [u64; 4],
+    /// The slots, owned; they are reached through pointers only, and stay where they are.
+    blocks: Vec<NonNull<[Slot<T>]>>,
+    slots: usize,
+}
+
+/// The slots that the inbox can reach.
+struct Window<T> {
+    /// First those that the cursor has passed, then the rest.
+    slots: Chain<T>,
+    /// What the cursor counted before the first of them.
+    start: u64,
+    /// What it counted when last seen.
+    seen: u64,
+    /// The band of the rest.
+    band: Band,
+}
+
+// SAFETY: `Bands` owns its slots, as a `Box` would, and hands values of `T` to whoever owns it.
+unsafe impl<T: Send> Send for Bands<T> {}
+
+impl<T> Bands<T> {
+    pub(crate) const fn new() -> Self {
+        Self {
+            lists: [const { Chain::new() }; 4],
+            free: Chain::new(),
+            window: Window { slots: Chain::new(), start: 0, seen: 0, band: Band::System },
+            len: 0,
+            deliveries: 0,
+            served: [0; 4],
+            blocks: Vec::new(),
+            slots: 0,
+        }
+    }
+
+    /// Messages queued, as far as the inbox's progress was observed: otherwise fewer.
+    #[inline]
+    pub(crate) fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Deliveries so far, as far as the inbox's progress was observed.
+    pub(crate) fn deliveries(&self) -> u64 {
+        self.deliveries
+    }
+
+    pub(crate) fn memory_bytes(&self) -> usize {
+        self.slots * size_of::<Slot<T>>() + self.blocks.capacity() * size_of::<NonNull<[Slot<T>]>>()
+    }
+
+    /// Messages in the window that the inbox may not have reached yet; 0 only if there are none.
+    #[inline]
+    fn lent(&self) -> usize {
+        self.window.slots.len - (self.window.seen - self.window.start) as usize
+    }
+
+    /// Whether there are messages that the inbox can take without the lock.
+    #[inline]
+    pub(crate) fn is_lent(&self) -> bool {
+        self.lent() > 0
+    }
+
+    /// Whether a message of `band` must not wait until the inbox has read its window.
+    #[inline]
+    pub(crate) fn precedes_window(&self, band: Band) -> bool {
+        band < self.window.band && self.is_lent()
+    }
+
+    /// Whether a push to `band` must know how far the inbox has come: when a band begins to wait,
+    /// while another one is being served.
+    #[inline]
+    pub(crate) fn push_needs_progress(&self, band: Band) -> bool {
+        self.is_lent() && band != self.window.band && self.lists[band as usize].is_empty()
+    }
+
+    /// Queues a message. `stamp` is the time of admission, or 0.
+    #[inline]
+    pub(crate) fn push(&mut self, band: Band, value: T, stamp: u64) {
+        let slot = match self.free.pop_front() {
+            Some(slot) => slot,
+            None => self.grow(),
+        };
+        // SAFETY: a slot from the free list (or a new one) is the lock holder's.
+        unsafe { slot.fill(value, stamp) };
+        self.begin_wait(band);
+        self.lists[band as usize].push_back(slot);
+        self.len += 1;
+    }
+
+    /// Notes the time if `band` is empty and so begins to wait now.
+    #[inline]
+    fn begin_wait(&mut self, band: Band) {
+        let served_now = self.is_lent() && band == self.window.band;
+        if self.lists[band as usize].is_empty() && !served_now {
+            self.served[band as usize] = self.deliveries;
+        }
+    }
+
+    /// Notes that the cursor counts `seen` deliveries to the inbox.
+    #[inline]
+    pub(crate) fn observe(&mut self, seen: u64) {
+        let steps = seen - self.window.seen;
+        if steps > 0 {
+            self.window.seen = seen;
+            self.len -= steps as usize;
+            self.deliveries += steps;
+            self.served[self.window.band as usize] = self.deliveries;
+        }
+    }
+
+    /// The band to serve next: one that is due, or else the most urgent. Sees the lists only, so a
+    /// window must be closed first.
+    #[inline]
+    fn next_band(&self) -> Option<Band> {
+        let mut waiting = Band::ALL.into_iter().filter(|&b| !self.lists[b as usize].is_empty());
+        let first = waiting.next()?;
+        let due = waiting.find(|&band| self.patience(band) == 0);
+        Some(due.unwrap_or(first))
+    }
+
+    /// By how many deliveries a waiting band can still be passed over.
+    #[inline]
+    fn patience(&self, band: Band) -> u64 {
+        PASSED_OVER_MAX.saturating_sub(self.deliveries - self.served[band as usize])
+    }
+
+    /// Takes the next message out, in the order of delivery. The window must be closed.
+    #[inline]
+    pub(crate) fn deliver(&mut self) -> Option<T> {
+        let (slot, _) = self.deliver_slot()?;
+        Some(self.empty(slot))
+    }
+
+    #[inline]
+    fn deliver_slot(&mut self) -> Option<(SlotPtr<T>, Band)> {
+        let band = self.next_band()?;
+        let slot = self.lists[band as usize].pop_front()?;
+        self.len -= 1;
+        self.deliveries += 1;
+        self.served[band as usize] = self.deliveries;
+        Some((slot, band))
+    }
+
+    /// Takes the oldest message of the least urgent band out; this is no delivery. The window must
+    /// be closed.
+    pub(crate) fn evict(&mut self) -> Option<T> {
+        let slot = self.lists.iter_mut().rev().find_map(Chain::pop_front)?;
+        self.len -= 1;
+        Some(self.empty(slot))
+    }
+
+    /// Takes the oldest message of the most urgent band out; this is no delivery. The window must
+    /// be closed.
+    pub(crate) fn remove_first(&mut self) -> Option<T> {
+        let slot = self.lists.iter_mut().find_map(Chain::pop_front)?;
+        self.len -= 1;
+        Some(self.empty(slot))
+    }
+
+    /// Takes the value of a slot that has just left its list, and frees the slot.
+    #[inline]
+    fn empty(&mut self, slot: SlotPtr<T>) -> T {
+        // SAFETY: the slot was in a list, so it is the lock holder's.
+        let value = unsafe { slot.take() };
+        self.free.push_front(slot);
+        value.expect("a queued slot should hold a message")
+    }
+
+    /// Delivers the next message to the inbox: its slot is in hand from now on, and the cursor
+    /// must say so before the lock is released. The window must be closed, and no slot in hand.
+    pub(crate) fn hand_out(&mut self) -> Option<(SlotPtr<T>, Band)> {
+        let (slot, band) = self.deliver_slot()?;
+        self.window.start = self.window.seen;
+        self.window.seen += 1;
+        self.window.slots.push_front(slot);
+        Some((slot, band))
+    }
+
+    /// The slot in hand, if there is one. The window must be closed but for it.
+    pub(crate) fn slot_in_hand(&self) -> Option<SlotPtr<T>> {
+        self.window.slots.first()
+    }
+
+    /// Lends the inbox, which was just handed a message, those that come next: their first slot,
+    /// band, and how many of them may be read before the lock is taken again.
+    pub(crate) fn open_window(&mut self) -> Option<(SlotPtr<T>, Band, usize)> {
+        let band = self.next_band()?;
+        let others = || Band::ALL.into_iter().filter(|&b| b != band);
+        let waiting = others().filter(|&other| !self.lists[other as usize].is_empty());
+        // Others may be passed over only so often; a more urgent one (this one is due) never.
+        let patience = |other| if other < band { 0 } else { self.patience(other) as usize };
+        let limit = waiting.map(patience).fold(WINDOW_MAX, usize::min);
+        if limit == 0 {
+            return None;
+        }
+        let rest = self.lists[band as usize].take();
+        let (first, len) = (rest.first()?, rest.len);
+        self.window.slots.append(rest);
+        self.window.band = band;
+        Some((first, band, len.min(limit)))
+    }
+
+    /// Ends the window, after [`observe`](Self::observe): what was not delivered goes back to where
+    /// it came from, and what the inbox is done with is free. The slot in hand, if there is one,
+    /// stays out.
+    pub(crate) fn close_window(&mut self, in_hand: bool) {
+        let Window { slots, start, seen, band } = &mut self.window;
+        let passed = (*seen - *start) as usize;
+        let (done, mut rest) = slots.take().split(passed - usize::from(in_hand));
+        self.free.prepend(done);
+        if in_hand {
+            slots.push_back(rest.pop_front().expect("the slot in hand should be in the window"));
+        }
+        *start = *seen - u64::from(in_hand);
+        self.lists[*band as usize].prepend(rest);
+    }
+
+    /// Puts the message in hand back to the front of its band; undoes nothing else of its delivery.
+    /// The window must be closed but for the slot in hand.
+    pub(crate) fn put_back(&mut self, band: Band) {
+        let slot = self.window.slots.pop_front().expect("a slot should be in hand");
+        self.window.start = self.window.seen;
+        self.begin_wait(band);
+        self.lists[band as usize].push_front(slot);
+        self.len += 1;
+    }
+
+    /// Adds a block of slots and takes one of them.
+    #[cold]
+    fn grow(&mut self) -> SlotPtr<T> {
+        let count = self.slots.clamp(BLOCK_MIN, BLOCK_MAX);
+        let block: Box<[Slot<T>]> = (0..count).map(|_| Slot::new()).collect();
+        let block = NonNull::from(Box::leak(block));
+        self.blocks.push(block);
+        self.slots += count;
+        for index in (0..count).rev() {
+            // SAFETY: `index` is within the block just made.
+            let slot = unsafe { block.cast::<Slot<T>>().add(index) };
+            self.free.push_front(SlotPtr(slot));
+        }
+        self.free.pop_front().expect("a new block should have slots")
+    }
+}
+
+impl<T> Drop for Bands<T> {
+    fn drop(&mut self) {
+        for block in self.blocks.drain(..) {
+            // SAFETY: the block came from a `Box` in `grow`, is freed once, here, and nobody has a
+            // pointer into it any more: the inbox, the only other holder, keeps the mailbox alive.
+            // Values that are still in slots are dropped with it.
+            drop(unsafe { Box::from_raw(block.as_ptr()) });
+        }
+    }
+}
+
+/// Place for one message.
+struct Slot<T> {
+    /// The next slot of the chain; meaningless in its last one.
+    next: UnsafeCell<Option<SlotPtr<T>>>,
+    /// When the message was admitted, if that was noted; else 0.
+    stamp: UnsafeCell<u64>,
+    value: UnsafeCell<Option<T>>,
+}
+
+impl<T> Slot<T> {
+    fn new() -> Self {
+        let (next, stamp) = (UnsafeCell::new(None), UnsafeCell::new(0));
+        Self { next, stamp, value: UnsafeCell::new(None) }
+    }
+}
+
+/// Points to a slot. Every method asks for two things: the [`Bands`] that made the slot lives, and
+/// the caller has the access that the rules at the top of this module give out.
+pub(crate) struct SlotPtr<T>(NonNull<Slot<T>>);
+
+impl<T> Clone for SlotPtr<T> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<T> Copy for SlotPtr<T> {}
+
+impl<T> SlotPtr<T> {
+    /// # Safety
+    ///
+    /// The slot's `Bands` is alive, for as long as the reference is used.
+    #[inline]
+    unsafe fn slot<'a>(self) -> &'a Slot<T> {
+        // SAFETY: points into a block of a living `Bands` (caller), and slots are shared: all their
+        // fields are cells.
+        unsafe { self.0.as_ref() }
+    }
+
+    /// The slot after this one, which is not its chain's last.
+    ///
+    /// # Safety
+    ///
+    /// The slot's `Bands` is alive, and nobody writes the link meanwhile.
+    #[inline]
+    pub(crate) unsafe fn next(self) -> Self {
+        // SAFETY: as the caller promised.
+        let slot = unsafe { self.slot() };
+        slot.next.with(|next| {
+            // SAFETY: nobody writes the link (caller).
+            unsafe { *next }.expect("a slot before the last should have a successor")
+        })
+    }
+
+    /// # Safety
+    ///
+    /// The slot's `Bands` is alive, and nobody else reads or writes the link meanwhile.
+    #[inline]
+    unsafe fn set_next(self, next: Self) {
+        // SAFETY: as the caller promised.
+        let slot = unsafe { self.slot() };
+        // SAFETY: nobody else is at the link (caller).
+        slot.next.with_mut(|link| unsafe { *link = Some(next) });
+    }
+
+    /// Puts a message in; the slot must be empty, or its value is dropped.
+    ///
+    /// # Safety
+    ///
+    /// The slot's `Bands` is alive, and the slot is the caller's alone.
+    #[inline]
+    unsafe fn fill(self, value: T, stamp: u64) {
+        // SAFETY: as the caller promised.
+        let slot = unsafe { self.slot() };
+        // SAFETY: nobody else is at the slot (caller).
+        slot.stamp.with_mut(|place| unsafe { *place = stamp });
+        slot.value.with_mut(|place| {
+            // SAFETY: nobody else is at the slot (caller).
+            let place = unsafe { &mut *place };
+            debug_assert!(place.is_none(), "a slot should be empty when it is filled");
+            *place = Some(value);
+        });
+    }
+
+    /// Moves the value out, if it is still there.
+    ///
+    /// # Safety
+    ///
+    /// The slot's `Bands` is alive, and the slot is the caller's alone.
+    #[inline]
+    pub(crate) unsafe fn take(self) -> Option<T> {
+        // SAFETY: as the caller promised.
+        let slot = unsafe { self.slot() };
+        // SAFETY: nobody else is at the slot (caller).
+        slot.value.with_mut(|value| unsafe { (*value).take() })
+    }
+
+    /// Takes the time of admission, or 0 if it was not noted.
+    ///
+    /// # Safety
+    ///
+    /// The slot's `Bands` is alive, and the slot is the caller's alone.
+    #[inline]
+    pub(crate) unsafe fn take_stamp(self) -> u64 {
+        // SAFETY: as the caller promised.
+        let slot = unsafe { self.slot() };
+        // SAFETY: nobody else is at the slot (caller).
+        slot.stamp.with_mut(|stamp| unsafe { std::mem::take(&mut *stamp) })
+    }
+
+    /// The value, if it is still there.
+    ///
+    /// # Safety
+    ///
+    /// The slot's `Bands` is alive and the value is not written, for as long as the reference lives.
+    #[inline]
+    pub(crate) unsafe fn value<'a>(self) -> Option<&'a T> {
+        // SAFETY: as the caller promised.
+        let slot = unsafe { self.slot() };
+        // SAFETY: nobody writes the value (caller).
+        slot.value.with(|value| unsafe { (*value).as_ref() })
+    }
+
+    /// The value, if it is still there.
+    ///
+    /// # Safety
+    ///
+    /// The slot's `Bands` is alive and the value is the caller's alone, for as long as the reference
+    /// lives.
+    #[inline]
+    pub(crate) unsafe fn value_mut<'a>(self) -> Option<&'a mut T> {
+        // SAFETY: as the caller promised.
+        let slot = unsafe { self.slot() };
+        // SAFETY: nobody else is at the value (caller).
+        slot.value.with_mut(|value| unsafe { (*value).as_mut() })
+    }
+}
+
+/// Slots in order, linked through themselves; private to `Bands`, which owns them all and outlives
+/// every chain. Only `len` says where the chain ends, so that cutting one writes to no slot.
+struct Chain<T> {
+    ends: Option<(SlotPtr<T>, SlotPtr<T>)>,
+    len: usize,
+}
+
+impl<T> Chain<T> {
+    const fn new() -> Self {
+        Self { ends: None, len: 0 }
+    }
+
+    #[inline]
+    fn is_empty(&self) -> bool {
+        self.ends.is_none()
+    }
+
+    fn first(&self) -> Option<SlotPtr<T>> {
+        self.ends.map(|(first, _)| first)
+    }
+
+    fn take(&mut self) -> Self {
+        std::mem::replace(self, Self::new())
+    }
+
+    #[inline]
+    fn push_back(&mut self, slot: SlotPtr<T>) {
+        self.append(Self { ends: Some((slot, slot)), len: 1 });
+    }
+
+    #[inline]
+    fn push_front(&mut self, slot: SlotPtr<T>) {
+        self.prepend(Self { ends: Some((slot, slot)), len: 1 });
+    }
+
+    #[inline]
+    fn pop_front(&mut self) -> Option<SlotPtr<T>> {
+        let (first, last) = self.ends?;
+        self.len -= 1;
+        self.ends = match self.len {
+            0 => None,
+            // SAFETY: the first of several slots; nobody writes links but the lock holder.
+            _ => Some((unsafe { first.next() }, last)),
+        };
+        Some(first)
+    }
+
+    /// Puts `other` behind this chain. Writes the link of this chain's last slot.
+    #[inline]
+    fn append(&mut self, other: Self) {
+        let Some((other_first, other_last)) = other.ends else { return };
+        self.len += other.len;
+        self.ends = match self.ends {
+            None => Some((other_first, other_last)),
+            Some((first, last)) => {
+                // SAFETY: the last slots of the lists and of the free list are the lock holder's;
+                // so is that of a window when one is opened or, stopped, taken back.
+                unsafe { last.set_next(other_first) };
+                Some((first, other_last))
+            }
+        };
+    }
+
+    /// Puts `other` before this chain.
+    #[inline]
+    fn prepend(&mut self, mut other: Self) {
+        std::mem::swap(self, &mut other);
+        self.append(other);
+    }
+
+    /// Cuts the chain after `count` slots.
+    fn split(self, count: usize) -> (Self, Self) {
+        let Some((first, last)) = self.ends else { return (Self::new(), Self::new()) };
+        if count == 0 {
+            return (Self::new(), self);
+        }
+        if count == self.len {
+            return (self, Self::new());
+        }
+        let mut cut = first;
+        for _ in 1..count {
+            // SAFETY: `cut` is before the chain's last slot; links are written under the lock only.
+            cut = unsafe { cut.next() };
+        }
+        // SAFETY: as above.
+        let rest = unsafe { cut.next() };
+        (
+            Self { ends: Some((first, cut)), len: count },
+            Self { ends: Some((rest, last)), len: self.len - count },
+        )
+    }
+}

@@ -1,1 +1,39 @@
-//! books.
+//! The books of one mailbox: where every message that was ever accepted is now.
+
+/// A consistent snapshot of a mailbox's counters, in messages; taken by
+/// [`Mailbox::books`](crate::Mailbox::books).
+///
+/// Every accepted message is in exactly one place: see [`Books::balance`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Books {
+    /// Messages for which a send said yes, also those that a drop policy then dropped.
+    pub accepted: u64,
+    /// Handed out and done with; by a plain receive, handed out.
+    pub processed: u64,
+    /// Dropped from the queue to make room for a newer one.
+    pub dropped_oldest: u64,
+    /// Dropped on arrival because the mailbox was full.
+    pub dropped_newest: u64,
+    /// Handed out to the inbox and settled as expired.
+    pub expired: u64,
+    /// Handed out to the inbox and settled as dead letters, or taken after the close.
+    pub dead_lettered: u64,
+    /// With the kernel: handed out to the inbox and not yet settled (0 or 1).
+    pub in_hand: u64,
+    /// Waiting in the mailbox.
+    pub queued: u64,
+    /// Sends that came back because the mailbox was full. Not part of the sum.
+    pub rejected: u64,
+    /// How often a message in hand went back to be delivered again. Not part of the sum.
+    pub redelivered: u64,
+}
+
+impl Books {
+    /// Whether every accepted message is accounted for exactly once. Always true for a snapshot.
+    pub fn balance(&self) -> bool {
+        let Self { accepted, processed, dropped_oldest, dropped_newest, .. } = *self;
+        let Self { expired, dead_lettered, in_hand, queued, .. } = *self;
+        let dropped = dropped_oldest + dropped_newest;
+        accepted == processed + dropped + expired + dead_lettered + in_hand + queued
+    }
+}

@@ -1,1 +1,295 @@
-//! inbox.
+//! The kernel's end of a mailbox: one message in hand at a time, most of them without the lock.
+
+use crate::bands::{Band, SlotPtr};
+use crate::clock::now_ns;
+use crate::cursor::Progress;
+use crate::error::{Closed, TryReceiveError};
+use crate::mailbox::{Locked, Mailbox};
+use crate::wait_list::{Key, Wakes};
+use std::fmt;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+
+/// How a message in hand ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Outcome {
+    /// It was handled.
+    Processed,
+    /// Nobody waits for it any more: it was skipped.
+    Expired,
+    /// It could not be handled.
+    DeadLettered,
+}
+
+/// The unique receiving end of a [`Mailbox`] for a kernel, made by [`Mailbox::inbox`].
+///
+/// One message at a time is *in hand*: it counts as neither queued nor processed until it is
+/// settled, which the next receive does, or [`settle`](Self::settle), or
+/// [`put_back`](Self::put_back). It stays where it was queued, and is read there.
+///
+/// The inbox takes the mailbox's lock once for up to 64 messages. That cannot be observed: order,
+/// capacity, eviction, pause and the books are as if it took the lock for each. Plain receives may
+/// be used beside it.
+///
+/// Dropping the inbox leaves a message in hand where it is: the mailbox's next inbox has it in hand
+/// again.
+pub struct Inbox<T> {
+    mailbox: Arc<Mailbox<T>>,
+    end: End<T>,
+}
+
+/// The inbox apart from its mailbox, so that this can be locked while the rest changes.
+struct End<T> {
+    /// The message in hand: its slot and band.
+    hand: Option<(SlotPtr<T>, Band)>,
+    /// What may be taken without the lock, if any: the first slot, its band, and how many.
+    ahead: Option<(SlotPtr<T>, Band, usize)>,
+    /// The cursor as this inbox last wrote it.
+    progress: Progress,
+    queued_ns: Option<u64>,
+    /// The place in the line of receivers, while waiting.
+    key: Option<Key>,
+}
+
+// SAFETY: the end hands `T` by value and by `&mut` to whoever has it. Its slots are kept alive by
+// the mailbox, and the rules of access (`bands.rs`) speak of the inbox, not of a thread.
+unsafe impl<T: Send> Send for End<T> {}
+// SAFETY: `&End` gives access to the message in hand by `&T` only, and to plain values.
+unsafe impl<T: Sync> Sync for End<T> {}
+
+impl<T> Inbox<T> {
+    pub(crate) fn open(mailbox: &Arc<Mailbox<T>>) -> Option<Self> {
+        let mut locked = mailbox.lock();
+        if std::mem::replace(&mut locked.has_inbox, true) {
+            return None;
+        }
+        let band = locked.left_in_hand.take();
+        let hand = locked.bands.slot_in_hand().zip(band);
+        let progress = locked.observe();
+        drop(locked);
+        let end = End { hand, ahead: None, progress, queued_ns: None, key: None };
+        Some(Self { mailbox: Arc::clone(mailbox), end })
+    }
+
+    /// Settles the message in hand as processed (its value is dropped) and receives the next one.
+    ///
+    /// Pending while the mailbox is empty or paused; then nothing is in hand, and `context`'s task
+    /// is woken when there may be more.
+    ///
+    /// # Errors
+    ///
+    /// [`Closed`] once the mailbox is closed and hands out nothing more; nothing is in hand then.
+    ///
+    /// # Panics
+    ///
+    /// If dropping the settled value panics. The message is still in hand then, without its value.
+    ///
+    /// # Cancel safety
+    ///
+    /// A message is received exactly when this returns ready; waiting can be given up at any time.
+    #[inline]
+    pub fn poll_next(&mut self, context: &mut Context<'_>) -> Poll<Result<(), Closed>> {
+        let Self { mailbox, end } = self;
+        if end.advance(mailbox) {
+            return Poll::Ready(Ok(()));
+        }
+        let mut wakes = Wakes::default();
+        let mut locked = mailbox.lock();
+        let outcome = end.receive(&mut locked, &mut wakes);
+        locked.finish_receive(outcome, &mut end.key, context, &mut wakes)
+    }
+
+    /// [`poll_next`](Self::poll_next) without waiting. The message in hand is settled in any case.
+    ///
+    /// # Errors
+    ///
+    /// [`TryReceiveError::Empty`] if nothing is queued or the mailbox is paused;
+    /// [`TryReceiveError::Closed`] if it is closed and hands out nothing more.
+    ///
+    /// # Panics
+    ///
+    /// As [`poll_next`](Self::poll_next).
+    #[inline]
+    pub fn try_next(&mut self) -> Result<(), TryReceiveError> {
+        let Self { mailbox, end } = self;
+        if end.advance(mailbox) {
+            return Ok(());
+        }
+        let mut wakes = Wakes::default();
+        let mut locked = mailbox.lock();
+        end.receive(&mut locked, &mut wakes)
+    }
+
+    /// The message in hand, if there is one and its value was not taken.
+    #[inline]
+    pub fn current(&self) -> Option<&T> {
+        let (slot, _) = self.end.hand?;
+        // SAFETY: the slot in hand is the inbox's alone, and the borrow of the inbox, which keeps
+        // the mailbox alive, lasts as long as the reference.
+        unsafe { slot.value() }
+    }
+
+    /// As [`current`](Self::current), to change it.
+    #[inline]
+    pub fn current_mut(&mut self) -> Option<&mut T> {
+        let (slot, _) = self.end.hand?;
+        // SAFETY: as in `current`; the borrow is exclusive.
+        unsafe { slot.value_mut() }
+    }
+
+    /// Moves the message in hand out. It still counts as in hand until it is settled.
+    #[inline]
+    pub fn take(&mut self) -> Option<T> {
+        self.end.take()
+    }
+
+    /// How long the message in hand was queued, in nanoseconds; known for the first message and for
+    /// every 64th ([`STAMP_EVERY`](crate::STAMP_EVERY)), and for its first delivery only.
+    pub fn queued_ns(&self) -> Option<u64> {
+        self.end.queued_ns
+    }
+
+    /// How many messages can be received at once without the lock. A hint: the mailbox may take
+    /// them back at any time, to hand out something more urgent first.
+    pub fn window_remaining(&self) -> usize {
+        self.end.ahead.map_or(0, |(_, _, left)| left)
+    }
+
+    /// Whether [`window_remaining`](Self::window_remaining) is not 0.
+    pub fn arriving_more(&self) -> bool {
+        self.end.ahead.is_some()
+    }
+
+    /// Ends the message in hand. Gives its value back, if it was not taken; `None` too if nothing
+    /// is in hand, and then nothing changes.
+    pub fn settle(&mut self, outcome: Outcome) -> Option<T> {
+        let value = self.take();
+        let Self { mailbox, end } = self;
+        if end.hand.is_some() {
+            let mut locked = mailbox.lock();
+            locked.count(outcome);
+            end.settle_hand(&mut locked);
+        }
+        value
+    }
+
+    /// Puts the message in hand back to the front of its band, to be delivered again; also when the
+    /// mailbox is full, which then holds one more than its capacity until the next delivery.
+    ///
+    /// Returns false, and does nothing, without a message in hand or if its value was taken.
+    pub fn put_back(&mut self) -> bool {
+        if self.current().is_none() {
+            return false;
+        }
+        let Self { mailbox, end } = self;
+        let Some((_, band)) = end.hand.take() else { return false };
+        let mut wakes = Wakes::default();
+        let mut locked = mailbox.lock();
+        locked.observe();
+        locked.bands.close_window(true);
+        end.ahead = None;
+        end.set_progress(&locked, end.progress.settled());
+        locked.put_back(band, &mut wakes);
+        true
+    }
+}
+
+impl<T> End<T> {
+    #[inline]
+    fn take(&mut self) -> Option<T> {
+        let (slot, _) = self.hand?;
+        // SAFETY: the slot in hand is the inbox's alone, and the inbox keeps the mailbox alive.
+        unsafe { slot.take() }
+    }
+
+    /// Receives the next message of the window, without the lock; false if that cannot be.
+    #[inline]
+    fn advance(&mut self, mailbox: &Mailbox<T>) -> bool {
+        // First, and without the lock: a destructor that panics leaves its own message in hand.
+        drop(self.take());
+        let Some((slot, band, left)) = self.ahead else { return false };
+        let Some(progress) = mailbox.cursor().advance(self.progress) else { return false };
+        self.progress = progress;
+        self.ahead = match left {
+            1 => None,
+            // SAFETY: the slot in hand now, with others of the window behind it. The inbox keeps
+            // the mailbox alive, and nobody writes the link of the slot in hand.
+            _ => Some((unsafe { slot.next() }, band, left - 1)),
+        };
+        self.hold(slot, band);
+        true
+    }
+
+    /// Settles the message in hand, whose value is gone, and receives the next, under the lock.
+    #[inline]
+    fn receive(
+        &mut self,
+        locked: &mut Locked<'_, T>,
+        wakes: &mut Wakes,
+    ) -> Result<(), TryReceiveError> {
+        self.settle_hand(locked);
+        locked.can_deliver()?;
+        let next = locked.bands.hand_out();
+        let (slot, band) = next.expect("a mailbox that is not empty has a next message");
+        self.set_progress(locked, self.progress.delivered());
+        self.hold(slot, band);
+        locked.admit_blocked(wakes);
+        // While senders wait each delivery has to admit one, so each takes the lock.
+        if locked.senders.waiting() == 0 {
+            self.ahead = locked.bands.open_window();
+        }
+        Ok(())
+    }
+
+    /// Ends the window and the message in hand; its outcome has been counted.
+    #[inline]
+    fn settle_hand(&mut self, locked: &mut Locked<'_, T>) {
+        locked.observe();
+        locked.bands.close_window(false);
+        self.set_progress(locked, self.progress.settled());
+        self.hand = None;
+        self.ahead = None;
+        self.queued_ns = None;
+    }
+
+    /// Writes the cursor, and clears a stop mark in it: the inbox has taken notice.
+    #[inline]
+    fn set_progress(&mut self, locked: &Locked<'_, T>, progress: Progress) {
+        locked.cursor().set(progress);
+        self.progress = progress;
+    }
+
+    #[inline]
+    fn hold(&mut self, slot: SlotPtr<T>, band: Band) {
+        self.hand = Some((slot, band));
+        // SAFETY: the slot in hand is the inbox's alone, and the inbox keeps the mailbox alive.
+        let stamp = unsafe { slot.take_stamp() };
+        self.queued_ns = (stamp != 0).then(|| now_ns().saturating_sub(stamp));
+    }
+}
+
+impl<T> Drop for Inbox<T> {
+    fn drop(&mut self) {
+        let Self { mailbox, end } = self;
+        let mut wakes = Wakes::default();
+        let mut locked = mailbox.lock();
+        locked.observe();
+        locked.bands.close_window(end.hand.is_some());
+        end.set_progress(&locked, end.progress);
+        locked.left_in_hand = end.hand.map(|(_, band)| band);
+        locked.has_inbox = false;
+        if let Some(key) = end.key.take() {
+            locked.cancel_receive(key, &mut wakes);
+        }
+        locked.notify_all(&mut wakes);
+    }
+}
+
+impl<T> fmt::Debug for Inbox<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Inbox")
+            .field("in_hand", &self.end.hand.is_some())
+            .field("window_remaining", &self.window_remaining())
+            .finish_non_exhaustive()
+    }
+}

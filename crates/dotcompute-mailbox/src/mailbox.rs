@@ -1,1 +1,767 @@
-//! mailbox.
+//! The priority mailbox: many senders, many receivers or one inbox, exact books.
+//!
+//! One lock guards everything that must be exact. It is held for tens of nanoseconds: no waker is
+//! called, no value dropped and, once the mailbox has grown to its load, nothing allocated under
+//! it. What is left to do after the lock is collected in [`Wakes`], declared before the lock is
+//! taken and therefore dropped after it is released.
+
+use crate::bands::{Band, Bands};
+use crate::books::Books;
+use crate::clock::now_ns;
+use crate::cursor::{Cursor, Progress};
+use crate::error::{Closed, ReceiveError, SendError, TryReceiveError, TrySendError};
+use crate::inbox::{Inbox, Outcome};
+use crate::lock::{Guard, Lock};
+use crate::receive::{Receive, ReceiveBatch};
+use crate::send::Send;
+use crate::wait::block_on_until;
+use crate::wait_list::{Key, WaitList, Wakes};
+use std::collections::VecDeque;
+use std::fmt;
+use std::ops::{Deref, DerefMut};
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Instant;
+
+/// What a full mailbox does with one more message.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Backpressure {
+    /// The sender waits until there is room.
+    Block,
+    /// The sender gets the message back.
+    Reject,
+    /// The oldest message of the least urgent occupied band makes room, even for a less urgent one.
+    DropOldest,
+    /// The new message is dropped.
+    DropNewest,
+}
+
+/// What became of an accepted message, or of another one for its sake.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[must_use = "a dropped message may have somebody who waits for its answer"]
+pub enum Admission<T> {
+    /// The message is queued.
+    Accepted,
+    /// The message is queued; this older one was dropped and counted as `dropped_oldest`.
+    Evicted(T),
+    /// The message itself, this one, was dropped and counted as `dropped_newest`.
+    DroppedNewest(T),
+}
+
+/// How [`Mailbox::close`] treats messages that are still queued.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Close {
+    /// They are still handed out.
+    Drain,
+    /// They stay where they are, for [`Mailbox::take_all`].
+    Now,
+}
+
+/// The first message and every one that follows at this distance, by acceptance, is stamped with
+/// the time of its admission.
+pub const STAMP_EVERY: u64 = 64;
+
+/// How often a blocking send lets other threads run before it waits in line. A full mailbox is
+/// often emptied within microseconds; a wait in line costs a wake-up by the receiver.
+const YIELDS_BEFORE_WAIT: u32 = if cfg!(loom) { 0 } else { 8 };
+
+/// A bounded queue with four priority bands, a backpressure policy and books that balance.
+///
+/// Any number of threads may send and receive. Capacity is exact and counts all bands together.
+/// Within a band messages keep their order; between bands the more urgent goes first, but a band
+/// is passed over by at most [`PASSED_OVER_MAX`](crate::PASSED_OVER_MAX) deliveries in a row.
+/// Senders that wait are admitted by band, then in the order in which they began to wait.
+///
+/// Memory grows with the most messages ever queued and is kept; an unused mailbox has none.
+///
+/// ```
+/// use dotcompute_mailbox::{Backpressure, Band, Mailbox};
+///
+/// let mailbox = Mailbox::new(2, Backpressure::Reject);
+/// let _ = mailbox.try_send(Band::Normal, "later");
+/// let _ = mailbox.try_send(Band::High, "sooner");
+/// assert!(mailbox.try_send(Band::System, "no room").is_err());
+/// assert_eq!(mailbox.try_receive(), Ok("sooner"));
+/// assert_eq!(mailbox.try_receive(), Ok("later"));
+/// assert!(mailbox.books().balance());
+/// ```
+pub struct Mailbox<T> {
+    capacity: usize,
+    backpressure: Backpressure,
+    state: Lock<State<T>>,
+    cursor: Cursor,
+}
+
+/// What the lock guards.
+pub(crate) struct State<T> {
+    pub(crate) bands: Bands<T>,
+    /// Blocked sends with their messages, a line per band.
+    pub(crate) senders: WaitList<T, 4>,
+    /// Who waits for a message, the inbox included. Served means: told to look.
+    ///
+    /// While somebody waits unserved and messages can be handed out, at least as many were served
+    /// as there are messages; each of these looks again, or passes it on when it is cancelled.
+    pub(crate) receivers: WaitList<(), 1>,
+    closed: Option<Close>,
+    paused: bool,
+    /// Whether an [`Inbox`] lives.
+    pub(crate) has_inbox: bool,
+    /// The band of a message that an inbox had in hand when it was dropped.
+    pub(crate) left_in_hand: Option<Band>,
+    accepted: u64,
+    dropped_oldest: u64,
+    dropped_newest: u64,
+    expired: u64,
+    dead_lettered: u64,
+    /// Deliveries to the inbox that did not end as processed.
+    unprocessed: u64,
+    pub(crate) rejected: u64,
+    redelivered: u64,
+    high_water: usize,
+}
+
+impl<T> Mailbox<T> {
+    /// An empty mailbox that holds at most `capacity` messages.
+    ///
+    /// # Panics
+    ///
+    /// If `capacity` is 0.
+    pub fn new(capacity: usize, backpressure: Backpressure) -> Arc<Self> {
+        assert!(capacity > 0, "a mailbox's capacity should be at least 1");
+        let state = State {
+            bands: Bands::new(),
+            senders: WaitList::new(),
+            receivers: WaitList::new(),
+            closed: None,
+            paused: false,
+            has_inbox: false,
+            left_in_hand: None,
+            accepted: 0,
+            dropped_oldest: 0,
+            dropped_newest: 0,
+            expired: 0,
+            dead_lettered: 0,
+            unprocessed: 0,
+            rejected: 0,
+            redelivered: 0,
+            high_water: 0,
+        };
+        let (state, cursor) = (Lock::new(state), Cursor::new());
+        Arc::new(Self { capacity, backpressure, state, cursor })
+    }
+
+    /// Sends without waiting.
+    ///
+    /// # Errors
+    ///
+    /// Gives the message back: [`TrySendError::Full`] under [`Backpressure::Block`] and
+    /// [`Backpressure::Reject`] (counted as rejected), [`TrySendError::Closed`] after
+    /// [`close`](Self::close).
+    #[inline]
+    pub fn try_send(&self, band: Band, value: T) -> Result<Admission<T>, TrySendError<T>> {
+        let mut wakes = Wakes::default();
+        let mut locked = self.lock();
+        let outcome = locked.offer(band, value, &mut wakes);
+        if matches!(outcome, Err(TrySendError::Full(_))) {
+            locked.rejected += 1;
+        }
+        outcome
+    }
+
+    /// Sends, waiting for room under [`Backpressure::Block`]. The message enters the mailbox, or
+    /// the line of blocked senders, when the future is first polled.
+    ///
+    /// # Errors
+    ///
+    /// Gives the message back: [`SendError::Full`] under [`Backpressure::Reject`],
+    /// [`SendError::Closed`] if the mailbox is or was meanwhile closed.
+    ///
+    /// # Cancel safety
+    ///
+    /// A send dropped before it finished has either sent its message (it was admitted, and the
+    /// future was not polled again), or drops it; it holds no one up.
+    pub fn send(&self, band: Band, value: T) -> Send<'_, T> {
+        Send::new(self, band, value)
+    }
+
+    /// [`send`](Self::send) on the calling thread, which sleeps while it waits, at most until
+    /// `deadline`.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`send`](Self::send), and [`SendError::Timeout`] when the deadline passes first.
+    pub fn send_blocking(
+        &self,
+        band: Band,
+        mut value: T,
+        deadline: Option<Instant>,
+    ) -> Result<Admission<T>, SendError<T>> {
+        if self.backpressure == Backpressure::Block {
+            for _ in 0..YIELDS_BEFORE_WAIT {
+                let mut wakes = Wakes::default();
+                match self.lock().offer(band, value, &mut wakes) {
+                    Ok(admission) => return Ok(admission),
+                    Err(TrySendError::Closed(value)) => return Err(SendError::Closed(value)),
+                    Err(TrySendError::Full(back)) => value = back,
+                }
+                std::thread::yield_now();
+            }
+        }
+        match block_on_until(self.send(band, value), deadline) {
+            Ok(outcome) => outcome,
+            Err(send) => send.give_up(),
+        }
+    }
+
+    /// Sends as many of `values` as it can, from the front, without waiting and under one lock.
+    /// Returns how many were accepted. What is not in the mailbox then is left in `values`: under
+    /// [`Backpressure::Block`] and [`Backpressure::Reject`] those that did not fit, under the drop
+    /// policies (which accept all) those that were dropped for it.
+    ///
+    /// Under [`Backpressure::Reject`] those that did not fit count as rejected.
+    ///
+    /// # Errors
+    ///
+    /// [`Closed`] if the mailbox is closed; `values` is as it was.
+    pub fn try_send_batch(&self, band: Band, values: &mut VecDeque<T>) -> Result<usize, Closed> {
+        let mut wakes = Wakes::default();
+        let mut locked = self.lock();
+        let mut accepted = 0;
+        for _ in 0..values.len() {
+            let Some(value) = values.pop_front() else { break };
+            match locked.offer(band, value, &mut wakes) {
+                Ok(Admission::Accepted) => accepted += 1,
+                Ok(Admission::Evicted(dropped) | Admission::DroppedNewest(dropped)) => {
+                    accepted += 1;
+                    values.push_back(dropped);
+                }
+                Err(TrySendError::Full(value)) => {
+                    values.push_front(value);
+                    if self.backpressure == Backpressure::Reject {
+                        locked.rejected += values.len() as u64;
+                    }
+                    break;
+                }
+                Err(TrySendError::Closed(value)) => {
+                    values.push_front(value);
+                    return Err(Closed);
+                }
+            }
+        }
+        Ok(accepted)
+    }
+
+    /// Receives without waiting. The message counts as processed at once.
+    ///
+    /// # Errors
+    ///
+    /// [`TryReceiveError::Empty`] if nothing is queued or the mailbox is paused;
+    /// [`TryReceiveError::Closed`] if it is closed and hands out nothing more.
+    #[inline]
+    pub fn try_receive(&self) -> Result<T, TryReceiveError> {
+        let mut wakes = Wakes::default();
+        self.lock().deliver(&mut wakes)
+    }
+
+    /// Receives, waiting for a message. It counts as processed at once.
+    ///
+    /// # Errors
+    ///
+    /// [`Closed`] once the mailbox is closed and hands out nothing more.
+    ///
+    /// # Cancel safety
+    ///
+    /// A receive that is dropped before it finished has taken nothing; if it had been told of a
+    /// message, it passes that on.
+    pub fn receive(&self) -> Receive<'_, T> {
+        Receive::new(self)
+    }
+
+    /// [`receive`](Self::receive) on the calling thread, which sleeps while it waits, at most until
+    /// `deadline`.
+    ///
+    /// # Errors
+    ///
+    /// [`ReceiveError::Closed`] as in [`receive`](Self::receive), [`ReceiveError::Timeout`] when
+    /// the deadline passes first.
+    pub fn receive_blocking(&self, deadline: Option<Instant>) -> Result<T, ReceiveError> {
+        match block_on_until(self.receive(), deadline) {
+            Ok(outcome) => outcome.map_err(|Closed| ReceiveError::Closed),
+            Err(_cancelled) => Err(ReceiveError::Timeout),
+        }
+    }
+
+    /// Moves up to `max` messages to the end of `out`, without waiting; tells how many.
+    ///
+    /// # Errors
+    ///
+    /// As [`try_receive`](Self::try_receive), if there is not even one.
+    pub fn try_receive_batch(
+        &self,
+        max: usize,
+        out: &mut Vec<T>,
+    ) -> Result<usize, TryReceiveError> {
+        let room = self.reserve_batch(max, out);
+        let mut wakes = Wakes::default();
+        self.lock().deliver_batch(room, out, &mut wakes)
+    }
+
+    /// Waits for a message, then moves up to `max` that are there to the end of `out`; tells how
+    /// many.
+    ///
+    /// # Errors
+    ///
+    /// [`Closed`] once the mailbox is closed and hands out nothing more.
+    ///
+    /// # Cancel safety
+    ///
+    /// As [`receive`](Self::receive): what has been taken is in `out`.
+    pub fn receive_batch<'a>(&'a self, max: usize, out: &'a mut Vec<T>) -> ReceiveBatch<'a, T> {
+        ReceiveBatch::new(self, max, out)
+    }
+
+    /// [`receive_batch`](Self::receive_batch) on the calling thread, which sleeps while it waits,
+    /// at most until `deadline`.
+    ///
+    /// # Errors
+    ///
+    /// As [`receive_blocking`](Self::receive_blocking).
+    pub fn receive_batch_blocking(
+        &self,
+        max: usize,
+        out: &mut Vec<T>,
+        deadline: Option<Instant>,
+    ) -> Result<usize, ReceiveError> {
+        match block_on_until(self.receive_batch(max, out), deadline) {
+            Ok(outcome) => outcome.map_err(|Closed| ReceiveError::Closed),
+            Err(_cancelled) => Err(ReceiveError::Timeout),
+        }
+    }
+
+    /// Makes room in `out`, so that nothing is allocated under the lock; how many fit.
+    pub(crate) fn reserve_batch(&self, max: usize, out: &mut Vec<T>) -> usize {
+        out.reserve(max.min(self.len().max(1)));
+        max.min(out.capacity() - out.len())
+    }
+
+    /// Closes the mailbox: from now on nothing is accepted, and senders that wait get their message
+    /// back. Receivers get what is queued ([`Close::Drain`]) or nothing more ([`Close::Now`]), then
+    /// an error. Closing for good follows on draining, never the other way round.
+    pub fn close(&self, mode: Close) {
+        let mut wakes = Wakes::default();
+        let mut locked = self.lock();
+        locked.recall();
+        locked.closed = locked.closed.max(Some(mode));
+        while let Some((_, waker)) = locked.senders.serve() {
+            wakes.push(waker);
+        }
+        while let Some((_, waker)) = locked.receivers.serve() {
+            wakes.push(waker);
+        }
+    }
+
+    /// Empties the mailbox: calls `each` with every queued message, the most urgent band first and
+    /// each band in order, and counts it as dead-lettered. A pause does not matter. Meant for a
+    /// closed mailbox; in an open one it takes what was queued when it began, and senders that wait
+    /// are admitted. The message that an inbox has in hand is not queued.
+    ///
+    /// `each` runs without the lock; if it panics, the messages not yet given to it stay queued.
+    pub fn take_all(&self, mut each: impl FnMut(T)) {
+        for _ in 0..self.len() {
+            let Some(value) = self.take_one() else { break };
+            each(value);
+        }
+    }
+
+    fn take_one(&self) -> Option<T> {
+        let mut wakes = Wakes::default();
+        let mut locked = self.lock();
+        locked.recall();
+        let value = locked.bands.remove_first()?;
+        locked.dead_lettered += 1;
+        locked.admit_blocked(&mut wakes);
+        Some(value)
+    }
+
+    /// Stops handing out messages. When this returns, no message is handed out until
+    /// [`resume`](Self::resume); one in hand stays there. Sends go on as before.
+    pub fn pause(&self) {
+        let mut locked = self.lock();
+        locked.recall();
+        locked.paused = true;
+    }
+
+    /// Ends a [`pause`](Self::pause).
+    pub fn resume(&self) {
+        let mut wakes = Wakes::default();
+        let mut locked = self.lock();
+        locked.paused = false;
+        locked.notify_all(&mut wakes);
+    }
+
+    /// Whether the mailbox is paused. May have changed when this returns.
+    pub fn is_paused(&self) -> bool {
+        self.lock().paused
+    }
+
+    /// A consistent snapshot of the counters.
+    pub fn books(&self) -> Books {
+        let mut locked = self.lock();
+        let in_hand = u64::from(locked.observe().is_in_hand());
+        let state = &*locked;
+        Books {
+            accepted: state.accepted,
+            processed: state.bands.deliveries() - state.unprocessed - in_hand,
+            dropped_oldest: state.dropped_oldest,
+            dropped_newest: state.dropped_newest,
+            expired: state.expired,
+            dead_lettered: state.dead_lettered,
+            in_hand,
+            queued: state.bands.len() as u64,
+            rejected: state.rejected,
+            redelivered: state.redelivered,
+        }
+    }
+
+    /// The most messages that may be queued. The one in hand does not count.
+    pub fn capacity(&self) -> usize {
+        self.capacity
+    }
+
+    /// What the mailbox does when it is full.
+    pub fn backpressure(&self) -> Backpressure {
+        self.backpressure
+    }
+
+    /// Messages queued now. May have changed when this returns.
+    pub fn len(&self) -> usize {
+        let mut locked = self.lock();
+        locked.observe();
+        locked.bands.len()
+    }
+
+    /// Whether no message is queued. May have changed when this returns.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Whether there is no room. May have changed when this returns.
+    pub fn is_full(&self) -> bool {
+        self.len() >= self.capacity
+    }
+
+    /// Whether the mailbox is closed. If so, it stays so.
+    pub fn is_closed(&self) -> bool {
+        self.lock().closed.is_some()
+    }
+
+    /// The most messages that were ever queued at a time.
+    pub fn high_water(&self) -> usize {
+        self.lock().high_water
+    }
+
+    /// Memory that the mailbox holds now, in bytes, without what its messages point to.
+    pub fn memory_bytes(&self) -> usize {
+        let locked = self.lock();
+        size_of::<Self>()
+            + locked.bands.memory_bytes()
+            + locked.senders.memory_bytes()
+            + locked.receivers.memory_bytes()
+    }
+
+    /// The kernel's end of this mailbox; `None` while another one lives.
+    ///
+    /// A message that the last inbox had in hand when it was dropped is in hand again.
+    pub fn inbox(self: &Arc<Self>) -> Option<Inbox<T>> {
+        Inbox::open(self)
+    }
+
+    #[inline]
+    pub(crate) fn lock(&self) -> Locked<'_, T> {
+        Locked { mailbox: self, state: self.state.lock() }
+    }
+
+    #[inline]
+    pub(crate) fn cursor(&self) -> &Cursor {
+        &self.cursor
+    }
+}
+
+impl<T> fmt::Debug for Mailbox<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Mailbox")
+            .field("capacity", &self.capacity)
+            .field("backpressure", &self.backpressure)
+            .field("len", &self.len())
+            .finish_non_exhaustive()
+    }
+}
+
+/// The mailbox, locked.
+pub(crate) struct Locked<'a, T> {
+    mailbox: &'a Mailbox<T>,
+    state: Guard<'a, State<T>>,
+}
+
+impl<T> Deref for Locked<'_, T> {
+    type Target = State<T>;
+
+    #[inline]
+    fn deref(&self) -> &State<T> {
+        &self.state
+    }
+}
+
+impl<T> DerefMut for Locked<'_, T> {
+    #[inline]
+    fn deref_mut(&mut self) -> &mut State<T> {
+        &mut self.state
+    }
+}
+
+impl<T> Locked<'_, T> {
+    /// Learns how far the inbox has come. It may go on meanwhile.
+    #[inline]
+    pub(crate) fn observe(&mut self) -> Progress {
+        let progress = self.mailbox.cursor.look();
+        self.bands.observe(progress.deliveries());
+        progress
+    }
+
+    /// Takes back what the inbox has not read of its window: from now on everything queued is in
+    /// the bands, and nothing is delivered but under the lock.
+    #[inline]
+    pub(crate) fn recall(&mut self) {
+        if self.bands.is_lent() {
+            let progress = self.mailbox.cursor.stop();
+            self.bands.observe(progress.deliveries());
+            self.bands.close_window(progress.is_in_hand());
+        }
+    }
+
+    #[inline]
+    fn has_room(&mut self) -> bool {
+        let capacity = self.mailbox.capacity;
+        if self.bands.len() >= capacity && self.bands.is_lent() {
+            self.observe();
+        }
+        self.bands.len() < capacity
+    }
+
+    /// Sends, as far as that takes no waiting.
+    #[inline]
+    pub(crate) fn offer(
+        &mut self,
+        band: Band,
+        value: T,
+        wakes: &mut Wakes,
+    ) -> Result<Admission<T>, TrySendError<T>> {
+        if self.closed.is_some() {
+            return Err(TrySendError::Closed(value));
+        }
+        if self.has_room() {
+            self.admit(band, value, wakes);
+            return Ok(Admission::Accepted);
+        }
+        match self.mailbox.backpressure {
+            Backpressure::Block | Backpressure::Reject => Err(TrySendError::Full(value)),
+            Backpressure::DropNewest => {
+                self.accepted += 1;
+                self.dropped_newest += 1;
+                Ok(Admission::DroppedNewest(value))
+            }
+            Backpressure::DropOldest => {
+                self.recall();
+                let evicted = match self.has_room() {
+                    true => None,
+                    false => self.bands.evict(),
+                };
+                self.dropped_oldest += u64::from(evicted.is_some());
+                self.admit(band, value, wakes);
+                Ok(evicted.map_or(Admission::Accepted, Admission::Evicted))
+            }
+        }
+    }
+
+    /// Queues a message for which there is room, and tells a receiver.
+    #[inline]
+    fn admit(&mut self, band: Band, value: T, wakes: &mut Wakes) {
+        if self.bands.precedes_window(band) {
+            self.recall();
+        } else if self.bands.push_needs_progress(band) {
+            self.observe();
+        }
+        let stamp = if self.accepted.is_multiple_of(STAMP_EVERY) { now_ns() } else { 0 };
+        self.accepted += 1;
+        self.bands.push(band, value, stamp);
+        self.note_high_water();
+        self.notify_one(wakes);
+    }
+
+    /// Admits blocked senders, in their order, while there is room.
+    ///
+    /// Whoever makes room calls this before it releases the lock; so while somebody waits there is
+    /// no room, and no newcomer can overtake.
+    #[inline]
+    pub(crate) fn admit_blocked(&mut self, wakes: &mut Wakes) {
+        if self.senders.waiting() > 0 {
+            self.admit_those_blocked(wakes);
+        }
+    }
+
+    fn admit_those_blocked(&mut self, wakes: &mut Wakes) {
+        while self.has_room() {
+            let Some((key, waker)) = self.senders.serve() else { break };
+            if let (line, Some(value)) = self.senders.take_payload(key) {
+                self.admit(Band::ALL[line], value, wakes);
+            }
+            wakes.push(waker);
+        }
+    }
+
+    /// Waits in line with `value`, unless there is room after all. The policy is to block.
+    pub(crate) fn block(
+        &mut self,
+        band: Band,
+        value: T,
+        context: &Context<'_>,
+        wakes: &mut Wakes,
+    ) -> Option<Key> {
+        // From here on each delivery comes by the lock, and admits somebody who waits.
+        self.recall();
+        if self.has_room() {
+            self.admit(band, value, wakes);
+            return None;
+        }
+        let waker = context.waker().clone();
+        Some(self.senders.add(band as usize, value, waker))
+    }
+
+    /// Counts the message in hand out, which is about to be settled.
+    pub(crate) fn count(&mut self, outcome: Outcome) {
+        match outcome {
+            // Every delivery counts as processed unless noted otherwise.
+            Outcome::Processed => return,
+            Outcome::Expired => self.expired += 1,
+            Outcome::DeadLettered => self.dead_lettered += 1,
+        }
+        self.unprocessed += 1;
+    }
+
+    /// Queues the message in hand again. The window is closed but for it, and the cursor says that
+    /// nothing is in hand.
+    pub(crate) fn put_back(&mut self, band: Band, wakes: &mut Wakes) {
+        self.bands.put_back(band);
+        self.unprocessed += 1;
+        self.redelivered += 1;
+        self.note_high_water();
+        self.notify_one(wakes);
+    }
+
+    pub(crate) fn cursor(&self) -> &Cursor {
+        &self.mailbox.cursor
+    }
+
+    #[inline]
+    fn note_high_water(&mut self) {
+        if self.bands.len() > self.high_water {
+            self.observe();
+            self.high_water = self.high_water.max(self.bands.len());
+        }
+    }
+
+    /// Whether a message can be handed out. The window must be closed.
+    #[inline]
+    pub(crate) fn can_deliver(&self) -> Result<(), TryReceiveError> {
+        match (self.closed, self.bands.len()) {
+            (Some(Close::Now), _) | (Some(_), 0) => Err(TryReceiveError::Closed),
+            (None, 0) => Err(TryReceiveError::Empty),
+            _ if self.paused => Err(TryReceiveError::Empty),
+            _ => Ok(()),
+        }
+    }
+
+    /// Hands out the next message, which counts as processed.
+    #[inline]
+    pub(crate) fn deliver(&mut self, wakes: &mut Wakes) -> Result<T, TryReceiveError> {
+        self.recall();
+        self.can_deliver()?;
+        let value = self.bands.deliver().expect("a mailbox that is not empty has a next message");
+        self.admit_blocked(wakes);
+        Ok(value)
+    }
+
+    /// Hands out up to `max` messages, at least one. `out` must have room for them.
+    pub(crate) fn deliver_batch(
+        &mut self,
+        max: usize,
+        out: &mut Vec<T>,
+        wakes: &mut Wakes,
+    ) -> Result<usize, TryReceiveError> {
+        let before = out.len();
+        while out.len() - before < max {
+            match self.deliver(wakes) {
+                Ok(value) => out.push(value),
+                Err(error) if out.len() == before => return Err(error),
+                Err(_) => break,
+            }
+        }
+        Ok(out.len() - before)
+    }
+
+    /// Tells the next receiver in line to look, if there is something to see.
+    #[inline]
+    pub(crate) fn notify_one(&mut self, wakes: &mut Wakes) {
+        if self.receivers.waiting() > 0
+            && self.can_deliver() != Err(TryReceiveError::Empty)
+            && let Some((_, waker)) = self.receivers.serve()
+        {
+            wakes.push(waker);
+        }
+    }
+
+    /// Tells as many receivers to look as there are messages for.
+    pub(crate) fn notify_all(&mut self, wakes: &mut Wakes) {
+        for _ in 0..self.bands.len().min(self.receivers.waiting()) {
+            self.notify_one(wakes);
+        }
+    }
+
+    /// Ends a receiver's look at the mailbox: if it found nothing it waits in line, under `key`,
+    /// else it leaves the line.
+    pub(crate) fn finish_receive<R>(
+        &mut self,
+        outcome: Result<R, TryReceiveError>,
+        key: &mut Option<Key>,
+        context: &Context<'_>,
+        wakes: &mut Wakes,
+    ) -> Poll<Result<R, Closed>> {
+        let outcome = match outcome {
+            Ok(found) => Ok(found),
+            Err(TryReceiveError::Closed) => Err(Closed),
+            Err(TryReceiveError::Empty) => {
+                match *key {
+                    Some(key) => {
+                        wakes.discard(self.receivers.set_waker(key, context));
+                        self.receivers.rejoin(key);
+                    }
+                    None => *key = Some(self.receivers.add(0, (), context.waker().clone())),
+                }
+                return Poll::Pending;
+            }
+        };
+        if let Some(key) = key.take() {
+            wakes.discard(self.receivers.remove(key).1);
+        }
+        Poll::Ready(outcome)
+    }
+
+    /// Ends a wait that will not look again: if it was told of a message, the next one is.
+    pub(crate) fn cancel_receive(&mut self, key: Key, wakes: &mut Wakes) {
+        let was_served = self.receivers.is_served(key);
+        wakes.discard(self.receivers.remove(key).1);
+        if was_served {
+            self.notify_one(wakes);
+        }
+    }
+}

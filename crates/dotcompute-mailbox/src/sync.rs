@@ -10,7 +10,8 @@ mod imp {
     pub use std::sync::atomic::{
         AtomicBool, AtomicU8, AtomicU32, AtomicU64, AtomicUsize, Ordering, fence,
     };
-    pub use std::sync::{Arc, Mutex, MutexGuard};
+    pub use std::sync::{Arc, Condvar, Mutex, MutexGuard};
+    pub(crate) use std::thread_local;
 
     /// A cell whose contents several threads reach under a protocol of their own.
     ///
@@ -46,10 +47,23 @@ mod imp {
     pub use loom::sync::atomic::{
         AtomicBool, AtomicU8, AtomicU32, AtomicU64, AtomicUsize, Ordering, fence,
     };
-    pub use loom::sync::{Arc, Mutex, MutexGuard};
+    pub use loom::sync::{Arc, Condvar, Mutex, MutexGuard};
+    /// `std::thread_local!` with its constant initialiser, which loom's does not take.
+    macro_rules! const_thread_local {
+        ($(#[$attribute:meta])* static $name:ident: $type:ty = const $value:block;) => {
+            loom::thread_local! { $(#[$attribute])* static $name: $type = $value; }
+        };
+    }
+    pub(crate) use const_thread_local as thread_local;
 }
 
 pub use imp::*;
+
+/// The standard library's atomics, also under loom: for process-wide statics that only count or
+/// hint. The model checker does not see them, so nothing may be ordered by them.
+pub mod unmodelled {
+    pub use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize};
+}
 
 /// Locks `mutex`, also if a thread panicked while it held it.
 ///

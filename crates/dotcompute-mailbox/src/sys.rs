@@ -1,1 +1,165 @@
-//! sys.
+//! The system calls of this crate, all of them, and their portable twin.
+//!
+//! Linux has a futex; everywhere else, under `--cfg dotcompute_portable` (so that Linux tests it)
+//! and under loom (so that the model checker sees the sleep) a table of mutexes and condition
+//! variables stands in. Both keep one contract: [`futex_wait`] may return early for no reason, so
+//! callers look again at whatever they wait for.
+
+use std::time::{Duration, Instant};
+
+pub(crate) use imp::{current_cpu, futex_wait, futex_wake};
+
+/// Who may wait on a word.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Scope {
+    /// Threads of this process only: the kernel need not look up the page behind the address.
+    Process,
+    /// Threads of every process that maps the word.
+    Machine,
+}
+
+/// How long it is until `deadline`; `None` once it has passed.
+fn time_left(deadline: Instant) -> Option<Duration> {
+    deadline.checked_duration_since(Instant::now()).filter(|left| !left.is_zero())
+}
+
+#[cfg(all(target_os = "linux", not(any(loom, dotcompute_portable))))]
+mod imp {
+    use super::{Scope, time_left};
+    use crate::sync::AtomicU32;
+    use std::ptr;
+    use std::time::Instant;
+
+    /// Sleeps until `word` is woken, unless it no longer holds `expected`, and at most until
+    /// `deadline`. May return early for no reason.
+    ///
+    /// Comparing and going to sleep are one step with regard to [`futex_wake`].
+    pub(crate) fn futex_wait(
+        word: &AtomicU32,
+        expected: u32,
+        deadline: Option<Instant>,
+        scope: Scope,
+    ) {
+        let timeout = match deadline.map(time_left) {
+            None => None,
+            Some(None) => return,
+            Some(Some(left)) => Some(libc::timespec {
+                tv_sec: libc::time_t::try_from(left.as_secs()).unwrap_or(libc::time_t::MAX),
+                tv_nsec: left.subsec_nanos().into(),
+            }),
+        };
+        let timeout = timeout.as_ref().map_or(ptr::null(), ptr::from_ref);
+        // SAFETY: `word` is a live, aligned u32 for the whole call, and `timeout` is null or points
+        // to the timespec above, which lives as long. Every outcome (woken, value changed, timed
+        // out, interrupted) is a permitted return, so the result needs no look.
+        unsafe {
+            libc::syscall(
+                libc::SYS_futex,
+                word.as_ptr(),
+                op(libc::FUTEX_WAIT, scope),
+                expected,
+                timeout,
+            )
+        };
+    }
+
+    /// Wakes all who sleep on `word`.
+    pub(crate) fn futex_wake(word: &AtomicU32, scope: Scope) {
+        // SAFETY: the kernel takes the address as a key only; `word` is a live, aligned u32.
+        unsafe {
+            libc::syscall(libc::SYS_futex, word.as_ptr(), op(libc::FUTEX_WAKE, scope), i32::MAX)
+        };
+    }
+
+    fn op(op: i32, scope: Scope) -> i32 {
+        match scope {
+            Scope::Process => op | libc::FUTEX_PRIVATE_FLAG,
+            Scope::Machine => op,
+        }
+    }
+
+    /// The CPU on which this thread runs now, if the system tells. A hint: it may change at once.
+    pub(crate) fn current_cpu() -> Option<u32> {
+        // SAFETY: no arguments, no memory touched; -1 means unsupported.
+        u32::try_from(unsafe { libc::sched_getcpu() }).ok()
+    }
+}
+
+#[cfg(any(loom, dotcompute_portable, not(target_os = "linux")))]
+mod imp {
+    use super::{Scope, time_left};
+    use crate::sync::{AtomicU32, Condvar, Mutex, Ordering, lock};
+    use std::time::{Duration, Instant};
+
+    /// How long a wait on a word that other processes may wake lasts at most: they cannot reach
+    /// this table, so such a wait looks again by itself.
+    const MACHINE_LOOK: Duration = Duration::from_millis(1);
+
+    /// The sleepers of all words that share this bucket.
+    struct Bucket {
+        lock: Mutex<()>,
+        woken: Condvar,
+    }
+
+    #[cfg(not(loom))]
+    fn bucket(word: &AtomicU32) -> &'static Bucket {
+        static TABLE: [Bucket; 64] =
+            [const { Bucket { lock: Mutex::new(()), woken: Condvar::new() } }; 64];
+        let address = std::ptr::from_ref(word).addr();
+        // Words lie on lines of their own (128 bytes): the bits below say little.
+        &TABLE[(address >> 7 ^ address >> 2) % TABLE.len()]
+    }
+
+    #[cfg(loom)]
+    fn bucket(_word: &AtomicU32) -> &'static Bucket {
+        loom::lazy_static! {
+            static ref BUCKET: Bucket = Bucket { lock: Mutex::new(()), woken: Condvar::new() };
+        }
+        &BUCKET
+    }
+
+    /// Sleeps until `word` is woken, unless it no longer holds `expected`, and at most until
+    /// `deadline`. May return early for no reason.
+    ///
+    /// Comparing and going to sleep are one step with regard to [`futex_wake`].
+    pub(crate) fn futex_wait(
+        word: &AtomicU32,
+        expected: u32,
+        deadline: Option<Instant>,
+        scope: Scope,
+    ) {
+        let timeout = match deadline.map(time_left) {
+            None => None,
+            Some(None) => return,
+            Some(left) => left,
+        };
+        let timeout = match scope {
+            Scope::Process => timeout,
+            Scope::Machine => Some(timeout.unwrap_or(MACHINE_LOOK).min(MACHINE_LOOK)),
+        };
+        let bucket = bucket(word);
+        let guard = lock(&bucket.lock);
+        // Relaxed: a wake locks the bucket after the word changed, so a sleeper who still sees the
+        // old value under the lock is asleep before that wake looks. Callers order their own data.
+        if word.load(Ordering::Relaxed) != expected {
+            return;
+        }
+        match timeout {
+            None => drop(bucket.woken.wait(guard)),
+            Some(timeout) => drop(bucket.woken.wait_timeout(guard, timeout)),
+        }
+    }
+
+    /// Wakes all who sleep on `word`, and maybe others, who then look and sleep again.
+    pub(crate) fn futex_wake(word: &AtomicU32, _scope: Scope) {
+        let bucket = bucket(word);
+        let guard = lock(&bucket.lock);
+        bucket.woken.notify_all();
+        drop(guard);
+    }
+
+    /// Unknown here.
+    pub(crate) fn current_cpu() -> Option<u32> {
+        None
+    }
+}

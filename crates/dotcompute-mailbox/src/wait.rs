@@ -1,1 +1,382 @@
-//! wait.
+//! Waiting: a thread spins about as long as one wake costs, then parks.
+//!
+//! [`block_on`] and [`block_on_until`] drive a future on the calling thread. Three rules keep the
+//! spinning honest:
+//!
+//! - **Adaptive.** A wait spins as long as the last ones of its kind made worthwhile, at most
+//!   50 µs; failures shrink that to nothing, success restores it.
+//! - **Budgeted.** The threads that run a kernel (marked by [`running`]) and those that spin are
+//!   together at most [`parallelism`]; whoever comes too late parks at once.
+//! - **Never against one's own core.** If the thread that woke us last did so from the core we
+//!   run on, spinning could only keep it from running: we park at once.
+
+use crate::sync::unmodelled::AtomicU32 as Counter;
+use crate::sync::{AtomicU32, Ordering, spin_loop, thread_local};
+use crate::sys::{self, Scope};
+use std::cell::{Cell, RefCell};
+use std::fmt;
+use std::future::Future;
+use std::marker::PhantomData;
+use std::pin::{Pin, pin};
+use std::sync::{Arc, OnceLock};
+use std::task::{Context, Poll, Wake, Waker};
+use std::thread;
+use std::time::{Duration, Instant};
+
+/// Runs `future` to its end on this thread, which spins briefly and then sleeps while it waits.
+///
+/// May be nested: a future may itself call `block_on`.
+///
+/// ```
+/// assert_eq!(dotcompute_mailbox::wait::block_on(async { 6 * 7 }), 42);
+/// ```
+pub fn block_on<F: Future>(future: F) -> F::Output {
+    let mut future = pin!(future);
+    match block_on_until(future.as_mut(), None) {
+        Ok(output) => output,
+        Err(_) => unreachable!("a wait without a deadline does not time out"),
+    }
+}
+
+/// Runs `future` on this thread until it ends or `deadline` has passed; no deadline means for as
+/// long as it takes.
+///
+/// The future is polled at least once, also after the deadline. A spinning wait may overrun the
+/// deadline by 50 µs.
+///
+/// # Errors
+///
+/// When the deadline passes first the future comes back, unfinished: drop it to cancel, or go on.
+pub fn block_on_until<F: Future + Unpin>(
+    mut future: F,
+    deadline: Option<Instant>,
+) -> Result<F::Output, F> {
+    with_parker(|parker| {
+        let waker = Waker::from(Arc::clone(&parker.signal));
+        let mut context = Context::from_waker(&waker);
+        loop {
+            if let Poll::Ready(output) = Pin::new(&mut future).poll(&mut context) {
+                return Ok(output);
+            }
+            if !parker.park(deadline) {
+                return Err(future);
+            }
+        }
+    })
+}
+
+/// Calls `f` with this thread's parker. It is taken out meanwhile, so that a nested call gets a
+/// fresh one: sharing it would let the inner wait swallow a wake-up that was meant for the outer.
+fn with_parker<R>(f: impl FnOnce(&mut Parker) -> R) -> R {
+    thread_local! {
+        static CACHED: RefCell<Option<Parker>> = const { RefCell::new(None) };
+    }
+    let mut parker = CACHED.with(|cached| cached.take()).unwrap_or_default();
+    let result = f(&mut parker);
+    CACHED.with(|cached| cached.replace(Some(parker)));
+    result
+}
+
+/// Nobody waits and nothing was said.
+const EMPTY: u32 = 0;
+/// A wake-up waits to be taken.
+const NOTIFIED: u32 = 1;
+/// The owner sleeps, or is about to.
+const PARKED: u32 = u32::MAX;
+
+/// One thread's place to sleep. Its owner parks; wakers, clones of one `Arc`, notify.
+#[derive(Default)]
+struct Parker {
+    signal: Arc<Signal>,
+    spin: Spin,
+}
+
+/// The shared half of a [`Parker`].
+///
+/// `state` moves EMPTY → PARKED and NOTIFIED → EMPTY by the owner, any → NOTIFIED by wakers; so a
+/// wake-up before the sleep is kept, and many make one.
+#[derive(Default)]
+struct Signal {
+    state: AtomicU32,
+    /// Where the last waker that had to end a sleep ran, as [`cpu_mark`]. A hint.
+    waker_cpu: Counter,
+}
+
+impl Parker {
+    /// Waits for a notification and takes it; false if `deadline` passed first.
+    fn park(&mut self, deadline: Option<Instant>) -> bool {
+        if deadline.is_some_and(|deadline| deadline <= Instant::now()) {
+            return false;
+        }
+        let Self { signal, spin } = self;
+        // Relaxed: a hint about the past.
+        if !same_cpu(signal.waker_cpu.load(Ordering::Relaxed)) {
+            // Relaxed: only a reason to go on; the swap below takes the notification.
+            spin.until(|| signal.state.load(Ordering::Relaxed) == NOTIFIED);
+        }
+        // NOTIFIED becomes EMPTY, EMPTY becomes PARKED.
+        // SYNC(park.notify) acquire: pairs with the release in `Signal::notify`. Makes visible what
+        // the waker did before it woke us.
+        if signal.state.fetch_sub(1, Ordering::Acquire) == NOTIFIED {
+            return true;
+        }
+        let _idle = Idle::begin();
+        loop {
+            sys::futex_wait(&signal.state, PARKED, deadline, Scope::Process);
+            // SYNC(park.notify) acquire: as above. Failure means still PARKED, nothing to see.
+            let taken = signal.state.compare_exchange(
+                NOTIFIED,
+                EMPTY,
+                Ordering::Acquire,
+                Ordering::Relaxed,
+            );
+            if taken.is_ok() {
+                return true;
+            }
+            if deadline.is_some_and(|deadline| deadline <= Instant::now()) {
+                // SYNC(park.notify) acquire: as above, for a notification that came just now.
+                return signal.state.swap(EMPTY, Ordering::Acquire) == NOTIFIED;
+            }
+        }
+    }
+}
+
+impl Signal {
+    fn notify(&self) {
+        // SYNC(park.notify) release: pairs with the acquires in `Parker::park`. Makes visible
+        // everything before this call, which is why a second notification is a swap too.
+        if self.state.swap(NOTIFIED, Ordering::Release) == PARKED {
+            // Relaxed: a hint.
+            self.waker_cpu.store(cpu_mark(), Ordering::Relaxed);
+            sys::futex_wake(&self.state, Scope::Process);
+        }
+    }
+}
+
+impl Wake for Signal {
+    fn wake(self: Arc<Self>) {
+        self.notify();
+    }
+
+    fn wake_by_ref(self: &Arc<Self>) {
+        self.notify();
+    }
+}
+
+/// This CPU as one word: its number plus one, 0 where the system does not tell.
+pub(crate) fn cpu_mark() -> u32 {
+    sys::current_cpu().map_or(0, |cpu| cpu.wrapping_add(1))
+}
+
+/// Whether `mark` names the CPU that this thread runs on.
+pub(crate) fn same_cpu(mark: u32) -> bool {
+    mark != 0 && mark == cpu_mark()
+}
+
+/// The longest spin: about two wakes of a thread on another core.
+const SPIN_MAX: Duration = Duration::from_micros(50);
+/// Below this a spin is not worth its clock readings.
+const SPIN_MIN: Duration = Duration::from_micros(1);
+/// Looks between two readings of the clock.
+const LOOKS: u32 = 16;
+/// Looks (1 to 2 µs) before a spinner enters itself in the budget, which costs as much as a
+/// cache miss or two and would otherwise dominate the shortest waits.
+const FREE_LOOKS: u32 = 64;
+/// One wait in so many is tried with a full spin although spinning has not paid lately.
+const PROBE_EVERY: u32 = 64;
+
+/// How long a wait of one kind is worth spinning for, learnt from how the last ones ended.
+#[derive(Debug)]
+pub(crate) struct Spin {
+    limit: Duration,
+    waits: u32,
+}
+
+impl Default for Spin {
+    fn default() -> Self {
+        Self { limit: SPIN_MAX, waits: 0 }
+    }
+}
+
+impl Spin {
+    /// Spins until `ready` says so; false if that was not worth waiting for.
+    #[inline]
+    pub(crate) fn until(&mut self, mut ready: impl FnMut() -> bool) -> bool {
+        // A model checker explores every look: there the budget is always spent.
+        if cfg!(loom) || !budget::has_room() {
+            return false;
+        }
+        self.waits = self.waits.wrapping_add(1);
+        let limit = match self.limit {
+            Duration::ZERO if self.waits.is_multiple_of(PROBE_EVERY) => SPIN_MAX,
+            Duration::ZERO => return false,
+            limit => limit,
+        };
+        let found = looks(FREE_LOOKS, &mut ready) || spin_within(limit, &mut ready);
+        self.limit = match found {
+            true => SPIN_MAX,
+            false if self.limit > SPIN_MIN => self.limit / 2,
+            false => Duration::ZERO,
+        };
+        found
+    }
+}
+
+#[inline]
+fn looks(count: u32, ready: &mut impl FnMut() -> bool) -> bool {
+    (0..count).any(|_| {
+        let found = ready();
+        if !found {
+            spin_loop();
+        }
+        found
+    })
+}
+
+fn spin_within(limit: Duration, ready: &mut impl FnMut() -> bool) -> bool {
+    let Some(_seat) = budget::Seat::take() else { return false };
+    let start = Instant::now();
+    loop {
+        if looks(LOOKS, ready) {
+            return true;
+        }
+        if budget::is_overdrawn() || start.elapsed() >= limit {
+            return false;
+        }
+    }
+}
+
+/// How many threads can run at once: what the system grants this process, read once, when first
+/// asked. Ask before pinning threads, since the reading honours the caller's affinity.
+pub fn parallelism() -> usize {
+    static PARALLELISM: OnceLock<usize> = OnceLock::new();
+    *PARALLELISM.get_or_init(|| thread::available_parallelism().map_or(1, usize::from))
+}
+
+thread_local! {
+    /// How many [`RunningGuard`]s this thread holds.
+    static MARKS: Cell<u32> = const { Cell::new(0) };
+}
+
+/// Marks this thread as running a kernel until the guard is dropped: one spinner fewer fits in
+/// the process. While the thread sleeps in a wait of this crate it does not count.
+pub fn running() -> RunningGuard {
+    MARKS.with(|marks| {
+        if marks.replace(marks.get() + 1) == 0 {
+            budget::enter();
+        }
+    });
+    RunningGuard { this_thread: PhantomData }
+}
+
+/// Keeps the mark set by [`running`].
+#[must_use = "the mark ends when the guard is dropped"]
+pub struct RunningGuard {
+    /// The mark is the thread's: the guard cannot move to another.
+    this_thread: PhantomData<*const ()>,
+}
+
+impl Drop for RunningGuard {
+    fn drop(&mut self) {
+        MARKS.with(|marks| {
+            if marks.replace(marks.get() - 1) == 1 {
+                budget::leave();
+            }
+        });
+    }
+}
+
+impl fmt::Debug for RunningGuard {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("RunningGuard").finish_non_exhaustive()
+    }
+}
+
+fn is_marked() -> bool {
+    MARKS.with(Cell::get) > 0
+}
+
+/// While it lives this thread sleeps and, if marked as running, leaves its place to others.
+pub(crate) struct Idle {
+    marked: bool,
+}
+
+impl Idle {
+    pub(crate) fn begin() -> Self {
+        let marked = is_marked();
+        if marked {
+            budget::leave();
+        }
+        Self { marked }
+    }
+}
+
+impl Drop for Idle {
+    fn drop(&mut self) {
+        if self.marked {
+            budget::enter();
+        }
+    }
+}
+
+/// The process-wide budget: one count of the threads that want a core, be it to run a kernel or to
+/// spin. A running thread that begins to spin is counted already.
+///
+/// All Relaxed: the count orders nothing, and a spin too many for a moment harms nobody.
+mod budget {
+    use super::{Counter, Ordering, is_marked, parallelism};
+
+    static BUSY: Counter = Counter::new(0);
+
+    fn busy() -> usize {
+        BUSY.load(Ordering::Relaxed) as usize
+    }
+
+    pub(super) fn enter() {
+        BUSY.fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub(super) fn leave() {
+        BUSY.fetch_sub(1, Ordering::Relaxed);
+    }
+
+    /// Whether one more may spin, this thread if it runs a kernel. Never on a single core.
+    pub(super) fn has_room() -> bool {
+        let newcomer = usize::from(!is_marked());
+        parallelism() > 1 && busy() + newcomer <= parallelism()
+    }
+
+    /// Whether more threads want a core than there are: spinners should stop.
+    pub(super) fn is_overdrawn() -> bool {
+        busy() > parallelism()
+    }
+
+    /// A spinner's entry in the budget; nothing for a thread that is counted as running.
+    pub(super) struct Seat {
+        entered: bool,
+    }
+
+    impl Seat {
+        /// `None` if the budget is spent.
+        pub(super) fn take() -> Option<Self> {
+            let seat = Self { entered: !is_marked() };
+            if seat.entered {
+                enter();
+            }
+            (!is_overdrawn()).then_some(seat)
+        }
+    }
+
+    impl Drop for Seat {
+        fn drop(&mut self) {
+            if self.entered {
+                leave();
+            }
+        }
+    }
+}
+
+#[cfg(all(test, loom))]
+mod loom_tests;
+#[cfg(all(test, not(loom)))]
+mod tests;

@@ -1,0 +1,156 @@
+//! Message slots: 64 bytes, an 8-byte header first.
+//!
+//! Two formats, one ring protocol:
+//!
+//! - **plain** ([`PlainSlot`]), between threads and processes: 56 bytes of payload; the producer's
+//!   tail publishes the slot.
+//! - **tagged** ([`TaggedSlot`]), between host and device: four chunks of 12 bytes and a lap tag
+//!   each, 40 bytes of payload; a reader takes a slot when its four tags agree, so one read per
+//!   chunk fetches tag and data at once and no second word need be polled.
+//!
+//! A record longer than one slot takes several: `payload_bytes` is the whole record's length and
+//! each further slot carries [`FLAG_CONTINUED`].
+
+use crate::describe::{Kind, Shared, Struct};
+
+shared_constants! {
+    /// The sizes of slots.
+    SIZES: u32;
+    /// Bytes of a slot, in both formats.
+    SLOT_BYTES = 64;
+    /// Bytes of payload in a plain slot.
+    PLAIN_PAYLOAD_BYTES = 56;
+    /// Bytes of payload in a tagged slot.
+    TAGGED_PAYLOAD_BYTES = 40;
+    /// Chunks of a tagged slot.
+    TAGGED_CHUNKS = 4;
+}
+
+shared_constants! {
+    /// The bits of `flags` in a slot's header; all others are zero.
+    FLAGS: u32;
+    /// This slot continues the record that the slot before it began.
+    FLAG_CONTINUED = 1;
+}
+
+shared_struct! {
+    /// The first 8 bytes of every slot.
+    SlotHeader: 8 bytes, aligned to 4;
+    /// Names the delivery: the host keeps ids, bands and askers in a table under this number.
+    token: u32, at 0;
+    /// Length of the whole record, over all of its slots.
+    payload_bytes: u16, at 4;
+    /// Bits `FLAG_*`.
+    flags: u16, at 6;
+}
+
+shared_struct! {
+    /// A slot between threads or processes. The payload is aligned to 8.
+    PlainSlot: 64 bytes, aligned to 64;
+    /// The header.
+    header: SlotHeader, at 0;
+    /// The record, or this slot's part of it; zero behind its end.
+    payload: [u8; 56], at 8;
+}
+
+shared_struct! {
+    /// A quarter of a tagged slot. The tag is written after the data.
+    TaggedChunk: 16 bytes, aligned to 16;
+    /// 12 bytes of the record.
+    data: [u32; 3], at 0;
+    /// The lap in which `data` was written: position divided by slots, plus one, modulo 2^32.
+    tag: u32, at 12;
+}
+
+impl Shared for [TaggedChunk; 4] {
+    const KIND: Kind = Kind::Many(&TaggedChunk::LAYOUT, 4);
+}
+
+shared_struct! {
+    /// A slot between host and device, as it lies in the ring.
+    TaggedSlot: 64 bytes, aligned to 64;
+    /// The chunks; their data, end to end, are a `TaggedRecord`.
+    chunks: [TaggedChunk; 4], at 0;
+}
+
+shared_struct! {
+    /// What a tagged slot carries: the data of its chunks without their tags.
+    TaggedRecord: 48 bytes, aligned to 8;
+    /// The header.
+    header: SlotHeader, at 0;
+    /// The record, or this slot's part of it; zero behind its end.
+    payload: [u8; 40], at 8;
+}
+
+/// The structs of this module, parts first.
+pub const STRUCTS: &[Struct] = &[
+    SlotHeader::LAYOUT,
+    PlainSlot::LAYOUT,
+    TaggedChunk::LAYOUT,
+    TaggedSlot::LAYOUT,
+    TaggedRecord::LAYOUT,
+];
+
+impl SlotHeader {
+    /// The header of a record of `payload_bytes` bytes.
+    pub const fn new(token: u32, payload_bytes: u16) -> Self {
+        Self { token, payload_bytes, flags: 0 }
+    }
+}
+
+impl PlainSlot {
+    /// A slot that holds the whole of `payload`; `None` if that is longer than
+    /// [`PLAIN_PAYLOAD_BYTES`].
+    pub fn new(token: u32, payload: &[u8]) -> Option<Self> {
+        let (header, payload) = whole(token, payload)?;
+        Some(Self { header, payload })
+    }
+}
+
+impl TaggedRecord {
+    /// A record that holds the whole of `payload`; `None` if that is longer than
+    /// [`TAGGED_PAYLOAD_BYTES`].
+    pub fn new(token: u32, payload: &[u8]) -> Option<Self> {
+        let (header, payload) = whole(token, payload)?;
+        Some(Self { header, payload })
+    }
+
+    /// The data of the chunks that carry this record, in order.
+    pub fn to_chunks(&self) -> [[u32; 3]; 4] {
+        let SlotHeader { token, payload_bytes, flags } = self.header;
+        let mut words = [0; 12];
+        words[0] = token;
+        words[1] = u32::from(payload_bytes) | u32::from(flags) << 16;
+        let (quads, []) = self.payload.as_chunks::<4>() else { unreachable!("40 is 10 words") };
+        for (word, bytes) in words[2..].iter_mut().zip(quads) {
+            *word = u32::from_le_bytes(*bytes);
+        }
+        let mut chunks = [[0; 3]; 4];
+        for (chunk, data) in chunks.iter_mut().zip(words.chunks_exact(3)) {
+            chunk.copy_from_slice(data);
+        }
+        chunks
+    }
+
+    /// The record that chunks with these data carry.
+    pub fn from_chunks(chunks: [[u32; 3]; 4]) -> Self {
+        let words = chunks.as_flattened();
+        let mut payload = [0; 40];
+        for (bytes, word) in payload.chunks_exact_mut(4).zip(&words[2..]) {
+            bytes.copy_from_slice(&word.to_le_bytes());
+        }
+        let [low0, low1, high0, high1] = words[1].to_le_bytes();
+        let header = SlotHeader {
+            token: words[0],
+            payload_bytes: u16::from_le_bytes([low0, low1]),
+            flags: u16::from_le_bytes([high0, high1]),
+        };
+        Self { header, payload }
+    }
+}
+
+fn whole<const N: usize>(token: u32, payload: &[u8]) -> Option<(SlotHeader, [u8; N])> {
+    let mut bytes = [0; N];
+    bytes.get_mut(..payload.len())?.copy_from_slice(payload);
+    Some((SlotHeader::new(token, u16::try_from(payload.len()).ok()?), bytes))
+}

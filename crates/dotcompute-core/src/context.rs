@@ -1,0 +1,286 @@
+//! A kernel seen from inside: what its body receives from and replies through.
+
+use std::fmt;
+use std::sync::Arc;
+use std::task::{Context as TaskContext, Poll};
+use std::time::{Duration, Instant};
+
+use dotcompute_mailbox::{Inbox, Outcome, clock, wait};
+
+use crate::error::{KernelId, LookupError, ReceiveError, Stopped};
+use crate::id::MessageId;
+use crate::kernel::{Address, Cell};
+use crate::message::{AskToken, Envelope, Message, Taken};
+use crate::runtime::Runtime;
+use crate::timer;
+
+/// How many messages a kernel receives in one go before it lets others of its executor run.
+const BUDGET: u32 = 128;
+
+/// The inside of a ring kernel that takes `M` and replies with `R`.
+///
+/// One message at a time is *in hand*: from the receive that delivered it to the next receive, or
+/// until the body ends. If the body fails meanwhile, that message becomes a dead letter or is
+/// delivered again, as the kernel's [`Restart`](crate::Restart) says.
+pub struct Context<M: Message, R: Message> {
+    cell: Arc<Cell<M, R>>,
+    inbox: Inbox<Envelope<M>>,
+    /// The message in hand, if the body took it out of its envelope.
+    taken: Option<Taken>,
+    budget: u32,
+    sample: Option<Sample>,
+}
+
+/// A message whose times are taken.
+#[derive(Clone, Copy)]
+struct Sample {
+    queued_ns: u64,
+    delivered_ns: u64,
+}
+
+impl<M: Message, R: Message> Context<M, R> {
+    /// `None` while an earlier context of the kernel is alive.
+    pub(crate) fn new(cell: &Arc<Cell<M, R>>) -> Option<Self> {
+        Some(Self {
+            cell: Arc::clone(cell),
+            inbox: cell.mailbox.inbox()?,
+            taken: None,
+            budget: BUDGET,
+            sample: None,
+        })
+    }
+
+    /// The name of this kernel.
+    pub fn id(&self) -> &KernelId {
+        &self.cell.id
+    }
+
+    /// Whether the kernel is to end: time to stop what takes long.
+    pub fn is_stopping(&self) -> bool {
+        self.cell.look(|lifecycle| lifecycle.stop.is_some())
+    }
+
+    /// Waits until the kernel is to end; for bodies that also wait for other things. Cancel-safe.
+    pub async fn stopping(&self) {
+        self.cell.until(|lifecycle| lifecycle.stop.map(drop)).await;
+    }
+
+    /// Receives the next message, which is then in hand; the one before is settled as processed.
+    /// Waits while the mailbox is empty or the kernel is deactivated.
+    ///
+    /// # Errors
+    ///
+    /// [`Stopped`] once the kernel is to end and nothing more is handed to it. To return it, or to
+    /// leave the loop, is the normal end of a body.
+    ///
+    /// # Cancel safety
+    ///
+    /// A message is delivered exactly when the future is ready; nothing is lost before.
+    #[inline]
+    pub async fn receive(&mut self) -> Result<&M, Stopped> {
+        std::future::poll_fn(|cx| self.poll_receive(cx)).await?;
+        Ok(self.message())
+    }
+
+    /// [`receive`](Self::receive) that gives up after `timeout`. The message before is settled in
+    /// any case.
+    ///
+    /// # Errors
+    ///
+    /// [`ReceiveError::Timeout`], or [`ReceiveError::Stopped`].
+    ///
+    /// # Cancel safety
+    ///
+    /// As for `receive`.
+    pub async fn receive_timeout(&mut self, timeout: Duration) -> Result<&M, ReceiveError> {
+        let kernel = self.cell.id.clone();
+        let next = std::future::poll_fn(|cx| self.poll_receive(cx));
+        match timer::timeout_at(timer::after(timeout), next).await {
+            Some(Ok(())) => Ok(self.message()),
+            Some(Err(Stopped { kernel })) => Err(ReceiveError::Stopped { kernel }),
+            None => Err(ReceiveError::Timeout { kernel }),
+        }
+    }
+
+    /// [`receive`](Self::receive) that waits on the calling thread; for kernels on the thread
+    /// executor whose bodies block.
+    ///
+    /// # Errors
+    ///
+    /// [`ReceiveError::Timeout`], or [`ReceiveError::Stopped`].
+    pub fn receive_blocking(&mut self, timeout: Option<Duration>) -> Result<&M, ReceiveError> {
+        let deadline: Option<Instant> = timeout.and_then(timer::after);
+        let next = std::future::poll_fn(|cx| self.poll_receive(cx));
+        let outcome = wait::block_on_until(next, deadline).ok();
+        match outcome {
+            Some(Ok(())) => Ok(self.message()),
+            Some(Err(Stopped { kernel })) => Err(ReceiveError::Stopped { kernel }),
+            None => Err(ReceiveError::Timeout { kernel: self.cell.id.clone() }),
+        }
+    }
+
+    /// The message in hand with its id, correlation, priority and delivery count; `None` before the
+    /// first receive, or if it was taken.
+    #[inline]
+    pub fn envelope(&self) -> Option<&Envelope<M>> {
+        self.inbox.current()
+    }
+
+    /// Moves the message in hand out. It still counts as in hand; but if the kernel fails, its dead
+    /// letter is without content, and it is not delivered again.
+    pub fn take(&mut self) -> Option<M> {
+        let (taken, message) = self.inbox.take()?.into_parts();
+        self.taken = Some(taken);
+        Some(message)
+    }
+
+    /// Replies to the message in hand: to its asker, or into the output mailbox if it was only
+    /// sent. Waits while the output mailbox is full, if its policy is to block.
+    ///
+    /// # Errors
+    ///
+    /// [`Stopped`] if the kernel was told to stop while it waited for room; the reply is then a
+    /// dead letter.
+    ///
+    /// # Cancel safety
+    ///
+    /// If the future is dropped before it is ready, the reply was either delivered or is dropped.
+    #[inline]
+    pub async fn reply(&mut self, reply: R) -> Result<(), Stopped> {
+        let mut envelope = Envelope::new(reply);
+        envelope.correlation_id = self.in_hand().map(|(id, _)| id);
+        self.send(envelope).await
+    }
+
+    /// Sends a reply that says itself what it belongs to: the ask that its correlation id names;
+    /// else the ask with the same message id (an echo); else, if it has no correlation id, the
+    /// oldest unanswered ask that this kernel has received; else the output mailbox. A reply to an
+    /// ask that has ended is a dead letter.
+    ///
+    /// # Errors
+    ///
+    /// As for [`reply`](Self::reply).
+    ///
+    /// # Cancel safety
+    ///
+    /// As for `reply`.
+    #[inline]
+    pub async fn send(&mut self, reply: impl Into<Envelope<R>>) -> Result<(), Stopped> {
+        let reply = reply.into();
+        let Some(reply) = self.cell.route(self.in_hand(), reply) else { return Ok(()) };
+        let Some(reply) = self.cell.try_output(reply) else { return Ok(()) };
+        match self.cell.output(reply).await {
+            true => Ok(()),
+            false => Err(self.stopped()),
+        }
+    }
+
+    /// [`reply`](Self::reply) that waits on the calling thread.
+    ///
+    /// # Errors
+    ///
+    /// As for `reply`.
+    pub fn reply_blocking(&mut self, reply: R) -> Result<(), Stopped> {
+        wait::block_on(self.reply(reply))
+    }
+
+    /// The runtime that this kernel lives in; `None` once it is gone.
+    pub fn runtime(&self) -> Option<Runtime> {
+        self.cell.runtime.upgrade().map(Runtime::from_shared)
+    }
+
+    /// The address of another kernel that takes `N`, by its name.
+    ///
+    /// # Errors
+    ///
+    /// If there is no such kernel, or it takes another type.
+    pub fn address_of<N: Message>(&self, kernel: &str) -> Result<Address<N>, LookupError> {
+        match self.runtime() {
+            Some(runtime) => runtime.address(kernel),
+            None => Err(LookupError::NotFound { kernel: kernel.into() }),
+        }
+    }
+
+    pub(crate) fn cell(&self) -> &Arc<Cell<M, R>> {
+        &self.cell
+    }
+
+    pub(crate) fn stopped(&self) -> Stopped {
+        Stopped { kernel: self.cell.id.clone() }
+    }
+
+    fn message(&self) -> &M {
+        match self.inbox.current() {
+            Some(envelope) => &envelope.message,
+            None => unreachable!("a message was just delivered"),
+        }
+    }
+
+    /// The id of the message in hand, and its ask.
+    #[inline]
+    pub(crate) fn in_hand(&self) -> Option<(MessageId, Option<AskToken>)> {
+        match (self.inbox.current(), &self.taken) {
+            (Some(envelope), _) => Some((envelope.id, envelope.ask)),
+            (None, Some(taken)) => Some((taken.id, taken.ask)),
+            (None, None) => None,
+        }
+    }
+
+    /// Settles what is in hand and delivers the next message that is still wanted.
+    #[inline]
+    pub(crate) fn poll_receive(&mut self, cx: &mut TaskContext<'_>) -> Poll<Result<(), Stopped>> {
+        self.settle_sample();
+        self.taken = None;
+        if self.budget == 0 {
+            // The message in hand is done with, also while others have their turn.
+            self.budget = BUDGET;
+            self.inbox.settle(Outcome::Processed);
+            cx.waker().wake_by_ref();
+            return Poll::Pending;
+        }
+        loop {
+            match self.inbox.poll_next(cx) {
+                Poll::Pending => {
+                    self.budget = BUDGET;
+                    return Poll::Pending;
+                }
+                Poll::Ready(Err(_closed)) => return Poll::Ready(Err(self.stopped())),
+                Poll::Ready(Ok(())) => {}
+            }
+            self.budget = self.budget.saturating_sub(1);
+            let asked = self.inbox.current().and_then(|envelope| envelope.ask);
+            if asked.is_none_or(|token| self.cell.ask_received(token)) {
+                break;
+            }
+            // Nobody waits for it any more.
+            drop(self.inbox.settle(Outcome::Expired));
+        }
+        if let Some(queued_ns) = self.inbox.queued_ns() {
+            self.sample = Some(Sample { queued_ns, delivered_ns: clock::now_ns() });
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    #[inline]
+    fn settle_sample(&mut self) {
+        if let Some(sample) = self.sample.take() {
+            let handler_ns = clock::now_ns().saturating_sub(sample.delivered_ns);
+            self.cell.telemetry.record(sample.queued_ns, handler_ns);
+        }
+    }
+}
+
+impl<M: Message, R: Message> Drop for Context<M, R> {
+    fn drop(&mut self) {
+        self.settle_sample();
+        if let Some(taken) = self.taken {
+            self.cell.set_taken(taken);
+        }
+    }
+}
+
+impl<M: Message, R: Message> fmt::Debug for Context<M, R> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Context").field(&self.cell.id).finish()
+    }
+}

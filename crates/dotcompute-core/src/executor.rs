@@ -1,0 +1,160 @@
+//! Where a kernel's loop runs.
+//!
+//! An executor is given the whole supervised life of a kernel as one future and drives it to its
+//! end. What it must do, every executor shows by passing the conformance suite.
+
+use std::fmt;
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::{Arc, OnceLock};
+use std::task::{Context, Poll};
+
+use dotcompute_mailbox::wait;
+
+use crate::error::{BoxError, KernelId};
+
+/// The life of one kernel, to be driven until it is ready.
+///
+/// It never panics: faults of the kernel are caught inside. Dropping it unfinished (because the
+/// executor goes away) fails the kernel, and everyone who waits for it is told.
+pub struct KernelTask(Pin<Box<dyn Future<Output = ()> + Send>>);
+
+impl KernelTask {
+    pub(crate) fn new(future: impl Future<Output = ()> + Send + 'static) -> Self {
+        Self(Box::pin(future))
+    }
+}
+
+impl Future for KernelTask {
+    type Output = ();
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+        self.0.as_mut().poll(cx)
+    }
+}
+
+impl fmt::Debug for KernelTask {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("KernelTask")
+    }
+}
+
+/// Runs kernels somewhere: on tokio's workers, on a thread each, ...
+///
+/// An executor must drive each task it accepts to its end, or drop it; must poll it again after
+/// each wake, wherever the wake comes from; and must not poll one task from two threads at once.
+pub trait Executor: Send + Sync + 'static {
+    /// The name under which kernels choose it at launch.
+    fn name(&self) -> &'static str;
+
+    /// Begins to drive `task`, the life of `kernel`, and returns at once.
+    ///
+    /// # Errors
+    ///
+    /// Where it has no room for it (a thread cannot be started, say). The task is dropped then.
+    fn start(&self, kernel: &KernelId, task: KernelTask) -> Result<(), BoxError>;
+}
+
+/// Kernels as tasks on tokio: for many kernels, and for those that wait for other things.
+///
+/// Uses the tokio runtime that the dotcompute runtime was built in, or else workers of its own,
+/// which start with the first kernel.
+#[derive(Debug)]
+pub(crate) struct AsyncExecutor {
+    given: Option<tokio::runtime::Handle>,
+    own: OnceLock<Option<tokio::runtime::Runtime>>,
+    workers: usize,
+}
+
+impl AsyncExecutor {
+    pub(crate) fn new(given: Option<tokio::runtime::Handle>, workers: usize) -> Self {
+        Self { given, own: OnceLock::new(), workers }
+    }
+}
+
+impl Executor for AsyncExecutor {
+    fn name(&self) -> &'static str {
+        "async"
+    }
+
+    fn start(&self, _kernel: &KernelId, task: KernelTask) -> Result<(), BoxError> {
+        if let Some(handle) = &self.given {
+            handle.spawn(task);
+            return Ok(());
+        }
+        let mut error = None;
+        let own = self.own.get_or_init(|| {
+            tokio::runtime::Builder::new_multi_thread()
+                .worker_threads(self.workers)
+                .thread_name("dotcompute-async")
+                .enable_all()
+                .build()
+                .map_err(|cause| error = Some(cause))
+                .ok()
+        });
+        match own {
+            Some(runtime) => {
+                runtime.spawn(task);
+                Ok(())
+            }
+            None => Err(match error {
+                Some(cause) => cause.into(),
+                None => "the worker threads could not be started earlier".into(),
+            }),
+        }
+    }
+}
+
+impl Drop for AsyncExecutor {
+    fn drop(&mut self) {
+        // In the background, since the last handle may go away inside an async task, where tokio
+        // forbids to wait. Kernels that still run are dropped, which ends them.
+        if let Some(Some(runtime)) = self.own.take() {
+            runtime.shutdown_background();
+        }
+    }
+}
+
+/// A thread for each kernel: for compute, and for bodies that block.
+#[derive(Debug)]
+pub(crate) struct ThreadExecutor;
+
+impl Executor for ThreadExecutor {
+    fn name(&self) -> &'static str {
+        "thread"
+    }
+
+    fn start(&self, kernel: &KernelId, task: KernelTask) -> Result<(), BoxError> {
+        // The system keeps 15 bytes of a thread's name.
+        let name = format!("rk-{kernel}");
+        std::thread::Builder::new().name(name.replace('\0', "?")).spawn(move || {
+            let _running = wait::running();
+            wait::block_on(task);
+        })?;
+        Ok(())
+    }
+}
+
+/// The executors that a runtime offers, by name.
+#[derive(Clone)]
+pub(crate) struct Executors(Vec<Arc<dyn Executor>>);
+
+impl Executors {
+    pub(crate) fn new(executors: Vec<Arc<dyn Executor>>) -> Self {
+        Self(executors)
+    }
+
+    pub(crate) fn get(&self, name: &str) -> Option<&Arc<dyn Executor>> {
+        self.0.iter().find(|executor| executor.name() == name)
+    }
+
+    pub(crate) fn names(&self) -> Vec<&'static str> {
+        self.0.iter().map(|executor| executor.name()).collect()
+    }
+}
+
+impl fmt::Debug for Executors {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_list().entries(self.names()).finish()
+    }
+}

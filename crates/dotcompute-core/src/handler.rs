@@ -1,0 +1,139 @@
+//! Kernels as handlers: one call per message, no waiting inside.
+
+use std::fmt;
+
+use crate::context::Context;
+use crate::error::{BoxError, Fault};
+use crate::id::MessageId;
+use crate::message::{Envelope, Message};
+
+/// A kernel whose code runs once per message and never waits: `self` is its state, made anew at
+/// each (re)start.
+///
+/// ```
+/// use dotcompute_core::{BoxError, Handler, HandlerContext, Message};
+///
+/// struct Add(i64);
+/// impl Message for Add {
+///     const TYPE_NAME: &'static str = "Add";
+/// }
+/// struct Sum(i64);
+/// impl Message for Sum {
+///     const TYPE_NAME: &'static str = "Sum";
+/// }
+///
+/// #[derive(Default)]
+/// struct Adder(i64);
+///
+/// impl Handler for Adder {
+///     type In = Add;
+///     type Out = Sum;
+///
+///     fn handle(
+///         &mut self,
+///         message: &Add,
+///         _context: &mut HandlerContext<Sum>,
+///     ) -> Result<Option<Sum>, BoxError> {
+///         self.0 = self.0.checked_add(message.0).ok_or("the sum is too large")?;
+///         Ok(Some(Sum(self.0)))
+///     }
+/// }
+///
+/// let runtime = dotcompute_core::Runtime::builder().build();
+/// let adder = runtime.kernel("adder").launch_handler(Adder::default).unwrap();
+/// adder.activate().unwrap();
+/// adder.ask_blocking(Add(2), None).unwrap();
+/// let sum = adder.ask_blocking(Add(40), None).unwrap();
+/// assert_eq!(sum.message.0, 42);
+/// ```
+pub trait Handler: Send + 'static {
+    /// What it takes.
+    type In: Message;
+    /// What it replies with.
+    type Out: Message;
+
+    /// Handles one message: `Some` reply, or `None`.
+    ///
+    /// # Errors
+    ///
+    /// An error fails the kernel (see [`RestartPolicy`](crate::RestartPolicy)); what it emitted for
+    /// this message is discarded.
+    fn handle(
+        &mut self,
+        message: &Self::In,
+        context: &mut HandlerContext<Self::Out>,
+    ) -> Result<Option<Self::Out>, BoxError>;
+}
+
+/// What a handler can do besides returning one reply.
+pub struct HandlerContext<R> {
+    message: MessageId,
+    delivery_count: u8,
+    emitted: Vec<Envelope<R>>,
+}
+
+impl<R: Message> HandlerContext<R> {
+    /// Replies once more to the message at hand; what is emitted goes out in order, before the
+    /// reply that the handler returns, and only if it does not fail. The first reply to an asked
+    /// message answers the ask.
+    pub fn emit(&mut self, reply: R) {
+        let correlated = Envelope::new(reply).with_correlation(self.message);
+        self.emitted.push(correlated);
+    }
+
+    /// Sends a reply that says itself what it belongs to, as [`Context::send`] does.
+    pub fn send(&mut self, reply: impl Into<Envelope<R>>) {
+        self.emitted.push(reply.into());
+    }
+
+    /// The id of the message at hand.
+    pub fn message_id(&self) -> MessageId {
+        self.message
+    }
+
+    /// Which delivery of the message this is: more than 1 after a fault.
+    pub fn delivery_count(&self) -> u8 {
+        self.delivery_count
+    }
+}
+
+impl<R> fmt::Debug for HandlerContext<R> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("HandlerContext")
+            .field("message", &self.message)
+            .field("emitted", &self.emitted.len())
+            .finish_non_exhaustive()
+    }
+}
+
+/// The loop around a handler.
+pub(crate) async fn run<H: Handler>(
+    mut handler: H,
+    mut context: Context<H::In, H::Out>,
+) -> Result<(), BoxError> {
+    let mut out = HandlerContext {
+        message: MessageId::from_u128(0),
+        delivery_count: 1,
+        emitted: Vec::new(),
+    };
+    loop {
+        if std::future::poll_fn(|cx| context.poll_receive(cx)).await.is_err() {
+            return Ok(());
+        }
+        let Some(envelope) = context.envelope() else { continue };
+        out.message = envelope.id;
+        out.delivery_count = envelope.delivery_count();
+        let reply = match handler.handle(&envelope.message, &mut out) {
+            Ok(reply) => reply,
+            Err(error) => return Err(Box::new(Fault::from_error(error))),
+        };
+        if !out.emitted.is_empty() {
+            for emitted in out.emitted.drain(..) {
+                context.send(emitted).await?;
+            }
+        }
+        if let Some(reply) = reply {
+            context.reply(reply).await?;
+        }
+    }
+}

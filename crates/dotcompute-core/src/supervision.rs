@@ -1,0 +1,271 @@
+//! The supervised life of a kernel: runs its body, catches its faults, restarts it or ends it.
+
+use std::collections::VecDeque;
+use std::future::Future;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context as TaskContext, Poll, Waker};
+use std::time::Instant;
+
+use dotcompute_mailbox::Outcome;
+
+use crate::ask::AskFailure;
+use crate::context::Context;
+use crate::dead_letter::{DeadLetter, DeadLetterReason};
+use crate::error::{BoxError, Fault, Stopped};
+use crate::kernel::Cell;
+use crate::message::Message;
+use crate::options::{DELIVERIES_MAX, RestartPolicy};
+use crate::telemetry::Telemetry;
+use crate::terminate::Running;
+use crate::timer;
+
+/// A body in flight.
+pub(crate) type BodyFuture = Pin<Box<dyn Future<Output = Result<(), BoxError>> + Send>>;
+
+/// How a body ended.
+enum Ended {
+    Returned,
+    Faulted(Fault),
+    Killed,
+}
+
+/// The whole life of a kernel, from launch to its end. `body` is called at each (re)start.
+pub(crate) async fn supervise<M: Message, R: Message>(
+    mut guard: TellWhenDropped<M, R>,
+    body: impl FnMut(Context<M, R>) -> BodyFuture + Send + 'static,
+) {
+    let Some(cell) = guard.0.clone() else { return };
+    let fault = live(&cell, body).await;
+    if let Some(fault) = &fault {
+        tracing::error!(kernel = %cell.id, %fault, "ring kernel failed");
+    }
+    guard.0 = None;
+    cell.finish(fault, false);
+}
+
+/// An executor that drops a kernel unfinished must not leave anyone waiting for it.
+pub(crate) struct TellWhenDropped<M: Message, R: Message>(Option<Arc<Cell<M, R>>>);
+
+impl<M: Message, R: Message> TellWhenDropped<M, R> {
+    pub(crate) fn new(cell: &Arc<Cell<M, R>>) -> Self {
+        Self(Some(Arc::clone(cell)))
+    }
+}
+
+impl<M: Message, R: Message> Drop for TellWhenDropped<M, R> {
+    fn drop(&mut self) {
+        if let Some(cell) = self.0.take() {
+            let fault = Fault::executor(format!(
+                "executor '{}' went away while the kernel was running",
+                cell.executor
+            ));
+            settle_message_in_hand(&cell, &Ended::Faulted(fault.clone()), false);
+            cell.finish(Some(fault), false);
+        }
+    }
+}
+
+/// Runs the body again and again, as the restart policy says; the fault that it failed with.
+async fn live<M: Message, R: Message>(
+    cell: &Arc<Cell<M, R>>,
+    mut body: impl FnMut(Context<M, R>) -> BodyFuture,
+) -> Option<Fault> {
+    let restart = cell.options.restart;
+    let mut restarts: VecDeque<Instant> = VecDeque::new();
+    // Launched: nothing happens until it is activated or asked to end.
+    let stop = cell
+        .until(|lifecycle| match lifecycle.stop {
+            Some(_) => Some(true),
+            None => lifecycle.opened.then_some(false),
+        })
+        .await;
+    if stop {
+        return None;
+    }
+    loop {
+        let Some(context) = Context::new(cell) else {
+            return Some(Fault::new(
+                "the kernel's previous context is still alive: a body must not let it escape",
+            ));
+        };
+        let ended = Supervised { cell, body: &mut body, context: Some(context), running: None, waker: None }
+            .await;
+        if let Ended::Faulted(_) = ended {
+            Telemetry::count(&cell.telemetry.faults);
+        }
+        let stopping = cell.look(|lifecycle| lifecycle.stop.is_some());
+        let wanted = match (&ended, restart.policy) {
+            _ if stopping => false,
+            (Ended::Killed, _) | (_, RestartPolicy::Never) => false,
+            (Ended::Returned, policy) => policy == RestartPolicy::Always,
+            (Ended::Faulted(_), _) => true,
+        };
+        let now = Instant::now();
+        while restarts.front().is_some_and(|at| now.duration_since(*at) > restart.window) {
+            restarts.pop_front();
+        }
+        let again = wanted && (restarts.len() as u64) < u64::from(restart.max_restarts);
+        settle_message_in_hand(cell, &ended, again && restart.redeliver);
+        let fault = match ended {
+            Ended::Returned => None,
+            Ended::Killed => {
+                cell.change(|lifecycle| lifecycle.cancelled = true);
+                None
+            }
+            Ended::Faulted(fault) => Some(fault),
+        };
+        if !again {
+            return match fault {
+                // Returning was not a fault; doing so all the time, where it should go on, is.
+                None if wanted => Some(Fault::new(format!(
+                    "restarted {} times within {:?}, which is the most allowed",
+                    restart.max_restarts, restart.window
+                ))),
+                fault => fault,
+            };
+        }
+
+        let doublings = u32::try_from(restarts.len()).unwrap_or(u32::MAX).min(31);
+        let pause = restart.backoff.saturating_mul(1 << doublings).min(restart.backoff_max);
+        restarts.push_back(now);
+        if let Some(fault) = &fault {
+            tracing::warn!(kernel = %cell.id, %fault, ?pause, "ring kernel faulted, restarting");
+        }
+        cell.change(|lifecycle| lifecycle.restarting(fault));
+        cell.forget_received_asks();
+        let stop = cell.until(|lifecycle| lifecycle.stop);
+        let stopped = timer::timeout_at(timer::after(pause), stop).await.is_some();
+        if stopped {
+            // A drain that finds the kernel in its back-off still gets its turn.
+            if cell.look(|lifecycle| lifecycle.stop) != Some(true) {
+                return None;
+            }
+        }
+        Telemetry::count(&cell.telemetry.restarts);
+        cell.change(|lifecycle| lifecycle.restarted());
+    }
+}
+
+/// The body is gone; what it had in hand is settled as its end says.
+fn settle_message_in_hand<M: Message, R: Message>(
+    cell: &Cell<M, R>,
+    ended: &Ended,
+    redeliver: bool,
+) {
+    // Where the context escaped from the body, its message stays in hand with it.
+    let Some(mut inbox) = cell.mailbox.inbox() else { return };
+    let fault = match ended {
+        Ended::Returned => {
+            // Outside the lock and after the settling: dropping a message is the user's code.
+            let message = inbox.settle(Outcome::Processed);
+            let _ = catch_unwind(AssertUnwindSafe(|| drop(message)));
+            return;
+        }
+        Ended::Faulted(fault) => fault.clone(),
+        Ended::Killed => Fault::new("the kernel was terminated while it had the message in hand"),
+    };
+    if redeliver
+        && let Some(envelope) = inbox.current_mut()
+        && envelope.delivery_count < DELIVERIES_MAX
+    {
+        envelope.delivery_count += 1;
+        inbox.put_back();
+        return;
+    }
+    let (ask, letter) = match inbox.settle(Outcome::DeadLettered) {
+        Some(envelope) => {
+            let ask = envelope.ask;
+            let reason = DeadLetterReason::Faulted(fault.clone());
+            (ask, DeadLetter::of(&cell.id, envelope, reason, true))
+        }
+        // The body had taken the message out of its envelope: only its data are left.
+        None => {
+            let Some(taken) = cell.taken() else { return };
+            let reason = DeadLetterReason::Faulted(fault.clone());
+            (taken.ask, DeadLetter::without_payload::<M>(&cell.id, &taken, reason))
+        }
+    };
+    if let Some(token) = ask {
+        cell.fail_ask(token, match ended {
+            Ended::Killed => AskFailure::Stopped,
+            _ => AskFailure::Failed(fault),
+        });
+    }
+    cell.dead_letter(letter);
+}
+
+/// Drives one run of the body: catches its panics, and drops it when it is killed.
+struct Supervised<'a, M: Message, R: Message, B> {
+    cell: &'a Arc<Cell<M, R>>,
+    body: &'a mut B,
+    context: Option<Context<M, R>>,
+    running: Option<BodyFuture>,
+    /// The waker that a kill knows of.
+    waker: Option<Waker>,
+}
+
+impl<M, R, B> Future for Supervised<'_, M, R, B>
+where
+    M: Message,
+    R: Message,
+    B: FnMut(Context<M, R>) -> BodyFuture,
+{
+    type Output = Ended;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut TaskContext<'_>) -> Poll<Ended> {
+        let this = self.get_mut();
+        if !this.waker.as_ref().is_some_and(|known| known.will_wake(cx.waker())) {
+            this.cell.runner_is(cx.waker());
+            this.waker = Some(cx.waker().clone());
+        }
+        let _running = Running::enter(Arc::as_ptr(this.cell).cast());
+        // After the waker is registered, so that no kill goes unseen.
+        let polled = if this.cell.is_killed() {
+            Poll::Ready(Ended::Killed)
+        } else {
+            match catch_unwind(AssertUnwindSafe(|| this.step(cx))) {
+                Ok(Poll::Pending) => Poll::Pending,
+                Ok(Poll::Ready(Ok(()))) => Poll::Ready(Ended::Returned),
+                Ok(Poll::Ready(Err(error))) => Poll::Ready(this.returned(error)),
+                Err(panic) => Poll::Ready(Ended::Faulted(Fault::from_panic(panic))),
+            }
+        };
+        let Poll::Ready(mut ended) = polled else { return Poll::Pending };
+        // The destructors of what the body holds are its code too.
+        let dropped = catch_unwind(AssertUnwindSafe(|| {
+            this.running = None;
+            this.context = None;
+        }));
+        if let (Err(panic), Ended::Returned) = (dropped, &ended) {
+            ended = Ended::Faulted(Fault::from_panic(panic));
+        }
+        Poll::Ready(ended)
+    }
+}
+
+impl<M, R, B> Supervised<'_, M, R, B>
+where
+    M: Message,
+    R: Message,
+    B: FnMut(Context<M, R>) -> BodyFuture,
+{
+    fn step(&mut self, cx: &mut TaskContext<'_>) -> Poll<Result<(), BoxError>> {
+        if let Some(context) = self.context.take() {
+            self.running = Some((self.body)(context));
+        }
+        match &mut self.running {
+            Some(running) => running.as_mut().poll(cx),
+            None => Poll::Ready(Ok(())),
+        }
+    }
+
+    /// That the kernel was stopped is no fault of its body.
+    fn returned(&self, error: BoxError) -> Ended {
+        match error.downcast_ref::<Stopped>() {
+            Some(stopped) if stopped.kernel == self.cell.id => Ended::Returned,
+            _ => Ended::Faulted(Fault::from_error(error)),
+        }
+    }
+}

@@ -1,0 +1,214 @@
+//! What a kernel has done and how long it took.
+//!
+//! Counts come from the books of the mailbox and are exact. Times are taken for the first message
+//! and then for every 64th, so that the message path pays for a clock twice in 64 messages; the
+//! percentiles and the busy share are therefore estimates from that sample.
+
+use std::sync::Mutex;
+use std::time::Duration;
+
+use dotcompute_mailbox::sync::{AtomicU32, AtomicU64, Ordering, lock};
+use dotcompute_mailbox::{Books, clock};
+use hdrhistogram::Histogram;
+
+use crate::error::{Fault, KernelId};
+use crate::lifecycle::KernelState;
+
+/// The longest time that the histograms tell apart.
+const LONGEST_NS: u64 = 3_600_000_000_000;
+
+/// Percentiles of a time, in nanoseconds, with two significant digits.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Latency {
+    /// How many times were taken.
+    pub samples: u64,
+    /// Half of the samples took at most this long, in nanoseconds.
+    pub p50_ns: u64,
+    /// 99 % of the samples took at most this long, in nanoseconds.
+    pub p99_ns: u64,
+    /// 99.9 % of the samples took at most this long, in nanoseconds.
+    pub p999_ns: u64,
+    /// The longest sample, in nanoseconds.
+    pub max_ns: u64,
+}
+
+impl Latency {
+    fn of(histogram: &Histogram<u64>) -> Self {
+        Self {
+            samples: histogram.len(),
+            p50_ns: histogram.value_at_quantile(0.5),
+            p99_ns: histogram.value_at_quantile(0.99),
+            p999_ns: histogram.value_at_quantile(0.999),
+            max_ns: histogram.max(),
+        }
+    }
+}
+
+/// What a kernel has done so far; a snapshot.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct KernelTelemetry {
+    /// The kernel.
+    pub kernel: KernelId,
+    /// The name of the executor that it runs on.
+    pub executor: &'static str,
+    /// Its state.
+    pub state: KernelState,
+    /// The books of its mailbox: what became of every message that it accepted. Exact.
+    pub books: Books,
+    /// The books of its output mailbox. Replies to asks do not pass through it. Exact.
+    pub replies: Books,
+    /// Asks that were answered. Exact.
+    pub asks_answered: u64,
+    /// The deepest that its mailbox has been, in messages.
+    pub high_water: usize,
+    /// How often it failed.
+    pub faults: u64,
+    /// How often it was started again.
+    pub restarts: u64,
+    /// How often its watchdog found it stalled.
+    pub stalls: u64,
+    /// Whether the watchdog finds it stalled now.
+    pub stalled: bool,
+    /// The last fault, also where a restart mended it.
+    pub last_fault: Option<Fault>,
+    /// How long messages queued.
+    pub queue_time: Latency,
+    /// How long the kernel had a message in hand.
+    pub handler_time: Latency,
+    /// Which share of its time since activation it had a message in hand, 0 to 1: an estimate.
+    pub busy_share: f64,
+    /// How long ago it was first activated, until it ended.
+    pub uptime: Duration,
+}
+
+/// The counters of one kernel. The histograms (some 20 KiB) come with the first sample, so that an
+/// idle kernel is small.
+#[derive(Debug, Default)]
+pub(crate) struct Telemetry {
+    times: Mutex<Option<Box<Times>>>,
+    pub(crate) asks_answered: AtomicU64,
+    pub(crate) faults: AtomicU64,
+    pub(crate) restarts: AtomicU64,
+    pub(crate) stalls: AtomicU64,
+    /// 1 while the watchdog finds it stalled.
+    pub(crate) stalled: AtomicU32,
+    /// `clock::now_ns` at the first activation; 0 before.
+    started_ns: AtomicU64,
+    ended_ns: AtomicU64,
+}
+
+#[derive(Debug)]
+struct Times {
+    queue: Histogram<u64>,
+    handler: Histogram<u64>,
+    handler_sum_ns: u64,
+}
+
+// Relaxed throughout: these are statistics, nothing is published through them.
+impl Telemetry {
+    pub(crate) fn start(&self) {
+        let _ = self.started_ns.compare_exchange(
+            0,
+            clock::now_ns().max(1),
+            Ordering::Relaxed,
+            Ordering::Relaxed,
+        );
+    }
+
+    pub(crate) fn end(&self) {
+        self.ended_ns.store(clock::now_ns().max(1), Ordering::Relaxed);
+    }
+
+    pub(crate) fn count(counter: &AtomicU64) {
+        counter.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// One sampled message: how long it queued, and how long it was in hand.
+    #[cold]
+    pub(crate) fn record(&self, queue_ns: u64, handler_ns: u64) {
+        let mut times = lock(&self.times);
+        let times = times.get_or_insert_with(|| {
+            let histogram = || {
+                Histogram::new_with_bounds(1, LONGEST_NS, 2).expect("the bounds are in order")
+            };
+            Box::new(Times { queue: histogram(), handler: histogram(), handler_sum_ns: 0 })
+        });
+        times.queue.saturating_record(queue_ns.max(1));
+        times.handler.saturating_record(handler_ns.max(1));
+        times.handler_sum_ns += handler_ns;
+    }
+
+    /// Queue time, handler time and the busy share.
+    pub(crate) fn times(&self, processed: u64) -> (Latency, Latency, f64) {
+        let times = lock(&self.times);
+        let Some(times) = times.as_deref() else {
+            return (Latency::default(), Latency::default(), 0.0);
+        };
+        let mean_ns = times.handler_sum_ns as f64 / times.handler.len().max(1) as f64;
+        let uptime_ns = self.uptime().as_nanos() as f64;
+        let share = if uptime_ns > 0.0 { mean_ns * processed as f64 / uptime_ns } else { 0.0 };
+        (Latency::of(&times.queue), Latency::of(&times.handler), share.clamp(0.0, 1.0))
+    }
+
+    pub(crate) fn uptime(&self) -> Duration {
+        let started = self.started_ns.load(Ordering::Relaxed);
+        if started == 0 {
+            return Duration::ZERO;
+        }
+        let end = match self.ended_ns.load(Ordering::Relaxed) {
+            0 => clock::now_ns(),
+            ended => ended,
+        };
+        Duration::from_nanos(end.saturating_sub(started))
+    }
+}
+
+/// Publishes a snapshot through the `metrics` facade, under `dotcompute_kernel_*` with the label
+/// `kernel`.
+pub(crate) fn publish(snapshot: &KernelTelemetry) {
+    let kernel = snapshot.kernel.to_string();
+    let counters = [
+        ("dotcompute_kernel_accepted_total", snapshot.books.accepted),
+        ("dotcompute_kernel_processed_total", snapshot.books.processed),
+        ("dotcompute_kernel_expired_total", snapshot.books.expired),
+        ("dotcompute_kernel_dead_lettered_total", snapshot.books.dead_lettered),
+        ("dotcompute_kernel_rejected_total", snapshot.books.rejected),
+        ("dotcompute_kernel_faults_total", snapshot.faults),
+        ("dotcompute_kernel_restarts_total", snapshot.restarts),
+        ("dotcompute_kernel_stalls_total", snapshot.stalls),
+        ("dotcompute_kernel_asks_answered_total", snapshot.asks_answered),
+    ];
+    for (name, value) in counters {
+        metrics::counter!(name, "kernel" => kernel.clone()).absolute(value);
+    }
+    let drops =
+        [("oldest", snapshot.books.dropped_oldest), ("newest", snapshot.books.dropped_newest)];
+    for (reason, value) in drops {
+        metrics::counter!(
+            "dotcompute_kernel_dropped_total", "kernel" => kernel.clone(), "reason" => reason
+        )
+        .absolute(value);
+    }
+    let gauges = [
+        ("dotcompute_kernel_queue_depth_messages", snapshot.books.queued as f64),
+        ("dotcompute_kernel_queue_high_water_messages", snapshot.high_water as f64),
+        ("dotcompute_kernel_busy_share", snapshot.busy_share),
+        ("dotcompute_kernel_uptime_seconds", snapshot.uptime.as_secs_f64()),
+    ];
+    for (name, value) in gauges {
+        metrics::gauge!(name, "kernel" => kernel.clone()).set(value);
+    }
+    let times = [("queue", &snapshot.queue_time), ("handler", &snapshot.handler_time)];
+    for (phase, latency) in times {
+        let quantiles =
+            [("0.5", latency.p50_ns), ("0.99", latency.p99_ns), ("0.999", latency.p999_ns)];
+        for (quantile, value) in quantiles {
+            metrics::gauge!(
+                "dotcompute_kernel_time_seconds",
+                "kernel" => kernel.clone(), "phase" => phase, "quantile" => quantile
+            )
+            .set(value as f64 * 1e-9);
+        }
+    }
+}

@@ -1,0 +1,312 @@
+//! The end that pops.
+
+use super::bell::Bell;
+use super::format::{Format, Plain};
+use super::memory::Owner;
+use super::parts::{Parts, Words};
+use super::{Polls, PopError, Rings, Waiting};
+use crate::sync::Ordering;
+use std::fmt;
+use std::iter::FusedIterator;
+use std::marker::PhantomData;
+use std::time::Instant;
+
+/// The end of a ring that pops. There is one; it may move to another thread.
+///
+/// Dropping it closes the ring: the producer gets its messages back from then on, and what was not
+/// popped is dropped with the ring.
+pub struct Consumer<T, F: Format<T> = Plain, W: Waiting = Polls> {
+    parts: Parts<F::Slot>,
+    /// Next position to read. The shared head lags behind it only while a `ReadChunk` lives, or once
+    /// one was leaked.
+    head: u64,
+    /// Everything before this position was published when we last looked.
+    tail: u64,
+    bell: Bell,
+    _owner: Owner<T, F>,
+    waiting: PhantomData<fn() -> W>,
+}
+
+// SAFETY: the fields are ours alone except the ring itself, of which this is the only consumer;
+// sending it moves that role, and the `T`s still in the ring, to another thread.
+unsafe impl<T: Send, F: Format<T>, W: Waiting> Send for Consumer<T, F, W> {}
+
+impl<T, F: Format<T>, W: Waiting> Consumer<T, F, W> {
+    /// The consumer of the ring `parts`; the caller makes one only.
+    pub(super) fn new(parts: Parts<F::Slot>, owner: Owner<T, F>) -> Self {
+        let words = parts.words();
+        // Relaxed: the consumer's own word.
+        let head = words.head.position.load(Ordering::Relaxed);
+        // Relaxed: zero, unless a consumer was here before.
+        words.consumer.closed.store(0, Ordering::Relaxed);
+        let bell = Bell::new(&words.consumer);
+        Self { parts, head, tail: head, bell, _owner: owner, waiting: PhantomData }
+    }
+
+    /// Pops the oldest message, if there is one.
+    ///
+    /// # Errors
+    ///
+    /// `Empty` if there is none yet, `Closed` if there never will be.
+    #[inline]
+    pub fn try_pop(&mut self) -> Result<T, PopError> {
+        if self.readable(1) == 0 {
+            self.readable_at_the_end()?;
+        }
+        // SAFETY: at least one message is readable, and the head moves past it below: see `read`.
+        let value = unsafe { self.read(self.head) };
+        self.publish(self.head.wrapping_add(1));
+        Ok(value)
+    }
+
+    /// Up to `max` messages at once. Their slots are freed together, when the chunk is dropped.
+    ///
+    /// # Errors
+    ///
+    /// `Empty` if there is not one, `Closed` if there never will be.
+    pub fn read_chunk(&mut self, max: usize) -> Result<ReadChunk<'_, T, F, W>, PopError> {
+        let max = max as u64;
+        let mut readable = self.readable(max.clamp(1, self.parts.capacity));
+        if readable == 0 {
+            readable = self.readable_at_the_end()?;
+        }
+        let start = self.head;
+        // Until the chunk is dropped all of it counts as taken: if it is leaked instead, messages
+        // are lost, but none is taken twice.
+        self.head = start.wrapping_add(readable.min(max));
+        Ok(ReadChunk { start, next: start, consumer: self })
+    }
+
+    /// How many messages can be popped now: at least that many will succeed, since only this
+    /// consumer makes it less.
+    pub fn len(&self) -> usize {
+        let tail = F::published(&self.parts, self.head, self.parts.capacity);
+        known_between(self.head, tail, self.parts.capacity) as usize
+    }
+
+    /// Whether there is nothing to pop; if false, a pop succeeds.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// How many messages fit in the ring.
+    pub fn capacity(&self) -> usize {
+        self.parts.capacity as usize
+    }
+
+    /// Whether the producer is gone; messages may be left. Once true it stays so, unless the ring
+    /// lies in raw memory, where another producer may come.
+    #[inline]
+    pub fn is_abandoned(&self) -> bool {
+        // SYNC(ring.closed) acquire: pairs with the release in the producer's `drop`. Makes visible
+        // its last messages.
+        self.words().producer.closed.load(Ordering::Acquire) != 0
+    }
+
+    #[inline]
+    fn words(&self) -> &Words {
+        self.parts.words()
+    }
+
+    /// How many messages are readable, looked up anew only if fewer than `want` are known to be.
+    #[inline]
+    fn readable(&mut self, want: u64) -> u64 {
+        let known = known_between(self.head, self.tail, self.parts.capacity);
+        if known >= want {
+            return known;
+        }
+        self.tail = F::published(&self.parts, self.head, want);
+        known_between(self.head, self.tail, self.parts.capacity)
+    }
+
+    /// Nothing was readable: tells an empty ring from one that ended. The producer may have pushed
+    /// and gone since we looked, so having seen it gone we look again.
+    #[cold]
+    fn readable_at_the_end(&mut self) -> Result<u64, PopError> {
+        if !self.is_abandoned() {
+            return Err(PopError::Empty);
+        }
+        match self.readable(1) {
+            0 => Err(PopError::Closed),
+            readable => Ok(readable),
+        }
+    }
+
+    /// Takes the message at `position`; its slot is not free yet.
+    ///
+    /// # Safety
+    ///
+    /// - `position` was readable and its slot has not been freed since.
+    /// - It is not read again.
+    #[inline(always)]
+    unsafe fn read(&self, position: u64) -> T {
+        // SAFETY: published and not freed, and we are the only consumer; taken once, as the caller
+        // promises.
+        unsafe { F::read(self.parts.slot(position)) }
+    }
+
+    /// Frees the slots of everything before `head`, all of which was read.
+    #[inline]
+    fn publish(&mut self, head: u64) {
+        self.head = head;
+        let words = self.parts.words();
+        // SYNC(ring.free) release: pairs with the acquire in `Producer::room`. Makes visible that
+        // the slots before the head were read.
+        words.head.position.store(head, Ordering::Release);
+        if W::RINGS {
+            self.bell.ring(&words.consumer, &words.producer, self.parts.scope);
+        }
+    }
+}
+
+impl<T, F: Format<T>> Consumer<T, F, Rings> {
+    /// Pops the oldest message, waiting for one until `deadline`; no deadline means for as long as
+    /// it takes.
+    ///
+    /// # Errors
+    ///
+    /// `Empty` if none came, `Closed` if none can come.
+    pub fn pop_wait(&mut self, deadline: Option<Instant>) -> Result<T, PopError> {
+        match self.try_pop() {
+            Err(PopError::Empty) => {
+                self.wait(deadline)?;
+                self.try_pop()
+            }
+            done => done,
+        }
+    }
+
+    /// Waits until there is a message; how many there are.
+    ///
+    /// # Errors
+    ///
+    /// `Empty` if none came until `deadline`, `Closed` if none can come.
+    pub fn wait(&mut self, deadline: Option<Instant>) -> Result<usize, PopError> {
+        let (parts, head) = (self.parts, self.head);
+        let words = parts.words();
+        self.bell.wait(&words.consumer, &words.producer, parts.scope, deadline, || {
+            F::published(&parts, head, 1) != head
+                // SYNC(ring.closed) acquire: as in `is_abandoned`.
+                || words.producer.closed.load(Ordering::Acquire) != 0
+        });
+        let readable = match self.readable(1) {
+            0 => self.readable_at_the_end()?,
+            readable => readable,
+        };
+        Ok(readable as usize)
+    }
+}
+
+impl<T, F: Format<T>, W: Waiting> Drop for Consumer<T, F, W> {
+    fn drop(&mut self) {
+        let words = self.parts.words();
+        // SYNC(ring.closed) release: pairs with the acquire in `Producer::is_abandoned`. Makes
+        // visible the last head.
+        words.consumer.closed.store(1, Ordering::Release);
+        if W::RINGS {
+            self.bell.ring(&words.consumer, &words.producer, self.parts.scope);
+        }
+    }
+}
+
+impl<T, F: Format<T>, W: Waiting> fmt::Debug for Consumer<T, F, W> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Consumer")
+            .field("capacity", &self.parts.capacity)
+            .field("len", &self.len())
+            .finish_non_exhaustive()
+    }
+}
+
+/// Messages that a [`Consumer`] is about to take: an iterator over them.
+///
+/// What was iterated over is taken, and its slots are freed when the chunk is dropped; the rest
+/// stays in the ring.
+pub struct ReadChunk<'a, T, F: Format<T> = Plain, W: Waiting = Polls> {
+    /// Its head is the chunk's end.
+    consumer: &'a mut Consumer<T, F, W>,
+    start: u64,
+    /// Next position to take.
+    next: u64,
+}
+
+impl<T, F: Format<T>, W: Waiting> ReadChunk<'_, T, F, W> {
+    /// Takes the first `count` messages of the rest and drops them: for messages that were used in
+    /// place, through [`as_slices`](ReadChunk::as_slices).
+    pub fn commit(mut self, count: usize) {
+        self.by_ref().take(count).for_each(drop);
+    }
+
+    /// Takes the whole rest and drops it.
+    pub fn commit_all(self) {
+        self.for_each(drop);
+    }
+}
+
+#[cfg(not(loom))]
+impl<T, W: Waiting> ReadChunk<'_, T, Plain, W> {
+    /// The messages not yet iterated over, oldest first; the second part is empty unless they wrap
+    /// around the end of the ring's memory.
+    pub fn as_slices(&self) -> (&[T], &[T]) {
+        let parts = &self.consumer.parts;
+        let len = self.len() as u64;
+        let first = len.min(parts.contiguous(self.next));
+        let slice = |position, len: u64| {
+            let start = parts.place(position).cast::<T>().as_ptr();
+            // SAFETY: these `len` slots lie in one piece of the ring's slots (`contiguous`; a
+            // `Cell<T>` is laid out as its `T`), are published, so initialised and left alone by
+            // the producer, and not freed while `self` is borrowed.
+            unsafe { std::slice::from_raw_parts(start, len as usize) }
+        };
+        (slice(self.next, first), slice(self.next.wrapping_add(first), len - first))
+    }
+}
+
+impl<T, F: Format<T>, W: Waiting> Iterator for ReadChunk<'_, T, F, W> {
+    type Item = T;
+
+    #[inline]
+    fn next(&mut self) -> Option<T> {
+        if self.next == self.consumer.head {
+            return None;
+        }
+        // SAFETY: readable when the chunk was made; `next` moves past it below: see `read`.
+        let value = unsafe { self.consumer.read(self.next) };
+        self.next = self.next.wrapping_add(1);
+        Some(value)
+    }
+
+    fn size_hint(&self) -> (usize, Option<usize>) {
+        let rest = self.consumer.head.wrapping_sub(self.next) as usize;
+        (rest, Some(rest))
+    }
+}
+
+impl<T, F: Format<T>, W: Waiting> ExactSizeIterator for ReadChunk<'_, T, F, W> {}
+impl<T, F: Format<T>, W: Waiting> FusedIterator for ReadChunk<'_, T, F, W> {}
+
+impl<T, F: Format<T>, W: Waiting> Drop for ReadChunk<'_, T, F, W> {
+    #[inline]
+    fn drop(&mut self) {
+        self.consumer.head = self.next;
+        if self.next != self.start {
+            self.consumer.publish(self.next);
+        }
+    }
+}
+
+impl<T, F: Format<T>, W: Waiting> fmt::Debug for ReadChunk<'_, T, F, W> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ReadChunk").field("len", &self.len()).finish_non_exhaustive()
+    }
+}
+
+/// How many messages lie between `head` and `tail`. A tail that no producer can have written (in
+/// raw memory) makes the ring empty.
+#[inline(always)]
+fn known_between(head: u64, tail: u64, capacity: u64) -> u64 {
+    match tail.wrapping_sub(head) {
+        known if known <= capacity => known,
+        _ => 0,
+    }
+}

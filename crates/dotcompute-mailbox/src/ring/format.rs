@@ -1,0 +1,188 @@
+//! The two slot formats: how a message gets into a slot and how the consumer knows that it is in.
+
+use super::parts::Parts;
+use super::sealed::Sealed;
+use crate::sync::{AtomicU32, Ordering, UnsafeCell};
+use dotcompute_abi::ring::{FORMAT_PLAIN, FORMAT_TAGGED};
+use dotcompute_abi::{PlainSlot, TaggedRecord};
+use std::mem::MaybeUninit;
+
+/// A slot format for messages of type `T`: [`Plain`] or [`Tagged`].
+pub trait Format<T>: Sealed + Sized {
+    /// A slot in the ring.
+    #[doc(hidden)]
+    type Slot;
+
+    /// An empty slot; `tag` is that of the lap before the first.
+    #[doc(hidden)]
+    fn empty(tag: u32) -> Self::Slot;
+
+    /// Puts `value` into `slot`.
+    ///
+    /// # Safety
+    ///
+    /// - The slot is empty and, until its position is published, the caller's alone.
+    #[doc(hidden)]
+    unsafe fn write(slot: &Self::Slot, tag: u32, value: T);
+
+    /// Takes the value out of `slot`.
+    ///
+    /// # Safety
+    ///
+    /// - The slot is published and not yet freed, so the caller's alone.
+    /// - The value is not taken twice.
+    #[doc(hidden)]
+    unsafe fn read(slot: &Self::Slot) -> T;
+
+    /// The position up to which messages from `from` on are published: all of them, or at least
+    /// `want` if there are as many.
+    #[doc(hidden)]
+    fn published(parts: &Parts<Self::Slot>, from: u64, want: u64) -> u64;
+}
+
+/// A format whose rings may lie in memory that others map.
+pub trait RawFormat: Format<Self::Record, Slot: Send + Sync> {
+    /// What travels: plain bytes with a header.
+    type Record: Copy + Send;
+
+    /// The `format` word of such rings.
+    #[doc(hidden)]
+    const FORMAT: u32;
+}
+
+/// Slots that the producer's tail publishes: between threads and processes.
+#[derive(Clone, Copy, Debug)]
+pub enum Plain {}
+
+/// A place for one `T`.
+#[doc(hidden)]
+#[derive(Debug)]
+#[repr(transparent)]
+pub struct Cell<T>(pub(super) UnsafeCell<MaybeUninit<T>>);
+
+// SAFETY: the ring's protocol gives a cell to one end at a time (see `Format`), so sharing it only
+// ever moves a `T` from one thread to another.
+unsafe impl<T: Send> Sync for Cell<T> {}
+
+impl<T> Format<T> for Plain {
+    type Slot = Cell<T>;
+
+    fn empty(_tag: u32) -> Cell<T> {
+        Cell(UnsafeCell::new(MaybeUninit::uninit()))
+    }
+
+    #[inline(always)]
+    unsafe fn write(slot: &Cell<T>, _tag: u32, value: T) {
+        slot.0.with_mut(|place| {
+            // SAFETY: the caller promises that nobody else touches the slot.
+            unsafe { place.write(MaybeUninit::new(value)) }
+        });
+    }
+
+    #[inline(always)]
+    unsafe fn read(slot: &Cell<T>) -> T {
+        slot.0.with(|place| {
+            // SAFETY: published and not freed: the producer initialised it and leaves it alone.
+            let value = unsafe { place.read() };
+            // SAFETY: initialised, as above; taken only once, as the caller promises.
+            unsafe { value.assume_init() }
+        })
+    }
+
+    #[inline]
+    fn published(parts: &Parts<Cell<T>>, _from: u64, _want: u64) -> u64 {
+        // SYNC(ring.publish) acquire: pairs with the release in `Producer::publish`. Makes visible
+        // the messages in all slots before the tail.
+        parts.words().tail.position.load(Ordering::Acquire)
+    }
+}
+
+impl RawFormat for Plain {
+    type Record = PlainSlot;
+    const FORMAT: u32 = FORMAT_PLAIN;
+}
+
+/// Slots that carry the lap they were written in, in each of their four chunks: between host and
+/// device, where one read then fetches data and tag at once.
+#[derive(Clone, Copy, Debug)]
+pub enum Tagged {}
+
+/// [`dotcompute_abi::slot::TaggedChunk`], as atomics.
+#[derive(Debug, Default)]
+#[repr(C)]
+struct Chunk {
+    data: [AtomicU32; 3],
+    tag: AtomicU32,
+}
+
+/// [`dotcompute_abi::TaggedSlot`], as atomics.
+#[doc(hidden)]
+#[derive(Debug)]
+#[repr(C, align(64))]
+pub struct Chunks([Chunk; 4]);
+
+#[cfg(not(loom))]
+const _: () = {
+    use dotcompute_abi::TaggedSlot;
+    use dotcompute_abi::slot::TaggedChunk;
+    use std::mem::offset_of;
+
+    assert!(size_of::<Chunk>() == size_of::<TaggedChunk>());
+    assert!(offset_of!(Chunk, data) == offset_of!(TaggedChunk, data));
+    assert!(offset_of!(Chunk, tag) == offset_of!(TaggedChunk, tag));
+    assert!(size_of::<Chunks>() == size_of::<TaggedSlot>());
+    assert!(align_of::<Chunks>() == align_of::<TaggedSlot>());
+    assert!(size_of::<Cell<PlainSlot>>() == size_of::<PlainSlot>());
+};
+
+impl Format<TaggedRecord> for Tagged {
+    type Slot = Chunks;
+
+    fn empty(tag: u32) -> Chunks {
+        let chunk = || Chunk { tag: AtomicU32::new(tag), ..Chunk::default() };
+        Chunks([chunk(), chunk(), chunk(), chunk()])
+    }
+
+    #[inline]
+    unsafe fn write(slot: &Chunks, tag: u32, value: TaggedRecord) {
+        for (chunk, data) in slot.0.iter().zip(value.to_chunks()) {
+            for (word, value) in chunk.data.iter().zip(data) {
+                // Relaxed: the tag below publishes it.
+                word.store(value, Ordering::Relaxed);
+            }
+            // SYNC(ring.tag) release: pairs with the acquire in `published`, and with the device's
+            // 16-byte read of the chunk. Makes visible the chunk's data. Scope: system.
+            chunk.tag.store(tag, Ordering::Release);
+        }
+    }
+
+    #[inline]
+    unsafe fn read(slot: &Chunks) -> TaggedRecord {
+        // Relaxed: `published` saw the tags, and the slot is not written again before it is freed.
+        TaggedRecord::from_chunks(
+            slot.0
+                .each_ref()
+                .map(|chunk| chunk.data.each_ref().map(|word| word.load(Ordering::Relaxed))),
+        )
+    }
+
+    #[inline]
+    fn published(parts: &Parts<Chunks>, from: u64, want: u64) -> u64 {
+        let mut position = from;
+        let is_full = |position| {
+            let tag = parts.tag(position);
+            // SYNC(ring.tag) acquire: pairs with the release in `write`. Makes visible the chunk's
+            // data; a chunk with an older tag is not there yet.
+            parts.slot(position).0.iter().all(|chunk| chunk.tag.load(Ordering::Acquire) == tag)
+        };
+        while position.wrapping_sub(from) < want && is_full(position) {
+            position = position.wrapping_add(1);
+        }
+        position
+    }
+}
+
+impl RawFormat for Tagged {
+    type Record = TaggedRecord;
+    const FORMAT: u32 = FORMAT_TAGGED;
+}
