@@ -3,7 +3,7 @@
 use std::hint::black_box;
 use std::time::Instant;
 
-use dotcompute_mailbox::{Backpressure, Band, Mailbox};
+use dotcompute_mailbox::{Admission, Backpressure, Band, Mailbox};
 
 use crate::harness::{Slice, Wrong, expect};
 use crate::load::{CAPACITY, CHUNK, InOrder, sum_below};
@@ -16,9 +16,8 @@ pub(crate) fn pair(operations: u64) -> Result<Slice, Wrong> {
         let started = Instant::now();
         let mut sum: u64 = 0;
         for number in 0..operations {
-            black_box(&mailbox)
-                .try_send(Band::Normal, number)
-                .map_err(|_| Wrong::new("the mailbox is full"))?;
+            let admission = black_box(&mailbox).try_send(Band::Normal, number);
+            expect("admitted", matches!(admission, Ok(Admission::Accepted)), true)?;
             sum += black_box(&mailbox).try_receive().map_err(Wrong::new)?;
         }
         let elapsed = started.elapsed();
@@ -38,9 +37,8 @@ pub(crate) fn window(operations: u64) -> Result<Slice, Wrong> {
         while in_order.count() < operations {
             let sent = in_order.count();
             for number in sent..operations.min(sent + CHUNK) {
-                black_box(&mailbox)
-                    .try_send(Band::Normal, number)
-                    .map_err(|_| Wrong::new("the mailbox is full"))?;
+                let admission = black_box(&mailbox).try_send(Band::Normal, number);
+                expect("admitted", matches!(admission, Ok(Admission::Accepted)), true)?;
             }
             while black_box(&mut inbox).try_next().is_ok() {
                 let number = inbox.current().ok_or_else(|| Wrong::new("nothing in hand"))?;
