@@ -201,11 +201,7 @@ impl<M: Message, R: Message> Context<M, R> {
         }
     }
 
-    pub(crate) fn cell(&self) -> &Arc<Cell<M, R>> {
-        &self.cell
-    }
-
-    pub(crate) fn stopped(&self) -> Stopped {
+    fn stopped(&self) -> Stopped {
         Stopped { kernel: self.cell.id.clone() }
     }
 

@@ -288,7 +288,7 @@ pub enum ReceiveError {
 }
 
 /// Why an ask got no reply.
-#[derive(Debug, thiserror::Error)]
+#[derive(thiserror::Error)]
 #[non_exhaustive]
 pub enum AskError<M> {
     /// The message was not accepted; it comes back inside.
@@ -323,6 +323,13 @@ pub enum AskError<M> {
     },
 }
 
+/// Shows the error and not the message, which need not be `Debug`.
+impl<M> fmt::Debug for AskError<M> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "AskError({self})")
+    }
+}
+
 /// A lifecycle step that the kernel's state does not allow.
 #[derive(Clone, Debug, thiserror::Error)]
 #[error("cannot {operation} ring kernel '{kernel}': it is {state}")]
@@ -340,7 +347,9 @@ pub struct StateError {
 #[non_exhaustive]
 pub enum LaunchError {
     /// A kernel of this name exists, perhaps one that has ended but was not terminated.
-    #[error("a ring kernel named '{kernel}' exists ({state}): terminate it, or choose another name")]
+    #[error(
+        "a ring kernel named '{kernel}' exists ({state}): terminate it, or choose another name"
+    )]
     AlreadyExists {
         /// The name.
         kernel: KernelId,

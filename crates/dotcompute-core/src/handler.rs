@@ -111,11 +111,8 @@ pub(crate) async fn run<H: Handler>(
     mut handler: H,
     mut context: Context<H::In, H::Out>,
 ) -> Result<(), BoxError> {
-    let mut out = HandlerContext {
-        message: MessageId::from_u128(0),
-        delivery_count: 1,
-        emitted: Vec::new(),
-    };
+    let mut out =
+        HandlerContext { message: MessageId::from_u128(0), delivery_count: 1, emitted: Vec::new() };
     loop {
         if std::future::poll_fn(|cx| context.poll_receive(cx)).await.is_err() {
             return Ok(());

@@ -712,10 +712,7 @@ impl<M: Message, R: Message> KernelRef<M, R> {
     /// # Errors
     ///
     /// See [`ReceiveError`].
-    pub fn receive_blocking(
-        &self,
-        timeout: Option<Duration>,
-    ) -> Result<Envelope<R>, ReceiveError> {
+    pub fn receive_blocking(&self, timeout: Option<Duration>) -> Result<Envelope<R>, ReceiveError> {
         self.cell.check_open()?;
         let deadline = timeout.and_then(timer::after);
         self.cell.replies.receive_blocking(deadline).map_err(|error| match error {

@@ -163,8 +163,7 @@ impl Lifecycle {
     /// The back-off is over.
     pub(crate) fn restarted(&mut self) {
         if self.stop.is_none() {
-            self.state =
-                if self.paused { KernelState::Deactivated } else { KernelState::Active };
+            self.state = if self.paused { KernelState::Deactivated } else { KernelState::Active };
         }
     }
 }

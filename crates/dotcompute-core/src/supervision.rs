@@ -90,8 +90,14 @@ async fn live<M: Message, R: Message>(
                 "the kernel's previous context is still alive: a body must not let it escape",
             ));
         };
-        let ended = Supervised { cell, body: &mut body, context: Some(context), running: None, waker: None }
-            .await;
+        let ended = Supervised {
+            cell,
+            body: &mut body,
+            context: Some(context),
+            running: None,
+            waker: None,
+        }
+        .await;
         if let Ended::Faulted(_) = ended {
             Telemetry::count(&cell.telemetry.faults);
         }
@@ -188,10 +194,13 @@ fn settle_message_in_hand<M: Message, R: Message>(
         }
     };
     if let Some(token) = ask {
-        cell.fail_ask(token, match ended {
-            Ended::Killed => AskFailure::Stopped,
-            _ => AskFailure::Failed(fault),
-        });
+        cell.fail_ask(
+            token,
+            match ended {
+                Ended::Killed => AskFailure::Stopped,
+                _ => AskFailure::Failed(fault),
+            },
+        );
     }
     cell.dead_letter(letter);
 }

@@ -129,9 +129,8 @@ impl Telemetry {
     pub(crate) fn record(&self, queue_ns: u64, handler_ns: u64) {
         let mut times = lock(&self.times);
         let times = times.get_or_insert_with(|| {
-            let histogram = || {
-                Histogram::new_with_bounds(1, LONGEST_NS, 2).expect("the bounds are in order")
-            };
+            let histogram =
+                || Histogram::new_with_bounds(1, LONGEST_NS, 2).expect("the bounds are in order");
             Box::new(Times { queue: histogram(), handler: histogram(), handler_sum_ns: 0 })
         });
         times.queue.saturating_record(queue_ns.max(1));

@@ -326,7 +326,10 @@ impl Drop for Sleep {
 /// Drives `future` until `deadline`; `None` if it was not ready by then.
 ///
 /// The future is looked at first, so one that is ready is never lost to a deadline in the past.
-pub(crate) async fn timeout_at<F: Future>(deadline: Option<Instant>, future: F) -> Option<F::Output> {
+pub(crate) async fn timeout_at<F: Future>(
+    deadline: Option<Instant>,
+    future: F,
+) -> Option<F::Output> {
     let mut future = std::pin::pin!(future);
     let mut sleep = deadline.map(sleep_until);
     std::future::poll_fn(move |cx| {
