@@ -7,7 +7,7 @@ pub(crate) mod mailbox;
 pub(crate) mod ring;
 pub(crate) mod throughput;
 
-use dotcompute_core::{Books, KernelRef, Message};
+use dotcompute::{Books, KernelRef, Message};
 
 use crate::harness::{Wrong, expect};
 

@@ -1,6 +1,6 @@
 //! A question to an async kernel and its answer.
 
-use dotcompute_core::{Context, Runtime, Terminate};
+use dotcompute::{Context, Runtime, Terminate};
 
 use crate::harness::{Slice, Trips, Wrong, expect};
 use crate::load::CAPACITY;

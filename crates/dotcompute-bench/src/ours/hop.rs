@@ -3,7 +3,7 @@
 use std::sync::{Arc, OnceLock};
 use std::time::Instant;
 
-use dotcompute_core::{Address, Context, Runtime};
+use dotcompute::{Address, Context, Runtime};
 use tokio::sync::mpsc;
 
 use crate::harness::{Slice, Wrong, expect};

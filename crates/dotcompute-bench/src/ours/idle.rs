@@ -1,6 +1,6 @@
 //! Async kernels that have started and wait for their first message.
 
-use dotcompute_core::{Context, Runtime};
+use dotcompute::{Context, Runtime};
 
 use crate::harness::Wrong;
 use crate::load::CAPACITY;

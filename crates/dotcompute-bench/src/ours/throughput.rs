@@ -3,7 +3,7 @@
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
-use dotcompute_core::{BoxError, Handler, HandlerContext, KernelRef, Message, Runtime, Terminate};
+use dotcompute::{BoxError, Handler, HandlerContext, KernelRef, Message, Runtime, Terminate};
 
 use crate::harness::{Slice, Wrong};
 use crate::load::{Adder, CAPACITY, InOrderEach, SENDERS, Signed, many_senders, until_reported};
