@@ -8,6 +8,8 @@
 use std::fmt;
 use std::time::{Duration, Instant};
 
+use crate::os;
+
 /// A result that is not what the messages sent add up to.
 #[derive(Debug)]
 pub(crate) struct Wrong(String);
@@ -301,6 +303,25 @@ fn quantile(sorted: &[f64], share: f64) -> f64 {
     low + (high - low) * place.fract()
 }
 
+/// Times a stretch on the calling thread.
+#[derive(Debug)]
+pub(crate) struct Stopwatch {
+    preemptions: u64,
+    started: Instant,
+}
+
+impl Stopwatch {
+    pub(crate) fn start() -> Self {
+        Self { preemptions: os::preemptions(), started: Instant::now() }
+    }
+
+    /// The time since the start, and how often others took the thread's core meanwhile.
+    pub(crate) fn stop(self) -> Slice {
+        let elapsed = self.started.elapsed();
+        Slice { elapsed, preemptions: os::preemptions() - self.preemptions, ..Slice::default() }
+    }
+}
+
 /// Counts operations and times them: first all of them together, then a share one by one.
 ///
 /// An iterator over sequence numbers, so that blocking and async sides loop alike; an operation
@@ -313,32 +334,40 @@ pub(crate) struct Trips {
     started: Instant,
     elapsed: Duration,
     latencies_ns: Vec<u32>,
+    preemptions: u64,
 }
 
 impl Trips {
     /// At most so many operations of a slice are timed one by one.
     const SINGLE_MAX: u64 = 10_000;
 
-    /// `operations` timed together, and up to a quarter as many again one by one.
+    /// `operations` timed together, and up to a quarter as many again one by one. Make it on the
+    /// thread that is timed, when all is ready.
     pub(crate) fn new(operations: u64) -> Self {
-        let single = (operations / 4).clamp(1, Self::SINGLE_MAX);
+        let total = Self::total(operations);
         Self {
             next: 0,
             together: operations,
-            total: operations + single,
+            total,
             started: Instant::now(),
             elapsed: Duration::ZERO,
-            latencies_ns: Vec::with_capacity(single as usize),
+            latencies_ns: Vec::with_capacity((total - operations) as usize),
+            preemptions: os::preemptions(),
         }
     }
 
     /// How many operations there are in all, for the side that answers.
     pub(crate) fn total(operations: u64) -> u64 {
-        Self::new(operations).total
+        operations + (operations / 4).clamp(1, Self::SINGLE_MAX)
     }
 
     pub(crate) fn finish(self) -> Slice {
-        Slice { elapsed: self.elapsed, latencies_ns: self.latencies_ns, ..Slice::default() }
+        Slice {
+            elapsed: self.elapsed,
+            latencies_ns: self.latencies_ns,
+            preemptions: os::preemptions() - self.preemptions,
+            ..Slice::default()
+        }
     }
 
     #[cold]

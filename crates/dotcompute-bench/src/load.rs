@@ -94,13 +94,14 @@ pub(crate) fn two_threads(
         let producing = scope.spawn(|| {
             os::pin(cores.first);
             barrier.wait();
-            let started = Instant::now();
-            producer().map(|()| (started, os::preemptions()))
+            let (before, started) = (os::preemptions(), Instant::now());
+            producer().map(|()| (started, os::preemptions() - before))
         });
         let consuming = scope.spawn(|| {
             os::pin(cores.second);
             barrier.wait();
-            consumer().map(|()| (Instant::now(), os::preemptions()))
+            let before = os::preemptions();
+            consumer().map(|()| (Instant::now(), os::preemptions() - before))
         });
         let (ended, consumers) = os::joined(consuming.join())?;
         let (started, producers) = os::joined(producing.join())?;
@@ -126,19 +127,21 @@ pub(crate) fn round_trip(
     thread::scope(|scope| {
         let answering = scope.spawn(move || {
             os::pin(other);
-            answerer().map(|()| os::preemptions())
+            let before = os::preemptions();
+            answerer().map(|()| os::preemptions() - before)
         });
         let calling = scope.spawn(move || {
             os::pin(cores.first);
-            caller().map(|slice| (slice, os::preemptions()))
+            caller()
         });
-        let (mut slice, callers) = os::joined(calling.join())?;
+        let slice = os::joined(calling.join())?;
         let answerers = os::joined(answering.join())?;
-        // On one core the two take it from each other, which is what is measured.
-        if placement == Placement::TwoCores {
-            slice.preemptions = callers + answerers;
-        }
-        Ok(slice)
+        let preemptions = match placement {
+            Placement::TwoCores => slice.preemptions + answerers,
+            // The two take the core from each other, which is what is measured.
+            Placement::OneCore => 0,
+        };
+        Ok(Slice { preemptions, ..slice })
     })
 }
 

@@ -1,12 +1,11 @@
 //! Async kernels in a ring, each of which sends on to the next.
 
 use std::sync::{Arc, OnceLock};
-use std::time::Instant;
 
 use dotcompute::{Address, Context, Runtime};
 use tokio::sync::mpsc;
 
-use crate::harness::{Slice, Wrong, expect};
+use crate::harness::{Slice, Stopwatch, Wrong, expect};
 use crate::load::{CAPACITY, STATIONS};
 use crate::os::pinned;
 use crate::ours::Number;
@@ -50,15 +49,15 @@ pub(crate) fn hops(operations: u64) -> Result<Slice, Wrong> {
             kernels.iter().try_for_each(|kernel| kernel.activate().map_err(Wrong::new))?;
             // Once round before the clock starts, so that every kernel has run.
             for (timed, hops) in [(false, STATIONS), (true, operations)] {
-                let started = Instant::now();
+                let watch = Stopwatch::start();
                 kernels[0].send(Number(hops - 1)).await.map_err(Wrong::new)?;
                 let last = finished.recv().await;
-                let elapsed = started.elapsed();
+                let slice = watch.stop();
                 expect("last station", last, Some(((hops - 1) % STATIONS) as usize))?;
                 if timed {
                     let accepted = kernels.iter().map(|kernel| kernel.books().accepted).sum();
                     expect("messages accepted", accepted, STATIONS + operations)?;
-                    return Ok(Slice::took(elapsed));
+                    return Ok(slice);
                 }
             }
             Err(Wrong::new("no round"))

@@ -1,11 +1,10 @@
 //! The mailbox with bands, books and stamps.
 
 use std::hint::black_box;
-use std::time::Instant;
 
 use dotcompute_mailbox::{Admission, Backpressure, Band, Mailbox};
 
-use crate::harness::{Slice, Wrong, expect};
+use crate::harness::{Slice, Stopwatch, Wrong, expect};
 use crate::load::{CAPACITY, CHUNK, InOrder, sum_below};
 use crate::os::pinned;
 
@@ -13,17 +12,17 @@ use crate::os::pinned;
 pub(crate) fn pair(operations: u64) -> Result<Slice, Wrong> {
     pinned(|| {
         let mailbox = Mailbox::new(CAPACITY, Backpressure::Reject);
-        let started = Instant::now();
+        let watch = Stopwatch::start();
         let mut sum: u64 = 0;
         for number in 0..operations {
             let admission = black_box(&mailbox).try_send(Band::Normal, number);
             expect("admitted", matches!(admission, Ok(Admission::Accepted)), true)?;
             sum += black_box(&mailbox).try_receive().map_err(Wrong::new)?;
         }
-        let elapsed = started.elapsed();
+        let slice = watch.stop();
         expect("sum", sum, sum_below(operations))?;
         expect("processed", mailbox.books().processed, operations)?;
-        Ok(Slice::took(elapsed))
+        Ok(slice)
     })
 }
 
@@ -32,7 +31,7 @@ pub(crate) fn window(operations: u64) -> Result<Slice, Wrong> {
     pinned(|| {
         let mailbox = Mailbox::new(CAPACITY, Backpressure::Reject);
         let mut inbox = mailbox.inbox().ok_or_else(|| Wrong::new("the inbox is taken"))?;
-        let started = Instant::now();
+        let watch = Stopwatch::start();
         let mut in_order = InOrder::default();
         while in_order.count() < operations {
             let sent = in_order.count();
@@ -45,9 +44,9 @@ pub(crate) fn window(operations: u64) -> Result<Slice, Wrong> {
                 in_order.number(*number);
             }
         }
-        let elapsed = started.elapsed();
+        let slice = watch.stop();
         in_order.verify(operations)?;
         expect("processed", mailbox.books().processed, operations)?;
-        Ok(Slice::took(elapsed))
+        Ok(slice)
     })
 }

@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use crossbeam_channel::bounded;
 
-use crate::harness::{Slice, Wrong, expect};
+use crate::harness::{Slice, Stopwatch, Wrong, expect};
 use crate::load::{CAPACITY, CHUNK, InOrder, InOrderEach, SENDERS, many_senders, sum_below};
 use crate::os::pinned;
 
@@ -13,15 +13,15 @@ use crate::os::pinned;
 pub(crate) fn pair(operations: u64) -> Result<Slice, Wrong> {
     pinned(|| {
         let (sender, receiver) = bounded(CAPACITY);
-        let started = Instant::now();
+        let watch = Stopwatch::start();
         let mut sum: u64 = 0;
         for number in 0..operations {
             black_box(&sender).try_send(number).map_err(Wrong::new)?;
             sum += black_box(&receiver).try_recv().map_err(Wrong::new)?;
         }
-        let elapsed = started.elapsed();
+        let slice = watch.stop();
         expect("sum", sum, sum_below(operations))?;
-        Ok(Slice::took(elapsed))
+        Ok(slice)
     })
 }
 
@@ -46,7 +46,7 @@ pub(crate) fn senders(operations: u64) -> Result<Slice, Wrong> {
 pub(crate) fn window(operations: u64) -> Result<Slice, Wrong> {
     pinned(|| {
         let (sender, receiver) = bounded(CAPACITY);
-        let started = Instant::now();
+        let watch = Stopwatch::start();
         let mut in_order = InOrder::default();
         while in_order.count() < operations {
             let sent = in_order.count();
@@ -57,8 +57,8 @@ pub(crate) fn window(operations: u64) -> Result<Slice, Wrong> {
                 in_order.number(number);
             }
         }
-        let elapsed = started.elapsed();
+        let slice = watch.stop();
         in_order.verify(operations)?;
-        Ok(Slice::took(elapsed))
+        Ok(slice)
     })
 }

@@ -3,11 +3,10 @@
 use std::collections::VecDeque;
 use std::hint::{black_box, spin_loop};
 use std::sync::Mutex;
-use std::time::Instant;
 
 use dotcompute_mailbox::sync::{AtomicU32, AtomicU64, Ordering};
 
-use crate::harness::{Slice, Trips, Wrong, expect};
+use crate::harness::{Slice, Stopwatch, Trips, Wrong, expect};
 use crate::load::{CAPACITY, Placement, round_trip, sum_below};
 use crate::os::{futex_await, futex_post, pinned};
 
@@ -82,7 +81,7 @@ fn futex_round_trip(operations: u64, placement: Placement) -> Result<Slice, Wron
 pub(crate) fn locked_queue_pair(operations: u64) -> Result<Slice, Wrong> {
     pinned(|| {
         let queue = Mutex::new(VecDeque::with_capacity(CAPACITY));
-        let started = Instant::now();
+        let watch = Stopwatch::start();
         let mut sum = 0;
         for number in 0..operations {
             let queue = black_box(&queue);
@@ -97,9 +96,9 @@ pub(crate) fn locked_queue_pair(operations: u64) -> Result<Slice, Wrong> {
             expect("pushed", pushed, true)?;
             sum += lock(queue).pop_front().ok_or_else(|| Wrong::new("empty"))?;
         }
-        let elapsed = started.elapsed();
+        let slice = watch.stop();
         expect("sum", sum, sum_below(operations))?;
-        Ok(Slice::took(elapsed))
+        Ok(slice)
     })
 }
 

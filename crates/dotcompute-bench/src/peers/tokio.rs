@@ -1,12 +1,11 @@
 //! tokio: bounded channels between tasks, the floor of every actor library on tokio.
 
 use std::hint::black_box;
-use std::time::Instant;
 
 use tokio::runtime::{Builder, Runtime};
 use tokio::sync::{mpsc, oneshot};
 
-use crate::harness::{Slice, Trips, Wrong, expect};
+use crate::harness::{Slice, Stopwatch, Trips, Wrong, expect};
 use crate::load::{CAPACITY, STATIONS, sum_below};
 use crate::memory::Census;
 use crate::os::pinned;
@@ -25,15 +24,15 @@ pub(crate) fn one_worker() -> Runtime {
 pub(crate) fn pair(operations: u64) -> Result<Slice, Wrong> {
     pinned(|| {
         let (sender, mut receiver) = mpsc::channel(CAPACITY);
-        let started = Instant::now();
+        let watch = Stopwatch::start();
         let mut sum: u64 = 0;
         for number in 0..operations {
             black_box(&sender).try_send(number).map_err(Wrong::new)?;
             sum += black_box(&mut receiver).try_recv().map_err(Wrong::new)?;
         }
-        let elapsed = started.elapsed();
+        let slice = watch.stop();
         expect("sum", sum, sum_below(operations))?;
-        Ok(Slice::took(elapsed))
+        Ok(slice)
     })
 }
 
@@ -83,13 +82,13 @@ pub(crate) fn hops(operations: u64) -> Result<Slice, Wrong> {
             }
             // Once round before the clock starts, so that every task has run.
             for (timed, hops) in [(false, STATIONS), (true, operations)] {
-                let started = Instant::now();
+                let watch = Stopwatch::start();
                 senders[0].send(hops - 1).await.map_err(Wrong::new)?;
                 let last = finished.recv().await;
-                let elapsed = started.elapsed();
+                let slice = watch.stop();
                 expect("last station", last, Some(((hops - 1) % STATIONS) as usize))?;
                 if timed {
-                    return Ok(Slice::took(elapsed));
+                    return Ok(slice);
                 }
             }
             Err(Wrong::new("no round"))
