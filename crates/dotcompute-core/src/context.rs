@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use dotcompute_mailbox::{Inbox, Outcome, clock, wait};
 
+use crate::dead_letter::DeadLetterReason;
 use crate::error::{KernelId, LookupError, ReceiveError, Stopped};
 use crate::id::MessageId;
 use crate::kernel::{Address, Cell};
@@ -94,6 +95,8 @@ impl<M: Message, R: Message> Context<M, R> {
     /// As for `receive`.
     pub async fn receive_timeout(&mut self, timeout: Duration) -> Result<&M, ReceiveError> {
         let kernel = self.cell.id.clone();
+        // Before the clock runs: to let others run is not to wait for a message.
+        std::future::poll_fn(|cx| self.poll_turn(cx)).await;
         let next = std::future::poll_fn(|cx| self.poll_receive(cx));
         match timer::timeout_at(timer::after(timeout), next).await {
             Some(Ok(())) => Ok(self.message()),
@@ -110,6 +113,8 @@ impl<M: Message, R: Message> Context<M, R> {
     /// [`ReceiveError::Timeout`], or [`ReceiveError::Stopped`].
     pub fn receive_blocking(&mut self, timeout: Option<Duration>) -> Result<&M, ReceiveError> {
         let deadline: Option<Instant> = timeout.and_then(timer::after);
+        // Whoever blocks a thread lets nobody else run on it.
+        self.budget = BUDGET;
         let next = std::future::poll_fn(|cx| self.poll_receive(cx));
         let outcome = wait::block_on_until(next, deadline).ok();
         match outcome {
@@ -201,6 +206,11 @@ impl<M: Message, R: Message> Context<M, R> {
         }
     }
 
+    /// A reply that was made and finds no way out any more.
+    pub(crate) fn bury(&self, reply: Envelope<R>) {
+        self.cell.dead_reply(reply, DeadLetterReason::NoRoom);
+    }
+
     fn stopped(&self) -> Stopped {
         Stopped { kernel: self.cell.id.clone() }
     }
@@ -225,15 +235,9 @@ impl<M: Message, R: Message> Context<M, R> {
     /// Settles what is in hand and delivers the next message that is still wanted.
     #[inline]
     pub(crate) fn poll_receive(&mut self, cx: &mut TaskContext<'_>) -> Poll<Result<(), Stopped>> {
+        std::task::ready!(self.poll_turn(cx));
         self.settle_sample();
         self.taken = None;
-        if self.budget == 0 {
-            // The message in hand is done with, also while others have their turn.
-            self.budget = BUDGET;
-            self.inbox.settle(Outcome::Processed);
-            cx.waker().wake_by_ref();
-            return Poll::Pending;
-        }
         loop {
             match self.inbox.poll_next(cx) {
                 Poll::Pending => {
@@ -255,6 +259,21 @@ impl<M: Message, R: Message> Context<M, R> {
             self.sample = Some(Sample { queued_ns, delivered_ns: clock::now_ns() });
         }
         Poll::Ready(Ok(()))
+    }
+
+    /// Lets others of the executor run, once in a while. The message in hand is done with, also
+    /// while they have their turn.
+    #[inline]
+    fn poll_turn(&mut self, cx: &mut TaskContext<'_>) -> Poll<()> {
+        if self.budget > 0 {
+            return Poll::Ready(());
+        }
+        self.budget = BUDGET;
+        self.settle_sample();
+        self.inbox.settle(Outcome::Processed);
+        self.taken = None;
+        cx.waker().wake_by_ref();
+        Poll::Pending
     }
 
     #[inline]

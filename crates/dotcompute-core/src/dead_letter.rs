@@ -3,6 +3,7 @@
 use std::any::Any;
 use std::collections::VecDeque;
 use std::fmt;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Mutex;
 use std::time::SystemTime;
 
@@ -200,8 +201,11 @@ impl DeadLetters {
                 evicted.push(oldest);
             }
         }
-        // A message's destructor is the user's code: it runs outside the lock.
-        drop(evicted);
+        // A message's destructor is the user's code: it runs outside the lock, and what it panics
+        // with must not end whoever came with a letter.
+        for letter in evicted {
+            let _ = catch_unwind(AssertUnwindSafe(|| drop(letter)));
+        }
     }
 
     /// Takes out the letters that `wanted` chooses, oldest first.

@@ -3,7 +3,7 @@
 use std::fmt;
 
 use crate::context::Context;
-use crate::error::{BoxError, Fault};
+use crate::error::BoxError;
 use crate::id::MessageId;
 use crate::message::{Envelope, Message};
 
@@ -120,17 +120,22 @@ pub(crate) async fn run<H: Handler>(
         let Some(envelope) = context.envelope() else { continue };
         out.message = envelope.id;
         out.delivery_count = envelope.delivery_count();
-        let reply = match handler.handle(&envelope.message, &mut out) {
-            Ok(reply) => reply,
-            Err(error) => return Err(Box::new(Fault::from_error(error))),
-        };
-        if !out.emitted.is_empty() {
-            for emitted in out.emitted.drain(..) {
-                context.send(emitted).await?;
+        let reply = handler.handle(&envelope.message, &mut out)?;
+        if out.emitted.is_empty() {
+            let Some(reply) = reply else { continue };
+            context.reply(reply).await?;
+            continue;
+        }
+        let reply = reply.map(|reply| Envelope::new(reply).with_correlation(out.message));
+        let mut stopped = false;
+        for reply in out.emitted.drain(..).chain(reply) {
+            match stopped {
+                false => stopped = context.send(reply).await.is_err(),
+                true => context.bury(reply),
             }
         }
-        if let Some(reply) = reply {
-            context.reply(reply).await?;
+        if stopped {
+            return Ok(());
         }
     }
 }

@@ -148,8 +148,8 @@ impl<M: Message, R: Message> Cell<M, R> {
         self.step("reactivate", Lifecycle::reactivate)?;
         // Outside the lock, since it wakes the kernel. A deactivate that came in between wins.
         self.mailbox.resume();
-        let _lifecycle = lock(&self.lifecycle);
-        if _lifecycle.paused {
+        let lifecycle = lock(&self.lifecycle);
+        if lifecycle.paused {
             self.mailbox.pause();
         }
         Ok(())
@@ -232,6 +232,12 @@ impl<M: Message, R: Message> Cell<M, R> {
         in_hand: Option<(MessageId, Option<AskToken>)>,
         reply: Envelope<R>,
     ) -> Option<Envelope<R>> {
+        // Most replies that nobody asked for answer the message in hand, and need no search.
+        if let Some((id, None)) = in_hand
+            && reply.correlation_id == Some(id)
+        {
+            return Some(reply);
+        }
         let routed = lock(&self.asks).route(in_hand, reply);
         match routed {
             Routed::Answered(waker) => {
@@ -365,6 +371,8 @@ impl<M: Message, R: Message> Cell<M, R> {
         if self.look(|lifecycle| lifecycle.remove_when_ended) {
             self.remove();
         }
+        let runner = lock(&self.runner).take();
+        drop(runner);
         // Last: whoever waits for the end finds everything done.
         self.change(|lifecycle| lifecycle.ended = true);
     }

@@ -1,5 +1,7 @@
 //! Ring kernels: messages, lifecycle, executors, supervision, telemetry.
 
+#![deny(unsafe_code)]
+
 pub mod record;
 pub mod wire;
 

@@ -34,10 +34,10 @@ use bytemuck::Pod;
 use crate::message::Message;
 
 /// The size of a slot, in bytes.
-pub const SLOT_BYTES: usize = 64;
+pub const SLOT_BYTES: usize = dotcompute_abi::slot::SLOT_BYTES as usize;
 
 /// How many bytes of a record one slot carries; the others are its header.
-pub const SLOT_PAYLOAD_BYTES: usize = 56;
+pub const SLOT_PAYLOAD_BYTES: usize = dotcompute_abi::slot::PLAIN_PAYLOAD_BYTES as usize;
 
 /// The largest size of a record, in bytes: the header of its first slot has 16 bits for it.
 ///

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use dotcompute_mailbox::sync::{Ordering, lock};
 use dotcompute_mailbox::{Backpressure, wait};
+use tracing::Instrument;
 
 use crate::context::Context;
 use crate::dead_letter::{DeadLetter, DeadLetterCounts, DeadLetters};
@@ -345,7 +346,8 @@ impl Runtime {
         }
         cell.change(|lifecycle| lifecycle.launched());
         let guard = TellWhenDropped::new(&cell);
-        let task = KernelTask::new(supervise(guard, body));
+        let span = tracing::info_span!("ring_kernel", kernel = %id, executor = executor.name());
+        let task = KernelTask::new(supervise(guard, body).instrument(span));
         if let Err(source) = executor.start(&id, task) {
             self.shared.remove(&*cell);
             return Err(LaunchError::Executor { kernel: id, executor: executor.name(), source });
@@ -527,7 +529,7 @@ fn watch(shared: &Weak<Shared>, signal: &MonitorSignal) {
             let Some(watchdog) = cell.options().watchdog else { continue };
             shortest = shortest.min(watchdog);
             let books = cell.books();
-            let settled = books.accepted - books.queued - books.in_hand + books.redelivered;
+            let settled = books.processed + books.expired + books.dead_lettered + books.redelivered;
             let since = match seen.get(cell.id()) {
                 Some((before, since)) if *before == settled && books.in_hand > 0 => *since,
                 _ => now,

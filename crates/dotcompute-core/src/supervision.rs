@@ -13,7 +13,7 @@ use dotcompute_mailbox::Outcome;
 use crate::ask::AskFailure;
 use crate::context::Context;
 use crate::dead_letter::{DeadLetter, DeadLetterReason};
-use crate::error::{BoxError, Fault, Stopped};
+use crate::error::{BoxError, Fault, ReceiveError, Stopped};
 use crate::kernel::Cell;
 use crate::message::Message;
 use crate::options::{DELIVERIES_MAX, RestartPolicy};
@@ -162,6 +162,7 @@ fn settle_message_in_hand<M: Message, R: Message>(
 ) {
     // Where the context escaped from the body, its message stays in hand with it.
     let Some(mut inbox) = cell.mailbox.inbox() else { return };
+    let taken = cell.taken();
     let fault = match ended {
         Ended::Returned => {
             // Outside the lock and after the settling: dropping a message is the user's code.
@@ -188,7 +189,7 @@ fn settle_message_in_hand<M: Message, R: Message>(
         }
         // The body had taken the message out of its envelope: only its data are left.
         None => {
-            let Some(taken) = cell.taken() else { return };
+            let Some(taken) = taken else { return };
             let reason = DeadLetterReason::Faulted(fault.clone());
             (taken.ask, DeadLetter::without_payload::<M>(&cell.id, &taken, reason))
         }
@@ -272,9 +273,15 @@ where
 
     /// That the kernel was stopped is no fault of its body.
     fn returned(&self, error: BoxError) -> Ended {
-        match error.downcast_ref::<Stopped>() {
-            Some(stopped) if stopped.kernel == self.cell.id => Ended::Returned,
-            _ => Ended::Faulted(Fault::from_error(error)),
+        let stopped = match (error.downcast_ref(), error.downcast_ref()) {
+            (Some(Stopped { kernel }), _) | (_, Some(ReceiveError::Stopped { kernel })) => {
+                *kernel == self.cell.id
+            }
+            _ => false,
+        };
+        match stopped {
+            true => Ended::Returned,
+            false => Ended::Faulted(Fault::from_error(error)),
         }
     }
 }

@@ -333,7 +333,15 @@ pub fn decode_value<T: WireField>(bytes: &[u8]) -> Result<T, DecodeError> {
 ///
 /// # Errors
 ///
-/// The bytes are not a map, or not well-formed as far as the type name.
+/// The bytes are not a map, or not a well-formed one.
+///
+/// ```
+/// use dotcompute_core::wire;
+///
+/// let bytes = b"\x82\xa7celsius\xcb\x40\x35\x80\0\0\0\0\0\xa8__type__\xa7Reading";
+/// assert_eq!(wire::peek_type(bytes), Ok(Some("Reading")));
+/// assert_eq!(wire::peek_type(b"\x80"), Ok(None));
+/// ```
 pub fn peek_type(bytes: &[u8]) -> Result<Option<&str>, DecodeError> {
     peek_type_within(bytes, &Limits::default())
 }

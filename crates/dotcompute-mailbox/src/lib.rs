@@ -10,6 +10,7 @@ mod books;
 mod cursor;
 mod error;
 mod inbox;
+#[cfg(any(test, not(loom)))]
 mod lock;
 mod mailbox;
 mod receive;

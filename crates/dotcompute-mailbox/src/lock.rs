@@ -10,15 +10,17 @@
 use crate::sync::{AtomicU32, Ordering, UnsafeCell, spin_loop};
 use crate::sys::{self, Scope};
 use std::ops::{Deref, DerefMut};
+#[cfg(not(loom))]
 use std::time::{Duration, Instant};
 
 const FREE: u32 = 0;
 const HELD: u32 = 1;
 
 /// Looks at a held lock before going to sleep: some microseconds.
-const LOOKS: u32 = 128;
+const LOOKS: u32 = if cfg!(loom) { 0 } else { 128 };
 
 /// The longest sleep between two looks.
+#[cfg(not(loom))]
 const NAP: Duration = Duration::from_micros(250);
 
 pub(crate) struct Lock<T> {
@@ -38,18 +40,11 @@ impl<T> Lock<T> {
     }
 
     #[inline]
-    pub(crate) fn lock(&self) -> Guard<'_, T> {
-        if !self.try_acquire() {
-            self.acquire_slowly();
-        }
-        Guard { lock: self }
-    }
-
-    #[inline]
     fn try_acquire(&self) -> bool {
         // SYNC(lock.hold) acquire: pairs with the release in `Guard::drop`. Makes visible what the
-        // last holder did.
-        self.word.swap(HELD, Ordering::Acquire) == FREE
+        // last holder did. Failure is Relaxed: nothing was acquired.
+        let taken = self.word.compare_exchange(FREE, HELD, Ordering::Acquire, Ordering::Relaxed);
+        taken.is_ok()
     }
 
     #[cold]
@@ -64,12 +59,32 @@ impl<T> Lock<T> {
         // Relaxed: a hint for the holder, which may miss it (see the module).
         self.sleepers.fetch_add(1, Ordering::Relaxed);
         while !self.try_acquire() {
-            let deadline = Instant::now() + NAP;
-            sys::futex_wait(&self.word, HELD, Some(deadline), Scope::Process);
+            nap(&self.word);
         }
         // Relaxed: as above.
         self.sleepers.fetch_sub(1, Ordering::Relaxed);
     }
+}
+
+/// Sleeps while `word` says held, at most for [`NAP`].
+#[cfg(not(loom))]
+fn nap(word: &AtomicU32) {
+    sys::futex_wait(word, HELD, Some(Instant::now() + NAP), Scope::Process);
+}
+
+/// The model checker knows no time: there a nap ends whenever another thread has run.
+#[cfg(loom)]
+fn nap(_word: &AtomicU32) {
+    loom::thread::yield_now();
+}
+
+/// Waits for `lock` and takes it until the guard is dropped. A panic of its holder releases it.
+#[inline]
+pub(crate) fn lock<T>(lock: &Lock<T>) -> Guard<'_, T> {
+    if !lock.try_acquire() {
+        lock.acquire_slowly();
+    }
+    Guard { lock }
 }
 
 pub(crate) struct Guard<'a, T> {
@@ -104,5 +119,53 @@ impl<T> Drop for Guard<'_, T> {
         if self.lock.sleepers.load(Ordering::Relaxed) != 0 {
             sys::futex_wake(&self.lock.word, Scope::Process);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::sync::Arc;
+
+    /// Two threads add up: no addition is lost, and none sees half of another.
+    fn add_up(threads: u64, rounds: u64, spawn: fn(Box<dyn FnOnce() + Send>) -> Join) {
+        let shared = Arc::new(Lock::new((0, 0)));
+        let joins: Vec<Join> = (0..threads)
+            .map(|_| {
+                let shared = Arc::clone(&shared);
+                spawn(Box::new(move || {
+                    for _ in 0..rounds {
+                        let mut pair = lock(&shared);
+                        assert_eq!(pair.0, pair.1);
+                        pair.0 += 1;
+                        pair.1 += 1;
+                    }
+                }))
+            })
+            .collect();
+        joins.into_iter().for_each(|join| join());
+        assert_eq!(*lock(&shared), (threads * rounds, threads * rounds));
+    }
+
+    type Join = Box<dyn FnOnce()>;
+
+    #[cfg(not(loom))]
+    #[test]
+    fn holders_exclude_each_other() {
+        add_up(8, if cfg!(miri) { 10 } else { 10_000 }, |run| {
+            let thread = std::thread::spawn(run);
+            Box::new(|| thread.join().unwrap())
+        });
+    }
+
+    #[cfg(loom)]
+    #[test]
+    fn holders_exclude_each_other() {
+        loom::model(|| {
+            add_up(2, 1, |run| {
+                let thread = loom::thread::spawn(run);
+                Box::new(|| thread.join().unwrap())
+            });
+        });
     }
 }

@@ -11,9 +11,14 @@ use crate::clock::now_ns;
 use crate::cursor::{Cursor, Progress};
 use crate::error::{Closed, ReceiveError, SendError, TryReceiveError, TrySendError};
 use crate::inbox::{Inbox, Outcome};
-use crate::lock::{Guard, Lock};
+#[cfg(not(loom))]
+use crate::lock::{Guard, Lock, lock};
 use crate::receive::{Receive, ReceiveBatch};
 use crate::send::Send;
+// The models of the mailbox use the model checker's own mutex: it knows how that waits, and need not
+// explore each retry. The lock has a model of its own.
+#[cfg(loom)]
+use crate::sync::{Mutex as Lock, MutexGuard as Guard, lock};
 use crate::wait::block_on_until;
 use crate::wait_list::{Key, WaitList, Wakes};
 use std::collections::VecDeque;
@@ -355,9 +360,7 @@ impl<T> Mailbox<T> {
         while let Some((_, waker)) = locked.senders.serve() {
             wakes.push(waker);
         }
-        while let Some((_, waker)) = locked.receivers.serve() {
-            wakes.push(waker);
-        }
+        locked.notify_all(&mut wakes);
     }
 
     /// Empties the mailbox: calls `each` with every queued message, the most urgent band first and
@@ -380,6 +383,9 @@ impl<T> Mailbox<T> {
         let value = locked.bands.remove_first()?;
         locked.dead_lettered += 1;
         locked.admit_blocked(&mut wakes);
+        if locked.bands.len() == 0 {
+            locked.notify_all(&mut wakes);
+        }
         Some(value)
     }
 
@@ -478,7 +484,7 @@ impl<T> Mailbox<T> {
 
     #[inline]
     pub(crate) fn lock(&self) -> Locked<'_, T> {
-        Locked { mailbox: self, state: self.state.lock() }
+        Locked { mailbox: self, state: lock(&self.state) }
     }
 
     #[inline]
@@ -720,9 +726,12 @@ impl<T> Locked<'_, T> {
         }
     }
 
-    /// Tells as many receivers to look as there are messages for.
+    /// Tells as many receivers to look as will find something. A closed mailbox has something for
+    /// all: a message or the news; so nobody waits at one unless it is paused.
     pub(crate) fn notify_all(&mut self, wakes: &mut Wakes) {
-        for _ in 0..self.bands.len().min(self.receivers.waiting()) {
+        let waiting = self.receivers.waiting();
+        let count = if self.closed.is_some() { waiting } else { waiting.min(self.bands.len()) };
+        for _ in 0..count {
             self.notify_one(wakes);
         }
     }
@@ -765,3 +774,6 @@ impl<T> Locked<'_, T> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

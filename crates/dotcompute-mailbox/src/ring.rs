@@ -71,7 +71,7 @@
 //! | `ring.free` | `Consumer::publish`, head | `Producer::room`, head | that slots before `head` were read |
 //! | `ring.closed` | `Drop` of either end, `closed` | the other end, `closed` | all that the end published |
 //! | `ring.bell` | fence in `Bell::ring` | fence in `Bell::wait` | either the peer's news or the wish to be woken |
-//! | `ring.rung` | `Bell::ring`, `rung` | `Bell::wait`, `rung` | the news that the bell was rung for |
+//! | `ring.rung` | `Bell::answer`, `rung` | `bell::sleep`, `rung` | the news that the bell was rung for |
 //! | `ring.made` | `RawMemory::create`, magic | `RawMemory::attach`, magic | the rest of the header |
 
 mod bell;

@@ -163,10 +163,13 @@ impl<P, const LINES: usize> WaitList<P, LINES> {
 pub(crate) struct Wakes {
     first: Option<Waker>,
     /// Boxed because it is rare: almost always there is one waker at most.
-    others: Option<Box<VecDeque<Waker>>>,
+    others: Option<Box<Others>>,
     /// A waker that is not needed any more. Dropping it is foreign code too.
     stale: Option<Waker>,
 }
+
+#[derive(Default)]
+struct Others(VecDeque<Waker>);
 
 impl Wakes {
     /// Drops `waker` later, without waking it.
@@ -179,40 +182,35 @@ impl Wakes {
         match (waker, &self.first) {
             (None, _) => {}
             (waker, None) => self.first = waker,
-            (Some(waker), Some(_)) => self.others.get_or_insert_default().push_back(waker),
-        }
-    }
-
-    /// Wakes them all, even if one of them panics: then unwinding goes on with the others. (If a
-    /// second one panics, that aborts, as any panic during unwinding does.)
-    #[cold]
-    fn wake(first: Waker, others: &mut VecDeque<Waker>) {
-        struct Others<'a>(&'a mut VecDeque<Waker>);
-        impl Drop for Others<'_> {
-            fn drop(&mut self) {
-                if let Some(next) = self.0.pop_front() {
-                    Wakes::wake(next, self.0);
-                }
-            }
-        }
-        let mut next = Some(first);
-        while let Some(waker) = next {
-            let others = Others(others);
-            waker.wake();
-            next = others.0.pop_front();
-            std::mem::forget(others);
+            (Some(waker), Some(_)) => self.others.get_or_insert_default().0.push_back(waker),
         }
     }
 }
 
 impl Drop for Wakes {
+    /// Should the waker panic, unwinding drops the others, and thereby wakes them.
     #[inline]
     fn drop(&mut self) {
         if let Some(first) = self.first.take() {
-            match &mut self.others {
-                None => first.wake(),
-                Some(others) => Self::wake(first, others),
-            }
+            first.wake();
         }
+    }
+}
+
+impl Drop for Others {
+    /// Should a waker panic, unwinding goes on with the rest; should one of these panic too, that
+    /// aborts, as any panic during unwinding does.
+    fn drop(&mut self) {
+        while let Some(waker) = self.0.pop_front() {
+            let rest = Others(std::mem::take(&mut self.0));
+            waker.wake();
+            self.0 = rest.keep();
+        }
+    }
+}
+
+impl Others {
+    fn keep(mut self) -> VecDeque<Waker> {
+        std::mem::take(&mut self.0)
     }
 }

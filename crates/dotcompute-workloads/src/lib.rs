@@ -1,1 +1,7 @@
-//! Real work on the public API of dotcompute: streaming anomaly detection.
+//! Real work on the public API of dotcompute.
+//!
+//! [`anomaly`] finds the unusual readings in a stream: text in, one kernel that parses, one that
+//! keeps a running mean and variance per key, alerts out. `dotcompute stream` is this module with a
+//! command line around it.
+
+pub mod anomaly;

@@ -34,13 +34,14 @@ pub fn serve(address: SocketAddr, runtime: &Runtime) -> Result<(), EndpointError
         .with_http_listener(address)
         .install()
         .map_err(|error| failed(error.to_string()))?;
+    runtime.publish_metrics(); // what is asked for right away is there
     let runtime = runtime.clone();
     std::thread::Builder::new()
         .name("dotcompute-metrics".into())
         .spawn(move || {
             loop {
-                runtime.publish_metrics();
                 std::thread::park_timeout(REFRESH);
+                runtime.publish_metrics();
             }
         })
         .map_err(|error| failed(error.to_string()))?;

@@ -13,7 +13,8 @@ use crate::id::MessageId;
 /// [`MAX_DEPTH`](super::MAX_DEPTH), never more memory than its limit, and no length in the bytes is
 /// believed before as many bytes have been seen.
 ///
-/// After an error a decoder stands somewhere inside the message and is of no further use.
+/// After an error a decoder stands somewhere inside the message and is of no further use. See
+/// [`Encoder`](super::Encoder) for an example of both.
 #[derive(Debug)]
 pub struct Decoder<'de> {
     bytes: &'de [u8],
@@ -24,6 +25,36 @@ pub struct Decoder<'de> {
 }
 
 /// The kinds of values on the wire.
+///
+/// ```
+/// use dotcompute_core::wire::{self, DecodeError, Decoder, Encoder, Kind, WireField};
+///
+/// /// A sensor by its number or by its name.
+/// #[derive(Debug, PartialEq)]
+/// enum Sensor {
+///     Number(u32),
+///     Name(String),
+/// }
+///
+/// impl WireField for Sensor {
+///     fn encode(&self, encoder: &mut Encoder<'_>) {
+///         match self {
+///             Sensor::Number(number) => number.encode(encoder),
+///             Sensor::Name(name) => name.encode(encoder),
+///         }
+///     }
+///
+///     fn decode(decoder: &mut Decoder<'_>) -> Result<Self, DecodeError> {
+///         match decoder.kind()? {
+///             Kind::Str => String::decode(decoder).map(Sensor::Name),
+///             _ => u32::decode(decoder).map(Sensor::Number),
+///         }
+///     }
+/// }
+///
+/// assert_eq!(wire::decode_value(b"\x07"), Ok(Sensor::Number(7)));
+/// assert_eq!(wire::decode_value(b"\xa4roof"), Ok(Sensor::Name("roof".into())));
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Kind {
@@ -539,7 +570,7 @@ pub(super) struct Header<'de> {
 /// The entries of a message's map, as [`WireMessage::decode_fields`] reads them: each key in turn,
 /// then its value.
 ///
-/// The entries of the envelope do not show up here.
+/// The entries of the envelope do not show up here. See [`WireMessage`] for an example.
 #[derive(Debug)]
 pub struct Fields<'a, 'de> {
     decoder: &'a mut Decoder<'de>,

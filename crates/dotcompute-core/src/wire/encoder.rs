@@ -9,7 +9,48 @@ use crate::id::MessageId;
 /// Writes values in the wire format.
 ///
 /// What cannot be written (see [`EncodeError`]) is kept and reported at the end of the message, so
-/// that the methods need no result.
+/// that the methods need no result. One belongs to one thread for one message.
+///
+/// ```
+/// use dotcompute_core::wire::{self, DecodeError, Decoder, Encoder, WireField};
+///
+/// /// A duration, as an array of seconds and nanoseconds.
+/// #[derive(Debug, PartialEq)]
+/// struct Took(std::time::Duration);
+///
+/// impl WireField for Took {
+///     fn encode(&self, encoder: &mut Encoder<'_>) {
+///         encoder.array(2, |encoder| {
+///             encoder.unsigned(self.0.as_secs());
+///             encoder.unsigned(self.0.subsec_nanos().into());
+///         });
+///     }
+///
+///     fn decode(decoder: &mut Decoder<'_>) -> Result<Self, DecodeError> {
+///         let offset = decoder.offset();
+///         decoder.array(|decoder, length| {
+///             if length != 2 {
+///                 return Err(decoder.invalid(offset, "seconds and nanoseconds"));
+///             }
+///             let seconds = decoder.integer("seconds")?;
+///             let at = decoder.offset();
+///             match decoder.integer("nanoseconds")? {
+///                 nanos @ ..1_000_000_000 => Ok(Took(std::time::Duration::new(seconds, nanos))),
+///                 _ => Err(decoder.invalid(at, "less than a second in nanoseconds")),
+///             }
+///         })
+///     }
+/// }
+///
+/// let took = Took(std::time::Duration::from_millis(1500));
+/// let bytes = wire::encode_value(&took)?;
+/// assert_eq!(bytes, b"\x92\x01\xce\x1d\xcd\x65\x00");
+/// assert_eq!(wire::decode_value::<Took>(&bytes)?, took);
+///
+/// let error = wire::decode_value::<Took>(b"\x91\x01").unwrap_err();
+/// assert_eq!(error.to_string(), "byte 0: expected seconds and nanoseconds");
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Debug)]
 pub struct Encoder<'out> {
     out: &'out mut Vec<u8>,

@@ -6,6 +6,13 @@ use super::array::ArrayError;
 use super::decoder::Kind;
 
 /// A message has no bytes in the wire format.
+///
+/// ```
+/// use dotcompute_core::wire::{self, EncodeError, Value};
+///
+/// let nested = (0..100).fold(Value::Nil, |value, _| Value::Array(vec![value]));
+/// assert_eq!(wire::encode_value(&nested), Err(EncodeError::TooDeep));
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum EncodeError {
@@ -58,6 +65,14 @@ struct Inner {
 }
 
 /// What is wrong with bytes that were read.
+///
+/// ```
+/// use dotcompute_core::wire::{self, DecodeErrorKind, Kind};
+///
+/// let error = wire::decode_value::<u8>(b"\xc3").unwrap_err();
+/// let expected = "an integer of type u8";
+/// assert_eq!(error.kind(), &DecodeErrorKind::Type { expected, found: Kind::Bool });
+/// ```
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
 #[non_exhaustive]
 pub enum DecodeErrorKind {

@@ -29,7 +29,7 @@ impl Bell {
     /// Tells the peer, if it sleeps, that there is news. Call after publishing it.
     #[inline]
     pub(super) fn ring(&mut self, own: &End, peer: &End, scope: Scope) {
-        // SYNC(ring.bell): the store-load race. We stored the news and now load `asks`; the peer
+        // SYNC(ring.bell) SeqCst: the store-load race. We stored the news and now load `asks`; the peer
         // stores `asks` and then loads the news. Of two sequentially consistent fences one comes
         // first: if ours, the peer's look sees the news; if the peer's, we see that it asks.
         fence(Ordering::SeqCst);
@@ -45,7 +45,9 @@ impl Bell {
         self.answered = asks;
         // Relaxed: a hint.
         own.cpu.store(cpu_mark(), Ordering::Relaxed);
-        // SYNC(ring.rung) release: pairs with the acquire in `wait`. Makes visible the news.
+        // SYNC(ring.rung) release: pairs with the acquire in `sleep`. Makes visible the news, so that
+        // the sleeper finds it at once. (Relaxed would cost it another turn, but no wake-up: its
+        // next ticket's fence comes after ours.)
         own.rung.store(asks, Ordering::Release);
         sys::futex_wake(&own.rung, scope);
     }
@@ -68,7 +70,7 @@ impl Bell {
             let ticket = own.asks.load(Ordering::Relaxed).wrapping_add(1);
             // Relaxed: ordered by the fence.
             own.asks.store(ticket, Ordering::Relaxed);
-            // SYNC(ring.bell): see `ring`. After it, either `ready` sees the peer's news or the
+            // SYNC(ring.bell) SeqCst: see `ring`. After it, either `ready` sees the peer's news or the
             // peer sees the ticket.
             fence(Ordering::SeqCst);
             if ready() {

@@ -50,9 +50,7 @@ impl<T, F: Format<T>, W: Waiting> Consumer<T, F, W> {
     /// `Empty` if there is none yet, `Closed` if there never will be.
     #[inline]
     pub fn try_pop(&mut self) -> Result<T, PopError> {
-        if self.readable(1) == 0 {
-            self.readable_at_the_end()?;
-        }
+        self.readable_or_why_not(1)?;
         // SAFETY: at least one message is readable, and the head moves past it below: see `read`.
         let value = unsafe { self.read(self.head) };
         self.publish(self.head.wrapping_add(1));
@@ -66,10 +64,7 @@ impl<T, F: Format<T>, W: Waiting> Consumer<T, F, W> {
     /// `Empty` if there is not one, `Closed` if there never will be.
     pub fn read_chunk(&mut self, max: usize) -> Result<ReadChunk<'_, T, F, W>, PopError> {
         let max = max as u64;
-        let mut readable = self.readable(max.clamp(1, self.parts.capacity));
-        if readable == 0 {
-            readable = self.readable_at_the_end()?;
-        }
+        let readable = self.readable_or_why_not(max.clamp(1, self.parts.capacity))?;
         let start = self.head;
         // Until the chunk is dropped all of it counts as taken: if it is leaked instead, messages
         // are lost, but none is taken twice.
@@ -111,23 +106,27 @@ impl<T, F: Format<T>, W: Waiting> Consumer<T, F, W> {
     /// How many messages are readable, looked up anew only if fewer than `want` are known to be.
     #[inline]
     fn readable(&mut self, want: u64) -> u64 {
-        let known = known_between(self.head, self.tail, self.parts.capacity);
+        let known = self.tail.wrapping_sub(self.head);
         if known >= want {
             return known;
         }
-        self.tail = F::published(&self.parts, self.head, want);
-        known_between(self.head, self.tail, self.parts.capacity)
+        let tail = F::published(&self.parts, self.head, want);
+        let readable = known_between(self.head, tail, self.parts.capacity);
+        self.tail = self.head.wrapping_add(readable);
+        readable
     }
 
-    /// Nothing was readable: tells an empty ring from one that ended. The producer may have pushed
-    /// and gone since we looked, so having seen it gone we look again.
-    #[cold]
-    fn readable_at_the_end(&mut self) -> Result<u64, PopError> {
-        if !self.is_abandoned() {
-            return Err(PopError::Empty);
-        }
-        match self.readable(1) {
-            0 => Err(PopError::Closed),
+    /// As `readable`, for a caller who can do nothing without a message: tells an empty ring from
+    /// one that ended.
+    #[inline]
+    fn readable_or_why_not(&mut self, want: u64) -> Result<u64, PopError> {
+        match self.readable(want) {
+            0 if !self.is_abandoned() => Err(PopError::Empty),
+            // The producer may have pushed and gone between the two looks: look once more.
+            0 => match self.readable(1) {
+                0 => Err(PopError::Closed),
+                readable => Ok(readable),
+            },
             readable => Ok(readable),
         }
     }
@@ -189,11 +188,7 @@ impl<T, F: Format<T>> Consumer<T, F, Rings> {
                 // SYNC(ring.closed) acquire: as in `is_abandoned`.
                 || words.producer.closed.load(Ordering::Acquire) != 0
         });
-        let readable = match self.readable(1) {
-            0 => self.readable_at_the_end()?,
-            readable => readable,
-        };
-        Ok(readable as usize)
+        self.readable_or_why_not(1).map(|readable| readable as usize)
     }
 }
 

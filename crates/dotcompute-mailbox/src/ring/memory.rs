@@ -33,11 +33,8 @@ pub(super) struct Heap<T, F: Format<T>> {
     values: PhantomData<T>,
 }
 
-/// A piece of memory aligned as a ring must be.
-#[repr(align(128))]
-struct Line(
-    #[expect(dead_code, reason = "memory is taken by it, not read through it")] [u8; LINE_BYTES],
-);
+/// Memory is taken in these: any type of a line's size and alignment would do.
+type Line = dotcompute_abi::ring::RingCursor;
 
 // SAFETY: what `parts` points to belongs to this ring alone, and its ends share it by protocol; the
 // values that it holds move between threads.

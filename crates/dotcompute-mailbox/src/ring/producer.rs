@@ -131,14 +131,16 @@ impl<T, F: Format<T>, W: Waiting> Producer<T, F, W> {
     /// How many slots are free, looked up anew only if fewer than `want` are known to be.
     #[inline]
     fn room(&mut self, want: u64) -> u64 {
-        let known = room_between(self.tail, self.head, self.parts.capacity);
+        let known = self.parts.capacity - self.tail.wrapping_sub(self.head);
         if known >= want {
             return known;
         }
         // SYNC(ring.free) acquire: pairs with the release in `Consumer::publish`. Makes visible
         // that the slots before the head were read, so that they can be written again.
-        self.head = self.words().head.position.load(Ordering::Acquire);
-        room_between(self.tail, self.head, self.parts.capacity)
+        let head = self.words().head.position.load(Ordering::Acquire);
+        let room = room_between(self.tail, head, self.parts.capacity);
+        self.head = self.tail.wrapping_sub(self.parts.capacity - room);
+        room
     }
 
     /// Writes `value` at `position`, not yet published.

@@ -1,0 +1,64 @@
+# make run         builds the command and streams the bundled data through it: the main job
+# make test        formatting, lints, all tests, documentation: under 15 minutes on 2 cores
+# make check-deep  model checking, ThreadSanitizer, the portable system layer, fuzzing, long chaos
+# make bench       every figure beside its peer or floor, in one run
+
+CARGO ?= cargo
+# How long the parts of check-deep run that could run for ever.
+FUZZ_SECONDS ?= 60
+CHAOS_SECONDS ?= 60
+
+.PHONY: run test check-deep bench loom tsan portable fuzz chaos tools
+
+run: tools
+	$(CARGO) build --release -p dotcompute-cli
+	./target/release/dotcompute stream data/nyc-wind-2013.csv
+
+test: tools
+	$(CARGO) fmt --all --check
+	$(CARGO) clippy --workspace --all-targets -- -D warnings
+	$(CARGO) test --workspace
+	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --workspace --no-deps
+
+check-deep: loom tsan portable chaos fuzz
+
+bench: tools
+	$(CARGO) build --release -p dotcompute-cli -p dotcompute-bench
+	./target/release/dotcompute bench
+
+# The lock-free structures and the waiters under loom, which tries every interleaving. It builds
+# the mailbox crate alone, in a folder of its own.
+loom: tools
+	RUSTFLAGS="--cfg loom" LOOM_MAX_PREEMPTIONS=2 $(CARGO) test --release \
+		-p dotcompute-mailbox --lib --target-dir target/loom -- loom
+
+# std is not instrumented on a stable toolchain, so only harnesses that share no lock, channel or
+# Arc of std with the code under test: see the files' headers.
+tsan: tools
+	RUSTC_BOOTSTRAP=1 RUSTFLAGS="-Zsanitizer=thread" $(CARGO) test \
+		-p dotcompute-mailbox --test tsan_ring --target x86_64-unknown-linux-gnu \
+		--target-dir target/tsan
+
+# The twin of the system calls for other systems, tested on this one.
+portable: tools
+	RUSTFLAGS="--cfg dotcompute_portable" $(CARGO) test \
+		-p dotcompute-mailbox --target-dir target/portable
+
+chaos: tools
+	CHAOS_SECONDS=$(CHAOS_SECONDS) $(CARGO) test --release -p dotcompute-conformance --test chaos
+
+fuzz: tools
+	cargo fuzz --version >/dev/null 2>&1 || $(CARGO) install --locked cargo-fuzz
+	mkdir -p fuzz/corpus/wire_decode
+	RUSTC_BOOTSTRAP=1 cargo fuzz run wire_decode fuzz/corpus/wire_decode fuzz/seeds/wire_decode \
+		-- -max_total_time=$(FUZZ_SECONDS) -max_len=4096
+
+tools:
+	@missing=; \
+	command -v $(CARGO) >/dev/null || { echo "cargo is missing: install Rust 1.88 or newer (rustup.rs)"; exit 1; }; \
+	command -v cc >/dev/null || missing="$$missing build-essential"; \
+	python3 -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null \
+		|| missing="$$missing python3 python3-venv"; \
+	if [ -n "$$missing" ]; then \
+		echo "missing (Python must be 3.11 or newer): sudo apt-get install -y$$missing"; exit 1; \
+	fi

@@ -1,0 +1,64 @@
+//! `dotcompute info` from outside.
+
+#![allow(clippy::unwrap_used, reason = "a helper that fails is a failed test")]
+
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
+
+fn dotcompute(arguments: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_dotcompute"));
+    command.args(arguments);
+    command
+}
+
+fn text(bytes: &[u8]) -> &str {
+    std::str::from_utf8(bytes).unwrap()
+}
+
+#[test]
+fn info_says_what_is_there_and_why_the_rest_is_not() {
+    let output = dotcompute(&["info"]).output().unwrap();
+    assert_eq!((output.status.code(), text(&output.stderr)), (Some(0), ""));
+    let told = text(&output.stdout);
+    for part in ["dotcompute 0", "cpu ", "memory ", "clock ", "async     yes", "thread    yes"] {
+        assert!(told.contains(part), "{part}: {told}");
+    }
+    assert!(told.contains("cuda      no   this build has no CUDA backend"), "{told}");
+}
+
+#[test]
+fn info_as_json_has_a_reason_for_each_executor() {
+    let output = dotcompute(&["info", "--json"]).output().unwrap();
+    let info: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    let executors = info["executors"].as_array().unwrap();
+    let available = |name: &str| {
+        let executor = executors.iter().find(|executor| executor["name"] == name).unwrap();
+        assert!(!executor["reason"].as_str().unwrap().is_empty());
+        executor["available"].as_bool().unwrap()
+    };
+    assert!(available("async") && available("thread"));
+    assert!(!available("process") && !available("cuda") && !available("wgpu"));
+    assert_eq!(info["cuda"]["backend"], false);
+    assert!(info["cpu"]["cores_usable"].as_u64().unwrap() >= 1);
+    assert!(info["clock"]["read_ns"].as_f64().unwrap() > 0.0);
+    if let Some(library) = info["cuda"]["driver_library"].as_str() {
+        assert!(PathBuf::from(library).exists());
+    }
+}
+
+#[test]
+fn a_closed_standard_output_is_no_failure() {
+    let mut child =
+        dotcompute(&["info"]).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    drop(child.stdout.take());
+    let output = child.wait_with_output().unwrap();
+    assert_eq!((output.status.code(), text(&output.stderr)), (Some(0), ""));
+}
+
+#[test]
+fn no_command_shows_help_and_is_wrong_usage() {
+    let output = dotcompute(&[]).output().unwrap();
+    assert_eq!(output.status.code(), Some(2));
+    assert!(text(&output.stderr).contains("Exit status"));
+    assert_eq!(dotcompute(&["--version"]).output().unwrap().status.code(), Some(0));
+}

@@ -1,0 +1,368 @@
+//! From a sender to the kernel, and from the kernel to whoever receives.
+
+use std::collections::HashMap;
+use std::sync::mpsc::channel;
+use std::time::Duration;
+
+use dotcompute::mailbox::wait::block_on;
+use dotcompute::{Context, Envelope, KernelRef, ReceiveError, SendError};
+
+use crate::stage::{
+    Auditor, Form, Gate, Gated, Number, Stage, Waiter, balanced, echo, launch, poll_once, quiet,
+    serve,
+};
+
+/// One priority of each band, the most urgent first.
+const SYSTEM: u8 = 230;
+const HIGH: u8 = 170;
+const NORMAL: u8 = 100;
+const LOW: u8 = 10;
+
+fn at(priority: u8, number: u64) -> Envelope<Number> {
+    Envelope::new(Number(number)).with_priority(priority)
+}
+
+/// Several threads send numbered messages through a small mailbox, by all three ways of sending.
+pub fn messages_of_one_sender_arrive_in_order_without_loss_or_duplication(stage: &Stage) {
+    const SENDERS: u64 = 4;
+    const EACH: u64 = 600;
+    for form in Form::BOTH {
+        let (tell, seen) = channel();
+        let kernel = serve(stage.kernel(&format!("{form:?}")).capacity(8), form, move || {
+            let tell = tell.clone();
+            move |number| {
+                tell.send(number)?;
+                Ok(None)
+            }
+        });
+        let auditor = Auditor::watch(vec![kernel.clone()]);
+        std::thread::scope(|scope| {
+            for sender in 0..SENDERS {
+                let kernel = &kernel;
+                scope.spawn(move || {
+                    for number in (0..EACH).map(|number| sender << 32 | number) {
+                        match number % 3 {
+                            0 => kernel.send_blocking(Number(number), None).unwrap(),
+                            1 => block_on(kernel.send(Number(number))).unwrap(),
+                            _ => match kernel.try_send(Number(number)) {
+                                Ok(()) => {}
+                                Err(full @ SendError::Full { .. }) => {
+                                    let back = full.into_envelope();
+                                    kernel.send_blocking(back, None).unwrap();
+                                }
+                                Err(error) => panic!("{error}"),
+                            },
+                        }
+                    }
+                });
+            }
+        });
+        let mut next: HashMap<u64, u64> = HashMap::new();
+        for number in seen.iter().take((SENDERS * EACH) as usize) {
+            let next = next.entry(number >> 32).or_default();
+            assert_eq!(number & 0xFFFF_FFFF, *next, "the next of its sender");
+            *next += 1;
+        }
+        quiet(&kernel);
+        auditor.end();
+        assert_eq!(seen.try_recv().ok(), None, "nothing comes twice");
+        let books = kernel.books();
+        assert_eq!((books.accepted, books.processed), (SENDERS * EACH, SENDERS * EACH));
+    }
+}
+
+pub fn a_mailbox_holds_exactly_its_capacity(stage: &Stage) {
+    for capacity in [1, 2, 3, 64, 100] {
+        let gated = Gated::busy(stage.kernel(&format!("holds {capacity}")).capacity(capacity));
+        for number in 1..=capacity as u64 {
+            gated.kernel.try_send(Number(number)).unwrap();
+        }
+        match gated.kernel.try_send(Number(99)) {
+            Err(SendError::Full { envelope, capacity: told, .. }) => {
+                assert_eq!((envelope.message, told), (Number(99), capacity));
+            }
+            other => panic!("one more than {capacity} was not refused as full: {other:?}"),
+        }
+        // The next one delivered makes room for exactly one.
+        gated.gate.open(1);
+        gated.arrives(1);
+        gated.kernel.try_send(Number(capacity as u64 + 1)).unwrap();
+        assert!(gated.kernel.try_send(Number(99)).is_err());
+        let delivered = gated.release(capacity);
+        assert_eq!(delivered, (2..=capacity as u64 + 1).collect::<Vec<_>>());
+        quiet(&gated.kernel);
+        assert_eq!(gated.kernel.telemetry().high_water, capacity);
+    }
+}
+
+pub fn capacity_counts_all_bands_together(stage: &Stage) {
+    let gated = Gated::busy(stage.kernel("bands").capacity(4));
+    for (number, priority) in [(4, LOW), (3, NORMAL), (2, HIGH), (1, SYSTEM)] {
+        gated.kernel.try_send(at(priority, number)).unwrap();
+    }
+    for priority in [SYSTEM, HIGH, NORMAL, LOW] {
+        assert!(matches!(gated.kernel.try_send(at(priority, 9)), Err(SendError::Full { .. })));
+    }
+    assert_eq!(gated.release(4), [1, 2, 3, 4]);
+    quiet(&gated.kernel);
+}
+
+pub fn a_more_urgent_band_goes_first_and_each_band_keeps_its_order(stage: &Stage) {
+    let gated = Gated::busy(stage.kernel("urgent"));
+    // Inside a band priorities do not matter: the edges of all bands, in turn.
+    let edges =
+        [(0, 0), (64, 64), (160, 160), (224, 224), (63, 1), (159, 65), (223, 161), (255, 225)];
+    for (priority, number) in edges {
+        gated.kernel.try_send(at(priority, number)).unwrap();
+    }
+    assert_eq!(gated.release(8), [224, 225, 160, 161, 64, 65, 0, 1]);
+    // A more urgent one overtakes what is queued, also while the kernel is reading it.
+    let gated = Gated::busy(stage.kernel("overtakes"));
+    for number in 1..=20 {
+        gated.kernel.try_send(at(NORMAL, number)).unwrap();
+    }
+    gated.gate.open(2);
+    gated.arrives(1);
+    gated.arrives(2);
+    gated.kernel.try_send(at(HIGH, 100)).unwrap();
+    let expected: Vec<u64> = std::iter::once(100).chain(3..=20).collect();
+    assert_eq!(gated.release(19), expected);
+    quiet(&gated.kernel);
+}
+
+pub fn a_waiting_lower_band_gets_one_after_256_in_a_row_from_higher_ones(stage: &Stage) {
+    let gated = Gated::busy(stage.kernel("fair").capacity(1024));
+    for number in 0..600 {
+        gated.kernel.try_send(at(HIGH, 1000 + number)).unwrap();
+    }
+    for number in [1, 2] {
+        gated.kernel.try_send(at(LOW, number)).unwrap();
+    }
+    let delivered = gated.release(602);
+    let turns: Vec<usize> = (0..602).filter(|&position| delivered[position] < 1000).collect();
+    assert_eq!(turns, [256, 513], "the turns of the lower band");
+    assert_eq!((delivered[256], delivered[513]), (1, 2));
+    quiet(&gated.kernel);
+}
+
+pub fn blocked_senders_are_admitted_by_band_and_then_in_order(stage: &Stage) {
+    let gated = Gated::busy(stage.kernel("line").capacity(1));
+    gated.kernel.try_send(at(NORMAL, 1)).unwrap();
+    let line = [(LOW, 6), (NORMAL, 4), (HIGH, 3), (NORMAL, 5), (SYSTEM, 2), (LOW, 7)];
+    let senders: Vec<_> = line
+        .map(|(priority, number)| {
+            let kernel = gated.kernel.clone();
+            Waiter::start(async move { kernel.send(at(priority, number)).await })
+        })
+        .into();
+    let newcomer = gated.kernel.try_send(at(SYSTEM, 99));
+    assert!(matches!(newcomer, Err(SendError::Full { .. })), "nobody overtakes those who wait");
+    assert_eq!(gated.release(7), [1, 2, 3, 4, 5, 6, 7]);
+    for sender in senders {
+        sender.join().unwrap();
+    }
+    quiet(&gated.kernel);
+    assert_eq!(gated.kernel.books().accepted, 8);
+}
+
+pub fn a_cancelled_send_sends_nothing_and_holds_nobody_up(stage: &Stage) {
+    let gated = Gated::busy(stage.kernel("cancelled").capacity(1));
+    gated.kernel.try_send(Number(1)).unwrap();
+    let mut given_up = Box::pin(gated.kernel.send(Number(99)));
+    assert!(poll_once(&mut given_up).is_pending());
+    let kernel = gated.kernel.clone();
+    let behind = Waiter::start(async move { kernel.send(Number(2)).await });
+    drop(given_up);
+    // A send that was admitted while nobody looked has been sent, also if it is dropped then.
+    let mut admitted = Box::pin(gated.kernel.send(Number(3)));
+    assert!(poll_once(&mut admitted).is_pending());
+    gated.gate.open(2);
+    gated.arrives(1);
+    gated.arrives(2);
+    drop(admitted);
+    behind.join().unwrap();
+    assert_eq!(gated.release(1), [3]);
+    quiet(&gated.kernel);
+    assert_eq!(gated.kernel.books().accepted, 4);
+}
+
+pub fn a_send_that_times_out_gives_its_message_back(stage: &Stage) {
+    let gated = Gated::busy(stage.kernel("times out").capacity(1));
+    gated.kernel.try_send(Number(1)).unwrap();
+    let brief = Duration::from_millis(5);
+    let envelope = at(HIGH, 2);
+    let id = envelope.id;
+    let outcomes = [
+        block_on(gated.kernel.send_timeout(envelope, brief)),
+        gated.kernel.send_blocking(at(HIGH, 2).with_id(id), Some(brief)),
+        gated.kernel.send_blocking(at(HIGH, 2).with_id(id), Some(Duration::ZERO)),
+        gated.kernel.address().send_blocking(at(HIGH, 2).with_id(id), Some(brief)),
+    ];
+    for outcome in outcomes {
+        let Err(SendError::Timeout { envelope, .. }) = outcome else { panic!("{outcome:?}") };
+        assert_eq!((envelope.message, envelope.id, envelope.priority), (Number(2), id, HIGH));
+    }
+    assert_eq!(gated.release(1), [1]);
+    quiet(&gated.kernel);
+    assert_eq!(gated.kernel.books().accepted, 2);
+}
+
+pub fn a_batch_receive_takes_what_is_there(stage: &Stage) {
+    let kernel = launch(stage.kernel("batch"), echo);
+    for number in 0..10 {
+        kernel.try_send(Number(number)).unwrap();
+    }
+    quiet(&kernel);
+    let mut batch = Vec::new();
+    assert_eq!(block_on(kernel.receive_batch(4, &mut batch)).unwrap(), 4);
+    assert_eq!(kernel.receive_batch_blocking(100, &mut batch, None).unwrap(), 6);
+    let numbers: Vec<u64> = batch.iter().map(|reply| reply.message.0).collect();
+    assert_eq!(numbers, (0..10).collect::<Vec<_>>(), "in order, appended");
+    let brief = Some(Duration::from_millis(5));
+    let nothing = kernel.receive_batch_blocking(4, &mut batch, brief);
+    assert!(matches!(nothing, Err(ReceiveError::Timeout { .. })));
+    assert_eq!(batch.len(), 10);
+    // It waits for the first.
+    let waiting = kernel.clone();
+    let waiter = Waiter::start(async move {
+        let mut batch = Vec::new();
+        waiting.receive_batch(4, &mut batch).await.map(|count| (count, batch[0].message))
+    });
+    kernel.try_send(Number(7)).unwrap();
+    assert_eq!(waiter.join().unwrap(), (1, Number(7)));
+    balanced(&kernel);
+}
+
+pub fn a_cancelled_receive_loses_no_reply_and_no_wake_up(stage: &Stage) {
+    let kernel = launch(stage.kernel("cancelled"), echo);
+    let mut first = Box::pin(kernel.receive());
+    assert!(poll_once(&mut first).is_pending());
+    let other = kernel.clone();
+    let second = Waiter::start(async move { other.receive().await });
+    // The reply's notification goes to the first in line, who has gone.
+    kernel.try_send(Number(1)).unwrap();
+    quiet(&kernel);
+    drop(first);
+    assert_eq!(second.join().unwrap().message, Number(1));
+    // A timed receive that gave up has taken nothing.
+    let brief = Duration::from_millis(5);
+    let outcomes = [
+        block_on(kernel.receive_timeout(brief)),
+        kernel.receive_blocking(Some(brief)),
+        kernel.receive_blocking(Some(Duration::ZERO)),
+    ];
+    for outcome in outcomes {
+        assert!(matches!(outcome, Err(ReceiveError::Timeout { .. })), "{outcome:?}");
+    }
+    assert!(matches!(kernel.try_receive(), Err(ReceiveError::Empty { .. })));
+    kernel.try_send(Number(2)).unwrap();
+    assert_eq!(kernel.receive_blocking(None).unwrap().message, Number(2));
+    quiet(&kernel);
+    assert_eq!(kernel.reply_books().processed, 2);
+}
+
+pub fn a_timed_receive_does_not_time_out_while_a_message_waits(stage: &Stage) {
+    const COUNT: u64 = 1000;
+    let (tell, seen) = channel();
+    let gate = Gate::default();
+    let inside = gate.clone();
+    let kernel: KernelRef<Number, Number> =
+        launch(stage.kernel("patient"), move |mut context: Context<Number, Number>| {
+            let (tell, gate) = (tell.clone(), inside.clone());
+            async move {
+                gate.pass().await;
+                for _ in 0..COUNT {
+                    let outcome = context.receive_timeout(Duration::ZERO).await;
+                    tell.send(outcome.map(|number| number.0).ok())?;
+                }
+                Ok(())
+            }
+        });
+    for number in 0..COUNT {
+        kernel.try_send(Number(number)).unwrap();
+    }
+    gate.open(1);
+    for number in 0..COUNT {
+        assert_eq!(seen.recv(), Ok(Some(number)), "received, or timed out");
+    }
+    balanced(&kernel);
+}
+
+pub fn a_body_may_receive_on_its_thread(stage: &Stage) {
+    let kernel =
+        launch(stage.kernel("blocks"), |mut context: Context<Number, Number>| async move {
+            let brief = Some(Duration::from_millis(1));
+            loop {
+                match context.receive_blocking(brief) {
+                    Ok(&number) => context.reply_blocking(number)?,
+                    Err(ReceiveError::Timeout { .. }) => {}
+                    Err(_stopped) => return Ok(()),
+                }
+            }
+        });
+    for number in 0..300 {
+        kernel.send_blocking(Number(number), None).unwrap();
+        let reply = kernel.receive_blocking(None).unwrap();
+        assert_eq!(reply.message, Number(number));
+    }
+    assert_eq!(kernel.ask_blocking(Number(7), None).unwrap().message, Number(7));
+    quiet(&kernel);
+}
+
+/// A ring of kernels that know each other by name only, and pass a number on, counting it down.
+pub fn kernels_send_to_each_other_by_address(stage: &Stage) {
+    const KERNELS: usize = 8;
+    const HOPS: u64 = 200;
+    let ring: Vec<KernelRef<Number, Number>> = (0..KERNELS)
+        .map(|index| {
+            let next = format!("ring {}", (index + 1) % KERNELS);
+            launch(stage.kernel(&format!("ring {index}")), move |mut context| {
+                let next = next.clone();
+                async move {
+                    while let Ok(&Number(left)) = context.receive().await {
+                        match left {
+                            0 => context.reply(Number(HOPS)).await?,
+                            _ => {
+                                let next = context.address_of::<Number>(&next)?;
+                                next.send(Number(left - 1)).await?;
+                            }
+                        }
+                    }
+                    Ok(())
+                }
+            })
+        })
+        .collect();
+    ring[0].try_send(Number(HOPS)).unwrap();
+    let last = &ring[HOPS as usize % KERNELS];
+    assert_eq!(last.receive_blocking(None).unwrap().message, Number(HOPS));
+    ring.iter().for_each(quiet);
+    let processed: u64 = ring.iter().map(|kernel| kernel.books().processed).sum();
+    assert_eq!(processed, HOPS + 1);
+}
+
+pub fn a_message_taken_out_of_its_envelope_is_in_hand_until_the_next_receive(stage: &Stage) {
+    let (tell, taken) = channel();
+    let gate = Gate::default();
+    let inside = gate.clone();
+    let kernel: KernelRef<Number, Number> =
+        launch(stage.kernel("takes"), move |mut context: Context<Number, Number>| {
+            let (tell, gate) = (tell.clone(), inside.clone());
+            async move {
+                while context.receive().await.is_ok() {
+                    let number = context.take().map(|number| number.0);
+                    tell.send((number, context.take().is_none()))?;
+                    gate.pass().await;
+                    context.reply(Number(number.unwrap_or(0))).await?;
+                }
+                Ok(())
+            }
+        });
+    let asker = kernel.clone();
+    let ask = Waiter::start(async move { asker.ask(Number(5)).await });
+    assert_eq!(taken.recv(), Ok((Some(5), true)));
+    assert_eq!(kernel.books().in_hand, 1);
+    gate.remove();
+    assert_eq!(ask.join().unwrap().message, Number(5), "the reply still finds its ask");
+    quiet(&kernel);
+}

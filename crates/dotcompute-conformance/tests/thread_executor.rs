@@ -1,0 +1,6 @@
+//! The thread executor keeps every promise.
+
+use dotcompute::Runtime;
+use dotcompute_conformance::{Fixture, conformance_suite};
+
+conformance_suite!(Fixture { executor: "thread", builder: Runtime::builder });

@@ -1,0 +1,21 @@
+//! `pydotcompute._native`: newtypes around dotcompute, and the asyncio executor.
+
+mod asyncio;
+mod buffer;
+mod message;
+mod queues;
+mod threads;
+
+#[pyo3::pymodule]
+mod _native {
+    use pyo3::prelude::*;
+
+    #[pymodule_init]
+    fn init(module: &Bound<'_, PyModule>) -> PyResult<()> {
+        super::asyncio::register(module)?;
+        super::buffer::register(module)?;
+        super::message::register(module)?;
+        super::queues::register(module)?;
+        super::threads::register(module)
+    }
+}
