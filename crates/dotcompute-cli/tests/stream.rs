@@ -40,7 +40,8 @@ fn stderr(output: &Output) -> &str {
 }
 
 fn temporary(name: &str) -> PathBuf {
-    PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join(name)
+    // Two runs of the tests may share the folder.
+    PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join(format!("{}-{name}", std::process::id()))
 }
 
 /// Readings of one key that alternate, so that `9` stands out.
@@ -141,6 +142,7 @@ fn inputs_that_cannot_be_used_say_what_to_do() {
         assert!(stderr(&output).contains(message), "{arguments:?}: {}", stderr(&output));
         assert_eq!(stdout(&output), "");
     }
+    fs::remove_file(&no_extension).unwrap();
 }
 
 #[test]
@@ -182,6 +184,7 @@ fn the_summary_as_json_adds_up() {
             assert!(kernel["handler"]["p50_ns"].as_u64().unwrap() >= 1);
         }
     }
+    fs::remove_file(&file).unwrap();
     let output = run(&["--json-summary", "/no/such/folder/s.json"], b"value\n1\n");
     assert_eq!(output.status.code(), Some(1));
     assert!(stderr(&output).contains("cannot write the summary to /no/such/folder/s.json"));

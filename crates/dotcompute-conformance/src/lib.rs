@@ -29,6 +29,10 @@
 #![allow(clippy::missing_panics_doc, reason = "that is how a promise fails")]
 
 #[allow(missing_docs, reason = "the name of a promise is its documentation")]
+pub mod asks;
+#[allow(missing_docs, reason = "the name of a promise is its documentation")]
+pub mod backpressure;
+#[allow(missing_docs, reason = "the name of a promise is its documentation")]
 pub mod delivery;
 
 pub mod stage;

@@ -298,6 +298,13 @@ impl Gated {
     }
 }
 
+/// No test leaves a kernel waiting for it.
+impl Drop for Gated {
+    fn drop(&mut self) {
+        self.gate.remove();
+    }
+}
+
 async fn stop_and_go(
     mut context: Context<Number, Number>,
     tell: Sender<u64>,

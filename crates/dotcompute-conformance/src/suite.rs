@@ -33,6 +33,31 @@ macro_rules! conformance_suite {
                 kernels_send_to_each_other_by_address
                 a_message_taken_out_of_its_envelope_is_in_hand_until_the_next_receive
             }
+            backpressure {
+                block_makes_senders_wait_until_there_is_room
+                reject_gives_the_message_back_and_counts_it
+                drop_oldest_drops_the_oldest_of_the_lowest_occupied_band_and_counts_it
+                drop_newest_drops_the_new_message_and_counts_it
+                an_ask_whose_message_is_dropped_fails_at_once
+                a_kernel_waits_for_room_for_its_reply_if_that_is_the_policy
+                a_kernel_that_waits_for_room_for_its_reply_can_be_terminated
+                replies_for_a_full_output_are_dropped_or_dead_letters_as_the_policy_says
+            }
+            asks {
+                concurrent_asks_never_mix
+                replies_out_of_order_reach_the_asks_that_their_correlation_names
+                an_echo_reaches_the_ask_of_the_same_id
+                the_correlation_of_a_reply_goes_before_its_id
+                a_reply_that_names_nothing_answers_the_oldest_ask_received
+                a_reply_to_a_message_that_was_only_sent_never_answers_an_ask
+                receive_never_takes_the_reply_to_an_ask
+                a_late_reply_is_a_dead_letter
+                the_first_reply_answers_the_ask_and_later_ones_are_late
+                an_ask_that_ended_before_its_turn_is_skipped_and_counted_expired
+                an_ask_cancelled_while_it_waits_for_room_sends_nothing
+                an_ask_that_was_not_sent_gives_back_a_message_that_can_be_sent
+                kernels_ask_each_other
+            }
         }
     };
     (@tests $($module:ident { $($promise:ident)* })*) => {
@@ -53,7 +78,11 @@ mod tests {
     #[test]
     fn every_promise_is_listed() {
         let list = include_str!("suite.rs");
-        let modules = [("delivery", include_str!("delivery.rs"))];
+        let modules = [
+            ("delivery", include_str!("delivery.rs")),
+            ("backpressure", include_str!("backpressure.rs")),
+            ("asks", include_str!("asks.rs")),
+        ];
         for (module, source) in modules {
             let promises = source.lines().filter_map(|line| {
                 let name = line.strip_prefix("pub fn ")?.strip_suffix("(stage: &Stage) {")?;

@@ -144,8 +144,8 @@ impl<M: Message, R: Message> Context<M, R> {
     ///
     /// # Errors
     ///
-    /// [`Stopped`] if the kernel was told to stop while it waited for room; the reply is then a
-    /// dead letter.
+    /// [`Stopped`] if the kernel has ended, or was told to stop while it waited for room; the reply
+    /// is then a dead letter.
     ///
     /// # Cancel safety
     ///
@@ -173,7 +173,6 @@ impl<M: Message, R: Message> Context<M, R> {
     pub async fn send(&mut self, reply: impl Into<Envelope<R>>) -> Result<(), Stopped> {
         let reply = reply.into();
         let Some(reply) = self.cell.route(self.in_hand(), reply) else { return Ok(()) };
-        let Some(reply) = self.cell.try_output(reply) else { return Ok(()) };
         match self.cell.output(reply).await {
             true => Ok(()),
             false => Err(self.stopped()),

@@ -54,7 +54,11 @@ impl<M: Message, R: Message> Cell<M, R> {
         runtime: &Arc<Shared>,
     ) -> Arc<Self> {
         Arc::new(Self {
-            mailbox: Mailbox::new(options.capacity, options.backpressure),
+            mailbox: Mailbox::stamping(
+                options.capacity,
+                options.backpressure,
+                options.sample_every,
+            ),
             replies: Mailbox::new(options.reply_capacity, options.reply_backpressure),
             id,
             options,
@@ -255,26 +259,8 @@ impl<M: Message, R: Message> Cell<M, R> {
         }
     }
 
-    /// Puts a reply that nobody asked for into the output mailbox; comes back if that is full.
-    pub(crate) fn try_output(&self, reply: Envelope<R>) -> Option<Envelope<R>> {
-        match self.replies.try_send(Band::from_priority(reply.priority), reply) {
-            Ok(_) => None,
-            Err(mailbox::TrySendError::Full(reply)) => {
-                if self.options.reply_backpressure == mailbox::Backpressure::Block {
-                    return Some(reply);
-                }
-                self.dead_reply(reply, DeadLetterReason::NoRoom);
-                None
-            }
-            Err(mailbox::TrySendError::Closed(reply)) => {
-                self.dead_reply(reply, DeadLetterReason::Unread);
-                None
-            }
-        }
-    }
-
-    /// Waits for room in the output mailbox; `false` if the kernel had to stop instead, and the
-    /// reply became a dead letter.
+    /// Puts a reply that nobody asked for into the output mailbox, and waits for room there if that
+    /// is its policy; `false` if the kernel had to stop instead, and the reply became a dead letter.
     pub(crate) async fn output(&self, reply: Envelope<R>) -> bool {
         let mut send = self.replies.send(Band::from_priority(reply.priority), reply);
         let outcome = std::future::poll_fn(|cx| {
@@ -288,8 +274,16 @@ impl<M: Message, R: Message> Cell<M, R> {
         .await;
         match outcome.unwrap_or_else(|| send.give_up()) {
             Ok(_) => true,
-            Err(error) => {
-                self.dead_reply(error.into_inner(), DeadLetterReason::NoRoom);
+            Err(mailbox::SendError::Full(reply)) => {
+                self.dead_reply(reply, DeadLetterReason::NoRoom);
+                true
+            }
+            Err(mailbox::SendError::Timeout(reply)) => {
+                self.dead_reply(reply, DeadLetterReason::NoRoom);
+                false
+            }
+            Err(mailbox::SendError::Closed(reply)) => {
+                self.dead_reply(reply, DeadLetterReason::Unread);
                 false
             }
         }

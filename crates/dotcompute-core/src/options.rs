@@ -73,6 +73,7 @@ pub(crate) struct Options {
     pub(crate) reply_backpressure: Backpressure,
     pub(crate) restart: Restart,
     pub(crate) watchdog: Option<Duration>,
+    pub(crate) sample_every: u64,
 }
 
 impl Default for Options {
@@ -84,6 +85,7 @@ impl Default for Options {
             reply_backpressure: Backpressure::Block,
             restart: Restart::default(),
             watchdog: Some(Duration::from_secs(30)),
+            sample_every: dotcompute_mailbox::STAMP_EVERY,
         }
     }
 }
@@ -105,6 +107,9 @@ impl Options {
         }
         if kernel.as_str().is_empty() || kernel.as_str().len() > 255 {
             return Err(invalid("name", format!("{kernel:?}"), "1 to 255 bytes"));
+        }
+        if self.sample_every == 0 {
+            return Err(invalid("sample_every", "0".into(), "1 or more messages"));
         }
         if self.watchdog.is_some_and(|watchdog| watchdog < Duration::from_millis(1)) {
             return Err(invalid("watchdog", format!("{:?}", self.watchdog), "1 ms or longer"));

@@ -422,6 +422,13 @@ impl KernelBuilder<'_> {
         self
     }
 
+    /// At which distance messages have their times taken: every 64th by default, 1 for each one,
+    /// which suits large messages.
+    pub fn sample_every(mut self, messages: u64) -> Self {
+        self.options.sample_every = messages;
+        self
+    }
+
     /// Launches the kernel with `body`, which is called at its activation and at each restart. The
     /// kernel has its resources then, and waits to be activated.
     ///

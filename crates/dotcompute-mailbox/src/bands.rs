@@ -1,4 +1,4 @@
-//! The messages of one mailbox: four FIFO lists, and the free list, through one slab of slots.
+//! The messages of one mailbox: four FIFO queues, and the free list, through one slab of slots.
 //!
 //! [`Bands`] is plain single-threaded data that the mailbox's lock guards. It decides which band
 //! is served next and lends the inbox its *window*.
@@ -66,29 +66,36 @@ const BLOCK_MIN: usize = 8;
 /// The most slots in one block.
 const BLOCK_MAX: usize = 1024;
 
+/// The order of the fields is that of use: what every send and receive touches lies together.
+#[repr(C)]
 pub(crate) struct Bands<T> {
-    lists: [Chain<T>; 4],
-    free: Chain<T>,
-    window: Window<T>,
-    /// Messages in the lists and in the window, without the one in hand.
+    /// Messages in the queues and in the window, without the one in hand.
     len: usize,
     /// Deliveries so far, to whomever: the clock of the rule about passing over.
     deliveries: u64,
-    /// When (in deliveries) each band was last served or began to wait.
-    served: [u64; 4],
+    free: Chain<T>,
+    window: Window<T>,
+    queues: [Queue<T>; 4],
     /// The slots, owned; they are reached through pointers only, and stay where they are.
     blocks: Vec<NonNull<[Slot<T>]>>,
     slots: usize,
+}
+
+/// The messages of one band.
+struct Queue<T> {
+    slots: Chain<T>,
+    /// When (in deliveries) the band was last served or began to wait.
+    served: u64,
 }
 
 /// The slots that the inbox can reach.
 struct Window<T> {
     /// First those that the cursor has passed, then the rest.
     slots: Chain<T>,
-    /// What the cursor counted before the first of them.
-    start: u64,
-    /// What it counted when last seen.
+    /// What the cursor counted when last seen.
     seen: u64,
+    /// How many of the slots it had passed then.
+    passed: u32,
     /// The band of the rest.
     band: Band,
 }
@@ -99,12 +106,11 @@ unsafe impl<T: Send> Send for Bands<T> {}
 impl<T> Bands<T> {
     pub(crate) const fn new() -> Self {
         Self {
-            lists: [const { Chain::new() }; 4],
-            free: Chain::new(),
-            window: Window { slots: Chain::new(), start: 0, seen: 0, band: Band::System },
             len: 0,
             deliveries: 0,
-            served: [0; 4],
+            free: Chain::new(),
+            window: Window { slots: Chain::new(), seen: 0, passed: 0, band: Band::System },
+            queues: [const { Queue { slots: Chain::new(), served: 0 } }; 4],
             blocks: Vec::new(),
             slots: 0,
         }
@@ -128,7 +134,7 @@ impl<T> Bands<T> {
     /// Messages in the window that the inbox may not have reached yet; 0 only if there are none.
     #[inline]
     fn lent(&self) -> usize {
-        self.window.slots.len - (self.window.seen - self.window.start) as usize
+        self.window.slots.len - self.window.passed as usize
     }
 
     /// Whether there are messages that the inbox can take without the lock.
@@ -147,7 +153,7 @@ impl<T> Bands<T> {
     /// while another one is being served.
     #[inline]
     pub(crate) fn push_needs_progress(&self, band: Band) -> bool {
-        self.is_lent() && band != self.window.band && self.lists[band as usize].is_empty()
+        self.is_lent() && band != self.window.band && self.queues[band as usize].slots.is_empty()
     }
 
     /// Queues a message. `stamp` is the time of admission, or 0.
@@ -160,7 +166,7 @@ impl<T> Bands<T> {
         // SAFETY: a slot from the free list (or a new one) is the lock holder's.
         unsafe { slot.fill(value, stamp) };
         self.begin_wait(band);
-        self.lists[band as usize].push_back(slot);
+        self.queues[band as usize].slots.push_back(slot);
         self.len += 1;
     }
 
@@ -168,8 +174,8 @@ impl<T> Bands<T> {
     #[inline]
     fn begin_wait(&mut self, band: Band) {
         let served_now = self.is_lent() && band == self.window.band;
-        if self.lists[band as usize].is_empty() && !served_now {
-            self.served[band as usize] = self.deliveries;
+        if self.queues[band as usize].slots.is_empty() && !served_now {
+            self.queues[band as usize].served = self.deliveries;
         }
     }
 
@@ -179,9 +185,10 @@ impl<T> Bands<T> {
         let steps = seen - self.window.seen;
         if steps > 0 {
             self.window.seen = seen;
+            self.window.passed += steps as u32;
             self.len -= steps as usize;
             self.deliveries += steps;
-            self.served[self.window.band as usize] = self.deliveries;
+            self.queues[self.window.band as usize].served = self.deliveries;
         }
     }
 
@@ -189,7 +196,8 @@ impl<T> Bands<T> {
     /// window must be closed first.
     #[inline]
     fn next_band(&self) -> Option<Band> {
-        let mut waiting = Band::ALL.into_iter().filter(|&b| !self.lists[b as usize].is_empty());
+        let mut waiting =
+            Band::ALL.into_iter().filter(|&b| !self.queues[b as usize].slots.is_empty());
         let first = waiting.next()?;
         let due = waiting.find(|&band| self.patience(band) == 0);
         Some(due.unwrap_or(first))
@@ -198,7 +206,7 @@ impl<T> Bands<T> {
     /// By how many deliveries a waiting band can still be passed over.
     #[inline]
     fn patience(&self, band: Band) -> u64 {
-        PASSED_OVER_MAX.saturating_sub(self.deliveries - self.served[band as usize])
+        PASSED_OVER_MAX.saturating_sub(self.deliveries - self.queues[band as usize].served)
     }
 
     /// Takes the next message out, in the order of delivery. The window must be closed.
@@ -211,17 +219,17 @@ impl<T> Bands<T> {
     #[inline]
     fn deliver_slot(&mut self) -> Option<(SlotPtr<T>, Band)> {
         let band = self.next_band()?;
-        let slot = self.lists[band as usize].pop_front()?;
+        let slot = self.queues[band as usize].slots.pop_front()?;
         self.len -= 1;
         self.deliveries += 1;
-        self.served[band as usize] = self.deliveries;
+        self.queues[band as usize].served = self.deliveries;
         Some((slot, band))
     }
 
     /// Takes the oldest message of the least urgent band out; this is no delivery. The window must
     /// be closed.
     pub(crate) fn evict(&mut self) -> Option<T> {
-        let slot = self.lists.iter_mut().rev().find_map(Chain::pop_front)?;
+        let slot = self.queues.iter_mut().rev().find_map(|queue| queue.slots.pop_front())?;
         self.len -= 1;
         Some(self.empty(slot))
     }
@@ -229,7 +237,7 @@ impl<T> Bands<T> {
     /// Takes the oldest message of the most urgent band out; this is no delivery. The window must
     /// be closed.
     pub(crate) fn remove_first(&mut self) -> Option<T> {
-        let slot = self.lists.iter_mut().find_map(Chain::pop_front)?;
+        let slot = self.queues.iter_mut().find_map(|queue| queue.slots.pop_front())?;
         self.len -= 1;
         Some(self.empty(slot))
     }
@@ -247,7 +255,7 @@ impl<T> Bands<T> {
     /// must say so before the lock is released. The window must be closed, and no slot in hand.
     pub(crate) fn hand_out(&mut self) -> Option<(SlotPtr<T>, Band)> {
         let (slot, band) = self.deliver_slot()?;
-        self.window.start = self.window.seen;
+        self.window.passed = 1;
         self.window.seen += 1;
         self.window.slots.push_front(slot);
         Some((slot, band))
@@ -263,14 +271,14 @@ impl<T> Bands<T> {
     pub(crate) fn open_window(&mut self) -> Option<(SlotPtr<T>, Band, usize)> {
         let band = self.next_band()?;
         let others = || Band::ALL.into_iter().filter(|&b| b != band);
-        let waiting = others().filter(|&other| !self.lists[other as usize].is_empty());
+        let waiting = others().filter(|&other| !self.queues[other as usize].slots.is_empty());
         // Others may be passed over only so often; a more urgent one (this one is due) never.
         let patience = |other| if other < band { 0 } else { self.patience(other) as usize };
         let limit = waiting.map(patience).fold(WINDOW_MAX, usize::min);
         if limit == 0 {
             return None;
         }
-        let rest = self.lists[band as usize].take();
+        let rest = self.queues[band as usize].slots.take();
         let (first, len) = (rest.first()?, rest.len);
         self.window.slots.append(rest);
         self.window.band = band;
@@ -281,24 +289,23 @@ impl<T> Bands<T> {
     /// it came from, and what the inbox is done with is free. The slot in hand, if there is one,
     /// stays out.
     pub(crate) fn close_window(&mut self, in_hand: bool) {
-        let Window { slots, start, seen, band } = &mut self.window;
-        let passed = (*seen - *start) as usize;
-        let (done, mut rest) = slots.take().split(passed - usize::from(in_hand));
+        let Window { slots, passed, band, .. } = &mut self.window;
+        let (done, mut rest) = slots.take().split(*passed as usize - usize::from(in_hand));
         self.free.prepend(done);
         if in_hand {
             slots.push_back(rest.pop_front().expect("the slot in hand should be in the window"));
         }
-        *start = *seen - u64::from(in_hand);
-        self.lists[*band as usize].prepend(rest);
+        *passed = u32::from(in_hand);
+        self.queues[*band as usize].slots.prepend(rest);
     }
 
     /// Puts the message in hand back to the front of its band; undoes nothing else of its delivery.
     /// The window must be closed but for the slot in hand.
     pub(crate) fn put_back(&mut self, band: Band) {
         let slot = self.window.slots.pop_front().expect("a slot should be in hand");
-        self.window.start = self.window.seen;
+        self.window.passed = 0;
         self.begin_wait(band);
-        self.lists[band as usize].push_front(slot);
+        self.queues[band as usize].slots.push_front(slot);
         self.len += 1;
     }
 

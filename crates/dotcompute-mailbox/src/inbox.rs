@@ -144,7 +144,8 @@ impl<T> Inbox<T> {
     }
 
     /// How long the message in hand was queued, in nanoseconds; known for the first message and for
-    /// every 64th ([`STAMP_EVERY`](crate::STAMP_EVERY)), and for its first delivery only.
+    /// every 64th ([`STAMP_EVERY`](crate::STAMP_EVERY), or what
+    /// [`Mailbox::stamping`](crate::Mailbox::stamping) said), and for its first delivery only.
     pub fn queued_ns(&self) -> Option<u64> {
         self.end.queued_ns
     }

@@ -23,6 +23,7 @@ const LOOKS: u32 = if cfg!(loom) { 0 } else { 128 };
 #[cfg(not(loom))]
 const NAP: Duration = Duration::from_micros(250);
 
+#[repr(C)]
 pub(crate) struct Lock<T> {
     word: AtomicU32,
     /// Threads that sleep, or are about to.

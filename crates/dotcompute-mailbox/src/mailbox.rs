@@ -63,7 +63,7 @@ pub enum Close {
 }
 
 /// The first message and every one that follows at this distance, by acceptance, is stamped with
-/// the time of its admission.
+/// the time of its admission; unless [`Mailbox::stamping`] says another distance.
 pub const STAMP_EVERY: u64 = 64;
 
 /// How often a blocking send lets other threads run before it waits in line. A full mailbox is
@@ -90,6 +90,7 @@ const YIELDS_BEFORE_WAIT: u32 = if cfg!(loom) { 0 } else { 8 };
 /// assert_eq!(mailbox.try_receive(), Ok("later"));
 /// assert!(mailbox.books().balance());
 /// ```
+#[repr(C)]
 pub struct Mailbox<T> {
     capacity: usize,
     backpressure: Backpressure,
@@ -97,23 +98,28 @@ pub struct Mailbox<T> {
     cursor: Cursor,
 }
 
-/// What the lock guards.
+/// What the lock guards. What every send and receive touches comes first.
+#[repr(C)]
 pub(crate) struct State<T> {
-    pub(crate) bands: Bands<T>,
-    /// Blocked sends with their messages, a line per band.
-    pub(crate) senders: WaitList<T, 4>,
-    /// Who waits for a message, the inbox included. Served means: told to look.
-    ///
-    /// While somebody waits unserved and messages can be handed out, at least as many were served
-    /// as there are messages; each of these looks again, or passes it on when it is cancelled.
-    pub(crate) receivers: WaitList<(), 1>,
     closed: Option<Close>,
     paused: bool,
     /// Whether an [`Inbox`] lives.
     pub(crate) has_inbox: bool,
     /// The band of a message that an inbox had in hand when it was dropped.
     pub(crate) left_in_hand: Option<Band>,
+    /// Which message is stamped next, by acceptance, and how many later the one after it.
+    stamp_next: u64,
+    stamp_every: u64,
     accepted: u64,
+    high_water: usize,
+    pub(crate) bands: Bands<T>,
+    /// Who waits for a message, the inbox included. Served means: told to look.
+    ///
+    /// While somebody waits unserved and messages can be handed out, at least as many were served
+    /// as there are messages; each of these looks again, or passes it on when it is cancelled.
+    pub(crate) receivers: WaitList<(), 1>,
+    /// Blocked sends with their messages, a line per band.
+    pub(crate) senders: WaitList<T, 4>,
     dropped_oldest: u64,
     dropped_newest: u64,
     expired: u64,
@@ -122,7 +128,6 @@ pub(crate) struct State<T> {
     unprocessed: u64,
     pub(crate) rejected: u64,
     redelivered: u64,
-    high_water: usize,
 }
 
 impl<T> Mailbox<T> {
@@ -132,6 +137,17 @@ impl<T> Mailbox<T> {
     ///
     /// If `capacity` is 0.
     pub fn new(capacity: usize, backpressure: Backpressure) -> Arc<Self> {
+        Self::stamping(capacity, backpressure, STAMP_EVERY)
+    }
+
+    /// As [`new`](Self::new), with the first message stamped with the time and every one that
+    /// follows it at the distance `every`: 1 for each message, which then costs two clock readings.
+    ///
+    /// # Panics
+    ///
+    /// If `capacity` or `every` is 0.
+    pub fn stamping(capacity: usize, backpressure: Backpressure, every: u64) -> Arc<Self> {
+        assert!(every > 0, "messages should be stamped at a distance of at least 1");
         assert!(capacity > 0, "a mailbox's capacity should be at least 1");
         let state = State {
             bands: Bands::new(),
@@ -141,6 +157,8 @@ impl<T> Mailbox<T> {
             paused: false,
             has_inbox: false,
             left_in_hand: None,
+            stamp_next: 0,
+            stamp_every: every,
             accepted: 0,
             dropped_oldest: 0,
             dropped_newest: 0,
@@ -597,7 +615,11 @@ impl<T> Locked<'_, T> {
         } else if self.bands.push_needs_progress(band) {
             self.observe();
         }
-        let stamp = if self.accepted.is_multiple_of(STAMP_EVERY) { now_ns() } else { 0 };
+        let mut stamp = 0;
+        if self.accepted >= self.stamp_next {
+            stamp = now_ns();
+            self.stamp_next = self.accepted + self.stamp_every;
+        }
         self.accepted += 1;
         self.bands.push(band, value, stamp);
         self.note_high_water();

@@ -9,8 +9,22 @@
 //!   together at most [`parallelism`]; whoever comes too late parks at once.
 //! - **Never against one's own core.** If the thread that woke us last did so from the core we
 //!   run on, spinning could only keep it from running: we park at once.
+//!
+//! # Who writes what
+//!
+//! | word | written by | read by |
+//! |---|---|---|
+//! | `Signal::state` | the owner: EMPTY to PARKED, NOTIFIED to EMPTY; wakers: any to NOTIFIED | both |
+//! | `Signal::waker_cpu` | wakers that end a sleep; a hint | the owner |
+//! | `budget::BUSY` | every thread, for itself; a count | spinners |
+//!
+//! # Edges
+//!
+//! | name | release | acquire | makes visible |
+//! |---|---|---|---|
+//! | `park.notify` | `Signal::notify`, `state` | `Parker::park`, `state` | what the waker did before it woke us |
 
-use crate::sync::unmodelled::AtomicU32 as Counter;
+use crate::sync::unmodelled::{AtomicU32 as Counter, AtomicUsize as CounterUsize};
 use crate::sync::{AtomicU32, Ordering, spin_loop, thread_local};
 use crate::sys::{self, Scope};
 use std::cell::{Cell, RefCell};
@@ -18,7 +32,7 @@ use std::fmt;
 use std::future::Future;
 use std::marker::PhantomData;
 use std::pin::{Pin, pin};
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 use std::task::{Context, Poll, Wake, Waker};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -249,8 +263,18 @@ fn spin_within(limit: Duration, ready: &mut impl FnMut() -> bool) -> bool {
 /// How many threads can run at once: what the system grants this process, read once, when first
 /// asked. Ask before pinning threads, since the reading honours the caller's affinity.
 pub fn parallelism() -> usize {
-    static PARALLELISM: OnceLock<usize> = OnceLock::new();
-    *PARALLELISM.get_or_init(|| thread::available_parallelism().map_or(1, usize::from))
+    /// 0 until read.
+    static PARALLELISM: CounterUsize = CounterUsize::new(0);
+    // Relaxed: a number by itself; two first callers both read it.
+    match PARALLELISM.load(Ordering::Relaxed) {
+        0 => {
+            let parallelism = thread::available_parallelism().map_or(1, usize::from);
+            // Relaxed: as above.
+            PARALLELISM.store(parallelism, Ordering::Relaxed);
+            parallelism
+        }
+        parallelism => parallelism,
+    }
 }
 
 thread_local! {

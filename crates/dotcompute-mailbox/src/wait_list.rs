@@ -15,11 +15,12 @@ const NIL: u32 = u32::MAX;
 
 /// Lines of waiters, the first line to be served first. Entries are kept and used again: once the
 /// list has grown to the most that ever waited at a time, nothing is allocated.
+#[repr(C)]
 pub(crate) struct WaitList<P, const LINES: usize> {
+    waiting: usize,
+    lines: [Line; LINES],
     entries: Vec<Entry<P>>,
     vacant: Vec<u32>,
-    lines: [Line; LINES],
-    waiting: usize,
 }
 
 struct Entry<P> {

@@ -1,7 +1,8 @@
 //! The ring between two threads, for ThreadSanitizer:
 //!
 //! ```text
-//! RUSTC_BOOTSTRAP=1 RUSTFLAGS=-Zsanitizer=thread CARGO_TARGET_DIR=target/tsan \
+//! RUSTC_BOOTSTRAP=1 CARGO_TARGET_DIR=target/tsan \
+//!     RUSTFLAGS="-Zsanitizer=thread -Cunsafe-allow-abi-mismatch=sanitizer" \
 //!     cargo test -p dotcompute-mailbox --target x86_64-unknown-linux-gnu --test tsan_ring
 //! ```
 //!
@@ -187,9 +188,11 @@ fn leaked_ring<F: RawFormat, W: Waiting>(capacity: usize) -> RawEnds<F, W> {
     };
     assert_ne!(start, libc::MAP_FAILED);
     let start = NonNull::new(start.cast()).expect("a mapping is not at 0");
+    // Two views, as two processes would have: `split` would share a reference count.
     // SAFETY: page-aligned, `bytes` long, never unmapped; the only two ends are made here.
-    let memory = unsafe { RawMemory::from_raw(start, bytes, ()) };
-    memory.create(capacity).expect("a mapping suits a ring").split()
+    let view = || unsafe { RawMemory::from_raw(start, bytes, ()) };
+    let consumer = view().create(capacity).expect("a mapping suits a ring").consumer();
+    (view().attach().expect("the ring is there").producer(), consumer)
 }
 
 /// A thread of the system's, since those of the standard library share reference counts.

@@ -387,7 +387,7 @@ fn agrees_with_a_queue<T, F: Format<T>>(
     for &step in steps {
         match step {
             Step::Push => {
-                let number = numbers.next().unwrap();
+                let number = numbers.next().expect("steps are few");
                 match producer.try_push(wrap(number)) {
                     Ok(()) => model.push_back(number),
                     Err(PushError::Full(back)) => assert_eq!(unwrap(&back), number),

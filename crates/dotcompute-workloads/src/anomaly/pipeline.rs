@@ -224,21 +224,23 @@ impl Pipeline {
             .executor(executor)
             .capacity(capacity)
             .reply_capacity(capacity)
+            .sample_every(1)
             .launch_handler(move || Detect(Scanner::new(Detector::new(settings))))?;
         let to_detect = detect.address();
-        let parse = runtime.kernel("parse").executor(executor).capacity(capacity).launch(
-            move |mut context: Context<Block, NoReply>| {
-                let mut step = ParseStep::new(make_parser());
-                let to_detect = to_detect.clone();
-                async move {
-                    while let Ok(block) = context.receive().await {
-                        let parsed = step.step(block);
-                        to_detect.send(parsed).await?;
+        let parse =
+            runtime.kernel("parse").executor(executor).capacity(capacity).sample_every(1).launch(
+                move |mut context: Context<Block, NoReply>| {
+                    let mut step = ParseStep::new(make_parser());
+                    let to_detect = to_detect.clone();
+                    async move {
+                        while let Ok(block) = context.receive().await {
+                            let parsed = step.step(block);
+                            to_detect.send(parsed).await?;
+                        }
+                        Ok(())
                     }
-                    Ok(())
-                }
-            },
-        )?;
+                },
+            )?;
         detect.activate()?;
         parse.activate()?;
         Ok(Self { parse, detect })
