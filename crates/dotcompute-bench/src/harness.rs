@@ -3,7 +3,7 @@
 //! A goal is a ratio within one run on one machine. Slices of both sides alternate (ours, other,
 //! ours, other, ...), each pair gives one ratio, and the row's ratio is the median of these, so
 //! that what slows the whole machine for a while slows both sides of a pair. A slice in which
-//! another program took a core from a pinned thread is taken again, a few times at most.
+//! another program took a core from a thread at work is taken again, a few times at most.
 
 use std::fmt;
 use std::time::{Duration, Instant};
@@ -49,7 +49,8 @@ pub(crate) struct Slice {
     pub(crate) latencies_ns: Vec<u32>,
     /// Resident memory gained, where the row is about memory.
     pub(crate) bytes: u64,
-    /// How often other programs took the core from a pinned thread.
+    /// How often other programs took the core from the threads at work; not known where these are
+    /// more than the cores.
     pub(crate) preemptions: u64,
 }
 

@@ -190,17 +190,31 @@ impl Adder {
     }
 }
 
-/// The slice from `started` to the adder's report, once its sum is verified.
-pub(crate) fn until_reported(
+/// Times what one sender sends until the adder's report.
+#[derive(Debug)]
+pub(crate) struct Sending {
+    preemptions: u64,
     started: Instant,
-    reported: &mpsc::Receiver<Result<Received, Wrong>>,
-    count: u64,
-) -> Result<Slice, Wrong> {
-    let received = reported
-        .recv_timeout(Duration::from_secs(60))
-        .map_err(|_| Wrong::new("the receiver did not get every message"))??;
-    expect("sum", received.sum, sum_below(count))?;
-    Ok(Slice::took(received.at - started))
+}
+
+impl Sending {
+    pub(crate) fn start() -> Self {
+        Self { preemptions: os::preemptions_of_process(), started: Instant::now() }
+    }
+
+    /// The slice until the report, once its sum is verified.
+    pub(crate) fn until_reported(
+        self,
+        reported: &mpsc::Receiver<Result<Received, Wrong>>,
+        count: u64,
+    ) -> Result<Slice, Wrong> {
+        let received = reported
+            .recv_timeout(Duration::from_secs(60))
+            .map_err(|_| Wrong::new("the receiver did not get every message"))??;
+        expect("sum", received.sum, sum_below(count))?;
+        let preemptions = os::preemptions_of_process() - self.preemptions;
+        Ok(Slice { preemptions, ..Slice::took(received.at - self.started) })
+    }
 }
 
 /// A number with its sender, for the rows where several threads send.

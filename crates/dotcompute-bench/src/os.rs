@@ -87,10 +87,19 @@ pub(crate) fn pinned(side: impl FnOnce() -> Result<Slice, Wrong> + Send) -> Resu
 /// How often the calling thread, so far, had to leave its core to another although it could have
 /// gone on.
 pub(crate) fn preemptions() -> u64 {
+    preemptions_of(libc::RUSAGE_THREAD)
+}
+
+/// The same for all threads of this process together.
+pub(crate) fn preemptions_of_process() -> u64 {
+    preemptions_of(libc::RUSAGE_SELF)
+}
+
+fn preemptions_of(who: libc::c_int) -> u64 {
     let mut usage = MaybeUninit::<libc::rusage>::zeroed();
     // SAFETY: `usage` is a place for one `rusage`, which the call fills.
-    let failed = unsafe { libc::getrusage(libc::RUSAGE_THREAD, usage.as_mut_ptr()) };
-    assert_eq!(failed, 0, "every thread has a usage");
+    let failed = unsafe { libc::getrusage(who, usage.as_mut_ptr()) };
+    assert_eq!(failed, 0, "every thread and process has a usage");
     // SAFETY: integers only, zeroed and then filled.
     let usage = unsafe { usage.assume_init() };
     u64::try_from(usage.ru_nivcsw).unwrap_or(0)

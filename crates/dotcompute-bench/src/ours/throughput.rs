@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use dotcompute::{BoxError, Handler, HandlerContext, KernelRef, Message, Runtime, Terminate};
 
 use crate::harness::{Slice, Wrong};
-use crate::load::{Adder, CAPACITY, InOrderEach, SENDERS, Signed, many_senders, until_reported};
+use crate::load::{Adder, CAPACITY, InOrderEach, SENDERS, Sending, Signed, many_senders};
 use crate::ours::{Number, verify_books};
 
 struct Sum(Adder);
@@ -30,11 +30,11 @@ pub(crate) fn send(operations: u64) -> Result<Slice, Wrong> {
     let (adder, reported) = Adder::new(operations);
     let runtime = Runtime::builder().build();
     let kernel = thread_kernel(&runtime, Sum(adder))?;
-    let started = Instant::now();
+    let sending = Sending::start();
     for number in 0..operations {
         kernel.send_blocking(Number(number), None).map_err(Wrong::new)?;
     }
-    let slice = until_reported(started, &reported, operations)?;
+    let slice = sending.until_reported(&reported, operations)?;
     kernel.terminate_blocking(Terminate::drain());
     verify_books(&kernel, operations)?;
     Ok(slice)

@@ -2,7 +2,6 @@
 
 use std::convert::Infallible;
 use std::sync::Arc;
-use std::time::Instant;
 
 use kameo::Actor;
 use kameo::actor::{ActorRef, Spawn};
@@ -11,7 +10,7 @@ use kameo::message::{Context, Message};
 use tokio::runtime::Runtime;
 
 use crate::harness::{Slice, Trips, Wrong, expect};
-use crate::load::{Adder, CAPACITY, until_reported};
+use crate::load::{Adder, CAPACITY, Sending};
 use crate::memory::{Arrivals, Census};
 use crate::os::pinned;
 use crate::peers::tokio::{current_thread, one_worker};
@@ -73,13 +72,13 @@ fn tell(runtime: &Runtime, operations: u64) -> Result<Slice, Wrong> {
         let (adder, reported) = Adder::new(operations);
         let actor = Sum::spawn_with_mailbox(Sum(adder), mailbox::bounded(CAPACITY));
         actor.wait_for_startup().await;
-        let started = Instant::now();
+        let sending = Sending::start();
         for number in 0..operations {
             actor.tell(Number(number)).send().await.map_err(Wrong::new)?;
         }
         actor.stop_gracefully().await.map_err(Wrong::new)?;
         actor.wait_for_shutdown().await;
-        until_reported(started, &reported, operations)
+        sending.until_reported(&reported, operations)
     })
 }
 

@@ -1,11 +1,10 @@
 //! ractor: actors on tokio. Its mailboxes are unbounded, so `cast` never waits for room.
 
 use ractor::{Actor, ActorProcessingErr, ActorRef, RpcReplyPort};
-use std::time::Instant;
 use tokio::runtime::Runtime;
 
 use crate::harness::{Slice, Trips, Wrong, expect};
-use crate::load::{Adder, until_reported};
+use crate::load::{Adder, Sending};
 use crate::os::pinned;
 use crate::peers::tokio::{current_thread, one_worker};
 
@@ -96,12 +95,12 @@ fn cast(runtime: &Runtime, operations: u64) -> Result<Slice, Wrong> {
     runtime.block_on(async {
         let (adder, reported) = Adder::new(operations);
         let (actor, ended) = Actor::spawn(None, Sum, adder).await.map_err(Wrong::new)?;
-        let started = Instant::now();
+        let sending = Sending::start();
         for number in 0..operations {
             actor.cast(Number(number)).map_err(|error| Wrong::new(error.to_string()))?;
         }
         actor.drain().map_err(|error| Wrong::new(error.to_string()))?;
         ended.await.map_err(Wrong::new)?;
-        until_reported(started, &reported, operations)
+        sending.until_reported(&reported, operations)
     })
 }
