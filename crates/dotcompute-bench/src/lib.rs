@@ -1,1 +1,0 @@
-//! Peers and floors beside dotcompute, one harness.

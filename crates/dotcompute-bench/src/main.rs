@@ -1,0 +1,180 @@
+//! `dotcompute-bench`: dotcompute beside its peers and floors, each pair in the same run.
+//!
+//! Linux only: the floors are futexes and pinned threads.
+
+#[cfg(not(target_os = "linux"))]
+compile_error!("dotcompute-bench measures against Linux futexes and pinned threads");
+
+mod groups;
+mod harness;
+mod load;
+mod memory;
+mod os;
+mod ours;
+mod peers;
+mod report;
+
+use std::fs;
+use std::io::{self, Write};
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::error::ErrorKind;
+use clap::{CommandFactory, Parser};
+
+use crate::groups::{GROUPS, ROWS};
+use crate::harness::{Effort, Row, Wrong, measure};
+use crate::memory::Population;
+use crate::report::{Environment, Line, Report};
+
+const EXAMPLES: &str = "\
+Each row runs ours and a peer, floor or limit in alternating slices in this very run; the ratio is
+the median over the pairs, with its quartiles. Results are verified. The table goes to stdout,
+progress to stderr.
+
+Examples:
+  dotcompute-bench                          every row, about two minutes
+  dotcompute-bench --quick                  the same with fewer and shorter slices
+  dotcompute-bench --only ring,ask          two groups
+  dotcompute-bench --only mailbox.books     one row
+  dotcompute-bench --json figures.json      also write the figures to a file
+  dotcompute-bench --list                   what there is
+
+Exit status: 0 whatever the figures; 1 if a result was wrong or a file could not be written;
+2 for wrong usage.";
+
+/// Measures dotcompute against its peers and floors.
+#[derive(Debug, Parser)]
+#[command(name = "dotcompute-bench", version, after_help = EXAMPLES)]
+struct Arguments {
+    /// Only these groups or rows, separated by commas.
+    #[arg(long, value_name = "GROUP,...", value_delimiter = ',')]
+    only: Vec<String>,
+    /// Fewer and shorter slices: a look, not a measurement.
+    #[arg(long)]
+    quick: bool,
+    /// Write environment and rows to this file, too.
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+    /// List groups and rows, measure nothing.
+    #[arg(long)]
+    list: bool,
+    /// Start so many idle ones and print what it took: how the memory rows call this program.
+    #[arg(long, hide = true, requires = "count")]
+    idle: Option<Population>,
+    #[arg(long, hide = true)]
+    count: Option<u64>,
+}
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    let outcome = match (arguments.idle, arguments.count) {
+        (Some(population), Some(count)) => idle(population, count),
+        _ if arguments.list => say(&list()),
+        _ => bench(&arguments),
+    };
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(wrong) => {
+            eprintln!("dotcompute-bench: {wrong}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Measures the rows chosen and prints them.
+fn bench(arguments: &Arguments) -> Result<(), Wrong> {
+    let rows = chosen(&arguments.only);
+    let effort = if arguments.quick { Effort::QUICK } else { Effort::FULL };
+    let environment = Environment::read();
+    say(&environment.text())?;
+    let mut lines = Vec::with_capacity(rows.len());
+    let mut skipped = Vec::new();
+    for (number, row) in rows.iter().enumerate() {
+        if row.cores > environment.cores() {
+            skipped.push(format!("{}: needs {} cores", row.id, row.cores));
+            continue;
+        }
+        eprintln!("[{:2}/{}] {}: {}", number + 1, rows.len(), row.id, row.what);
+        let measured = measure(row, effort)
+            .map_err(|wrong| Wrong::new(format_args!("{}: {wrong}", row.id)))?;
+        lines.push(Line::new(row, &measured));
+    }
+    let load_average_after = report::load_average();
+    let mut text = format!("\n{}\n", report::table(&lines));
+    for row in &skipped {
+        text.push_str(&format!("skipped {row}\n"));
+    }
+    text.push_str(&format!("load average afterwards {load_average_after}\n"));
+    say(&text)?;
+    if let Some(path) = &arguments.json {
+        let report =
+            Report { environment: &environment, load_average_after, rows: &lines, skipped };
+        let json = serde_json::to_string_pretty(&report).map_err(Wrong::new)?;
+        fs::write(path, json + "\n")
+            .map_err(|error| Wrong::new(format_args!("{}: {error}", path.display())))?;
+    }
+    Ok(())
+}
+
+/// The rows of the groups and ids given, all if none; ends the program if one is unknown.
+fn chosen(only: &[String]) -> Vec<&'static Row> {
+    let of = |name: &str, row: &Row| row.group() == name || row.id == name;
+    if let Some(unknown) = only.iter().find(|name| !ROWS.iter().any(|row| of(name, row))) {
+        let groups: Vec<&str> = GROUPS.iter().map(|(group, _)| *group).collect();
+        Arguments::command()
+            .error(
+                ErrorKind::InvalidValue,
+                format!("no group or row is called '{unknown}'; groups: {}", groups.join(", ")),
+            )
+            .exit();
+    }
+    ROWS.iter().filter(|row| only.is_empty() || only.iter().any(|name| of(name, row))).collect()
+}
+
+/// The groups and rows.
+fn list() -> String {
+    let mut text = String::new();
+    for (group, about) in GROUPS {
+        text.push_str(&format!("{group}: {about}\n"));
+        for row in ROWS.iter().filter(|row| row.group() == group) {
+            text.push_str(&format!("  {:<28} {}; against {}\n", row.id, row.what, row.against));
+        }
+    }
+    text
+}
+
+/// The child process of a memory row.
+fn idle(population: Population, count: u64) -> Result<(), Wrong> {
+    let census = population.start(count)?;
+    say(&serde_json::to_string(&census).map_err(Wrong::new)?)
+}
+
+/// Prints to stdout; a reader that has gone is no failure of the bench.
+fn say(text: &str) -> Result<(), Wrong> {
+    match io::stdout().write_all(text.as_bytes()) {
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(Wrong::new(error)),
+        _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_well_formed() {
+        Arguments::command().debug_assert();
+    }
+
+    #[test]
+    fn only_takes_groups_and_rows() {
+        let names = |only: &[&str]| {
+            let only: Vec<String> = only.iter().map(|name| (*name).to_owned()).collect();
+            chosen(&only).iter().map(|row| row.id).collect::<Vec<_>>()
+        };
+        assert_eq!(names(&[]).len(), ROWS.len());
+        assert_eq!(names(&["hop"]), ["hop.tokio"]);
+        assert_eq!(names(&["hop", "mailbox.books"]), ["mailbox.books", "hop.tokio"]);
+    }
+}

@@ -1,0 +1,107 @@
+//! Floors: two words between two threads, and a plain queue.
+
+use std::collections::VecDeque;
+use std::hint::{black_box, spin_loop};
+use std::sync::Mutex;
+
+use dotcompute_mailbox::sync::{AtomicU32, AtomicU64, Ordering};
+
+use crate::harness::{Slice, Stopwatch, Trips, Wrong, expect};
+use crate::load::{CAPACITY, Placement, round_trip, sum_below};
+use crate::os::{futex_await, futex_post, pinned};
+
+/// A word alone on its cache lines.
+#[derive(Debug, Default)]
+#[repr(align(128))]
+struct Line<T>(T);
+
+/// Two words on two lines, each written by one thread and spun upon by the other.
+pub(crate) fn atomic_round_trip(operations: u64) -> Result<Slice, Wrong> {
+    let (there, back) = (Line(AtomicU64::new(0)), Line(AtomicU64::new(0)));
+    round_trip(
+        Placement::TwoCores,
+        || {
+            let mut trips = Trips::new(operations);
+            for number in trips.by_ref() {
+                // SYNC(bench-ping): release; pairs with the answerer's acquire load of `there`.
+                there.0.store(number + 1, Ordering::Release);
+                // SYNC(bench-pong): acquire; pairs with the answerer's release store of `back`.
+                while back.0.load(Ordering::Acquire) != number + 1 {
+                    spin_loop();
+                }
+            }
+            Ok(trips.finish())
+        },
+        || {
+            for number in 0..Trips::total(operations) {
+                // SYNC(bench-ping): acquire; pairs with the caller's release store of `there`.
+                while there.0.load(Ordering::Acquire) != number + 1 {
+                    spin_loop();
+                }
+                // SYNC(bench-pong): release; pairs with the caller's acquire load of `back`.
+                back.0.store(number + 1, Ordering::Release);
+            }
+            Ok(())
+        },
+    )
+}
+
+pub(crate) fn futex_round_trip_one_core(operations: u64) -> Result<Slice, Wrong> {
+    futex_round_trip(operations, Placement::OneCore)
+}
+
+pub(crate) fn futex_round_trip_two_cores(operations: u64) -> Result<Slice, Wrong> {
+    futex_round_trip(operations, Placement::TwoCores)
+}
+
+/// Two words on two lines, each written by one thread and slept upon by the other.
+fn futex_round_trip(operations: u64, placement: Placement) -> Result<Slice, Wrong> {
+    let (there, back) = (Line(AtomicU32::new(0)), Line(AtomicU32::new(0)));
+    round_trip(
+        placement,
+        || {
+            let mut trips = Trips::new(operations);
+            for number in trips.by_ref() {
+                futex_post(&there.0, number as u32 + 1);
+                futex_await(&back.0, number as u32 + 1);
+            }
+            Ok(trips.finish())
+        },
+        || {
+            for number in 0..Trips::total(operations) {
+                futex_await(&there.0, number as u32 + 1);
+                futex_post(&back.0, number as u32 + 1);
+            }
+            Ok(())
+        },
+    )
+}
+
+/// A mutex around a bounded deque: a queue without bands, books or stamps.
+pub(crate) fn locked_queue_pair(operations: u64) -> Result<Slice, Wrong> {
+    pinned(|| {
+        let queue = Mutex::new(VecDeque::with_capacity(CAPACITY));
+        let watch = Stopwatch::start();
+        let mut sum = 0;
+        for number in 0..operations {
+            let queue = black_box(&queue);
+            let pushed = {
+                let mut queue = lock(queue);
+                let room = queue.len() < CAPACITY;
+                if room {
+                    queue.push_back(number);
+                }
+                room
+            };
+            expect("pushed", pushed, true)?;
+            sum += lock(queue).pop_front().ok_or_else(|| Wrong::new("empty"))?;
+        }
+        let slice = watch.stop();
+        expect("sum", sum, sum_below(operations))?;
+        Ok(slice)
+    })
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    dotcompute_mailbox::sync::lock(mutex)
+}
