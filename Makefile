@@ -37,7 +37,7 @@ loom: tools
 tsan: tools
 	RUSTC_BOOTSTRAP=1 RUSTFLAGS="-Zsanitizer=thread -Cunsafe-allow-abi-mismatch=sanitizer" \
 		$(CARGO) test \
-		-p dotcompute-mailbox --test tsan_ring --target x86_64-unknown-linux-gnu \
+		-p dotcompute-mailbox --test tsan_ring --test tsan_mailbox --target x86_64-unknown-linux-gnu \
 		--target-dir target/tsan
 
 # The twin of the system calls for other systems, tested on this one.
