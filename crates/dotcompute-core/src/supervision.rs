@@ -74,14 +74,16 @@ async fn live<M: Message, R: Message>(
 ) -> Option<Fault> {
     let restart = cell.options.restart;
     let mut restarts: VecDeque<Instant> = VecDeque::new();
-    // Launched: nothing happens until it is activated or asked to end.
-    let stop = cell
-        .until(|lifecycle| match lifecycle.stop {
-            Some(_) => Some(true),
-            None => lifecycle.opened.then_some(false),
+    // Launched: nothing happens until it is activated or asked to end. If both have happened by now
+    // and it is to drain first, it has its turn.
+    let begins = cell
+        .until(|lifecycle| match (lifecycle.opened, lifecycle.stop) {
+            (true, None | Some(true)) => Some(true),
+            (false, None) => None,
+            (_, Some(_)) => Some(false),
         })
         .await;
-    if stop {
+    if !begins {
         return None;
     }
     loop {
