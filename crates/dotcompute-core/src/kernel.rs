@@ -520,13 +520,13 @@ impl<M: Message, R: Message> AnyCell for Cell<M, R> {
     }
 
     fn replay(&self, letter: DeadLetter) -> Result<(), DeadLetter> {
-        let reason = letter.reason.clone();
-        let mut envelope = letter.into_envelope::<M>()?;
-        // Whoever asked has been told; nobody waits for this delivery.
-        envelope.ask = None;
-        envelope.delivery_count = 1;
-        try_send(self, envelope)
-            .map_err(|error| DeadLetter::of(&self.id, error.into_envelope(), reason, true))
+        let (reason, delivery_count) = (letter.reason.clone(), letter.delivery_count);
+        let envelope = letter.into_envelope::<M>()?;
+        try_send(self, envelope).map_err(|error| {
+            let mut letter = DeadLetter::of(&self.id, error.into_envelope(), reason, true);
+            letter.delivery_count = delivery_count;
+            letter
+        })
     }
 
     fn address(self: Arc<Self>) -> Box<dyn Any> {
