@@ -103,12 +103,12 @@ async fn live<M: Message, R: Message>(
         if let Ended::Faulted(_) = ended {
             Telemetry::count(&cell.telemetry.faults);
         }
-        let stopping = cell.look(|lifecycle| lifecycle.stop.is_some());
+        let stop = cell.look(|lifecycle| lifecycle.stop);
         let wanted = match (&ended, restart.policy) {
-            _ if stopping => false,
             (Ended::Killed, _) | (_, RestartPolicy::Never) => false,
-            (Ended::Returned, policy) => policy == RestartPolicy::Always,
-            (Ended::Faulted(_), _) => true,
+            // A drain goes on after a fault; a body that returns has drained its mailbox.
+            (Ended::Faulted(_), _) => stop != Some(false),
+            (Ended::Returned, policy) => policy == RestartPolicy::Always && stop.is_none(),
         };
         let now = Instant::now();
         while restarts.front().is_some_and(|at| now.duration_since(*at) > restart.window) {
