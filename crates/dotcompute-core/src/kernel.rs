@@ -153,7 +153,7 @@ impl<M: Message, R: Message> Cell<M, R> {
         // Outside the lock, since it wakes the kernel. A deactivate that came in between wins.
         self.mailbox.resume();
         let lifecycle = lock(&self.lifecycle);
-        if lifecycle.paused {
+        if lifecycle.paused && lifecycle.stop.is_none() {
             self.mailbox.pause();
         }
         Ok(())
@@ -369,7 +369,14 @@ impl<M: Message, R: Message> Cell<M, R> {
         let runner = lock(&self.runner).take();
         drop(runner);
         // Last: whoever waits for the end finds everything done.
-        self.change(|lifecycle| lifecycle.ended = true);
+        let remove = self.change(|lifecycle| {
+            lifecycle.ended = true;
+            lifecycle.remove_when_ended
+        });
+        // It may have been asked for since.
+        if remove {
+            self.remove();
+        }
     }
 
     /// After a terminate nobody will read replies.
