@@ -81,7 +81,7 @@ impl Message for Large {
 
 pub fn dead_letters_are_bounded_in_bytes(stage: &Stage) {
     let kernel = launch(stage.kernel("large"), |_: Context<Large, Number>| async move {
-        Ok(std::future::pending::<()>().await)
+        std::future::pending().await
     });
     kernel.deactivate().unwrap();
     for _ in 0..6 {

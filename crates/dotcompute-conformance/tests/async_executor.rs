@@ -17,7 +17,10 @@ mod given_tokio {
 
     /// One for all tests, of which a few run at a time.
     static TOKIO: LazyLock<tokio::runtime::Runtime> = LazyLock::new(|| {
-        tokio::runtime::Builder::new_multi_thread().worker_threads(16).build().unwrap()
+        tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(16)
+            .build()
+            .expect("sixteen workers")
     });
 
     conformance_suite!(Fixture {
