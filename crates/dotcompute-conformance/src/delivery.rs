@@ -160,7 +160,7 @@ pub fn capacity_is_a_limit_and_not_a_reservation(stage: &Stage) {
     let idle = kernel.mailbox_bytes();
     assert!(idle < 4096, "an idle kernel's mailboxes take {idle} bytes");
     let mut grown = Vec::new();
-    for _ in 0..3 {
+    for _ in 0..8 {
         kernel.deactivate().unwrap();
         for number in 0..500 {
             kernel.try_send(Number(number)).unwrap();
@@ -173,7 +173,10 @@ pub fn capacity_is_a_limit_and_not_a_reservation(stage: &Stage) {
         grown.push(kernel.mailbox_bytes());
     }
     assert!(grown[0] > idle);
-    assert_eq!(grown[1], grown[2], "it is kept, and used again");
+    // How deep the output gets depends on its reader: at most 500 replies, in at most as many slots
+    // again, whatever the number of rounds.
+    let limit = 3 * 1024 * (size_of::<Envelope<Number>>() + 32);
+    assert!(grown[7] < limit, "it is kept, and used again: {grown:?}");
 }
 
 pub fn a_waiting_lower_band_gets_one_after_256_in_a_row_from_higher_ones(stage: &Stage) {
