@@ -54,6 +54,7 @@ macro_rules! conformance_suite {
                 a_reply_to_a_message_that_was_only_sent_never_answers_an_ask
                 receive_never_takes_the_reply_to_an_ask
                 a_late_reply_is_a_dead_letter
+                a_reply_that_names_an_ask_that_has_ended_is_a_dead_letter
                 the_first_reply_answers_the_ask_and_later_ones_are_late
                 an_ask_that_ended_before_its_turn_is_skipped_and_counted_expired
                 an_ask_cancelled_while_it_waits_for_room_sends_nothing
