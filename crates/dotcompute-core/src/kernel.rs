@@ -153,7 +153,7 @@ impl<M: Message, R: Message> Cell<M, R> {
         // Outside the lock, since it wakes the kernel. A deactivate that came in between wins.
         self.mailbox.resume();
         let lifecycle = lock(&self.lifecycle);
-        if lifecycle.paused {
+        if lifecycle.paused && lifecycle.stop.is_none() {
             self.mailbox.pause();
         }
         Ok(())
@@ -369,7 +369,14 @@ impl<M: Message, R: Message> Cell<M, R> {
         let runner = lock(&self.runner).take();
         drop(runner);
         // Last: whoever waits for the end finds everything done.
-        self.change(|lifecycle| lifecycle.ended = true);
+        let remove = self.change(|lifecycle| {
+            lifecycle.ended = true;
+            lifecycle.remove_when_ended
+        });
+        // It may have been asked for since.
+        if remove {
+            self.remove();
+        }
     }
 
     /// After a terminate nobody will read replies.
@@ -520,13 +527,13 @@ impl<M: Message, R: Message> AnyCell for Cell<M, R> {
     }
 
     fn replay(&self, letter: DeadLetter) -> Result<(), DeadLetter> {
-        let reason = letter.reason.clone();
-        let mut envelope = letter.into_envelope::<M>()?;
-        // Whoever asked has been told; nobody waits for this delivery.
-        envelope.ask = None;
-        envelope.delivery_count = 1;
-        try_send(self, envelope)
-            .map_err(|error| DeadLetter::of(&self.id, error.into_envelope(), reason, true))
+        let (reason, delivery_count) = (letter.reason.clone(), letter.delivery_count);
+        let envelope = letter.into_envelope::<M>()?;
+        try_send(self, envelope).map_err(|error| {
+            let mut letter = DeadLetter::of(&self.id, error.into_envelope(), reason, true);
+            letter.delivery_count = delivery_count;
+            letter
+        })
     }
 
     fn address(self: Arc<Self>) -> Box<dyn Any> {
