@@ -7,6 +7,7 @@ pickled, so that they may cross a process boundary.
 
 from __future__ import annotations
 
+from types import GenericAlias
 from typing import Any
 
 __all__ = [
@@ -237,12 +238,15 @@ class QueueFullError(QueueError):
         The kernel that the queue belongs to, or the queue's own name.
     queue_size
         How many messages it holds.
+    queue_name
+        Which of the kernel's queues it is.
     """
 
-    def __init__(self, kernel_id: str, queue_size: int) -> None:
+    def __init__(self, kernel_id: str, queue_size: int, queue_name: str = "Input queue") -> None:
         self.kernel_id = kernel_id
         self.queue_size = queue_size
-        super().__init__(f"Input queue for kernel '{kernel_id}' is full (size: {queue_size})")
+        self.queue_name = queue_name
+        super().__init__(f"{queue_name} for kernel '{kernel_id}' is full (size: {queue_size})")
 
 
 class QueueTimeoutError(QueueError):
@@ -444,4 +448,5 @@ class TypeValidationError(ValidationError):
 
 def _type_name(annotation: object) -> str:
     """Name a class, or write out any other annotation."""
-    return annotation.__name__ if isinstance(annotation, type) else str(annotation)
+    is_class = isinstance(annotation, type) and not isinstance(annotation, GenericAlias)
+    return getattr(annotation, "__name__", "") if is_class else str(annotation)
