@@ -16,7 +16,7 @@ FAST_MATH = frozenset({"nsz", "arcp", "contract", "afn", "reassoc"})
 
 
 class JitFunction:
-    """A function that numba compiles, in nopython mode and without the GIL, when it is first called.
+    """A function that numba compiles, in nopython mode and without the GIL, at its first call.
 
     Where numba cannot compile it for the types of the arguments, the plain function runs and a
     RuntimeWarning says why, once. Thread-safe.

@@ -249,7 +249,7 @@ class CUDABackend(Backend):
 
 
 def get_vector_add_kernel() -> Any:
-    """Make a numba CUDA kernel `(a, b, out)` that adds one-dimensional arrays; None without CUDA."""
+    """Make a numba CUDA kernel `(a, b, out)` that adds arrays of one dimension; None without CUDA."""
     cuda = _optional.numba_cuda().module
     if cuda is None:
         return None
