@@ -393,7 +393,7 @@ def get_kernel_cache() -> KernelCache:
 
 
 def warmup_kernels(kernels: list[Any]) -> None:
-    """Compile functions with the process's compiler, before they are needed; errors wait until then."""
+    """Compile functions with the process's compiler before they are needed, ignoring errors."""
     from pydotcompute.compilation.compiler import get_compiler
 
     for kernel in kernels:

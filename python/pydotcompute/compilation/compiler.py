@@ -190,7 +190,9 @@ class _Fingerprint:
 
     def _add_function(self, func: types.FunctionType) -> None:
         package = func.__module__.partition(".")[0] if func.__module__ else ""
-        if package in _LASTING_PACKAGES - {"__main__"}:
+        home = sys.modules.get(func.__module__ or "")
+        # A function made by exec() may only claim to be of a module.
+        if package in _LASTING_PACKAGES and home and func.__globals__ is vars(home):
             self._add_name(func)
             return
         self._mark("function", func.__name__)
@@ -263,7 +265,7 @@ class KernelCompiler:
     def _fingerprint(
         self, func: Any, signature: str | None, options: CompilationOptions, name: str | None
     ) -> tuple[str, bool]:
-        """Digest all that a kernel depends on; also whether the digest lasts beyond this process."""
+        """Digest all that a kernel depends on, and tell whether the digest lasts."""
         digest = _Fingerprint()
         settings = {**dataclasses.asdict(options), "cache": None}
         digest.add(name or _name_of(func), signature, settings, func)
