@@ -98,10 +98,8 @@ class CompiledKernel:
 
     @property
     def is_compiled(self) -> bool:
-        """Whether numba has it; False: the plain function runs."""
-        if isinstance(self.kernel, JitFunction):
-            return self.kernel.dispatcher is not None
-        return self.device == "cuda"
+        """Whether numba compiles it; False: it is the plain function."""
+        return self.device == "cuda" or isinstance(self.kernel, JitFunction)
 
 
 # --- what a function depends on --------------------------------------------------------------
