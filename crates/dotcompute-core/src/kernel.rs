@@ -848,6 +848,33 @@ impl<M: Message, R: Message> KernelRef<M, R> {
         wait::block_on(self.terminate(how))
     }
 
+    /// Asks the kernel to end, as [`terminate`](Self::terminate) does, and returns at once. Its
+    /// name is free once it has ended. For whoever cannot wait for that: the kernel itself, above
+    /// all.
+    pub fn stop(&self, drain: bool) {
+        self.cell.request_stop(drain);
+        AnyCell::remove_when_ended(&*self.cell);
+    }
+
+    /// Whether the kernel was asked to end, or has ended.
+    pub fn is_stopping(&self) -> bool {
+        self.cell.look(|lifecycle| lifecycle.stop.is_some() || lifecycle.state.has_ended())
+    }
+
+    /// Waits until the kernel processes messages, or is to end, or has ended.
+    ///
+    /// # Cancel safety
+    ///
+    /// Waiting changes nothing.
+    pub async fn active(&self) {
+        self.cell
+            .until(|lifecycle| {
+                let over = lifecycle.stop.is_some() || lifecycle.state.has_ended();
+                (over || lifecycle.state == KernelState::Active).then_some(())
+            })
+            .await;
+    }
+
     /// A guard that ends the kernel when it is dropped.
     pub fn scoped(self) -> ScopedKernel<M, R> {
         ScopedKernel { kernel: self }
