@@ -148,9 +148,7 @@ class MemoryPool:
         """
         return self._host.allocate(nbytes)
 
-    def empty(
-        self, shape: tuple[int, ...] | int, dtype: DTypeLike = np.float32
-    ) -> NDArray[Any]:
+    def empty(self, shape: tuple[int, ...] | int, dtype: DTypeLike = np.float32) -> NDArray[Any]:
         """Take an array (C order, writable, zero-filled) from the pool; see `allocate`."""
         dims = (shape,) if isinstance(shape, int) else tuple(shape)
         kind = np.dtype(dtype)
@@ -180,8 +178,8 @@ class MemoryPool:
         dict
             In bytes: `used_bytes`, `requested_bytes` (used, without the rounding up to size
             classes), `cached_bytes`, `reserved_bytes`, `total_bytes` (the three together),
-            `peak_used_bytes`, `peak_total_bytes`, `limit_bytes` (None: none). Counts: `used_blocks`,
-            `cached_blocks`, `allocations`, `reuses`, `refusals`.
+            `peak_used_bytes`, `peak_total_bytes`, `limit_bytes` (None: none). Counts:
+            `used_blocks`, `cached_blocks`, `allocations`, `reuses`, `refusals`.
         """
         return self._host.stats()
 
@@ -195,7 +193,10 @@ class MemoryPool:
         """CuPy's pools: device and pinned."""
         if self._cuda_pools is None:
             cupy = _optional.cupy().module
-            self._cuda_pools = (cupy.get_default_memory_pool(), cupy.get_default_pinned_memory_pool())
+            self._cuda_pools = (
+                cupy.get_default_memory_pool(),
+                cupy.get_default_pinned_memory_pool(),
+            )
         return self._cuda_pools
 
     def enable(self) -> None:

@@ -235,7 +235,7 @@ class ComputeOrchestrator:
     def _call(
         func: Any, config: KernelLaunchConfig, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
-        stream = config.stream if config.stream is not None else _current_stream.get()
+        stream: Any = config.stream if config.stream is not None else _current_stream.get()
         if not (hasattr(func, "__cuda_kernel__") or hasattr(func, "forall")):
             # A stream is current for a thread, so only while this call has the thread.
             with stream if hasattr(stream, "__exit__") else contextlib.nullcontext():

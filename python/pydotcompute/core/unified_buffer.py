@@ -50,7 +50,7 @@ class BufferState(Enum):
     DEVICE_DIRTY = auto()
 
 
-# Names of this module, which a constructor reads quicker than attributes of the class.
+# Names of this module, which are read quicker than attributes of the enumeration.
 _UNINITIALIZED = BufferState.UNINITIALIZED
 _HOST_ONLY = BufferState.HOST_ONLY
 _DEVICE_ONLY = BufferState.DEVICE_ONLY
@@ -85,7 +85,9 @@ def _copy(target: NDArray[Any], source: NDArray[Any]) -> None:
     if source.shape != target.shape and source.size != 1:
         np.broadcast_to(source, target.shape)  # Raises what copyto would, before the warning.
         warnings.warn(
-            f"data of shape {source.shape} is broadcast to {target.shape}", UserWarning, stacklevel=3
+            f"data of shape {source.shape} is broadcast to {target.shape}",
+            UserWarning,
+            stacklevel=3,
         )
     np.copyto(target, source, casting="same_kind")
 
@@ -117,6 +119,14 @@ class UnifiedBuffer(HostView, Generic[_T]):
         A dimension is negative.
     """
 
+    # What a buffer without memory has; attributes of the class, which cost a constructor nothing.
+    _state: BufferState = BufferState.UNINITIALIZED
+    _host_array: NDArray[Any] | None = None
+    _device_array: Any = None
+    _metal_array: Any = None
+    # Whether it is the Metal copy that DEVICE_DIRTY speaks of.
+    _metal_dirty: bool = False
+
     def __init__(
         self,
         shape: tuple[int, ...] | int,
@@ -124,21 +134,18 @@ class UnifiedBuffer(HostView, Generic[_T]):
         *,
         pinned: bool = False,
     ) -> None:
-        if type(shape) is int and shape >= 0:
-            self._shape: tuple[int, ...] = (shape,)
-        else:
-            self._shape = _dimensions(shape)
-        self._dtype = np.dtype(dtype)
-        if self._dtype.hasobject:
-            raise TypeError(f"a buffer cannot hold Python objects: {self._dtype}")
+        if type(shape) is not tuple:
+            shape = (shape,) if type(shape) is int else _dimensions(shape)
+        for dim in shape:
+            if type(dim) is not int or dim < 0:
+                shape = _dimensions(shape)
+                break
+        self._shape: tuple[int, ...] = shape
+        self._dtype = kind = np.dtype(dtype)
+        if kind.hasobject:
+            raise TypeError(f"a buffer cannot hold Python objects: {kind}")
         self._pinned = pinned
         self._cuda_available = _optional.cupy().module is not None
-        self._state = _UNINITIALIZED
-        self._host_array: NDArray[Any] | None = None
-        self._device_array: Any = None
-        self._metal_array: Any = None
-        # Whether it is the Metal copy that DEVICE_DIRTY speaks of.
-        self._metal_dirty = False
 
     # --- what it is ---
 
@@ -217,7 +224,9 @@ class UnifiedBuffer(HostView, Generic[_T]):
                 memory = self._cupy.cuda.alloc_pinned_memory(self.nbytes)
             except Exception as error:
                 warnings.warn(
-                    f"no pinned memory, using ordinary memory: {error}", RuntimeWarning, stacklevel=3
+                    f"no pinned memory, using ordinary memory: {error}",
+                    RuntimeWarning,
+                    stacklevel=3,
                 )
             else:
                 array: NDArray[Any] = np.ndarray(self._shape, self._dtype, memory)
@@ -297,6 +306,7 @@ class UnifiedBuffer(HostView, Generic[_T]):
         if not self._cuda_available:
             host = self.host
             if self._state is _HOST_DIRTY:
+                self._metal_array = None  # Out of date, which the state no longer tells.
                 self._state = _SYNCHRONIZED
             return host
         if self._metal_dirty:
@@ -350,7 +360,9 @@ class UnifiedBuffer(HostView, Generic[_T]):
 
     def _mlx(self) -> Any:
         if not (found := _optional.mlx()):
-            raise MetalError("Metal not available") from BackendNotAvailableError("Metal", found.reason)
+            raise MetalError("Metal not available") from BackendNotAvailableError(
+                "Metal", found.reason
+            )
         return found.module
 
     def _upload_metal(self, mx: Any) -> None:
