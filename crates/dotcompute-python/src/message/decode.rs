@@ -112,7 +112,8 @@ fn peek(bytes: &[u8]) -> Result<Names<'_>> {
                 decoder.skip()?;
                 continue;
             }
-            let at_string = |decoder: &Decoder<'_>| Ok::<_, DecodeError>(decoder.kind()? == Kind::Str);
+            let at_string =
+                |decoder: &Decoder<'_>| Ok::<_, DecodeError>(decoder.kind()? == Kind::Str);
             match decoder.str()? {
                 keys::TYPE if at_string(decoder)? => names.name = Some(decoder.str()?),
                 keys::QUALIFIED if at_string(decoder)? => names.qualified = Some(decoder.str()?),
@@ -255,7 +256,9 @@ impl<'py, 'de> Reader<'py, 'de> {
                 keys::TUPLES if index == 0 && self.tuples.is_empty() => {
                     self.tuples = tuples(decoder)?;
                 }
-                keys::ID if layout.plain_header => self.header(decoder, &mut target, &Access::Id)?,
+                keys::ID if layout.plain_header => {
+                    self.header(decoder, &mut target, &Access::Id)?
+                }
                 keys::PRIORITY if layout.plain_header => {
                     self.header(decoder, &mut target, &Access::Priority)?;
                 }
@@ -300,9 +303,8 @@ impl<'py, 'de> Reader<'py, 'de> {
             return Ok(());
         }
         let py = self.py;
-        let is_related = py
-            .import(intern!(py, "pydotcompute.ring_kernels.message"))
-            .and_then(|module| {
+        let is_related =
+            py.import(intern!(py, "pydotcompute.ring_kernels.message")).and_then(|module| {
                 let arguments = (class, name, names.qualified);
                 module.call_method1(intern!(py, "_is_related"), arguments)?.is_truthy()
             });
@@ -385,7 +387,9 @@ impl<'py, 'de> Reader<'py, 'de> {
             }
             // Of a message whose writer gave it none.
             _ if decoder.take_nil()? => {}
-            Access::Correlation => native.correlation = Some(Id::from_bits(decoder.id()?.as_u128())),
+            Access::Correlation => {
+                native.correlation = Some(Id::from_bits(decoder.id()?.as_u128()))
+            }
             _ => native.id = Id::from_bits(decoder.id()?.as_u128()),
         }
         Ok(())
@@ -456,11 +460,7 @@ impl<'py, 'de> Reader<'py, 'de> {
     }
 
     /// The values of an array.
-    fn items(
-        &mut self,
-        decoder: &mut Decoder<'de>,
-        hint: &Hint,
-    ) -> Result<Vec<Bound<'py, PyAny>>> {
+    fn items(&mut self, decoder: &mut Decoder<'de>, hint: &Hint) -> Result<Vec<Bound<'py, PyAny>>> {
         decoder.array(|decoder, length| {
             // The objects behind are claimed one by one.
             decoder.claim_memory::<[usize; 2]>(length + 4)?;
@@ -530,7 +530,9 @@ impl<'py, 'de> Reader<'py, 'de> {
                     decoder.claim_memory::<u8>(64 + text.len())?;
                     let key = PyString::new(self.py, text).into_any();
                     match key_hint {
-                        Hint::Enum(class) | Hint::Call(class) => self.coerce(decoder, class, key)?,
+                        Hint::Enum(class) | Hint::Call(class) => {
+                            self.coerce(decoder, class, key)?
+                        }
                         _ => key,
                     }
                 }
@@ -565,9 +567,7 @@ impl<'py, 'de> Reader<'py, 'de> {
         }
         decoder.claim_memory::<u8>(128)?;
         let value = match first {
-            keys::UUID_BYTES | keys::UUID_TEXT => {
-                types::make_uuid(py, decoder.id()?.as_u128())
-            }
+            keys::UUID_BYTES | keys::UUID_TEXT => types::make_uuid(py, decoder.id()?.as_u128()),
             keys::MESSAGE => return self.message(decoder),
             keys::DICT => return self.pairs(decoder, hint),
             keys::SET | keys::FROZENSET => {
@@ -701,12 +701,12 @@ impl<'py, 'de> Reader<'py, 'de> {
             return Err(self.fail(decoder, PyValueError::new_err(text)));
         };
         if let Some(reference) = reference {
-            let found = py
-                .import(intern!(py, "pydotcompute.ring_kernels.array_message"))
-                .and_then(|module| {
+            let found = py.import(intern!(py, "pydotcompute.ring_kernels.array_message")).and_then(
+                |module| {
                     let arguments = (reference, dtype, PyTuple::new(py, &shape)?);
                     module.call_method1(intern!(py, "_find_array"), arguments)
-                });
+                },
+            );
             let found = self.py(decoder, found)?;
             if !found.is_none() {
                 return Ok(found);
@@ -826,7 +826,11 @@ impl<'py> Target<'py> {
     }
 
     #[inline]
-    fn finish(self, layout: &Arc<Layout>, class: &Bound<'py, PyType>) -> PyResult<Bound<'py, PyAny>> {
+    fn finish(
+        self,
+        layout: &Arc<Layout>,
+        class: &Bound<'py, PyType>,
+    ) -> PyResult<Bound<'py, PyAny>> {
         let py = class.py();
         let arguments = match self {
             Target::Object { object, given } => {

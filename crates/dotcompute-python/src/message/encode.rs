@@ -2,8 +2,8 @@
 
 use std::cell::Cell;
 
-use dotcompute::wire::{Encoder, Limits, MAX_DEPTH};
 use dotcompute::MessageId;
+use dotcompute::wire::{Encoder, Limits, MAX_DEPTH};
 use dotcompute_mailbox::sync::Arc;
 use pyo3::exceptions::{PyException, PyOverflowError, PyRuntimeError, PyTypeError, PyValueError};
 use pyo3::intern;
@@ -163,7 +163,8 @@ impl Writer {
                     if layout.is_array_message && is_array(&value)? {
                         self.reference(encoder, object, &entry.text, &value, &mut references)?;
                     } else {
-                        self.value(encoder, &value, hint).map_err(|e| in_field(py, e, &entry.text))?;
+                        self.value(encoder, &value, hint)
+                            .map_err(|e| in_field(py, e, &entry.text))?;
                     }
                 }
                 Access::Attribute => {
@@ -171,7 +172,8 @@ impl Writer {
                     if layout.is_array_message && is_array(&value)? {
                         self.reference(encoder, object, &entry.text, &value, &mut references)?;
                     } else {
-                        self.value(encoder, &value, hint).map_err(|e| in_field(py, e, &entry.text))?;
+                        self.value(encoder, &value, hint)
+                            .map_err(|e| in_field(py, e, &entry.text))?;
                     }
                 }
                 header => self.header(encoder, object, header)?,

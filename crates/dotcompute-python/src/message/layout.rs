@@ -185,8 +185,7 @@ impl Layout {
         let module: String = class.getattr(intern!(py, "__module__"))?.extract()?;
         let mut plain_header = is_native;
         for name in [keys::ID, keys::PRIORITY, keys::CORRELATION_ID] {
-            plain_header =
-                plain_header && class.getattr(name)?.is(&base.getattr(name)?);
+            plain_header = plain_header && class.getattr(name)?.is(&base.getattr(name)?);
         }
         Ok(Self {
             name: class.name()?.to_str()?.to_owned(),
@@ -226,13 +225,10 @@ impl Layout {
     #[inline]
     pub(super) fn find(&self, name: &Bound<'_, PyString>) -> Option<usize> {
         // Names in programs are interned, so mostly it is the very object.
-        self.entries
-            .iter()
-            .position(|entry| entry.name.as_ptr() == name.as_ptr())
-            .or_else(|| {
-                let name = name.to_str().ok()?;
-                self.entries.iter().position(|entry| entry.text == name)
-            })
+        self.entries.iter().position(|entry| entry.name.as_ptr() == name.as_ptr()).or_else(|| {
+            let name = name.to_str().ok()?;
+            self.entries.iter().position(|entry| entry.text == name)
+        })
     }
 
     /// Whether its bare name is not enough, since another class has it too.
@@ -302,11 +298,7 @@ impl Access {
 }
 
 impl Default {
-    fn of(
-        field: &Bound<'_, PyAny>,
-        missing: &Bound<'_, PyAny>,
-        access: &Access,
-    ) -> PyResult<Self> {
+    fn of(field: &Bound<'_, PyAny>, missing: &Bound<'_, PyAny>, access: &Access) -> PyResult<Self> {
         let py = field.py();
         let value = field.getattr(intern!(py, "default"))?;
         if !value.is(missing) {
