@@ -242,6 +242,25 @@ impl<T> Bands<T> {
         Some(self.empty(slot))
     }
 
+    /// Calls `each` with every queued message, in the order of [`remove_first`](Self::remove_first).
+    /// The window must be closed.
+    pub(crate) fn inspect(&self, mut each: impl FnMut(Band, &T)) {
+        for band in Band::ALL {
+            let slots = &self.queues[band as usize].slots;
+            let mut next = slots.first();
+            for left in (0..slots.len).rev() {
+                let Some(slot) = next else { break };
+                // SAFETY: the slot is in a list, so it is the lock holder's, and this borrows it
+                // for the call only.
+                if let Some(value) = unsafe { slot.value() } {
+                    each(band, value);
+                }
+                // SAFETY: slots follow in the chain; only the lock holder writes links.
+                next = (left > 0).then(|| unsafe { slot.next() });
+            }
+        }
+    }
+
     /// Takes the value of a slot that has just left its list, and frees the slot.
     #[inline]
     fn empty(&mut self, slot: SlotPtr<T>) -> T {

@@ -425,6 +425,18 @@ impl<T> Mailbox<T> {
         Some(value)
     }
 
+    /// Calls `each` with every message that the mailbox owns but for the one in hand: those queued,
+    /// each with its band, then those of senders that wait, with `None`. For a garbage collector's
+    /// visit and for statistics.
+    ///
+    /// `each` runs under the lock: it must be quick and must not use this mailbox.
+    pub fn inspect(&self, mut each: impl FnMut(Option<Band>, &T)) {
+        let mut locked = self.lock();
+        locked.recall();
+        locked.bands.inspect(|band, value| each(Some(band), value));
+        locked.senders.payloads().for_each(|value| each(None, value));
+    }
+
     /// Stops handing out messages. When this returns, no message is handed out until
     /// [`resume`](Self::resume); one in hand stays there. Sends go on as before.
     pub fn pause(&self) {

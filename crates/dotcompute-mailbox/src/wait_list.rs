@@ -118,6 +118,11 @@ impl<P, const LINES: usize> WaitList<P, LINES> {
         (usize::from(entry.line), entry.payload.take())
     }
 
+    /// What the entries carry, in no order.
+    pub(crate) fn payloads(&self) -> impl Iterator<Item = &P> {
+        self.entries.iter().filter_map(|entry| entry.payload.as_ref())
+    }
+
     /// Ends an entry, served or not: what is left of it, for the caller to use or to drop when the
     /// lock is released.
     pub(crate) fn remove(&mut self, key: Key) -> (Option<P>, Option<Waker>) {

@@ -1,0 +1,98 @@
+//! `RingBuffer`: a plain bounded queue, for asyncio.
+
+use std::sync::Arc;
+
+use dotcompute_mailbox::Mailbox;
+use pyo3::gc::{PyTraverseError, PyVisit};
+use pyo3::prelude::*;
+
+use super::line::Line;
+use super::timeout::Timeout;
+use super::waiting::{Queue, QueueWait};
+use super::{DEFAULT_PRIORITY, Item, class_name, clear, mailbox, rounded, traverse};
+
+#[pyclass(
+    frozen,
+    subclass,
+    generic,
+    weakref,
+    module = "pydotcompute.ring_kernels.fast_queue",
+    name = "RingBuffer"
+)]
+pub(super) struct RingBuffer {
+    mailbox: Arc<Mailbox<Item>>,
+}
+
+impl RingBuffer {
+    pub(super) fn line(&self) -> Arc<dyn Line> {
+        Arc::clone(&self.mailbox) as Arc<dyn Line>
+    }
+}
+
+#[pymethods]
+impl RingBuffer {
+    #[new]
+    #[pyo3(signature = (capacity=4096))]
+    fn new(capacity: isize) -> PyResult<Self> {
+        Ok(Self { mailbox: mailbox(rounded(capacity)?) })
+    }
+
+    #[getter]
+    fn capacity(&self) -> usize {
+        self.mailbox.capacity()
+    }
+
+    #[getter]
+    fn size(&self) -> usize {
+        self.mailbox.len()
+    }
+
+    #[getter]
+    fn empty(&self) -> bool {
+        self.mailbox.is_empty()
+    }
+
+    #[getter]
+    fn full(&self) -> bool {
+        self.mailbox.is_full()
+    }
+
+    #[pyo3(signature = (item, *, timeout=None))]
+    fn put(this: Bound<'_, Self>, item: Item, timeout: Option<Timeout>) -> QueueWait {
+        QueueWait::put(Queue::Ring(this.unbind()), item, timeout)
+    }
+
+    #[pyo3(signature = (*, timeout=None))]
+    fn get(this: Bound<'_, Self>, timeout: Option<Timeout>) -> QueueWait {
+        QueueWait::get(Queue::Ring(this.unbind()), timeout)
+    }
+
+    fn put_nowait(&self, item: Item) -> bool {
+        self.mailbox.try_put(DEFAULT_PRIORITY, item).is_ok()
+    }
+
+    fn get_nowait(&self) -> Option<Item> {
+        self.mailbox.try_get()
+    }
+
+    fn clear(&self) -> usize {
+        clear(&self.mailbox)
+    }
+
+    fn __len__(&self) -> usize {
+        self.mailbox.len()
+    }
+
+    fn __repr__(this: &Bound<'_, Self>) -> PyResult<String> {
+        let name = class_name(&this.get_type())?;
+        Ok(format!("{name}(size={}/{})", this.get().size(), this.get().capacity()))
+    }
+
+    fn __traverse__(&self, visit: PyVisit<'_>) -> Result<(), PyTraverseError> {
+        traverse(&self.mailbox, visit)
+    }
+
+    fn __clear__(&self) {
+        clear(&self.mailbox);
+    }
+}
