@@ -68,6 +68,12 @@ def test_e8_shape_and_dtype_are_validated():
         UnifiedBuffer(3, object)
 
 
+def test_more_than_the_address_space_is_a_memory_error(no_gpu):
+    for size in (2**62, 2**100):
+        with pytest.raises(MemoryError):
+            UnifiedBuffer(size).allocate()
+
+
 def test_e5_construction_is_under_two_microseconds():
     # The least of many short runs: what it costs when nobody else has the core.
     runs = timeit.repeat(lambda: UnifiedBuffer((100,)), number=200, repeat=200)

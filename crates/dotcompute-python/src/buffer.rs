@@ -20,13 +20,16 @@ use pyo3::types::{PyDict, PyTuple};
 const ALIGNMENT_BYTES: usize = 128;
 /// The smallest size class.
 const CLASS_MIN_BYTES: usize = 256;
-/// Filling less than this is quicker than giving the GIL away for it.
-const DETACH_MIN_BYTES: usize = 1 << 16;
+/// From this size on the system hands out pages that are zero already, unless it is asked for an
+/// alignment; and zeroing a block again takes long enough to give the GIL away for it.
+const LARGE_MIN_BYTES: usize = 1 << 16;
 
 /// One piece of memory from the system; zero-filled when it is new.
 struct Allocation {
-    start: NonNull<u8>,
+    memory: NonNull<u8>,
     layout: Layout,
+    /// Where the first aligned byte is.
+    padding_bytes: usize,
 }
 
 // SAFETY: an `Allocation` owns its memory, which is tied to no thread.
@@ -37,17 +40,27 @@ unsafe impl Sync for Allocation {}
 
 impl Allocation {
     fn new(bytes: usize) -> Option<Arc<Self>> {
-        let layout = Layout::from_size_align(bytes.max(1), ALIGNMENT_BYTES).ok()?;
+        let layout = if bytes < LARGE_MIN_BYTES {
+            Layout::from_size_align(bytes.max(1), ALIGNMENT_BYTES)
+        } else {
+            Layout::from_size_align(bytes.checked_add(ALIGNMENT_BYTES)?, align_of::<usize>())
+        };
+        let layout = layout.ok()?;
         // SAFETY: the layout's size is at least 1.
-        let start = NonNull::new(unsafe { alloc_zeroed(layout) })?;
-        Some(Arc::new(Self { start, layout }))
+        let memory = NonNull::new(unsafe { alloc_zeroed(layout) })?;
+        let padding_bytes = memory.addr().get().wrapping_neg() % ALIGNMENT_BYTES;
+        assert!(
+            padding_bytes + bytes <= layout.size(),
+            "the padding should be less than what was added for it"
+        );
+        Some(Arc::new(Self { memory, layout, padding_bytes }))
     }
 }
 
 impl Drop for Allocation {
     fn drop(&mut self) {
-        // SAFETY: `start` came from `alloc_zeroed` with this very layout, and is freed only here.
-        unsafe { dealloc(self.start.as_ptr(), self.layout) }
+        // SAFETY: `memory` came from `alloc_zeroed` with this very layout, and is freed only here.
+        unsafe { dealloc(self.memory.as_ptr(), self.layout) }
     }
 }
 
@@ -64,8 +77,10 @@ impl Block {
     }
 
     fn start(&self) -> *mut u8 {
-        // SAFETY: a block lies inside its allocation, so its offset stays within the same object.
-        unsafe { self.allocation.start.as_ptr().add(self.offset_bytes) }
+        let offset_bytes = self.allocation.padding_bytes + self.offset_bytes;
+        // SAFETY: a block lies inside its allocation behind the padding (asserted when that was
+        // made, and kept by `Shelves::find`), so the offset stays within the same object.
+        unsafe { self.allocation.memory.as_ptr().add(offset_bytes) }
     }
 
     /// Zeroes the first `bytes` of a block that was used before.
@@ -75,7 +90,7 @@ impl Block {
         // SAFETY: `bytes` lie within the block (asserted), and `&mut self` on a block that no buffer
         // owns yet means that nobody else reads or writes them.
         let fill = || unsafe { block.start().write_bytes(0, bytes) };
-        if bytes >= DETACH_MIN_BYTES {
+        if bytes >= LARGE_MIN_BYTES {
             py.detach(fill);
         } else {
             fill();

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import operator
+import sys
 import warnings
 from collections.abc import Iterable
 from enum import Enum, auto
@@ -219,6 +220,8 @@ class UnifiedBuffer(HostView, Generic[_T]):
     def _new_host(self) -> NDArray[Any]:
         """Make a zero-filled array in main memory."""
         memory: Any = None
+        if self.nbytes > sys.maxsize:
+            raise MemoryError(f"{self.nbytes} bytes exceed the address space")
         if self._pinned and self._cuda_available:
             try:
                 memory = self._cupy.cuda.alloc_pinned_memory(self.nbytes)
