@@ -366,10 +366,11 @@ class KernelCompiler:
         plain = plain_function(func)
         settings = {
             "debug": options.debug,
-            "lineinfo": options.lineinfo,
             "fastmath": options.fastmath,
             "opt": options.opt_level > 0 and not options.debug,
         }
+        if options.lineinfo:
+            settings["lineinfo"] = True
         if signature is None:
             return cuda.jit(**settings)(plain), None
         cache = get_kernel_cache() if options.cache and lasting else None
