@@ -136,7 +136,7 @@ def test_the_hash_does_not_change_when_the_function_runs(compiler):
 
 def make(body, **names):
     """Make a function with globals of its own, as two modules would have."""
-    namespace = {"__name__": "made", **names}
+    namespace = {"__name__": "made"} | names
     exec(body, namespace)
     return namespace["f"]
 
@@ -194,6 +194,10 @@ def test_f2_functions_without_a_source_file_compile_and_do_not_collide(compiler)
     assert compiler.compile(plus).kernel(1) == 2
     assert compiler.compile(minus).kernel(1) == 0
     assert compiler.compile(plus, options=CompilationOptions(cache=False)).kernel(1) == 2
+    plus, minus = (
+        make(f"def f(x): return x {sign} 1", __name__="math") for sign in "+-"
+    )  # As if they were of a module that never changes.
+    assert (compiler.compile(plus).kernel(1), compiler.compile(minus).kernel(1)) == (2, 0)
     bare: dict = {}
     exec("def f(x): return x + 5", bare)
     first = compiler.compile(bare["f"])
