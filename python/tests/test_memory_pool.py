@@ -101,9 +101,12 @@ def test_e2_blocks_are_used_again_and_zeroed(pool):
     assert pool.get_stats() == PoolStatistics(0, pool.get_stats().total_bytes, 1)
     again = pool.empty((1000,), np.float32)
     assert again.ctypes.data == address
+    del again
+    again = pool.zeros((1000,), np.float32)
+    assert again.ctypes.data == address
     assert not again.any()
     books = pool.get_host_stats()
-    assert (books["allocations"], books["reuses"]) == (2, 1)
+    assert (books["allocations"], books["reuses"]) == (3, 2)
     assert books["requested_bytes"] == 4000
     assert pool.get_stats().n_free_blocks == 0
 
@@ -164,6 +167,16 @@ def test_e2_trim_keeps_what_it_is_told_to(pool):
     assert pool.get_stats() == PoolStatistics(0, 0, 0)
 
 
+def test_e2_shapes_and_dtypes(pool):
+    assert pool.empty(np.int64(3)).shape == (3,)
+    assert pool.zeros((2, 0, 3), "int8").shape == (2, 0, 3)
+    assert pool.zeros((), np.complex128)[()] == 0
+    with pytest.raises(TypeError, match="Python objects"):
+        pool.empty(3, object)
+    with pytest.raises((ValueError, OverflowError)):
+        pool.empty(-1)
+
+
 def test_e2_peaks(pool):
     array = pool.empty(MB, np.uint8)
     del array
@@ -174,8 +187,9 @@ def test_e2_peaks(pool):
 
 
 def test_e2_more_than_the_address_space_is_a_memory_error(pool):
-    with pytest.raises(MemoryError):
-        pool.allocate(2**63 - 1)
+    for size in (2**63 - 1, 2**64):
+        with pytest.raises(MemoryError):
+            pool.allocate(size)
     assert pool.get_host_stats()["used_bytes"] == 0
 
 
@@ -185,7 +199,7 @@ def test_e2_the_pool_is_thread_safe(pool):
     def work(seed):
         try:
             for i in range(300):
-                array = pool.empty(1 + (seed * 7919 + i * 104729) % 9000, np.uint8)
+                array = pool.zeros(1 + (seed * 7919 + i * 104729) % 9000, np.uint8)
                 assert not array.any()
                 array.fill(seed)
                 assert (array == seed).all()
@@ -251,3 +265,20 @@ def test_e4_a_driver_that_fails_leaves_the_host_pool(broken_cupy):
     assert pool._cuda_available is False
     pool.enable()
     assert len(pool.empty(3)) == 3
+
+
+def test_e1_a_reservation_beyond_the_limit_is_refused(no_gpu):
+    with pytest.raises(exceptions.MemoryLimitError):
+        MemoryPool(initial_size_mb=4, max_size_mb=2)
+    assert get_memory_pool().get_host_stats()["reserved_bytes"] == 0
+
+
+def test_e2_a_limit_below_what_is_in_use_keeps_it_and_caches_nothing(pool):
+    held = pool.empty(2 * MB, np.uint8)
+    cached = pool.empty(MB, np.uint8)
+    del cached
+    pool.set_limit(1)
+    books = pool.get_host_stats()
+    assert (books["used_bytes"], books["cached_bytes"], books["refusals"]) == (2 * MB, 0, 0)
+    del held
+    assert pool.get_stats() == PoolStatistics(0, 0, 0)

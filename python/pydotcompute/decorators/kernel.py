@@ -11,10 +11,9 @@ from typing import Any, TypeVar, overload
 import numpy as np
 
 from pydotcompute import _optional
-from pydotcompute.compilation.compiler import CompilationOptions, get_compiler
 from pydotcompute.exceptions import BackendNotAvailableError, InvalidConfigurationError
 
-__all__ = ["KernelRegistry", "cuda_source", "get_kernel_registry", "gpu_kernel", "kernel"]
+__all__ = ["Kernel", "KernelRegistry", "cuda_source", "get_kernel_registry", "gpu_kernel", "kernel"]
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 
@@ -22,7 +21,7 @@ _DEVICES = ("auto", "cpu", "cuda")
 _BLOCK_THREADS = 256
 
 
-class _Kernel:
+class Kernel:
     """A function that is compiled at its first call; see `kernel`. Thread-safe."""
 
     __name__: str
@@ -42,8 +41,8 @@ class _Kernel:
         self._device = "cpu"
         self._lock = threading.Lock()
 
-    def _compiled(self) -> Callable[..., Any]:
-        """Compile, unless it was done before."""
+    def compiled(self) -> Callable[..., Any]:
+        """Compile, unless it was done before; get what numba made, or the plain function."""
         compiled: Callable[..., Any] | None = self._kernel_meta["compiled"]
         if compiled is not None:
             return compiled
@@ -55,6 +54,9 @@ class _Kernel:
         return compiled
 
     def _compile(self) -> Callable[..., Any]:
+        # Here, since a program that only decorates does not need the compiler.
+        from pydotcompute.compilation.compiler import CompilationOptions, get_compiler
+
         meta = self._kernel_meta
         cuda = _optional.numba_cuda() if meta["device"] != "cpu" else _optional.Found(None)
         if meta["device"] == "cuda" and not cuda:
@@ -72,7 +74,7 @@ class _Kernel:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run it: on a CUDA device with one thread for each element of the largest array."""
-        compiled: Any = self._compiled()
+        compiled: Any = self.compiled()
         if self._device != "cuda":
             return compiled(*args, **kwargs)
         count = max((np.size(arg) for arg in args if hasattr(arg, "shape")), default=1)
@@ -81,7 +83,7 @@ class _Kernel:
 
     def __getitem__(self, launch: Any) -> Callable[..., Any]:
         """Choose grid and block for a CUDA device; on the CPU they mean nothing."""
-        compiled: Any = self._compiled()
+        compiled: Any = self.compiled()
         if self._device != "cuda":
             return functools.partial(compiled)
         chosen: Callable[..., Any] = compiled[launch]
@@ -142,8 +144,8 @@ def kernel(
     if device not in _DEVICES:
         raise InvalidConfigurationError("device", device, f"must be one of {list(_DEVICES)}")
 
-    def decorate(func: Callable[..., Any]) -> _Kernel:
-        return _Kernel(func, name, device, fastmath, cache)
+    def decorate(func: Callable[..., Any]) -> Kernel:
+        return Kernel(func, name, device, fastmath, cache)
 
     return decorate if func is None else decorate(func)
 
