@@ -2,6 +2,8 @@
 
 from typing import Any, final
 
+__all__ = ["HostBuffer", "HostPool", "HostView"]
+
 # --- buffer.rs -------------------------------------------------------------------------------
 
 @final

@@ -305,7 +305,7 @@ class BufferSyncError(BufferError):
 
 
 class MemoryLimitError(BufferError, MemoryError):
-    """An allocation would exceed the memory pool's limit.
+    """An allocation would exceed the memory pool's limit; also a MemoryError.
 
     Parameters
     ----------
@@ -404,8 +404,8 @@ class ValidationError(PyDotComputeError):
     """Base of the errors about wrong arguments."""
 
 
-class InvalidConfigurationError(ValidationError):
-    """A configuration value is not allowed.
+class InvalidConfigurationError(ValidationError, ValueError):
+    """A configuration value is not allowed; also a ValueError.
 
     Parameters
     ----------

@@ -34,6 +34,7 @@ BASES = [
     (e.KernelCompilationError, e.CompilationError),
     (e.ValidationError, e.PyDotComputeError),
     (e.InvalidConfigurationError, e.ValidationError),
+    (e.InvalidConfigurationError, ValueError),
     (e.TypeValidationError, e.ValidationError),
 ]
 

@@ -189,6 +189,8 @@ async def test_e12_stream_context_uses_its_stream(cupy):
                 assert record.result == 1
             assert stream.waits == 1
             assert stream.inside == 0
+            record = await orchestrator.launch_kernel(CudaKernel(), KernelLaunchConfig())
+            assert record.result[0] == ((1,), (256,))
 
         task = asyncio.create_task(inside())
         await entered.wait()
