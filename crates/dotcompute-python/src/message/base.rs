@@ -2,10 +2,10 @@
 
 use dotcompute_mailbox::sync::Arc;
 use pyo3::exceptions::{PyTypeError, PyValueError};
+use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::pyclass::{PyTraverseError, PyVisit};
 use pyo3::types::{PyBytes, PyDict, PyString, PyTuple, PyType};
-use pyo3::intern;
 
 use super::id::Id;
 use super::layout::{Access, Default, Layout, layout_of};
@@ -151,9 +151,7 @@ pub(super) fn set_attribute(
     value: &Bound<'_, PyAny>,
 ) -> PyResult<()> {
     let py = object.py();
-    py.get_type::<PyAny>()
-        .call_method1(intern!(py, "__setattr__"), (object, name, value))
-        .map(drop)
+    py.get_type::<PyAny>().call_method1(intern!(py, "__setattr__"), (object, name, value)).map(drop)
 }
 
 /// The native part of a message, if id, priority and correlation id are the ones in it.

@@ -5,6 +5,7 @@ use dotcompute_mailbox::sync::Arc;
 use pyo3::exceptions::{PyException, PyOverflowError, PyTypeError, PyValueError};
 use pyo3::intern;
 use pyo3::prelude::*;
+use pyo3::sync::PyOnceLock;
 use pyo3::types::{
     PyByteArray, PyBytes, PyComplex, PyDict, PyFloat, PyFrozenSet, PyList, PySet, PyString,
     PyTuple, PyType,
@@ -112,7 +113,8 @@ fn peek(bytes: &[u8]) -> Result<Names<'_>> {
                 decoder.skip()?;
                 continue;
             }
-            let at_string = |decoder: &Decoder<'_>| Ok::<_, DecodeError>(decoder.kind()? == Kind::Str);
+            let at_string =
+                |decoder: &Decoder<'_>| Ok::<_, DecodeError>(decoder.kind()? == Kind::Str);
             match decoder.str()? {
                 keys::TYPE if at_string(decoder)? => names.name = Some(decoder.str()?),
                 keys::QUALIFIED if at_string(decoder)? => names.qualified = Some(decoder.str()?),
@@ -138,6 +140,9 @@ fn peek_keys(bytes: &[u8]) -> Result<Vec<&str>> {
     })
 }
 
+/// The classes whose names no other class has.
+static SOLE: PyOnceLock<Py<PyDict>> = PyOnceLock::new();
+
 /// The registered class that the names stand for.
 fn find_class<'py>(
     py: Python<'py>,
@@ -145,6 +150,15 @@ fn find_class<'py>(
     names: &Names<'_>,
 ) -> PyResult<Option<Bound<'py, PyType>>> {
     let Some(name) = names.name else { return Ok(None) };
+    let sole = SOLE.get_or_try_init(py, || {
+        let module = py.import("pydotcompute.ring_kernels.message")?;
+        Ok::<_, PyErr>(module.getattr("_sole")?.cast_into::<PyDict>()?.unbind())
+    })?;
+    if names.qualified.is_none()
+        && let Some(class) = sole.bind(py).get_item(name)?
+    {
+        return Ok(Some(class.cast_into()?));
+    }
     let module = py.import(intern!(py, "pydotcompute.ring_kernels.message"))?;
     let keys = peek_keys(bytes).map_err(value_error)?;
     let class = module.call_method1(intern!(py, "_find_class"), (name, names.qualified, keys))?;
@@ -255,7 +269,9 @@ impl<'py, 'de> Reader<'py, 'de> {
                 keys::TUPLES if index == 0 && self.tuples.is_empty() => {
                     self.tuples = tuples(decoder)?;
                 }
-                keys::ID if layout.plain_header => self.header(decoder, &mut target, &Access::Id)?,
+                keys::ID if layout.plain_header => {
+                    self.header(decoder, &mut target, &Access::Id)?
+                }
                 keys::PRIORITY if layout.plain_header => {
                     self.header(decoder, &mut target, &Access::Priority)?;
                 }
@@ -300,9 +316,8 @@ impl<'py, 'de> Reader<'py, 'de> {
             return Ok(());
         }
         let py = self.py;
-        let is_related = py
-            .import(intern!(py, "pydotcompute.ring_kernels.message"))
-            .and_then(|module| {
+        let is_related =
+            py.import(intern!(py, "pydotcompute.ring_kernels.message")).and_then(|module| {
                 let arguments = (class, name, names.qualified);
                 module.call_method1(intern!(py, "_is_related"), arguments)?.is_truthy()
             });
@@ -385,7 +400,9 @@ impl<'py, 'de> Reader<'py, 'de> {
             }
             // Of a message whose writer gave it none.
             _ if decoder.take_nil()? => {}
-            Access::Correlation => native.correlation = Some(Id::from_bits(decoder.id()?.as_u128())),
+            Access::Correlation => {
+                native.correlation = Some(Id::from_bits(decoder.id()?.as_u128()))
+            }
             _ => native.id = Id::from_bits(decoder.id()?.as_u128()),
         }
         Ok(())
@@ -456,11 +473,7 @@ impl<'py, 'de> Reader<'py, 'de> {
     }
 
     /// The values of an array.
-    fn items(
-        &mut self,
-        decoder: &mut Decoder<'de>,
-        hint: &Hint,
-    ) -> Result<Vec<Bound<'py, PyAny>>> {
+    fn items(&mut self, decoder: &mut Decoder<'de>, hint: &Hint) -> Result<Vec<Bound<'py, PyAny>>> {
         decoder.array(|decoder, length| {
             // The objects behind are claimed one by one.
             decoder.claim_memory::<[usize; 2]>(length + 4)?;
@@ -530,7 +543,9 @@ impl<'py, 'de> Reader<'py, 'de> {
                     decoder.claim_memory::<u8>(64 + text.len())?;
                     let key = PyString::new(self.py, text).into_any();
                     match key_hint {
-                        Hint::Enum(class) | Hint::Call(class) => self.coerce(decoder, class, key)?,
+                        Hint::Enum(class) | Hint::Call(class) => {
+                            self.coerce(decoder, class, key)?
+                        }
                         _ => key,
                     }
                 }
@@ -565,9 +580,7 @@ impl<'py, 'de> Reader<'py, 'de> {
         }
         decoder.claim_memory::<u8>(128)?;
         let value = match first {
-            keys::UUID_BYTES | keys::UUID_TEXT => {
-                types::make_uuid(py, decoder.id()?.as_u128())
-            }
+            keys::UUID_BYTES | keys::UUID_TEXT => types::make_uuid(py, decoder.id()?.as_u128()),
             keys::MESSAGE => return self.message(decoder),
             keys::DICT => return self.pairs(decoder, hint),
             keys::SET | keys::FROZENSET => {
@@ -701,12 +714,12 @@ impl<'py, 'de> Reader<'py, 'de> {
             return Err(self.fail(decoder, PyValueError::new_err(text)));
         };
         if let Some(reference) = reference {
-            let found = py
-                .import(intern!(py, "pydotcompute.ring_kernels.array_message"))
-                .and_then(|module| {
+            let found = py.import(intern!(py, "pydotcompute.ring_kernels.array_message")).and_then(
+                |module| {
                     let arguments = (reference, dtype, PyTuple::new(py, &shape)?);
                     module.call_method1(intern!(py, "_find_array"), arguments)
-                });
+                },
+            );
             let found = self.py(decoder, found)?;
             if !found.is_none() {
                 return Ok(found);
@@ -751,25 +764,22 @@ fn make_array<'py>(
     if shape.len() > 64 || (!is_empty && needed != Some(data.len() as u64)) {
         return Err(wrong());
     }
-    let array = if is_empty || dtype.item_bytes == 0 {
+    if is_empty {
         // numpy makes no array of no bytes.
-        if is_empty && !data.is_empty() {
+        if !data.is_empty() {
             return Err(wrong());
         }
         let zeros = py.import(intern!(py, "numpy"))?.getattr(intern!(py, "zeros"))?;
         return zeros.call1((PyTuple::new(py, shape)?, &dtype.dtype));
-    } else if is_frozen {
-        types::from_buffer(py)?.call1((PyBytes::new(py, data), &dtype.dtype))?
+    }
+    let shape = PyTuple::new(py, shape)?;
+    let buffer = if is_frozen {
+        PyBytes::new(py, data).into_any()
     } else {
-        types::from_buffer(py)?.call1((PyByteArray::new(py, data), &dtype.dtype))?
+        PyByteArray::new(py, data).into_any()
     };
-    if is_scalar {
-        return array.get_item(0);
-    }
-    if shape.len() == 1 {
-        return Ok(array);
-    }
-    array.call_method1(intern!(py, "reshape"), (PyTuple::new(py, shape)?,))
+    let array = types::classes(py)?.array.bind(py).call1((shape, &dtype.dtype, buffer))?;
+    if is_scalar { array.get_item(PyTuple::empty(py)) } else { Ok(array) }
 }
 
 /// An array of as many numbers as are asked for.
@@ -826,7 +836,11 @@ impl<'py> Target<'py> {
     }
 
     #[inline]
-    fn finish(self, layout: &Arc<Layout>, class: &Bound<'py, PyType>) -> PyResult<Bound<'py, PyAny>> {
+    fn finish(
+        self,
+        layout: &Arc<Layout>,
+        class: &Bound<'py, PyType>,
+    ) -> PyResult<Bound<'py, PyAny>> {
         let py = class.py();
         let arguments = match self {
             Target::Object { object, given } => {

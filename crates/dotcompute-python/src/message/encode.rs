@@ -2,8 +2,8 @@
 
 use std::cell::Cell;
 
-use dotcompute::wire::{Encoder, Limits, MAX_DEPTH};
 use dotcompute::MessageId;
+use dotcompute::wire::{Encoder, Limits, MAX_DEPTH};
 use dotcompute_mailbox::sync::Arc;
 use pyo3::exceptions::{PyException, PyOverflowError, PyRuntimeError, PyTypeError, PyValueError};
 use pyo3::intern;
@@ -163,7 +163,8 @@ impl Writer {
                     if layout.is_array_message && is_array(&value)? {
                         self.reference(encoder, object, &entry.text, &value, &mut references)?;
                     } else {
-                        self.value(encoder, &value, hint).map_err(|e| in_field(py, e, &entry.text))?;
+                        self.value(encoder, &value, hint)
+                            .map_err(|e| in_field(py, e, &entry.text))?;
                     }
                 }
                 Access::Attribute => {
@@ -171,7 +172,8 @@ impl Writer {
                     if layout.is_array_message && is_array(&value)? {
                         self.reference(encoder, object, &entry.text, &value, &mut references)?;
                     } else {
-                        self.value(encoder, &value, hint).map_err(|e| in_field(py, e, &entry.text))?;
+                        self.value(encoder, &value, hint)
+                            .map_err(|e| in_field(py, e, &entry.text))?;
                     }
                 }
                 header => self.header(encoder, object, header)?,
@@ -780,8 +782,11 @@ fn dtype_name<'py>(
     let has_objects = dtype
         .getattr_opt(intern!(py, "hasobject"))?
         .is_some_and(|value| value.is_truthy().unwrap_or(true));
+    // Of elements of no bytes the data would not say how many there are.
+    let is_void =
+        dtype.getattr_opt(intern!(py, "itemsize"))?.is_some_and(|size| size.eq(0).unwrap_or(false));
     let again = classes.dtype.bind(py).call1((&name,));
-    if has_objects || !again.is_ok_and(|again| again.eq(dtype).unwrap_or(false)) {
+    if has_objects || is_void || !again.is_ok_and(|again| again.eq(dtype).unwrap_or(false)) {
         return Err(PyTypeError::new_err(format!("an array of {name} has no form in a message")));
     }
     Ok(name.into_any())

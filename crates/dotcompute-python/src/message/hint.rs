@@ -42,14 +42,19 @@ impl Hint {
         let boxed = |index: usize| Ok::<_, PyErr>(Box::new(Self::from_spec(&item(index)?)?));
         let class = || Ok::<_, PyErr>(item(1)?.cast_into::<PyType>()?.unbind());
         let list = |index: usize| {
-            item(index)?.try_iter()?.map(|spec| Self::from_spec(&spec?)).collect::<PyResult<Vec<_>>>()
+            item(index)?
+                .try_iter()?
+                .map(|spec| Self::from_spec(&spec?))
+                .collect::<PyResult<Vec<_>>>()
         };
         Ok(match item(0)?.extract::<&str>()? {
             "list" => Hint::List(boxed(1)?),
             "tuple_of" => Hint::TupleOf(boxed(1)?),
             "tuple" => Hint::Tuple(list(1)?),
             "named_tuple" => Hint::NamedTuple(class()?, list(2)?),
-            "dict" => Hint::Dict(Box::new((Self::from_spec(&item(1)?)?, Self::from_spec(&item(2)?)?))),
+            "dict" => {
+                Hint::Dict(Box::new((Self::from_spec(&item(1)?)?, Self::from_spec(&item(2)?)?)))
+            }
             "set" => Hint::Set(boxed(1)?),
             "enum" => Hint::Enum(class()?),
             "class" => Hint::Class(class()?),

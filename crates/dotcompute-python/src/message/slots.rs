@@ -76,8 +76,7 @@ impl Slot {
         // SAFETY: `set` belongs to the type of `self.0` (checked in `new`). It checks that `object`
         // is of the class with this slot and raises otherwise. All three are alive, and it takes
         // its own reference to the value.
-        let status =
-            unsafe { (functions.set)(self.0.as_ptr(), object.as_ptr(), value.as_ptr()) };
+        let status = unsafe { (functions.set)(self.0.as_ptr(), object.as_ptr(), value.as_ptr()) };
         if status == 0 { Ok(()) } else { Err(PyErr::fetch(py)) }
     }
 
