@@ -2,12 +2,14 @@
 
 use std::collections::HashMap;
 
+use dotcompute::DEFAULT_PRIORITY;
+use dotcompute::wire::encode_value;
 use dotcompute_mailbox::sync::{Arc, AtomicBool, Mutex, Ordering, lock};
-use pyo3::exceptions::PyTypeError;
+use pyo3::exceptions::{PyTypeError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::pyclass::{PyTraverseError, PyVisit};
 use pyo3::sync::PyOnceLock;
-use pyo3::types::{PyDict, PyString, PyType};
+use pyo3::types::{PyDict, PyInt, PyString, PyType};
 use pyo3::{PyTypeInfo, intern};
 
 use super::base::MessageBase;
@@ -20,6 +22,8 @@ pub(super) struct Layout {
     /// The bare name of the class, which is its name on the wire.
     pub(super) name: String,
     pub(super) entries: Vec<Entry>,
+    /// The fields that a new object does not have yet, as bits.
+    pub(super) unset: u128,
     /// The fields that the constructor takes by position, in their order.
     pub(super) positional: Vec<usize>,
     /// A message, not just a dataclass.
@@ -44,6 +48,8 @@ pub(super) struct Layout {
 pub(super) struct Entry {
     pub(super) name: Py<PyString>,
     pub(super) text: String,
+    /// Its name as it is written.
+    pub(super) key: Vec<u8>,
     pub(super) access: Access,
     pub(super) default: Default,
     /// The constructor takes it.
@@ -65,7 +71,7 @@ pub(super) enum Access {
 pub(super) enum Default {
     /// It must be said.
     Required,
-    /// What a new `MessageBase` has: a new id.
+    /// What a new `MessageBase` has: a new id, the usual priority, no correlation id.
     New,
     Value(Py<PyAny>),
     Factory(Py<PyAny>),
@@ -169,6 +175,7 @@ impl Layout {
                 wire: !(is_array_message && text.starts_with('_')),
                 init,
                 access,
+                key: encode_value(&text).map_err(|e| PyValueError::new_err(e.to_string()))?,
                 text,
                 name: name.unbind(),
             });
@@ -187,7 +194,12 @@ impl Layout {
         for name in [keys::ID, keys::PRIORITY, keys::CORRELATION_ID] {
             plain_header = plain_header && class.getattr(name)?.is(&base.getattr(name)?);
         }
+        let unset = |(index, entry): (usize, &Entry)| match entry.default {
+            Default::New => 0,
+            _ => 1u128.checked_shl(index as u32).unwrap_or(0),
+        };
         Ok(Self {
+            unset: entries.iter().enumerate().map(unset).fold(0, |all, bit| all | bit),
             name: class.name()?.to_str()?.to_owned(),
             entries,
             positional,
@@ -312,6 +324,16 @@ impl Default {
         let py = field.py();
         let value = field.getattr(intern!(py, "default"))?;
         if !value.is(missing) {
+            let is_new = match access {
+                Access::Priority => {
+                    value.is_exact_instance_of::<PyInt>() && value.eq(DEFAULT_PRIORITY)?
+                }
+                Access::Correlation => value.is_none(),
+                _ => false,
+            };
+            if is_new {
+                return Ok(Default::New);
+            }
             return Ok(Default::Value(value.unbind()));
         }
         let factory = field.getattr(intern!(py, "default_factory"))?;
