@@ -218,7 +218,9 @@ class MessageDeserializationError(MessageError):
     def __init__(self, message_type: type, cause: Exception) -> None:
         self.message_type = message_type
         self.cause = cause
-        super().__init__(f"Failed to deserialize message to type '{message_type.__name__}': {cause}")
+        super().__init__(
+            f"Failed to deserialize message to type '{message_type.__name__}': {cause}"
+        )
 
 
 # --- queues ----------------------------------------------------------------------------------
@@ -437,8 +439,7 @@ class TypeValidationError(ValidationError):
         self.actual = actual
         self.context = context
         super().__init__(
-            f"Type mismatch in {context}: expected {_type_name(expected)}, "
-            f"got {_type_name(actual)}"
+            f"Type mismatch in {context}: expected {_type_name(expected)}, got {_type_name(actual)}"
         )
 
 

@@ -51,7 +51,14 @@ def test_array_messages_are_messages():
     assert isinstance(sent, ArrayMessage)
     assert isinstance(sent, RingKernelMessage)
     names = [item.name for item in dataclasses.fields(Samples)]
-    assert names == ["name", "values", "message_id", "priority", "correlation_id", "_array_buffer_ids"]
+    assert names == [
+        "name",
+        "values",
+        "message_id",
+        "priority",
+        "correlation_id",
+        "_array_buffer_ids",
+    ]
     assert "_array_buffer_ids" not in repr(sent)
     assert get_message_type("Samples") is None
     assert Derived(priority=3).priority == 3

@@ -148,12 +148,21 @@ def test_any_buffer_is_read():
 
 
 def test_unknown_keys_are_dropped_and_missing_ones_take_defaults():
-    read = Weather.deserialize(msgpack.packb({"celsius": 1.0, "new": {"x": [1]}, "__type__": "Weather"}))
-    assert (read.celsius, read.sensor, read.priority, read.correlation_id) == (1.0, "roof", 128, None)
+    read = Weather.deserialize(
+        msgpack.packb({"celsius": 1.0, "new": {"x": [1]}, "__type__": "Weather"})
+    )
+    assert (read.celsius, read.sensor, read.priority, read.correlation_id) == (
+        1.0,
+        "roof",
+        128,
+        None,
+    )
     assert read.message_id.version == 4
 
 
-@pytest.mark.parametrize("data", [b"", b"garbage", b"\xc1", b"\x80", b"\x00", b"\x90", os.urandom(64)])
+@pytest.mark.parametrize(
+    "data", [b"", b"garbage", b"\xc1", b"\x80", b"\x00", b"\x90", os.urandom(64)]
+)
 def test_arbitrary_bytes_are_an_error(data):
     with pytest.raises(MessageDeserializationError) as caught:
         Weather.deserialize(data)
@@ -773,13 +782,17 @@ scalars = (
     | st.binary() | st.uuids() | st.decimals(allow_nan=False) | st.timedeltas() | st.dates()
     | st.complex_numbers(allow_nan=False)
 )  # fmt: skip
-keys = st.recursive(scalars, lambda inner: st.tuples(inner, inner) | st.frozensets(inner), max_leaves=3)
+keys = st.recursive(
+    scalars, lambda inner: st.tuples(inner, inner) | st.frozensets(inner), max_leaves=3
+)
 anything = st.recursive(
     scalars,
     lambda inner: (
         st.lists(inner, max_size=4)
         | st.lists(inner, max_size=4).map(tuple)
-        | st.dictionaries(keys | st.sampled_from(["__set__", "__type__", "dtype"]), inner, max_size=4)
+        | st.dictionaries(
+            keys | st.sampled_from(["__set__", "__type__", "dtype"]), inner, max_size=4
+        )
         | st.sets(keys, max_size=3)
     ),
     max_leaves=20,
