@@ -77,7 +77,8 @@ async fn live<M: Message, R: Message>(
     // Launched: nothing happens until it is activated or asked to end.
     let stop = cell
         .until(|lifecycle| match lifecycle.stop {
-            Some(_) => Some(true),
+            // A drain finds its turn also where the body had none yet.
+            Some(drain) => Some(!(drain && lifecycle.opened)),
             None => lifecycle.opened.then_some(false),
         })
         .await;
