@@ -12,7 +12,7 @@ use crate::cursor::{Cursor, Progress};
 use crate::error::{Closed, ReceiveError, SendError, TryReceiveError, TrySendError};
 use crate::inbox::{Inbox, Outcome};
 use crate::lock::{Guard, Lock};
-use crate::receive::{Receive, ReceiveBatch};
+use crate::receive::{Receive, ReceiveBatch, ReceiveOwned};
 use crate::send::Send;
 use crate::wait::block_on_until;
 use crate::wait_list::{Key, WaitList, Wakes};
@@ -275,6 +275,19 @@ impl<T> Mailbox<T> {
     /// message, it passes that on.
     pub fn receive(&self) -> Receive<'_, T> {
         Receive::new(self)
+    }
+
+    /// [`receive`](Self::receive) that owns its share of the mailbox.
+    ///
+    /// # Errors
+    ///
+    /// As [`receive`](Self::receive).
+    ///
+    /// # Cancel safety
+    ///
+    /// As [`receive`](Self::receive).
+    pub fn receive_owned(self: &Arc<Self>) -> ReceiveOwned<T> {
+        ReceiveOwned::new(self)
     }
 
     /// [`receive`](Self::receive) on the calling thread, which sleeps while it waits, at most until

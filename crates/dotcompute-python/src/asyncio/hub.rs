@@ -7,11 +7,12 @@
 use std::cell::{Cell, RefCell};
 use std::collections::{HashMap, VecDeque};
 use std::future::Future;
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::ptr::{null, null_mut};
-use std::sync::{Arc, Mutex, Weak};
+use std::sync::{Arc, Mutex, Once, Weak};
 use std::task::{Context, Wake, Waker};
 use std::thread::ThreadId;
+use std::time::{Duration, Instant};
 
 use dotcompute::mailbox::sync::{AtomicBool, AtomicU32, Ordering, lock};
 use dotcompute::{BoxError, KernelTask};
@@ -19,6 +20,7 @@ use pyo3::exceptions::PyRuntimeError;
 use pyo3::types::PyDict;
 use pyo3::{ffi, intern, prelude::*};
 
+use super::executor::without_signals;
 use super::python::{self, names};
 use super::scope::{schedule_later, scope};
 use super::waiter::{self, Slot};
@@ -134,6 +136,7 @@ impl Hub {
         if let Some(hub) = known(&lock(&HUBS)) {
             return Ok(hub);
         }
+        start_timer();
         let hub = Arc::new(Self {
             address,
             event_loop: names(py)?.weakref.bind(py).call1((event_loop,))?.unbind(),
@@ -404,6 +407,18 @@ impl Hub {
         });
         drop((ready, drain, spares));
     }
+}
+
+/// Starts the thread of the core's timer, which is to leave signals to Python's main thread.
+fn start_timer() {
+    static STARTED: Once = Once::new();
+    STARTED.call_once(|| {
+        without_signals(|| {
+            let soon = Instant::now() + Duration::from_millis(1);
+            let mut sleep = pin!(dotcompute::sleep_until(soon));
+            let _ = sleep.as_mut().poll(&mut Context::from_waker(Waker::noop()));
+        });
+    });
 }
 
 /// While it lives, this thread works the hub's list off.
