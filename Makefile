@@ -8,17 +8,30 @@ CARGO ?= cargo
 FUZZ_SECONDS ?= 60
 CHAOS_SECONDS ?= 60
 
-.PHONY: run test check-deep bench loom tsan portable fuzz chaos tools
+.PHONY: run test test-rust test-python python check-deep bench loom tsan portable fuzz chaos tools
 
 run: tools
 	$(CARGO) build --release -p dotcompute-cli
 	./target/release/dotcompute stream data/nyc-wind-2013.csv
 
-test: tools
+test: test-rust test-python
+
+test-rust: tools
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy --workspace --all-targets -- -D warnings
 	$(CARGO) test --workspace
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --workspace --no-deps
+
+# The Python package on the same core, in an environment of its own under .venv.
+python: tools
+	test -x .venv/bin/python || python3 -m venv .venv
+	.venv/bin/python -m pip install --quiet --disable-pip-version-check "maturin>=1.9,<2"
+	VIRTUAL_ENV=$(CURDIR)/.venv .venv/bin/maturin develop --quiet --extras dev,numba
+
+test-python: python
+	.venv/bin/ruff check python
+	.venv/bin/ruff format --check python
+	.venv/bin/python -m pytest
 
 check-deep: loom tsan portable chaos fuzz
 
@@ -37,7 +50,7 @@ loom: tools
 tsan: tools
 	RUSTC_BOOTSTRAP=1 RUSTFLAGS="-Zsanitizer=thread -Cunsafe-allow-abi-mismatch=sanitizer" \
 		$(CARGO) test \
-		-p dotcompute-mailbox --test tsan_ring --target x86_64-unknown-linux-gnu \
+		-p dotcompute-mailbox --test tsan_ring --test tsan_mailbox --target x86_64-unknown-linux-gnu \
 		--target-dir target/tsan
 
 # The twin of the system calls for other systems, tested on this one.

@@ -16,40 +16,45 @@ FAST_MATH = frozenset({"nsz", "arcp", "contract", "afn", "reassoc"})
 
 
 class JitFunction:
-    """A function that numba compiles, in nopython mode and without the GIL, when it is first called.
+    """A function that numba compiles, in nopython mode and without the GIL, at its first call.
 
     Where numba cannot compile it for the types of the arguments, the plain function runs and a
-    RuntimeWarning says why, once. Thread-safe.
+    RuntimeWarning says why, once for these types. Thread-safe.
 
     Attributes
     ----------
     py_func
         The plain function.
     dispatcher
-        numba's object; None once the plain function has taken over.
+        numba's object.
     """
+
+    __name__: str
 
     def __init__(self, func: Callable[..., Any], dispatcher: Any) -> None:
         functools.update_wrapper(self, func)
         self.py_func = func
         self.dispatcher = dispatcher
         self._errors = _optional.numba().module.core.errors.NumbaError
+        # The types of arguments that numba could not compile it for.
+        self._refused: set[tuple[type, ...]] = set()
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        dispatcher = self.dispatcher
-        if dispatcher is not None:
-            try:
-                return dispatcher(*args, **kwargs)
-            except self._errors as error:
-                # Raised while compiling, before anything of the function ran.
-                self._fall_back(error)
+        if self._refused and _types(args, kwargs) in self._refused:
+            return self.py_func(*args, **kwargs)
+        try:
+            return self.dispatcher(*args, **kwargs)
+        except self._errors as error:
+            # Raised while compiling, before anything of the function ran.
+            self._refuse(_types(args, kwargs), error)
         return self.py_func(*args, **kwargs)
 
-    def _fall_back(self, error: BaseException) -> None:
-        self.dispatcher = None
-        reason = str(error).strip().partition("\n")[0] or type(error).__name__
+    def _refuse(self, types: tuple[type, ...], error: BaseException) -> None:
+        self._refused.add(types)
+        reason = next(filter(None, map(str.strip, str(error).splitlines())), type(error).__name__)
+        names = ", ".join(kind.__name__ for kind in types)
         warnings.warn(
-            f"numba cannot compile '{self.__name__}', the plain function runs instead: {reason}",
+            f"numba cannot compile {self.__name__}({names}), the plain function runs: {reason}",
             RuntimeWarning,
             stacklevel=3,
         )
@@ -58,7 +63,9 @@ class JitFunction:
         """Bind like a function, so that it may be a method."""
         return self if instance is None else functools.partial(self, instance)
 
-    __name__: str
+
+def _types(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[type, ...]:
+    return tuple(map(type, (*args, *kwargs.values())))
 
 
 def plain_function(func: Any) -> Any:

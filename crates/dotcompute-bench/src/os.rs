@@ -139,7 +139,7 @@ pub(crate) fn futex_wake(word: &AtomicU32) {
 
 /// Publishes `value` in `word` and wakes whoever waits for it.
 pub(crate) fn futex_post(word: &AtomicU32, value: u32) {
-    // SYNC(bench-futex): release; the acquire load in `futex_await` sees what came before.
+    // SYNC(bench-futex) release: the acquire load in `futex_await` sees what came before.
     word.store(value, Ordering::Release);
     futex_wake(word);
 }
@@ -147,7 +147,7 @@ pub(crate) fn futex_post(word: &AtomicU32, value: u32) {
 /// Sleeps until `word` holds `value`.
 pub(crate) fn futex_await(word: &AtomicU32, value: u32) {
     loop {
-        // SYNC(bench-futex): acquire; pairs with the release store in `futex_post`.
+        // SYNC(bench-futex) acquire: pairs with the release store in `futex_post`.
         let found = word.load(Ordering::Acquire);
         if found == value {
             return;

@@ -216,6 +216,34 @@ pub fn a_late_reply_is_a_dead_letter(stage: &Stage) {
     }
 }
 
+/// Also long after its message was in hand: by its name, and as an echo.
+pub fn a_reply_that_names_an_ask_that_has_ended_is_a_dead_letter(stage: &Stage) {
+    let (tell, arrived) = channel();
+    let kernel = launch(stage.kernel("late"), move |mut context: Context<Number, Number>| {
+        let tell = tell.clone();
+        async move {
+            context.receive().await?;
+            let id = context.envelope().map(|envelope| envelope.id).ok_or("no envelope")?;
+            tell.send(())?;
+            context.receive().await?;
+            context.send(Envelope::new(Number(10)).with_correlation(id)).await?;
+            context.send(Envelope::new(Number(20)).with_id(id)).await?;
+            context.send(Number(30)).await?;
+            context.stopping().await;
+            Ok(())
+        }
+    });
+    let mut asked = Box::pin(kernel.ask(Number(1)));
+    assert!(poll_once(&mut asked).is_pending());
+    arrived.recv().unwrap();
+    drop(asked);
+    kernel.try_send(Number(2)).unwrap();
+    // What names nothing is for the output: the ask that has ended is not the oldest one.
+    assert_eq!(kernel.receive_blocking(None).unwrap().message, Number(30));
+    assert_eq!(late_replies(stage), [10, 20]);
+    balanced(&kernel);
+}
+
 /// Replies to each message with its number and the two that follow.
 struct Thrice;
 

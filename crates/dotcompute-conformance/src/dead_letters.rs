@@ -5,12 +5,12 @@ use std::sync::{Arc, Mutex};
 use dotcompute::mailbox::sync::lock;
 use dotcompute::mailbox::wait::block_on;
 use dotcompute::{
-    AskError, Backpressure, Context, DEAD_LETTERS_MAX, DEAD_LETTERS_MAX_BYTES, DeadLetterReason,
-    Envelope, Message, RestartPolicy, Terminate,
+    AskError, Backpressure, Context, DEAD_LETTERS_MAX, DEAD_LETTERS_MAX_BYTES, DELIVERIES_MAX,
+    DeadLetterReason, Envelope, Message, Restart, RestartPolicy, Terminate,
 };
 
 use crate::stage::{
-    Form, Gated, Number, Stage, Token, balanced, echo, launch, poll_once, quiet, serve,
+    Form, Gated, Number, Stage, Token, Waiter, balanced, echo, launch, poll_once, quiet, serve,
 };
 
 /// Leaves `count` dead letters, numbers 1 to `count`, of a kernel of this name.
@@ -81,7 +81,7 @@ impl Message for Large {
 
 pub fn dead_letters_are_bounded_in_bytes(stage: &Stage) {
     let kernel = launch(stage.kernel("large"), |_: Context<Large, Number>| async move {
-        Ok(std::future::pending::<()>().await)
+        std::future::pending().await
     });
     kernel.deactivate().unwrap();
     for _ in 0..6 {
@@ -135,6 +135,29 @@ pub fn dead_letters_are_replayed_in_order_to_the_next_kernel_of_the_name(stage: 
     quiet(&heir.kernel);
     assert_eq!(heir.kernel.books().accepted, 5);
     assert_eq!(numbers(stage), [3]);
+}
+
+/// Whoever asked has been told: the letter of an ask is a plain message, wherever it is sent.
+pub fn a_dead_letter_that_is_sent_on_answers_nobodys_ask(stage: &Stage) {
+    let again = Restart { redeliver: true, ..RestartPolicy::OnFault.into() };
+    let builder = stage.kernel("fails").restart(again);
+    let fails = serve(builder, Form::Handler, || |_| Err("fails".into()));
+    assert!(fails.ask_blocking(Number(1), None).is_err());
+    let letter = stage.runtime.take_dead_letters(|_| true).remove(0);
+
+    let other = launch(stage.kernel("echo"), echo);
+    other.deactivate().unwrap();
+    let asker = other.clone();
+    let asked = Waiter::start(async move { asker.ask(Number(2)).await });
+    assert_eq!(letter.delivery_count, DELIVERIES_MAX);
+    let envelope = letter.into_envelope::<Number>().unwrap();
+    assert_eq!(envelope.delivery_count(), 1, "it begins anew");
+    other.try_send(envelope.with_priority(250)).unwrap();
+    other.reactivate().unwrap();
+    assert_eq!(asked.join().unwrap().message, Number(2));
+    assert_eq!(other.receive_blocking(None).unwrap().message, Number(1));
+    quiet(&other);
+    assert_eq!(other.books().expired, 0);
 }
 
 pub fn what_cannot_be_replayed_stays_a_dead_letter(stage: &Stage) {

@@ -5,7 +5,7 @@ use std::sync::mpsc::channel;
 use std::time::Duration;
 
 use dotcompute::mailbox::wait::block_on;
-use dotcompute::{Context, Envelope, KernelRef, ReceiveError, SendError};
+use dotcompute::{CAPACITY_MAX, Context, Envelope, KernelRef, Message, ReceiveError, SendError};
 
 use crate::stage::{
     Auditor, Form, Gate, Gated, Number, Stage, Waiter, balanced, echo, launch, poll_once, quiet,
@@ -128,6 +128,55 @@ pub fn a_more_urgent_band_goes_first_and_each_band_keeps_its_order(stage: &Stage
     let expected: Vec<u64> = std::iter::once(100).chain(3..=20).collect();
     assert_eq!(gated.release(19), expected);
     quiet(&gated.kernel);
+}
+
+#[derive(Message)]
+#[message(priority = 230)]
+struct Urgent {
+    number: u64,
+}
+
+pub fn a_message_has_the_priority_of_its_type_unless_it_is_sent_with_another(stage: &Stage) {
+    let (tell, seen) = channel();
+    let kernel = launch(stage.kernel("types"), move |mut context: Context<Urgent, Number>| {
+        let tell = tell.clone();
+        async move {
+            while let Ok(urgent) = context.receive().await {
+                tell.send(urgent.number)?;
+            }
+            Ok(())
+        }
+    });
+    kernel.deactivate().unwrap();
+    kernel.try_send(Envelope::new(Urgent { number: 2 }).with_priority(HIGH)).unwrap();
+    kernel.try_send(Urgent { number: 1 }).unwrap();
+    kernel.reactivate().unwrap();
+    assert_eq!(seen.iter().take(2).collect::<Vec<_>>(), [1, 2]);
+    quiet(&kernel);
+}
+
+pub fn capacity_is_a_limit_and_not_a_reservation(stage: &Stage) {
+    let kernel = launch(stage.kernel("roomy").capacity(CAPACITY_MAX), echo);
+    let idle = kernel.mailbox_bytes();
+    assert!(idle < 4096, "an idle kernel's mailboxes take {idle} bytes");
+    let mut grown = Vec::new();
+    for _ in 0..8 {
+        kernel.deactivate().unwrap();
+        for number in 0..500 {
+            kernel.try_send(Number(number)).unwrap();
+        }
+        kernel.reactivate().unwrap();
+        for _ in 0..500 {
+            kernel.receive_blocking(None).unwrap();
+        }
+        quiet(&kernel);
+        grown.push(kernel.mailbox_bytes());
+    }
+    assert!(grown[0] > idle);
+    // How deep the output gets depends on its reader: at most 500 replies, in at most as many slots
+    // again, whatever the number of rounds.
+    let limit = 3 * 1024 * (size_of::<Envelope<Number>>() + 32);
+    assert!(grown[7] < limit, "it is kept, and used again: {grown:?}");
 }
 
 pub fn a_waiting_lower_band_gets_one_after_256_in_a_row_from_higher_ones(stage: &Stage) {

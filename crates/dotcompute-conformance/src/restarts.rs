@@ -1,12 +1,14 @@
 //! What a restart keeps, what it makes anew, and when there is none.
 
 use std::sync::mpsc::{Receiver, channel};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+use dotcompute::mailbox::sync::lock;
 use dotcompute::mailbox::wait::block_on;
 use dotcompute::{
-    AskError, Context, DELIVERIES_MAX, DeadLetterReason, KernelRef, KernelState, Restart,
-    RestartPolicy, StateError, Terminate, Termination,
+    AskError, Context, DELIVERIES_MAX, DeadLetterReason, Envelope, KernelRef, KernelState,
+    MessageId, Restart, RestartPolicy, StateError, Terminate, Termination,
 };
 
 use crate::stage::{
@@ -114,6 +116,70 @@ pub fn a_restart_keeps_mailbox_replies_and_waiters_and_fails_only_the_ask_in_han
         assert_eq!(telemetry.state, KernelState::Active);
         assert_eq!(telemetry.books.dead_lettered, 2);
     }
+}
+
+/// An ask that an earlier run had received stays open, to a reply that names it.
+pub fn an_ask_received_before_the_fault_can_be_answered_after_the_restart(stage: &Stage) {
+    let (tell, arrived) = channel();
+    // What outlives the state of a run lies outside.
+    let first: Arc<Mutex<Option<MessageId>>> = Arc::default();
+    let kernel = launch(
+        stage.kernel("remembers").restart(patient()),
+        move |mut context: Context<Number, Number>| {
+            let (tell, first) = (tell.clone(), Arc::clone(&first));
+            async move {
+                loop {
+                    let number = context.receive().await?.0;
+                    let id = context.envelope().map(|envelope| envelope.id);
+                    let first = *lock(&first).get_or_insert(id.ok_or("no envelope")?);
+                    tell.send(number)?;
+                    match number {
+                        2 => return Err("two".into()),
+                        3 => context.send(Number(30)).await?,
+                        4 => {
+                            let named = Envelope::new(Number(10)).with_correlation(first);
+                            context.send(named).await?;
+                        }
+                        _ => {}
+                    }
+                }
+            }
+        },
+    );
+    let asker = kernel.clone();
+    let asked = Waiter::start(async move { asker.ask(Number(1)).await });
+    assert_eq!(arrived.recv(), Ok(1));
+    for number in 2..=4 {
+        kernel.try_send(Number(number)).unwrap();
+    }
+    // This run has received no ask: a reply without a name is for the output.
+    assert_eq!(kernel.receive_blocking(None).unwrap().message, Number(30));
+    assert_eq!(asked.join().unwrap().message, Number(10));
+    quiet(&kernel);
+}
+
+pub fn a_kernel_that_fails_while_deactivated_comes_back_paused(stage: &Stage) {
+    let (tell, arrived) = channel();
+    let gate = Gate::default();
+    let inside = gate.clone();
+    let kernel = serve(stage.kernel("paused").restart(patient()), Form::Body, move || {
+        let (tell, gate) = (tell.clone(), inside.clone());
+        move |number| {
+            tell.send(number)?;
+            gate.pass_blocking();
+            if number == 1 { Err("one".into()) } else { Ok(None) }
+        }
+    });
+    kernel.try_send(Number(1)).unwrap();
+    assert_eq!(arrived.recv(), Ok(1));
+    kernel.try_send(Number(2)).unwrap();
+    kernel.deactivate().unwrap();
+    gate.remove();
+    eventually(|| kernel.telemetry().restarts == 1 && kernel.state() == KernelState::Deactivated);
+    assert_eq!(kernel.books().queued, 1);
+    kernel.reactivate().unwrap();
+    assert_eq!(arrived.recv(), Ok(2));
+    quiet(&kernel);
 }
 
 /// Fails at every message, and tells of it.

@@ -22,6 +22,8 @@ macro_rules! conformance_suite {
                 a_mailbox_holds_exactly_its_capacity
                 capacity_counts_all_bands_together
                 a_more_urgent_band_goes_first_and_each_band_keeps_its_order
+                a_message_has_the_priority_of_its_type_unless_it_is_sent_with_another
+                capacity_is_a_limit_and_not_a_reservation
                 a_waiting_lower_band_gets_one_after_256_in_a_row_from_higher_ones
                 blocked_senders_are_admitted_by_band_and_then_in_order
                 a_cancelled_send_sends_nothing_and_holds_nobody_up
@@ -52,6 +54,7 @@ macro_rules! conformance_suite {
                 a_reply_to_a_message_that_was_only_sent_never_answers_an_ask
                 receive_never_takes_the_reply_to_an_ask
                 a_late_reply_is_a_dead_letter
+                a_reply_that_names_an_ask_that_has_ended_is_a_dead_letter
                 the_first_reply_answers_the_ask_and_later_ones_are_late
                 an_ask_that_ended_before_its_turn_is_skipped_and_counted_expired
                 an_ask_cancelled_while_it_waits_for_room_sends_nothing
@@ -75,6 +78,8 @@ macro_rules! conformance_suite {
             restarts {
                 a_kernel_is_restarted_as_its_policy_says
                 a_restart_keeps_mailbox_replies_and_waiters_and_fails_only_the_ask_in_hand
+                an_ask_received_before_the_fault_can_be_answered_after_the_restart
+                a_kernel_that_fails_while_deactivated_comes_back_paused
                 more_restarts_than_the_intensity_allows_fail_the_kernel
                 restarts_outside_the_window_do_not_count
                 a_restart_waits_for_its_backoff_which_doubles_up_to_its_limit
@@ -109,6 +114,8 @@ macro_rules! conformance_suite {
                 a_body_that_blocks_its_thread_is_abandoned_at_the_deadline
                 a_drain_that_does_not_end_in_time_is_cut_off
                 a_drain_that_waits_for_a_reader_goes_on_when_there_is_one
+                a_drain_right_after_the_activation_processes_what_was_sent
+                a_fault_in_a_drain_restarts_the_kernel_if_that_is_its_policy
                 a_stop_at_once_overrides_a_drain_that_goes_on
                 concurrent_terminates_all_return
                 a_kernel_that_terminates_itself_does_not_wait_for_itself
@@ -124,6 +131,7 @@ macro_rules! conformance_suite {
                 dead_letters_are_bounded_in_bytes
                 a_replay_counts_as_accepted_anew
                 dead_letters_are_replayed_in_order_to_the_next_kernel_of_the_name
+                a_dead_letter_that_is_sent_on_answers_nobodys_ask
                 what_cannot_be_replayed_stays_a_dead_letter
                 a_replay_obeys_the_policy_of_its_mailbox
                 no_message_outlives_the_runtime_or_is_dropped_twice

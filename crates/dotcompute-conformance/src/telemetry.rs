@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use dotcompute::mailbox::STAMP_EVERY;
 use dotcompute::mailbox::sync::lock;
 use dotcompute::mailbox::wait::block_on;
-use dotcompute::{Backpressure, KernelState, Restart, RestartPolicy, Terminate};
+use dotcompute::{Backpressure, KernelState, Restart, RestartPolicy, Terminate, Termination};
 use metrics::{
     Counter, CounterFn, Gauge, GaugeFn, Histogram, Key, KeyName, Metadata, Recorder, SharedString,
     Unit,
@@ -160,7 +160,8 @@ pub fn a_kernel_that_ended_is_not_stalled(stage: &Stage) {
     let brief = Some(Duration::from_millis(20));
     let gated = Gated::busy(stage.kernel("ends").watchdog(brief));
     eventually(|| gated.kernel.telemetry().stalled);
-    gated.kernel.terminate_blocking(Terminate::now().within(Duration::from_millis(50)));
+    let how = Terminate::now().within(Duration::from_secs(1));
+    assert_eq!(gated.kernel.terminate_blocking(how), Termination::Cancelled);
     assert!(!gated.kernel.telemetry().stalled);
     assert_eq!(gated.kernel.telemetry().stalls, 1);
 }

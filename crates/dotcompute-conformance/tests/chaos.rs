@@ -4,6 +4,9 @@
 //! What the drivers decide follows from a seed, which is printed; how their threads interleave does
 //! not. `CHAOS_SEED` sets it, `CHAOS_SECONDS` how long they go on.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking, its helpers too")]
+#![allow(clippy::print_stdout, reason = "the seed and the tally of a test")]
+
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 

@@ -1,6 +1,7 @@
 //! A kernel seen from inside: what its body receives from and replies through.
 
 use std::fmt;
+use std::future::Future;
 use std::sync::Arc;
 use std::task::{Context as TaskContext, Poll};
 use std::time::{Duration, Instant};
@@ -188,6 +189,42 @@ impl<M: Message, R: Message> Context<M, R> {
         wait::block_on(self.reply(reply))
     }
 
+    /// [`send`](Self::send) as far as it takes no waiting, for executors that wait in a way of
+    /// their own.
+    ///
+    /// # Errors
+    ///
+    /// The reply comes back if the output mailbox is full and its policy is to block: give it to
+    /// [`output`](Self::output).
+    #[inline]
+    pub fn try_send(&mut self, reply: impl Into<Envelope<R>>) -> Result<(), Envelope<R>> {
+        let Some(reply) = self.cell.route(self.in_hand(), reply.into()) else { return Ok(()) };
+        self.cell.try_output(reply).map_or(Ok(()), Err)
+    }
+
+    /// Waits for room in the output mailbox for a reply that [`try_send`](Self::try_send) gave
+    /// back. The future owns what it needs, so that the context can be used meanwhile.
+    ///
+    /// # Errors
+    ///
+    /// As for [`reply`](Self::reply).
+    ///
+    /// # Cancel safety
+    ///
+    /// As for `reply`.
+    pub fn output(
+        &self,
+        reply: Envelope<R>,
+    ) -> impl Future<Output = Result<(), Stopped>> + Send + use<M, R> {
+        let cell = Arc::clone(&self.cell);
+        async move {
+            match cell.output(reply).await {
+                true => Ok(()),
+                false => Err(Stopped { kernel: cell.id.clone() }),
+            }
+        }
+    }
+
     /// The runtime that this kernel lives in; `None` once it is gone.
     pub fn runtime(&self) -> Option<Runtime> {
         self.cell.runtime.upgrade().map(Runtime::from_shared)
@@ -231,9 +268,15 @@ impl<M: Message, R: Message> Context<M, R> {
         }
     }
 
-    /// Settles what is in hand and delivers the next message that is still wanted.
+    /// [`receive`](Self::receive) in poll form, for executors that wait in a way of their own:
+    /// settles what is in hand and delivers the next message that is still wanted, which
+    /// [`envelope`](Self::envelope) then shows. The last waker given is the one that is woken.
+    ///
+    /// # Errors
+    ///
+    /// As for `receive`.
     #[inline]
-    pub(crate) fn poll_receive(&mut self, cx: &mut TaskContext<'_>) -> Poll<Result<(), Stopped>> {
+    pub fn poll_receive(&mut self, cx: &mut TaskContext<'_>) -> Poll<Result<(), Stopped>> {
         std::task::ready!(self.poll_turn(cx));
         self.settle_sample();
         self.note_in_hand();

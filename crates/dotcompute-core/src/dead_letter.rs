@@ -75,17 +75,21 @@ pub struct DeadLetter {
 impl DeadLetter {
     pub(crate) fn of<M: Message>(
         kernel: &KernelId,
-        envelope: Envelope<M>,
+        mut envelope: Envelope<M>,
         reason: DeadLetterReason,
         to_kernel: bool,
     ) -> Self {
+        // From now on it is a message like any other, wherever it may be sent: whoever asked is
+        // told, and its deliveries count anew.
+        envelope.ask = None;
+        let delivery_count = std::mem::replace(&mut envelope.delivery_count, 1);
         Self {
             kernel: kernel.clone(),
             id: envelope.id,
             correlation_id: envelope.correlation_id,
             priority: envelope.priority,
             type_name: M::TYPE_NAME,
-            delivery_count: envelope.delivery_count,
+            delivery_count,
             reason,
             at: SystemTime::now(),
             payload_bytes: envelope.message.payload_bytes(),

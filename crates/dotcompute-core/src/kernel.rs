@@ -153,7 +153,7 @@ impl<M: Message, R: Message> Cell<M, R> {
         // Outside the lock, since it wakes the kernel. A deactivate that came in between wins.
         self.mailbox.resume();
         let lifecycle = lock(&self.lifecycle);
-        if lifecycle.paused {
+        if lifecycle.paused && lifecycle.stop.is_none() {
             self.mailbox.pause();
         }
         Ok(())
@@ -257,6 +257,26 @@ impl<M: Message, R: Message> Cell<M, R> {
             }
             Routed::Output(reply) => Some(reply),
         }
+    }
+
+    /// As [`output`](Self::output), as far as that takes no waiting; else the reply comes back.
+    pub(crate) fn try_output(&self, reply: Envelope<R>) -> Option<Envelope<R>> {
+        // Looked at first, since a reply that waits for room was not rejected. Only the kernel
+        // itself sends here, so there is room still when it does.
+        let blocks = self.options.reply_backpressure == mailbox::Backpressure::Block;
+        if blocks && self.replies.is_full() {
+            return Some(reply);
+        }
+        match self.replies.try_send(Band::from_priority(reply.priority), reply) {
+            Ok(admission) => dead_letter::discard(admission),
+            Err(mailbox::TrySendError::Full(reply)) => {
+                self.dead_reply(reply, DeadLetterReason::NoRoom);
+            }
+            Err(mailbox::TrySendError::Closed(reply)) => {
+                self.dead_reply(reply, DeadLetterReason::Unread);
+            }
+        }
+        None
     }
 
     /// Puts a reply that nobody asked for into the output mailbox, and waits for room there if that
@@ -369,7 +389,14 @@ impl<M: Message, R: Message> Cell<M, R> {
         let runner = lock(&self.runner).take();
         drop(runner);
         // Last: whoever waits for the end finds everything done.
-        self.change(|lifecycle| lifecycle.ended = true);
+        let remove = self.change(|lifecycle| {
+            lifecycle.ended = true;
+            lifecycle.remove_when_ended
+        });
+        // It may have been asked for since.
+        if remove {
+            self.remove();
+        }
     }
 
     /// After a terminate nobody will read replies.
@@ -520,13 +547,13 @@ impl<M: Message, R: Message> AnyCell for Cell<M, R> {
     }
 
     fn replay(&self, letter: DeadLetter) -> Result<(), DeadLetter> {
-        let reason = letter.reason.clone();
-        let mut envelope = letter.into_envelope::<M>()?;
-        // Whoever asked has been told; nobody waits for this delivery.
-        envelope.ask = None;
-        envelope.delivery_count = 1;
-        try_send(self, envelope)
-            .map_err(|error| DeadLetter::of(&self.id, error.into_envelope(), reason, true))
+        let (reason, delivery_count) = (letter.reason.clone(), letter.delivery_count);
+        let envelope = letter.into_envelope::<M>()?;
+        try_send(self, envelope).map_err(|error| {
+            let mut letter = DeadLetter::of(&self.id, error.into_envelope(), reason, true);
+            letter.delivery_count = delivery_count;
+            letter
+        })
     }
 
     fn address(self: Arc<Self>) -> Box<dyn Any> {
@@ -842,6 +869,33 @@ impl<M: Message, R: Message> KernelRef<M, R> {
     /// [`terminate`](Self::terminate) that waits on the calling thread.
     pub fn terminate_blocking(&self, how: Terminate) -> Termination {
         wait::block_on(self.terminate(how))
+    }
+
+    /// Asks the kernel to end, as [`terminate`](Self::terminate) does, and returns at once. Its
+    /// name is free once it has ended. For whoever cannot wait for that: the kernel itself, above
+    /// all.
+    pub fn stop(&self, drain: bool) {
+        self.cell.request_stop(drain);
+        AnyCell::remove_when_ended(&*self.cell);
+    }
+
+    /// Whether the kernel was asked to end, or has ended.
+    pub fn is_stopping(&self) -> bool {
+        self.cell.look(|lifecycle| lifecycle.stop.is_some() || lifecycle.state.has_ended())
+    }
+
+    /// Waits until the kernel processes messages, or is to end, or has ended.
+    ///
+    /// # Cancel safety
+    ///
+    /// Waiting changes nothing.
+    pub async fn active(&self) {
+        self.cell
+            .until(|lifecycle| {
+                let over = lifecycle.stop.is_some() || lifecycle.state.has_ended();
+                (over || lifecycle.state == KernelState::Active).then_some(())
+            })
+            .await;
     }
 
     /// A guard that ends the kernel when it is dropped.

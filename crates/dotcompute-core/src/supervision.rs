@@ -74,14 +74,16 @@ async fn live<M: Message, R: Message>(
 ) -> Option<Fault> {
     let restart = cell.options.restart;
     let mut restarts: VecDeque<Instant> = VecDeque::new();
-    // Launched: nothing happens until it is activated or asked to end.
-    let stop = cell
-        .until(|lifecycle| match lifecycle.stop {
-            Some(_) => Some(true),
-            None => lifecycle.opened.then_some(false),
+    // Launched: nothing happens until it is activated or asked to end. If both have happened by now
+    // and it is to drain first, it has its turn.
+    let begins = cell
+        .until(|lifecycle| match (lifecycle.opened, lifecycle.stop) {
+            (true, None | Some(true)) => Some(true),
+            (false, None) => None,
+            (_, Some(_)) => Some(false),
         })
         .await;
-    if stop {
+    if !begins {
         return None;
     }
     loop {
@@ -101,12 +103,12 @@ async fn live<M: Message, R: Message>(
         if let Ended::Faulted(_) = ended {
             Telemetry::count(&cell.telemetry.faults);
         }
-        let stopping = cell.look(|lifecycle| lifecycle.stop.is_some());
+        let stop = cell.look(|lifecycle| lifecycle.stop);
         let wanted = match (&ended, restart.policy) {
-            _ if stopping => false,
             (Ended::Killed, _) | (_, RestartPolicy::Never) => false,
-            (Ended::Returned, policy) => policy == RestartPolicy::Always,
-            (Ended::Faulted(_), _) => true,
+            // A drain goes on after a fault; a body that returns has drained its mailbox.
+            (Ended::Faulted(_), _) => stop != Some(false),
+            (Ended::Returned, policy) => policy == RestartPolicy::Always && stop.is_none(),
         };
         let now = Instant::now();
         while restarts.front().is_some_and(|at| now.duration_since(*at) > restart.window) {

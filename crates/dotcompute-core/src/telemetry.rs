@@ -18,10 +18,14 @@ use crate::lifecycle::KernelState;
 const LONGEST_NS: u64 = 3_600_000_000_000;
 
 /// Percentiles of a time, in nanoseconds, with two significant digits.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Latency {
     /// How many times were taken.
     pub samples: u64,
+    /// The shortest sample, in nanoseconds.
+    pub min_ns: u64,
+    /// The mean of the samples, in nanoseconds.
+    pub mean_ns: f64,
     /// Half of the samples took at most this long, in nanoseconds.
     pub p50_ns: u64,
     /// 99 % of the samples took at most this long, in nanoseconds.
@@ -36,6 +40,8 @@ impl Latency {
     fn of(histogram: &Histogram<u64>) -> Self {
         Self {
             samples: histogram.len(),
+            min_ns: histogram.min(),
+            mean_ns: histogram.mean(),
             p50_ns: histogram.value_at_quantile(0.5),
             p99_ns: histogram.value_at_quantile(0.99),
             p999_ns: histogram.value_at_quantile(0.999),

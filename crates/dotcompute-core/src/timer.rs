@@ -283,17 +283,26 @@ impl Timer {
     }
 }
 
-/// A future that is ready once `deadline` has passed (up to a millisecond later, never before).
+/// A future that is ready once its deadline has passed (up to a millisecond later, never before),
+/// on the one coarse timer that all timeouts of the process share. Made by [`sleep_until`].
 ///
 /// Dropping it takes the timeout back.
 #[derive(Debug)]
-pub(crate) struct Sleep {
+pub struct Sleep {
     deadline: Instant,
     key: Option<Key>,
 }
 
-/// Waits until `deadline`.
-pub(crate) fn sleep_until(deadline: Instant) -> Sleep {
+/// Waits until `deadline`. To set and to take back such a timeout allocates nothing.
+///
+/// ```
+/// use std::time::{Duration, Instant};
+///
+/// let deadline = Instant::now() + Duration::from_millis(2);
+/// dotcompute_mailbox::wait::block_on(dotcompute_core::sleep_until(deadline));
+/// assert!(Instant::now() >= deadline);
+/// ```
+pub fn sleep_until(deadline: Instant) -> Sleep {
     Sleep { deadline, key: None }
 }
 

@@ -175,7 +175,7 @@ mod tests {
 
     #[cfg(loom)]
     #[test]
-    fn holders_exclude_each_other() {
+    fn loom_holders_exclude_each_other() {
         loom::model(|| {
             add_up(2, 1, |run| {
                 let thread = loom::thread::spawn(run);

@@ -4,6 +4,24 @@
 //! called, no value dropped and, once the mailbox has grown to its load, nothing allocated under
 //! it. What is left to do after the lock is collected in [`Wakes`], declared before the lock is
 //! taken and therefore dropped after it is released.
+//!
+//! # Who writes what
+//!
+//! | words | written by | read by |
+//! |---|---|---|
+//! | [`State`] and the slots, but for those below | the holder of the lock | the holder of the lock |
+//! | the cursor's count | the inbox | the inbox; the holder of the lock |
+//! | the cursor's stop mark | set by the holder of the lock, cleared by the inbox holding it | the inbox |
+//! | the slot in hand | the inbox | the inbox; its link, the holder of the lock |
+//! | slots lent to the inbox | nobody | the inbox; their links, the holder of the lock |
+//! | a waiting future's entry | the holder of the lock; removed by the future's owner | likewise |
+//!
+//! # Edges
+//!
+//! | name | release | acquire | makes visible |
+//! |---|---|---|---|
+//! | `lock.hold` | `Guard::drop` | `Lock::try_acquire` | all that was done under the lock, so also what is lent |
+//! | `cursor.step` | `Cursor::advance` | `Cursor::look`, `Cursor::stop` | that the inbox is done with the slots before the one in hand |
 
 use crate::bands::{Band, Bands};
 use crate::books::Books;

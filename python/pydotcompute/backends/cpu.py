@@ -42,7 +42,7 @@ class CPUBackend(Backend):
         return 1
 
     def allocate(self, shape: tuple[int, ...], dtype: DTypeLike) -> NDArray[Any]:
-        """Make an array (C order) of unknown content; from the memory pool while that is enabled."""
+        """Make an array (C order) of unknown content; the memory pool's while that is enabled."""
         pool = MemoryPool._instance
         if pool is not None and pool.enabled and not np.dtype(dtype).hasobject:
             return pool.empty(shape, dtype)
@@ -182,9 +182,11 @@ def _compiled_loop(func: Any, index: int) -> Callable[[int, int], None] | None:
 
 def vector_add_cpu(a: NDArray[Any], b: NDArray[Any]) -> NDArray[Any]:
     """Add two arrays element by element."""
-    return np.add(a, b)
+    total: NDArray[Any] = np.add(a, b)
+    return total
 
 
 def matrix_multiply_cpu(a: NDArray[Any], b: NDArray[Any]) -> NDArray[Any]:
     """Multiply two matrices."""
-    return np.matmul(a, b)
+    product: NDArray[Any] = np.matmul(a, b)
+    return product

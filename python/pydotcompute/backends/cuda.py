@@ -249,7 +249,7 @@ class CUDABackend(Backend):
 
 
 def get_vector_add_kernel() -> Any:
-    """Make a numba CUDA kernel `(a, b, out)` that adds one-dimensional arrays; None without CUDA."""
+    """Make a numba CUDA kernel `(a, b, out)` that adds one-dimensional arrays, or None."""
     cuda = _optional.numba_cuda().module
     if cuda is None:
         return None
@@ -263,7 +263,7 @@ def get_vector_add_kernel() -> Any:
 
 
 def get_matrix_multiply_kernel() -> Any:
-    """Make a numba CUDA kernel `(A, B, C)` that multiplies matrices into C; None without CUDA."""
+    """Make a numba CUDA kernel `(A, B, C)` that multiplies matrices into C, or None."""
     cuda = _optional.numba_cuda().module
     if cuda is None:
         return None

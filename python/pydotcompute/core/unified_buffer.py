@@ -306,6 +306,7 @@ class UnifiedBuffer(HostView, Generic[_T]):
         if not self._cuda_available:
             host = self.host
             if self._state is _HOST_DIRTY:
+                self._metal_array = None  # Out of date, which the state no longer tells.
                 self._state = _SYNCHRONIZED
             return host
         if self._metal_dirty:

@@ -23,9 +23,9 @@ pub(crate) fn atomic_round_trip(operations: u64) -> Result<Slice, Wrong> {
         || {
             let mut trips = Trips::new(operations);
             for number in trips.by_ref() {
-                // SYNC(bench-ping): release; pairs with the answerer's acquire load of `there`.
+                // SYNC(bench-ping) release:; pairs with the answerer's acquire load of `there`.
                 there.0.store(number + 1, Ordering::Release);
-                // SYNC(bench-pong): acquire; pairs with the answerer's release store of `back`.
+                // SYNC(bench-pong) acquire:; pairs with the answerer's release store of `back`.
                 while back.0.load(Ordering::Acquire) != number + 1 {
                     spin_loop();
                 }
@@ -34,11 +34,11 @@ pub(crate) fn atomic_round_trip(operations: u64) -> Result<Slice, Wrong> {
         },
         || {
             for number in 0..Trips::total(operations) {
-                // SYNC(bench-ping): acquire; pairs with the caller's release store of `there`.
+                // SYNC(bench-ping) acquire:; pairs with the caller's release store of `there`.
                 while there.0.load(Ordering::Acquire) != number + 1 {
                     spin_loop();
                 }
-                // SYNC(bench-pong): release; pairs with the caller's acquire load of `back`.
+                // SYNC(bench-pong) release:; pairs with the caller's acquire load of `back`.
                 back.0.store(number + 1, Ordering::Release);
             }
             Ok(())

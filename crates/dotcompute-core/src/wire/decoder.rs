@@ -116,7 +116,13 @@ fn kind_of(marker: Marker) -> Kind {
 type Result<T, E = DecodeError> = std::result::Result<T, E>;
 
 impl<'de> Decoder<'de> {
-    pub(super) fn new(bytes: &'de [u8], limits: &Limits) -> Result<Self> {
+    /// Begins to read a message. For types that are known only at run time;
+    /// [`wire::decode`](super::decode) is for all others.
+    ///
+    /// # Errors
+    ///
+    /// The message is longer than its limit.
+    pub fn new(bytes: &'de [u8], limits: &Limits) -> Result<Self> {
         if bytes.len() > limits.bytes {
             let kind =
                 DecodeErrorKind::TooLarge { found_bytes: bytes.len(), limit_bytes: limits.bytes };
@@ -131,7 +137,12 @@ impl<'de> Decoder<'de> {
         })
     }
 
-    pub(super) fn finish(self) -> Result<()> {
+    /// Ends the message.
+    ///
+    /// # Errors
+    ///
+    /// Bytes are left.
+    pub fn finish(self) -> Result<()> {
         match self.remaining_bytes() {
             0 => Ok(()),
             bytes => Err(DecodeError::new(self.position, DecodeErrorKind::Trailing { bytes })),

@@ -61,13 +61,19 @@ pub struct Encoder<'out> {
 }
 
 impl<'out> Encoder<'out> {
-    pub(super) fn new(out: &'out mut Vec<u8>, limit_bytes: usize) -> Self {
+    /// Begins a message of at most `limit_bytes`, appended to `out`. For types that are known only
+    /// at run time; [`wire::encode`](super::encode) is for all others.
+    pub fn new(out: &'out mut Vec<u8>, limit_bytes: usize) -> Self {
         let start = out.len();
         Self { out, start, limit_bytes, depth: 0, error: None }
     }
 
     /// Ends the message; if it failed, takes back what was written.
-    pub(super) fn finish(self) -> Result<(), EncodeError> {
+    ///
+    /// # Errors
+    ///
+    /// The message is too large or nests too deep.
+    pub fn finish(self) -> Result<(), EncodeError> {
         let too_large = self.out.len() - self.start > self.limit_bytes;
         let error = self.error.or_else(|| {
             too_large.then_some(EncodeError::TooLarge { limit_bytes: self.limit_bytes })

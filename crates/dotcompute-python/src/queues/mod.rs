@@ -106,7 +106,11 @@ const DEFAULT_PRIORITY: u8 = 128;
 const PLAIN: Band = Band::Normal;
 
 /// An exception of the package, by name.
-fn package_error<'py>(py: Python<'py>, name: &str, arguments: impl pyo3::call::PyCallArgs<'py>) -> PyErr {
+fn package_error<'py>(
+    py: Python<'py>,
+    name: &str,
+    arguments: impl pyo3::call::PyCallArgs<'py>,
+) -> PyErr {
     match py.import("pydotcompute.exceptions").and_then(|m| m.getattr(name)?.call1(arguments)) {
         Ok(error) => PyErr::from_value(error),
         Err(error) => error,

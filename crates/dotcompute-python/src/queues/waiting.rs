@@ -108,7 +108,12 @@ enum Stage {
     /// Not in line: it let others run once, for its timeout is zero.
     LastPut(u8, Item),
     LastGet,
-    Waiting { pending: Pending, slot: Arc<Slot>, waker: Waker, timer: Option<Py<PyAny>> },
+    Waiting {
+        pending: Pending,
+        slot: Arc<Slot>,
+        waker: Waker,
+        timer: Option<Py<PyAny>>,
+    },
     Done,
 }
 

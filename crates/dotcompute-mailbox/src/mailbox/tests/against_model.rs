@@ -3,9 +3,9 @@
 
 use super::super::*;
 use crate::bands::PASSED_OVER_MAX;
+use crate::sync::{AtomicBool, Ordering};
 use proptest::prelude::*;
 use std::pin::Pin;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Wake, Waker};
 
 /// A message: its number, and a share in the count of those alive.

@@ -1,8 +1,8 @@
 use super::super::*;
 use crate::bands::{PASSED_OVER_MAX, WINDOW_MAX};
+use crate::sync::{AtomicUsize, Ordering};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::{Wake, Waker};
 use std::thread;
 use std::time::Duration;

@@ -1,0 +1,78 @@
+//! What executors of other languages build on: the forms that poll or return at once.
+
+use std::future::Future;
+use std::pin::pin;
+use std::task::{Context as TaskContext, Poll, Waker};
+use std::time::Duration;
+
+use dotcompute_core::{BoxError, Context, Envelope, KernelState, Message, Runtime, Terminate};
+
+struct Number(u64);
+
+impl Message for Number {
+    const TYPE_NAME: &'static str = "Number";
+}
+
+type Body = std::pin::Pin<Box<dyn Future<Output = Result<(), BoxError>> + Send>>;
+
+fn runtime() -> Runtime {
+    Runtime::builder().workers(1).build()
+}
+
+/// Replies through `try_send`, and through `output` with what comes back.
+fn echo(mut context: Context<Number, Number>) -> Body {
+    Box::pin(async move {
+        loop {
+            std::future::poll_fn(|cx| context.poll_receive(cx)).await?;
+            let number = context.envelope().map_or(0, |envelope| envelope.message.0);
+            if let Err(reply) = context.try_send(Number(number)) {
+                context.output(reply).await?;
+            }
+        }
+    })
+}
+
+#[test]
+fn a_body_of_poll_forms_replies_to_sends_and_asks_also_through_a_full_output() {
+    let runtime = runtime();
+    let kernel = runtime.kernel("echo").reply_capacity(1).launch(echo).unwrap();
+    kernel.activate().unwrap();
+    for number in 0..4 {
+        kernel.send_blocking(Number(number), None).unwrap();
+    }
+    for number in 0..4 {
+        let reply = kernel.receive_blocking(Some(Duration::from_secs(10))).unwrap();
+        assert_eq!(reply.message.0, number);
+    }
+    let question = Envelope::new(Number(7));
+    let reply = kernel.ask_blocking(question, Some(Duration::from_secs(10))).unwrap();
+    assert_eq!(reply.message.0, 7);
+    kernel.terminate_blocking(Terminate::now());
+}
+
+#[test]
+fn stop_returns_at_once_and_frees_the_name() {
+    let runtime = runtime();
+    let kernel = runtime.kernel("echo").launch(echo).unwrap();
+    kernel.activate().unwrap();
+    assert!(!kernel.is_stopping());
+    kernel.stop(false);
+    assert!(kernel.is_stopping());
+    dotcompute_mailbox::wait::block_on(kernel.ended()).unwrap();
+    assert_eq!(kernel.state(), KernelState::Terminated);
+    assert!(runtime.kernel_ids().is_empty());
+}
+
+#[test]
+fn active_is_ready_while_the_kernel_runs_and_once_it_is_to_end() {
+    let runtime = runtime();
+    let kernel = runtime.kernel("echo").launch(echo).unwrap();
+    let mut cx = TaskContext::from_waker(Waker::noop());
+    assert!(pin!(kernel.active()).poll(&mut cx).is_pending());
+    kernel.activate().unwrap();
+    assert_eq!(pin!(kernel.active()).poll(&mut cx), Poll::Ready(()));
+    kernel.deactivate().unwrap();
+    assert!(pin!(kernel.active()).poll(&mut cx).is_pending());
+    kernel.stop(false);
+    assert_eq!(pin!(kernel.active()).poll(&mut cx), Poll::Ready(()));
+}

@@ -1,0 +1,374 @@
+//! The native half of `RingKernel`.
+
+use std::sync::{Arc, Mutex, OnceLock};
+use std::time::Duration;
+
+use dotcompute::mailbox::sync::{AtomicBool, Ordering, lock};
+use dotcompute::{
+    Backpressure, FaultKind, KernelRef, Restart, RestartPolicy, Runtime, Terminate, Termination,
+};
+use pyo3::exceptions::PyValueError;
+use pyo3::prelude::*;
+use pyo3::types::PyDict;
+
+use super::awaitable;
+use super::context::{Shared, check_type};
+use super::errors;
+use super::executor::{ActorRun, AsyncioExecutor, Spec, ThreadExecutor};
+use super::message::PyMessage;
+use super::operation::{Operation, Target, duration};
+use super::runtime::NativeRuntime;
+use super::scope::scope;
+
+/// A kernel of Python objects.
+pub(super) type Kernel = KernelRef<PyMessage, PyMessage>;
+
+/// A core runtime with the executors of Python.
+pub(super) fn core_runtime() -> Runtime {
+    Runtime::builder()
+        .name("pydotcompute")
+        .executor(Arc::new(AsyncioExecutor))
+        .executor(Arc::new(ThreadExecutor))
+        .build()
+}
+
+/// See the module.
+#[pyclass(frozen, subclass, module = "pydotcompute._native")]
+pub(super) struct Actor {
+    id: String,
+    kernel: OnceLock<Kernel>,
+    pub(super) shared: Arc<Shared>,
+    input_type: Mutex<Option<Py<PyAny>>>,
+    /// Fast to look at: whether there is an input type.
+    typed: AtomicBool,
+    capacity: OnceLock<usize>,
+    /// Terminated without ever having been launched.
+    ended_unlaunched: AtomicBool,
+}
+
+impl Actor {
+    /// The core's kernel.
+    #[inline]
+    pub(super) fn kernel(&self, py: Python<'_>, operation: &str) -> PyResult<&Kernel> {
+        match self.kernel.get() {
+            Some(kernel) => Ok(kernel),
+            None => Err(errors::wrong_state(py, &self.id, self.state(), operation)),
+        }
+    }
+
+    #[inline]
+    pub(super) fn check_input(&self, message: &Bound<'_, PyAny>) -> PyResult<()> {
+        // Relaxed: written once, before the kernel is launched.
+        if !self.typed.load(Ordering::Relaxed) {
+            return Ok(());
+        }
+        let py = message.py();
+        let expected = lock(&self.input_type).as_ref().map(|kind| kind.clone_ref(py));
+        match expected {
+            None => Ok(()),
+            Some(expected) => check_type(message, expected.bind(py), || {
+                format!("message to kernel '{}'", self.id)
+            }),
+        }
+    }
+
+    pub(super) fn capacity(&self) -> usize {
+        self.capacity.get().copied().unwrap_or_default()
+    }
+}
+
+fn restart_of(restart: Option<&Bound<'_, PyAny>>) -> PyResult<Restart> {
+    let Some(restart) = restart.filter(|restart| !restart.is_none()) else {
+        return Ok(Restart::default());
+    };
+    let seconds = |name: &str| -> PyResult<Duration> {
+        let seconds = duration(Some(restart.getattr(name)?.extract()?))?;
+        seconds.ok_or_else(|| PyValueError::new_err(format!("{name} is out of range")))
+    };
+    Ok(Restart {
+        policy: match restart.getattr("policy")?.extract::<&str>()? {
+            "never" => RestartPolicy::Never,
+            "on_fault" => RestartPolicy::OnFault,
+            "always" => RestartPolicy::Always,
+            other => {
+                return Err(PyValueError::new_err(format!(
+                    "restart policy should be 'never', 'on_fault' or 'always', got '{other}'"
+                )));
+            }
+        },
+        max_restarts: restart.getattr("max_restarts")?.extract()?,
+        window: seconds("window")?,
+        backoff: seconds("backoff")?,
+        backoff_max: seconds("backoff_max")?,
+        redeliver: restart.getattr("redeliver")?.extract()?,
+    })
+}
+
+fn backpressure_of(name: &str) -> PyResult<Backpressure> {
+    Ok(match name {
+        "block" => Backpressure::Block,
+        "reject" => Backpressure::Reject,
+        "drop_oldest" => Backpressure::DropOldest,
+        "drop_newest" => Backpressure::DropNewest,
+        other => {
+            return Err(PyValueError::new_err(format!("unknown backpressure strategy '{other}'")));
+        }
+    })
+}
+
+#[pymethods]
+impl Actor {
+    #[new]
+    #[pyo3(signature = (kernel_id, *_args, **_kwargs))]
+    fn new(
+        kernel_id: String,
+        _args: &Bound<'_, PyAny>,
+        _kwargs: Option<&Bound<'_, PyDict>>,
+    ) -> Self {
+        Self {
+            id: kernel_id,
+            kernel: OnceLock::new(),
+            shared: Arc::default(),
+            input_type: Mutex::new(None),
+            typed: AtomicBool::new(false),
+            capacity: OnceLock::new(),
+            ended_unlaunched: AtomicBool::new(false),
+        }
+    }
+
+    fn __traverse__(&self, visit: pyo3::PyVisit<'_>) -> Result<(), pyo3::PyTraverseError> {
+        // The types that it keeps are not visited: they are classes, and outlive it.
+        let _ = visit;
+        Ok(())
+    }
+
+    /// The kernel's name.
+    #[getter]
+    fn kernel_id(&self) -> &str {
+        &self.id
+    }
+
+    /// Launches the kernel in `runtime`.
+    #[expect(clippy::too_many_arguments, reason = "called once, from the Python half, by name")]
+    #[pyo3(signature = (runtime, start, *, threaded, capacity, reply_capacity, backpressure,
+                        restart, input_type, output_type))]
+    fn _launch(
+        &self,
+        py: Python<'_>,
+        runtime: &NativeRuntime,
+        start: Py<PyAny>,
+        threaded: bool,
+        capacity: usize,
+        reply_capacity: usize,
+        backpressure: &str,
+        restart: Option<&Bound<'_, PyAny>>,
+        input_type: Option<Py<PyAny>>,
+        output_type: Option<Py<PyAny>>,
+    ) -> PyResult<()> {
+        let restart = restart_of(restart)?;
+        let backpressure = backpressure_of(backpressure)?;
+        if self.kernel.get().is_some() {
+            return Err(errors::wrong_state(py, &self.id, self.state(), "launch"));
+        }
+        // Relaxed: before the kernel is launched.
+        self.typed.store(input_type.is_some(), Ordering::Relaxed);
+        *lock(&self.input_type) = input_type;
+        *lock(&self.shared.output_type) = output_type;
+        let core = runtime.core();
+        let shared = Arc::clone(&self.shared);
+        let spec = Arc::new(Spec { start, kernel: Mutex::new(None), shared, threaded });
+        let body = Arc::clone(&spec);
+        let launched = scope(py, || {
+            core.kernel(self.id.as_str())
+                .executor(if threaded { "thread" } else { "asyncio" })
+                .capacity(capacity)
+                .reply_capacity(reply_capacity)
+                .backpressure(backpressure)
+                .restart(restart)
+                .watchdog(None)
+                .launch(move |context| ActorRun::new(Arc::clone(&body), context))
+        });
+        let kernel = match launched {
+            Ok(kernel) => kernel,
+            Err(error) => return Err(errors::launch(py, &error)),
+        };
+        let _ = self.capacity.set(capacity);
+        *lock(&spec.kernel) = Some(kernel.clone());
+        let _ = self.kernel.set(kernel);
+        Ok(())
+    }
+
+    fn _activate(&self, py: Python<'_>) -> PyResult<()> {
+        let kernel = self.kernel(py, "activate")?;
+        scope(py, || kernel.activate()).map_err(|error| errors::state(py, &error))
+    }
+
+    fn _deactivate(&self, py: Python<'_>) -> PyResult<()> {
+        let kernel = self.kernel(py, "deactivate")?;
+        scope(py, || kernel.deactivate()).map_err(|error| errors::state(py, &error))
+    }
+
+    fn _reactivate(&self, py: Python<'_>) -> PyResult<()> {
+        let kernel = self.kernel(py, "reactivate")?;
+        scope(py, || kernel.reactivate()).map_err(|error| errors::state(py, &error))
+    }
+
+    /// Asks the kernel to end, and does not wait.
+    fn _stop(&self, py: Python<'_>, drain: bool) {
+        match self.kernel.get() {
+            Some(kernel) => scope(py, || kernel.stop(drain)),
+            // Relaxed: a lone flag; whoever reads it late reads a state that was true.
+            None => self.ended_unlaunched.store(true, Ordering::Relaxed),
+        }
+    }
+
+    /// Ends the kernel, in time: "clean", "cancelled", "abandoned" or "requested".
+    fn _terminate(slf: &Bound<'_, Self>, timeout: f64, drain: bool) -> PyResult<Py<PyAny>> {
+        let py = slf.py();
+        let within = duration(Some(timeout));
+        let kernel = slf.get().kernel.get().cloned();
+        let future = Box::pin(async move {
+            // No longer than the clock can tell.
+            let within = within?.unwrap_or(Duration::from_secs(1 << 32));
+            let how = if drain { Terminate::drain() } else { Terminate::now() };
+            let outcome = match kernel {
+                Some(kernel) => kernel.terminate(how.within(within)).await,
+                None => Termination::Clean,
+            };
+            Python::attach(|py| Ok(name_of(outcome).into_pyobject(py)?.into_any().unbind()))
+        });
+        awaitable::new(py, Operation::Future(future))
+    }
+
+    /// The name of its state.
+    #[getter(_state)]
+    fn state(&self) -> &'static str {
+        match self.kernel.get() {
+            Some(kernel) => errors::state_name(kernel.state()),
+            // Relaxed: as in `_stop`.
+            None if self.ended_unlaunched.load(Ordering::Relaxed) => "TERMINATED",
+            None => "CREATED",
+        }
+    }
+
+    /// Whether it was asked to end, or has ended.
+    #[getter(_stopping)]
+    fn stopping(&self) -> bool {
+        self.kernel.get().is_some_and(Kernel::is_stopping)
+    }
+
+    /// The exception that it failed with, or was last restarted for.
+    #[getter]
+    fn error<'py>(&self, py: Python<'py>) -> PyResult<Option<Bound<'py, PyAny>>> {
+        match self.kernel.get().and_then(Kernel::fault) {
+            Some(fault) => errors::cause_of(py, &fault).map(Some),
+            None => Ok(None),
+        }
+    }
+
+    /// How often it was started again.
+    #[getter]
+    fn restarts(&self) -> u64 {
+        self.kernel.get().map_or(0, |kernel| kernel.telemetry().restarts)
+    }
+
+    /// Waits until it has ended, for whatever reason.
+    fn _ended(&self, py: Python<'_>) -> PyResult<Py<PyAny>> {
+        let kernel = self.kernel.get().cloned();
+        let future = Box::pin(async move {
+            if let Some(kernel) = kernel {
+                // Why it ended is told by its state and its error.
+                let _ = kernel.ended().await;
+            }
+            Ok(Python::attach(|py| py.None()))
+        });
+        awaitable::new(py, Operation::Future(future))
+    }
+
+    /// Sends a message to the kernel.
+    #[pyo3(signature = (message, timeout=None))]
+    fn send(
+        slf: &Bound<'_, Self>,
+        message: Py<PyAny>,
+        timeout: Option<f64>,
+    ) -> PyResult<Py<PyAny>> {
+        let target = Target::Actor(slf.clone().unbind());
+        awaitable::new(slf.py(), Operation::Send { target, message, timeout, waiting: None })
+    }
+
+    /// Receives a reply from the kernel.
+    #[pyo3(signature = (timeout=None))]
+    fn receive(slf: &Bound<'_, Self>, timeout: Option<f64>) -> PyResult<Py<PyAny>> {
+        let target = Target::Actor(slf.clone().unbind());
+        awaitable::new(slf.py(), Operation::Receive { target, timeout, waiting: None })
+    }
+
+    /// Sends a message and receives the reply to it.
+    #[pyo3(signature = (message, timeout=None))]
+    fn send_and_receive(
+        slf: &Bound<'_, Self>,
+        message: Py<PyAny>,
+        timeout: Option<f64>,
+    ) -> PyResult<Py<PyAny>> {
+        let target = Target::Actor(slf.clone().unbind());
+        awaitable::new(slf.py(), Operation::Ask { target, message, timeout, waiting: None })
+    }
+
+    /// What the kernel has done so far, in plain numbers; `None` before its launch.
+    fn _telemetry<'py>(&self, py: Python<'py>) -> PyResult<Option<Bound<'py, PyDict>>> {
+        let Some(kernel) = self.kernel.get() else { return Ok(None) };
+        let telemetry = kernel.telemetry();
+        let (books, queue, handler) =
+            (telemetry.books, telemetry.queue_time, telemetry.handler_time);
+        let mean_ns = queue.mean_ns + handler.mean_ns;
+        let values = PyDict::new(py);
+        values.set_item("messages_processed", books.processed)?;
+        let dropped = books.dropped_oldest + books.dropped_newest + books.rejected + books.expired;
+        values.set_item("messages_dropped", dropped)?;
+        values.set_item("queue_depth", books.queued)?;
+        values.set_item("total_latency_ns", (mean_ns * books.processed as f64).round() as u64)?;
+        values.set_item("max_latency_ns", queue.max_ns + handler.max_ns)?;
+        values.set_item("min_latency_ns", queue.min_ns + handler.min_ns)?;
+        values.set_item("error_count", telemetry.faults)?;
+        values.set_item("uptime_seconds", telemetry.uptime.as_secs_f64())?;
+        let error =
+            telemetry.last_fault.filter(|_| telemetry.faults > 0).map(|fault| match fault.kind() {
+                FaultKind::Executor => format!("given up: {}", fault.message()),
+                _ => fault.message().to_owned(),
+            });
+        values.set_item("last_error", error)?;
+        Ok(Some(values))
+    }
+
+    /// What became of all messages: the books of the mailbox ("in"), or of the replies ("out").
+    fn _books<'py>(&self, py: Python<'py>, replies: bool) -> PyResult<Bound<'py, PyDict>> {
+        let values = PyDict::new(py);
+        let Some(kernel) = self.kernel.get() else { return Ok(values) };
+        let books = if replies { kernel.reply_books() } else { kernel.books() };
+        for (name, value) in [
+            ("accepted", books.accepted),
+            ("processed", books.processed),
+            ("dropped_oldest", books.dropped_oldest),
+            ("dropped_newest", books.dropped_newest),
+            ("expired", books.expired),
+            ("dead_lettered", books.dead_lettered),
+            ("in_hand", books.in_hand),
+            ("queued", books.queued),
+            ("rejected", books.rejected),
+            ("redelivered", books.redelivered),
+        ] {
+            values.set_item(name, value)?;
+        }
+        Ok(values)
+    }
+}
+
+/// Of `Termination`, for Python.
+pub(super) fn name_of(outcome: Termination) -> &'static str {
+    match outcome {
+        Termination::Clean => "clean",
+        Termination::Cancelled => "cancelled",
+        Termination::Abandoned => "abandoned",
+        Termination::Requested => "requested",
+    }
+}

@@ -1,0 +1,388 @@
+//! A kernel seen from inside an actor: the native half of `KernelContext`.
+
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex};
+use std::task::{Context as TaskContext, Poll, Waker};
+
+use dotcompute::mailbox::sync::{AtomicBool, Ordering, lock};
+use dotcompute::mailbox::wait;
+use dotcompute::{Context, Envelope, KernelState, ReceiveError};
+use pyo3::exceptions::PyRuntimeError;
+use pyo3::prelude::*;
+
+use super::actor::Kernel;
+use super::awaitable;
+use super::errors;
+use super::message::{PyMessage, correlation_id_of, full_envelope, message_id_of, plain_envelope};
+use super::operation::{ContextReceive, Operation, Pending, duration};
+use super::python;
+use super::scope::scope;
+
+/// What the outside and the inside of a kernel share.
+#[derive(Default)]
+pub(super) struct Shared {
+    asked: AtomicBool,
+    pub(super) output_type: Mutex<Option<Py<PyAny>>>,
+}
+
+impl Shared {
+    /// Whether the kernel was ever asked. Until then no reply has to find its ask, and the ids of
+    /// messages are not read.
+    #[inline]
+    pub(super) fn is_asked(&self) -> bool {
+        // SYNC(shared.asked) acquire: pairs with the release in `set_asked`.
+        self.asked.load(Ordering::Acquire)
+    }
+
+    pub(super) fn set_asked(&self) {
+        // SYNC(shared.asked) release: pairs with the acquire in `is_asked`. The message of the ask
+        // is sent after it, so that the kernel that receives it sees it.
+        self.asked.store(true, Ordering::Release);
+    }
+}
+
+/// The core's context, which ends with the kernel's body, and those who wait for its messages.
+pub(super) struct ContextCell {
+    pub(super) kernel: Kernel,
+    pub(super) shared: Arc<Shared>,
+    threaded: bool,
+    inner: Mutex<Inner>,
+}
+
+struct Inner {
+    core: Option<Context<PyMessage, PyMessage>>,
+    /// The receive that the core wakes; the others wait until it has ended.
+    receiver: Option<(u64, Waker)>,
+    line: VecDeque<(u64, Waker)>,
+    tickets: u64,
+}
+
+impl ContextCell {
+    pub(super) fn new(
+        core: Context<PyMessage, PyMessage>,
+        kernel: Kernel,
+        shared: Arc<Shared>,
+        threaded: bool,
+    ) -> Self {
+        let inner = Inner { core: Some(core), receiver: None, line: VecDeque::new(), tickets: 0 };
+        Self { kernel, shared, threaded, inner: Mutex::new(inner) }
+    }
+
+    pub(super) fn id(&self) -> &str {
+        self.kernel.id().as_str()
+    }
+
+    /// The next message; `None`: the kernel is to end.
+    #[inline]
+    pub(super) fn poll_receive(
+        &self,
+        py: Python<'_>,
+        ticket: &mut u64,
+        cx: &mut TaskContext<'_>,
+        wait: bool,
+    ) -> Poll<Option<Py<PyAny>>> {
+        scope(py, || {
+            let mut guard = lock(&self.inner);
+            let inner = &mut *guard;
+            if let Some((first, _)) = &inner.receiver
+                && first != ticket
+            {
+                if wait {
+                    if *ticket == 0 {
+                        inner.tickets += 1;
+                        *ticket = inner.tickets;
+                    }
+                    let line = &mut inner.line;
+                    match line.iter_mut().find(|(waiting, _)| waiting == ticket) {
+                        Some((_, waker)) => waker.clone_from(cx.waker()),
+                        None => line.push_back((*ticket, cx.waker().clone())),
+                    }
+                }
+                return Poll::Pending;
+            }
+            let Some(core) = inner.core.as_mut() else { return Poll::Ready(None) };
+            match core.poll_receive(cx) {
+                Poll::Pending => {
+                    if wait {
+                        if *ticket == 0 {
+                            inner.tickets += 1;
+                            *ticket = inner.tickets;
+                        }
+                        inner.receiver = Some((*ticket, cx.waker().clone()));
+                    }
+                    Poll::Pending
+                }
+                Poll::Ready(received) => {
+                    let message = match received {
+                        Ok(()) => core.envelope().map(|envelope| envelope.message.object(py)),
+                        Err(_stopped) => None,
+                    };
+                    if *ticket != 0 {
+                        let next = inner.leave(*ticket);
+                        *ticket = 0;
+                        drop(guard);
+                        if let Some(next) = next {
+                            next.wake();
+                        }
+                    }
+                    Poll::Ready(message)
+                }
+            }
+        })
+    }
+
+    /// A receive ends without a message.
+    pub(super) fn leave(&self, ticket: u64) {
+        let next = lock(&self.inner).leave(ticket);
+        if let Some(next) = next {
+            next.wake();
+        }
+    }
+
+    /// Sends a reply; what is to be awaited if that has to wait.
+    #[inline]
+    pub(super) fn start_send(
+        &self,
+        py: Python<'_>,
+        message: &Bound<'_, PyAny>,
+    ) -> PyResult<Option<Pending>> {
+        self.check_output(message)?;
+        let reply = self.envelope(message);
+        let outcome = scope(py, || {
+            let mut inner = lock(&self.inner);
+            let Some(core) = inner.core.as_mut() else { return Err(()) };
+            let mut reply = reply;
+            if reply.correlation_id.is_none() && !self.shared.is_asked() {
+                // Spares the core to look for an ask: there is none.
+                reply.correlation_id = core.envelope().map(|envelope| envelope.id);
+            }
+            Ok(match core.try_send(reply) {
+                Ok(()) => None,
+                Err(reply) => Some(core.output(reply)),
+            })
+        });
+        match outcome {
+            Err(()) => Err(errors::stopped(py, self.id(), "send message")),
+            Ok(None) => Ok(None),
+            Ok(Some(future)) => Ok(Some(Box::pin(async move {
+                let sent = future.await;
+                Python::attach(|py| match sent {
+                    Ok(()) => Ok(py.None()),
+                    Err(stopped) => {
+                        Err(errors::stopped(py, stopped.kernel.as_str(), "send message"))
+                    }
+                })
+            }))),
+        }
+    }
+
+    fn check_output(&self, message: &Bound<'_, PyAny>) -> PyResult<()> {
+        let py = message.py();
+        let expected = lock(&self.shared.output_type).as_ref().map(|kind| kind.clone_ref(py));
+        match expected {
+            None => Ok(()),
+            Some(expected) => check_type(message, expected.bind(py), || {
+                format!("reply of kernel '{}'", self.id())
+            }),
+        }
+    }
+
+    /// The envelope of a reply. The ids are read where there are asks.
+    fn envelope(&self, message: &Bound<'_, PyAny>) -> Envelope<PyMessage> {
+        if !self.shared.is_asked() {
+            return plain_envelope(message);
+        }
+        let py = message.py();
+        let mut reply = full_envelope(message);
+        let in_hand = lock(&self.inner).core.as_ref().and_then(|core| {
+            core.envelope().map(|envelope| (envelope.id, envelope.message.object(py)))
+        });
+        if let Some((id, in_hand)) = in_hand {
+            // Sent before the first ask, a message travels under another name than its own.
+            let named = message_id_of(in_hand.bind(py));
+            if named.is_some() && named != Some(id) {
+                if reply.correlation_id == named {
+                    reply.correlation_id = Some(id);
+                }
+                if Some(reply.id) == named && correlation_id_of(message).is_none() {
+                    reply.id = id;
+                }
+            }
+        }
+        reply
+    }
+
+    /// The body has ended: the core gets its context back, and those who wait are told.
+    pub(super) fn end(&self) {
+        let (core, receiver, line) = {
+            let mut inner = lock(&self.inner);
+            let line = std::mem::take(&mut inner.line);
+            (inner.core.take(), inner.receiver.take(), line)
+        };
+        drop(core);
+        for (_, waker) in receiver.into_iter().chain(line) {
+            waker.wake();
+        }
+    }
+
+    /// Receives on the calling thread.
+    fn receive_blocking(&self, py: Python<'_>, timeout: Option<f64>) -> PyResult<Py<PyAny>> {
+        let within = duration(timeout)?;
+        let outcome = scope(py, || {
+            py.detach(|| {
+                let Ok(mut inner) = self.inner.try_lock() else {
+                    return Err(None);
+                };
+                match inner.core.as_mut() {
+                    None => Err(Some(ReceiveError::Stopped { kernel: self.kernel.id().clone() })),
+                    Some(core) => core.receive_blocking(within).map(drop).map_err(Some),
+                }
+            })
+        });
+        match outcome {
+            Ok(()) => {
+                let inner = lock(&self.inner);
+                let message = inner
+                    .core
+                    .as_ref()
+                    .and_then(|core| core.envelope().map(|envelope| envelope.message.object(py)));
+                Ok(message.unwrap_or_else(|| py.None()))
+            }
+            Err(Some(error)) => Err(errors::receive(py, error, timeout)),
+            Err(None) => Err(PyRuntimeError::new_err(
+                "another thread is receiving from this kernel's context",
+            )),
+        }
+    }
+}
+
+impl Inner {
+    /// Takes `ticket` out of the line; whom to wake, if it was its turn.
+    fn leave(&mut self, ticket: u64) -> Option<Waker> {
+        match &self.receiver {
+            Some((first, _)) if *first == ticket => {
+                self.receiver = None;
+                self.line.pop_front().map(|(_, waker)| waker)
+            }
+            _ => {
+                let woken = !self.line.iter().any(|(waiting, _)| *waiting == ticket);
+                self.line.retain(|(waiting, _)| *waiting != ticket);
+                // Its turn had come: it passes that on.
+                match woken && self.receiver.is_none() {
+                    true => self.line.pop_front().map(|(_, waker)| waker),
+                    false => None,
+                }
+            }
+        }
+    }
+}
+
+/// Whether `message` is of the type that was declared.
+#[inline]
+pub(super) fn check_type(
+    message: &Bound<'_, PyAny>,
+    expected: &Bound<'_, PyAny>,
+    context: impl FnOnce() -> String,
+) -> PyResult<()> {
+    if message.get_type().is(expected) || message.is_instance(expected)? {
+        return Ok(());
+    }
+    Err(errors::type_mismatch(expected, message, context()))
+}
+
+/// What a context is made from.
+#[pyclass(frozen, module = "pydotcompute._native")]
+pub(super) struct ContextHandle {
+    pub(super) cell: Arc<ContextCell>,
+}
+
+#[pymethods]
+impl ContextHandle {
+    /// Whether the actor runs on a thread of its own.
+    #[getter]
+    fn threaded(&self) -> bool {
+        self.cell.threaded
+    }
+}
+
+/// See the module.
+#[pyclass(frozen, subclass, module = "pydotcompute._native")]
+pub(super) struct ActorContext {
+    pub(super) cell: Arc<ContextCell>,
+}
+
+impl ActorContext {
+    /// Whether calls wait on the calling thread: in a plain function's thread, where no loop runs.
+    fn blocks(&self, py: Python<'_>) -> PyResult<bool> {
+        Ok(self.cell.threaded && python::names(py)?.running_loop.bind(py).call0()?.is_none())
+    }
+}
+
+#[pymethods]
+impl ActorContext {
+    #[new]
+    fn new(handle: &Bound<'_, ContextHandle>) -> Self {
+        Self { cell: Arc::clone(&handle.get().cell) }
+    }
+
+    /// The kernel's name.
+    #[getter]
+    fn kernel_id(&self) -> &str {
+        self.cell.id()
+    }
+
+    /// Whether the kernel was asked to end.
+    #[getter]
+    fn should_terminate(&self) -> bool {
+        self.cell.kernel.is_stopping()
+    }
+
+    /// Whether the kernel processes messages.
+    #[getter]
+    fn is_active(&self) -> bool {
+        self.cell.kernel.state() == KernelState::Active
+    }
+
+    /// Receives the next message.
+    #[pyo3(signature = (timeout=None))]
+    fn receive(slf: &Bound<'_, Self>, timeout: Option<f64>) -> PyResult<Py<PyAny>> {
+        let py = slf.py();
+        let this = slf.get();
+        if this.cell.threaded && this.blocks(py)? {
+            return this.cell.receive_blocking(py, timeout);
+        }
+        let context = slf.clone().unbind();
+        let receive = ContextReceive { context, timeout, ticket: 0, sleep: None };
+        awaitable::new(py, Operation::ContextReceive(receive))
+    }
+
+    /// Sends a reply.
+    fn send(slf: &Bound<'_, Self>, message: Py<PyAny>) -> PyResult<Py<PyAny>> {
+        let py = slf.py();
+        let this = slf.get();
+        if this.cell.threaded && this.blocks(py)? {
+            if let Some(future) = this.cell.start_send(py, message.bind(py))? {
+                scope(py, || py.detach(|| wait::block_on(future)))?;
+            }
+            return Ok(py.None());
+        }
+        let context = slf.clone().unbind();
+        awaitable::new(py, Operation::ContextSend { context, message, waiting: None })
+    }
+
+    /// Waits until the kernel is active, or is to end.
+    fn wait_active(slf: &Bound<'_, Self>) -> PyResult<Py<PyAny>> {
+        let py = slf.py();
+        let this = slf.get();
+        let kernel = this.cell.kernel.clone();
+        if this.cell.threaded && this.blocks(py)? {
+            py.detach(|| wait::block_on(kernel.active()));
+            return Ok(py.None());
+        }
+        let future = Box::pin(async move {
+            kernel.active().await;
+            Ok(Python::attach(|py| py.None()))
+        });
+        awaitable::new(py, Operation::Future(future))
+    }
+}

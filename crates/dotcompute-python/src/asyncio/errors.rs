@@ -1,0 +1,183 @@
+//! The core's errors as the package's exceptions.
+
+use std::fmt;
+
+use dotcompute::{AskError, Fault, KernelState, LaunchError, ReceiveError, SendError, StateError};
+use pyo3::prelude::*;
+use pyo3::sync::PyOnceLock;
+
+use super::message::PyMessage;
+
+/// An exception of an actor, as the source of a fault.
+pub(super) struct PyFault {
+    text: String,
+    error: PyErr,
+}
+
+impl PyFault {
+    pub(super) fn new(py: Python<'_>, error: PyErr) -> Self {
+        let name = error.get_type(py).qualname().map(|name| name.to_string()).unwrap_or_default();
+        let text = match error.value(py).str() {
+            Ok(text) if text.len().is_ok_and(|length| length > 0) => {
+                format!("{name}: {}", text.to_string_lossy())
+            }
+            _ => name,
+        };
+        Self { text, error }
+    }
+}
+
+impl fmt::Display for PyFault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.text)
+    }
+}
+
+impl fmt::Debug for PyFault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "PyFault({})", self.text)
+    }
+}
+
+impl std::error::Error for PyFault {}
+
+/// The exception that a fault came from; for a fault of another kind, one that tells of it.
+pub(super) fn cause_of<'py>(py: Python<'py>, fault: &Fault) -> PyResult<Bound<'py, PyAny>> {
+    let source = std::error::Error::source(fault);
+    if let Some(fault) = source.and_then(|source| source.downcast_ref::<PyFault>()) {
+        return Ok(fault.error.value(py).clone().into_any());
+    }
+    class(py, "KernelError")?.call1((fault.to_string(),))
+}
+
+/// A class of `pydotcompute.exceptions`.
+pub(super) fn class<'py>(py: Python<'py>, name: &str) -> PyResult<Bound<'py, PyAny>> {
+    static MODULE: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
+    let module = MODULE.get_or_try_init(py, || {
+        py.import("pydotcompute.exceptions").map(|module| module.into_any().unbind())
+    })?;
+    module.bind(py).getattr(name)
+}
+
+fn raise<'py>(py: Python<'py>, name: &str, arguments: impl pyo3::call::PyCallArgs<'py>) -> PyErr {
+    match class(py, name).and_then(|class| class.call1(arguments)) {
+        Ok(error) => PyErr::from_value(error),
+        Err(error) => error,
+    }
+}
+
+/// The six names that Python knows: a failed kernel has ended.
+pub(super) fn state_name(state: KernelState) -> &'static str {
+    match state {
+        KernelState::Created => "CREATED",
+        KernelState::Launched => "LAUNCHED",
+        KernelState::Active => "ACTIVE",
+        KernelState::Deactivated => "DEACTIVATED",
+        KernelState::Terminating => "TERMINATING",
+        KernelState::Terminated | KernelState::Failed => "TERMINATED",
+    }
+}
+
+pub(super) fn wrong_state(py: Python<'_>, kernel: &str, state: &str, operation: &str) -> PyErr {
+    raise(py, "KernelStateError", (kernel, state, operation))
+}
+
+pub(super) fn stopped(py: Python<'_>, kernel: &str, operation: &str) -> PyErr {
+    raise(py, "KernelStoppedError", (kernel, operation))
+}
+
+pub(super) fn failed(py: Python<'_>, kernel: &str, fault: &Fault, operation: &str) -> PyErr {
+    match cause_of(py, fault) {
+        Ok(cause) => raise(py, "KernelFailedError", (kernel, cause, operation)),
+        Err(error) => error,
+    }
+}
+
+pub(super) fn timed_out(py: Python<'_>, kernel: &str, seconds: f64, operation: &str) -> PyErr {
+    raise(py, "QueueTimeoutError", (kernel, seconds, operation))
+}
+
+pub(super) fn full(py: Python<'_>, kernel: &str, capacity: usize) -> PyErr {
+    raise(py, "QueueFullError", (kernel, capacity))
+}
+
+pub(super) fn not_found(py: Python<'_>, kernel: &str, known: Vec<String>) -> PyErr {
+    raise(py, "KernelNotFoundError", (kernel, known))
+}
+
+pub(super) fn type_mismatch(
+    expected: &Bound<'_, PyAny>,
+    actual: &Bound<'_, PyAny>,
+    context: String,
+) -> PyErr {
+    raise(expected.py(), "TypeValidationError", (expected, actual.get_type(), context))
+}
+
+pub(super) fn send(py: Python<'_>, error: SendError<PyMessage>, seconds: Option<f64>) -> PyErr {
+    const OPERATION: &str = "send message";
+    match &error {
+        SendError::Full { kernel, capacity, .. } => full(py, kernel.as_str(), *capacity),
+        SendError::Timeout { kernel, .. } => {
+            timed_out(py, kernel.as_str(), seconds.unwrap_or_default(), "send")
+        }
+        SendError::NotActive { kernel, state, .. } => {
+            wrong_state(py, kernel.as_str(), state_name(*state), OPERATION)
+        }
+        SendError::Failed { kernel, fault, .. } => failed(py, kernel.as_str(), fault, OPERATION),
+        SendError::Stopped { kernel, .. } => stopped(py, kernel.as_str(), OPERATION),
+        other => raise(py, "KernelError", (other.to_string(),)),
+    }
+}
+
+pub(super) fn receive(py: Python<'_>, error: ReceiveError, seconds: Option<f64>) -> PyErr {
+    const OPERATION: &str = "receive message";
+    match &error {
+        ReceiveError::Empty { kernel } | ReceiveError::Timeout { kernel } => {
+            timed_out(py, kernel.as_str(), seconds.unwrap_or_default(), "receive")
+        }
+        ReceiveError::NotActive { kernel, state } => {
+            wrong_state(py, kernel.as_str(), state_name(*state), OPERATION)
+        }
+        ReceiveError::Failed { kernel, fault } => failed(py, kernel.as_str(), fault, OPERATION),
+        ReceiveError::Stopped { kernel } => stopped(py, kernel.as_str(), OPERATION),
+        other => raise(py, "KernelError", (other.to_string(),)),
+    }
+}
+
+pub(super) fn ask(
+    py: Python<'_>,
+    error: AskError<PyMessage>,
+    seconds: Option<f64>,
+    capacity: usize,
+) -> PyErr {
+    match error {
+        AskError::NotSent(error) => send(py, error, seconds),
+        AskError::Timeout { kernel } => {
+            timed_out(py, kernel.as_str(), seconds.unwrap_or_default(), "receive")
+        }
+        AskError::Dropped { kernel } => full(py, kernel.as_str(), capacity),
+        AskError::Failed { kernel, fault } => {
+            failed(py, kernel.as_str(), &fault, "receive message")
+        }
+        AskError::Stopped { kernel } => stopped(py, kernel.as_str(), "receive message"),
+        other => raise(py, "KernelError", (other.to_string(),)),
+    }
+}
+
+pub(super) fn state(py: Python<'_>, error: &StateError) -> PyErr {
+    wrong_state(py, error.kernel.as_str(), state_name(error.state), error.operation)
+}
+
+pub(super) fn launch(py: Python<'_>, error: &LaunchError) -> PyErr {
+    match error {
+        LaunchError::AlreadyExists { kernel, .. } => {
+            raise(py, "KernelAlreadyExistsError", (kernel.as_str(),))
+        }
+        LaunchError::InvalidOption { option, value, expected, .. } => raise(
+            py,
+            "InvalidConfigurationError",
+            (*option, value.as_str(), format!("must be {expected}")),
+        ),
+        other => raise(py, "KernelError", (other.to_string(),)),
+    }
+}

@@ -1,0 +1,531 @@
+//! What the native part keeps for one event loop: the list of what is ready to go on.
+//!
+//! Everything that is woken goes on the list, and one callback of the loop (`call_soon`, or from
+//! another thread `call_soon_threadsafe`) works it off. An await that finds nothing first *helps*:
+//! it runs what is ready then and there, which saves the way through the loop.
+
+use std::cell::{Cell, RefCell};
+use std::collections::{HashMap, VecDeque};
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, Weak};
+use std::task::{Context, Wake, Waker};
+use std::thread::ThreadId;
+
+use dotcompute::mailbox::sync::{AtomicBool, AtomicU32, Ordering, lock};
+use dotcompute::{BoxError, KernelTask};
+use pyo3::exceptions::PyRuntimeError;
+use pyo3::types::PyDict;
+use pyo3::{ffi, intern, prelude::*};
+
+use super::python::names;
+use super::scope::{schedule_later, scope};
+use super::waiter::{self, Slot};
+
+/// How many awaits may be completed, and how many wakes worked off, before the loop has its turn.
+const BUDGET: u32 = 256;
+/// How many wakes awaits may help with in one turn of the loop.
+const HELPS: u32 = 128;
+/// How deep helps may be nested.
+const DEPTH: u32 = 2;
+/// How many waiters are kept for later use.
+const SPARES: usize = 64;
+/// When the timer fires that tells, by going away, that the loop was closed: never, in effect.
+const NEVER_S: f64 = 1e8;
+
+/// What is ready to go on.
+pub(super) enum Ready {
+    /// A Task that waits on a waiter.
+    Slot(Arc<Slot>),
+    /// A kernel's life.
+    Job(Arc<Job>),
+}
+
+/// See the module.
+pub(crate) struct Hub {
+    address: usize,
+    /// A weak reference to the loop.
+    event_loop: Py<PyAny>,
+    thread: Mutex<ThreadId>,
+    state: Mutex<State>,
+    spares: Mutex<Vec<Py<PyAny>>>,
+    depth: AtomicU32,
+    helped: AtomicU32,
+    closed: AtomicBool,
+}
+
+struct State {
+    ready: VecDeque<Ready>,
+    /// A drain is on its way: on the loop, or about to be put there.
+    scheduled: bool,
+    jobs: HashMap<usize, Arc<Job>>,
+    /// An exit that a help ran into: the next drain raises it.
+    exit: Option<PyErr>,
+    drain: Option<Py<Drain>>,
+}
+
+static HUBS: Mutex<Vec<Arc<Hub>>> = Mutex::new(Vec::new());
+
+thread_local! {
+    static LAST: RefCell<Weak<Hub>> = const { RefCell::new(Weak::new()) };
+    static LEFT: Cell<u32> = const { Cell::new(BUDGET) };
+}
+
+/// How many awaits may still be completed in this turn of this thread's loop.
+#[inline]
+pub(super) fn has_budget() -> bool {
+    LEFT.get() > 0
+}
+
+/// One await was completed.
+#[inline]
+pub(super) fn spend() {
+    LEFT.set(LEFT.get().saturating_sub(1));
+}
+
+/// A new turn of the loop has begun.
+#[inline]
+pub(super) fn refill() {
+    if LEFT.get() == 0 {
+        LEFT.set(BUDGET);
+    }
+}
+
+impl Hub {
+    /// The hub of the loop that runs on this thread, and the loop.
+    #[inline]
+    pub(super) fn running(py: Python<'_>) -> PyResult<(Arc<Self>, Bound<'_, PyAny>)> {
+        let event_loop = names(py)?.running_loop.bind(py).call0()?;
+        if event_loop.is_none() {
+            return Err(PyRuntimeError::new_err("no running event loop"));
+        }
+        let address = event_loop.as_ptr() as usize;
+        let last = LAST.with_borrow(Weak::upgrade);
+        if let Some(hub) = last
+            && hub.address == address
+            && !hub.is_closed()
+        {
+            return Ok((hub, event_loop));
+        }
+        let hub = Self::of(&event_loop)?;
+        LAST.set(Arc::downgrade(&hub));
+        Ok((hub, event_loop))
+    }
+
+    /// The hub of `event_loop`, which runs on this thread.
+    fn of(event_loop: &Bound<'_, PyAny>) -> PyResult<Arc<Self>> {
+        let py = event_loop.py();
+        let address = event_loop.as_ptr() as usize;
+        let known =
+            |hubs: &Vec<Arc<Self>>| hubs.iter().find(|hub| hub.address == address).map(Arc::clone);
+        if let Some(hub) = known(&lock(&HUBS)) {
+            return Ok(hub);
+        }
+        let hub = Arc::new(Self {
+            address,
+            event_loop: names(py)?.weakref.bind(py).call1((event_loop,))?.unbind(),
+            thread: Mutex::new(std::thread::current().id()),
+            state: Mutex::new(State {
+                ready: VecDeque::new(),
+                scheduled: false,
+                jobs: HashMap::new(),
+                exit: None,
+                drain: None,
+            }),
+            spares: Mutex::default(),
+            depth: AtomicU32::new(0),
+            helped: AtomicU32::new(0),
+            closed: AtomicBool::new(false),
+        });
+        let drain = Py::new(py, Drain { hub: Arc::downgrade(&hub) })?;
+        lock(&hub.state).drain = Some(drain);
+        // A loop drops its timers when it is closed, and when it is collected.
+        let sentinel = Py::new(py, Sentinel { hub: Arc::downgrade(&hub) })?;
+        event_loop.call_method1(intern!(py, "call_later"), (NEVER_S, sentinel))?;
+        lock(&HUBS).push(Arc::clone(&hub));
+        Ok(hub)
+    }
+
+    /// Whether the loop is closed.
+    #[inline]
+    pub(super) fn is_closed(&self) -> bool {
+        // SYNC(hub.closed) acquire: pairs with the release in `close`.
+        self.closed.load(Ordering::Acquire)
+    }
+
+    /// The loop, unless it is gone.
+    pub(super) fn event_loop<'py>(&self, py: Python<'py>) -> Option<Bound<'py, PyAny>> {
+        self.event_loop.bind(py).call0().ok().filter(|event_loop| !event_loop.is_none())
+    }
+
+    /// Adds to the list; from any thread.
+    pub(super) fn push(self: &Arc<Self>, ready: Ready) {
+        let schedule = {
+            let mut state = lock(&self.state);
+            if self.is_closed() {
+                drop(state);
+                drop(ready);
+                return;
+            }
+            state.ready.push_back(ready);
+            !std::mem::replace(&mut state.scheduled, true)
+        };
+        if schedule && let Some(hub) = schedule_later(Arc::clone(self)) {
+            // Without an interpreter there is no loop either.
+            let _ = Python::try_attach(|py| hub.schedule(py));
+        }
+    }
+
+    /// Puts the drain on the loop.
+    pub(super) fn schedule(self: &Arc<Self>, py: Python<'_>) {
+        let drain = lock(&self.state).drain.as_ref().map(|drain| drain.clone_ref(py));
+        let (Some(drain), Some(event_loop)) = (drain, self.event_loop(py)) else { return };
+        let here = *lock(&self.thread) == std::thread::current().id();
+        let method =
+            if here { intern!(py, "call_soon") } else { intern!(py, "call_soon_threadsafe") };
+        if let Err(error) = event_loop.call_method1(method, (drain,)) {
+            let closed = event_loop.call_method0(intern!(py, "is_closed"));
+            if closed.and_then(|closed| closed.is_truthy()).unwrap_or(true) {
+                self.close(py);
+            } else {
+                error.write_unraisable(py, Some(&event_loop));
+                lock(&self.state).scheduled = false;
+            }
+        }
+    }
+
+    /// Works the list off, at most as much as the budget allows. The error is an exit, which the
+    /// loop is to raise.
+    fn drain(self: &Arc<Self>, py: Python<'_>) -> PyResult<()> {
+        *lock(&self.thread) = std::thread::current().id();
+        let exit = {
+            let mut state = lock(&self.state);
+            state.scheduled = false;
+            state.exit.take()
+        };
+        LEFT.set(BUDGET);
+        // Relaxed: only the thread that runs the loop uses it.
+        self.helped.store(0, Ordering::Relaxed);
+        let mut outcome = exit.map_or(Ok(()), Err);
+        let depth = Depth::enter(self);
+        let mut left = BUDGET;
+        while outcome.is_ok() && left > 0 {
+            let Some(ready) = self.next() else { break };
+            left -= 1;
+            outcome = self.run(py, ready);
+        }
+        drop(depth);
+        let again = {
+            let mut state = lock(&self.state);
+            let again = !state.ready.is_empty() && !state.scheduled;
+            state.scheduled |= again;
+            again
+        };
+        if again {
+            self.schedule(py);
+        }
+        outcome
+    }
+
+    fn next(&self) -> Option<Ready> {
+        lock(&self.state).ready.pop_front()
+    }
+
+    #[inline]
+    fn run(self: &Arc<Self>, py: Python<'_>, ready: Ready) -> PyResult<()> {
+        match ready {
+            Ready::Slot(slot) => slot.run(py),
+            Ready::Job(job) => {
+                job.run(py);
+                Ok(())
+            }
+        }
+    }
+
+    /// Runs what is ready, from inside an await of a Task of this loop; whether it ran anything.
+    pub(super) fn help(self: &Arc<Self>, py: Python<'_>, event_loop: &Bound<'_, PyAny>) -> bool {
+        // Relaxed: only the thread that runs the loop uses them.
+        if self.depth.load(Ordering::Relaxed) >= DEPTH
+            || self.helped.load(Ordering::Relaxed) >= HELPS
+            || lock(&self.state).ready.is_empty()
+        {
+            return false;
+        }
+        // What runs now must not see an exception that this Task is handling, and the stable
+        // interface cannot hide it: so such a Task waits its turn.
+        // SAFETY: the interpreter is attached; a new reference, or null.
+        let handled = unsafe { ffi::PyErr_GetHandledException() };
+        if !handled.is_null() {
+            // SAFETY: the new reference from above.
+            unsafe { ffi::Py_DECREF(handled) };
+            return false;
+        }
+        let Ok(names) = names(py) else { return false };
+        let Ok(task) = names.current_task.bind(py).call1((event_loop,)) else { return false };
+        if task.is_none() || names.leave_task.bind(py).call1((event_loop, &task)).is_err() {
+            return false;
+        }
+        let depth = Depth::enter(self);
+        while self.helped.load(Ordering::Relaxed) < HELPS {
+            let Some(ready) = self.next() else { break };
+            self.helped.fetch_add(1, Ordering::Relaxed);
+            if let Err(exit) = self.run(py, ready) {
+                self.raise_later(py, exit);
+                break;
+            }
+        }
+        drop(depth);
+        if let Err(error) = names.enter_task.bind(py).call1((event_loop, &task)) {
+            error.write_unraisable(py, Some(&task));
+        }
+        true
+    }
+
+    fn raise_later(self: &Arc<Self>, py: Python<'_>, exit: PyErr) {
+        let schedule = {
+            let mut state = lock(&self.state);
+            state.exit = Some(exit);
+            !std::mem::replace(&mut state.scheduled, true)
+        };
+        if schedule {
+            self.schedule(py);
+        }
+    }
+
+    /// A waiter, to be yielded by an await on this loop.
+    pub(super) fn waiter(
+        self: &Arc<Self>,
+        py: Python<'_>,
+        event_loop: &Bound<'_, PyAny>,
+    ) -> PyResult<Py<PyAny>> {
+        let spare = lock(&self.spares).pop();
+        match spare {
+            Some(spare) => Ok(spare),
+            None => waiter::new(py, self, event_loop.clone().unbind()),
+        }
+    }
+
+    /// Takes back a waiter that nobody refers to any more.
+    pub(super) fn keep_spare(&self, waiter: Py<PyAny>) {
+        let mut spares = lock(&self.spares);
+        if spares.len() < SPARES && !self.is_closed() {
+            spares.push(waiter);
+        }
+    }
+
+    /// The callback's turn comes with the loop's own list.
+    pub(super) fn call_soon(
+        &self,
+        py: Python<'_>,
+        callback: &Bound<'_, PyAny>,
+        argument: &Bound<'_, PyAny>,
+        context: &Bound<'_, PyAny>,
+    ) {
+        let Some(event_loop) = self.event_loop(py) else { return };
+        let keywords = PyDict::new(py);
+        let called = keywords.set_item(intern!(py, "context"), context).and_then(|()| {
+            event_loop.call_method(intern!(py, "call_soon"), (callback, argument), Some(&keywords))
+        });
+        if let Err(error) = called {
+            error.write_unraisable(py, Some(callback));
+        }
+    }
+
+    /// Tells the loop's exception handler.
+    pub(super) fn report(&self, py: Python<'_>, error: &PyErr) {
+        let told = self.event_loop(py).map(|event_loop| {
+            let details = PyDict::new(py);
+            details.set_item("message", "Exception in a callback of pydotcompute")?;
+            details.set_item("exception", error.value(py))?;
+            event_loop.call_method1("call_exception_handler", (details,))
+        });
+        if !matches!(told, Some(Ok(_))) {
+            error.clone_ref(py).write_unraisable(py, None);
+        }
+    }
+
+    /// Begins to drive a kernel.
+    pub(super) fn start(self: &Arc<Self>, task: KernelTask) -> Result<(), BoxError> {
+        let job = Arc::new(Job {
+            hub: Arc::clone(self),
+            queued: AtomicBool::new(false),
+            state: Mutex::new(JobState { task: Some(task), polling: false, again: false }),
+        });
+        {
+            let mut state = lock(&self.state);
+            if self.is_closed() {
+                return Err("the event loop is closed".into());
+            }
+            state.jobs.insert(Arc::as_ptr(&job) as usize, Arc::clone(&job));
+        }
+        job.wake();
+        Ok(())
+    }
+
+    /// The loop will run no more: its kernels fail, and everyone who waits for them is told.
+    pub(super) fn close(self: &Arc<Self>, py: Python<'_>) {
+        let (jobs, ready, drain) = {
+            let mut state = lock(&self.state);
+            // SYNC(hub.closed) release: pairs with the acquire in `is_closed`. Under the lock, so
+            // that nothing is added after it.
+            self.closed.store(true, Ordering::Release);
+            let jobs = std::mem::take(&mut state.jobs);
+            (jobs, std::mem::take(&mut state.ready), state.drain.take())
+        };
+        lock(&HUBS).retain(|hub| !Arc::ptr_eq(hub, self));
+        let spares = std::mem::take(&mut *lock(&self.spares));
+        scope(py, || {
+            for job in jobs.into_values() {
+                job.abandon();
+            }
+        });
+        drop((ready, drain, spares));
+    }
+}
+
+/// Counts how deep runs are nested.
+struct Depth<'a>(&'a Hub);
+
+impl<'a> Depth<'a> {
+    fn enter(hub: &'a Hub) -> Self {
+        // Relaxed: only the thread that runs the loop uses it.
+        hub.depth.fetch_add(1, Ordering::Relaxed);
+        Self(hub)
+    }
+}
+
+impl Drop for Depth<'_> {
+    fn drop(&mut self) {
+        // Relaxed: as in `enter`.
+        self.0.depth.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// A kernel's life, driven by a hub.
+pub(super) struct Job {
+    hub: Arc<Hub>,
+    queued: AtomicBool,
+    state: Mutex<JobState>,
+}
+
+struct JobState {
+    task: Option<KernelTask>,
+    polling: bool,
+    /// Its turn came while it was polled, further down the stack.
+    again: bool,
+}
+
+impl Job {
+    fn run(self: &Arc<Self>, py: Python<'_>) {
+        // SYNC(job.queued) acqrel: pairs with itself in `wake`. What the waker did before is seen
+        // by the poll; a wake after this queues the job again.
+        self.queued.swap(false, Ordering::AcqRel);
+        let task = {
+            let mut state = lock(&self.state);
+            if state.polling {
+                state.again = true;
+                return;
+            }
+            state.polling = state.task.is_some();
+            state.task.take()
+        };
+        let Some(mut task) = task else { return };
+        let waker = Waker::from(Arc::clone(self));
+        let polled = scope(py, || Pin::new(&mut task).poll(&mut Context::from_waker(&waker)));
+        let closed = self.hub.is_closed();
+        let (again, over) = {
+            let mut state = lock(&self.state);
+            state.polling = false;
+            let over = if polled.is_pending() && !closed {
+                state.task = Some(task);
+                None
+            } else {
+                Some(task)
+            };
+            (std::mem::take(&mut state.again), over)
+        };
+        match over {
+            Some(task) => {
+                let known = lock(&self.hub.state).jobs.remove(&(Arc::as_ptr(self) as usize));
+                scope(py, || drop(task));
+                drop(known);
+            }
+            None if again => self.wake_by_ref(),
+            None => {}
+        }
+    }
+
+    /// Drops the kernel's life unfinished.
+    fn abandon(&self) {
+        let task = lock(&self.state).task.take();
+        drop(task);
+    }
+}
+
+impl Wake for Job {
+    fn wake(self: Arc<Self>) {
+        self.wake_by_ref();
+    }
+
+    fn wake_by_ref(self: &Arc<Self>) {
+        // SYNC(job.queued) acqrel: pairs with itself in `run`.
+        if !self.queued.swap(true, Ordering::AcqRel) {
+            self.hub.push(Ready::Job(Arc::clone(self)));
+        }
+    }
+}
+
+/// The loop's callback.
+#[pyclass(frozen, module = "pydotcompute._native")]
+struct Drain {
+    hub: Weak<Hub>,
+}
+
+#[pymethods]
+impl Drain {
+    fn __call__(&self, py: Python<'_>) -> PyResult<()> {
+        self.hub.upgrade().map_or(Ok(()), |hub| hub.drain(py))
+    }
+}
+
+/// Goes away with the loop's timers.
+#[pyclass(frozen, module = "pydotcompute._native")]
+struct Sentinel {
+    hub: Weak<Hub>,
+}
+
+#[pymethods]
+impl Sentinel {
+    fn __call__(&self) {}
+}
+
+impl Drop for Sentinel {
+    fn drop(&mut self) {
+        if let Some(hub) = self.hub.upgrade() {
+            let _ = Python::try_attach(|py| hub.close(py));
+        }
+    }
+}
+
+/// Drops all kernels of all loops: the interpreter is about to end.
+#[pyfunction]
+pub(super) fn _close_all(py: Python<'_>) {
+    loop {
+        let hub = lock(&HUBS).first().map(Arc::clone);
+        match hub {
+            Some(hub) => hub.close(py),
+            None => return,
+        }
+    }
+}
+
+/// The child of a fork has none of its parent's loops and threads.
+#[pyfunction]
+pub(super) fn _after_fork() {
+    dotcompute::MessageId::reseed();
+    // Not dropped: their locks may be held by threads that are not here.
+    if let Ok(mut hubs) = HUBS.try_lock() {
+        std::mem::forget(std::mem::take(&mut *hubs));
+    }
+    LAST.set(Weak::new());
+}

@@ -1,0 +1,33 @@
+//! asyncio: actors as stock Tasks, on awaitables and a ready list of our own.
+//!
+//! The life of a kernel - states, supervision, asks, dead letters, telemetry - is the core's; what
+//! is here drives it on an event loop ([`hub`]), starts an actor's function as its body
+//! ([`executor`]), and turns what it awaits into what the core does ([`awaitable`],
+//! [`operation`]).
+
+mod actor;
+mod awaitable;
+mod context;
+mod errors;
+mod executor;
+mod hub;
+mod message;
+mod object;
+mod operation;
+mod python;
+mod runtime;
+mod scope;
+mod waiter;
+
+use pyo3::prelude::*;
+
+pub(crate) fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
+    module.add_class::<actor::Actor>()?;
+    module.add_class::<context::ActorContext>()?;
+    module.add_class::<context::ContextHandle>()?;
+    module.add_class::<runtime::NativeRuntime>()?;
+    module.add("Awaitable", object::type_of::<awaitable::Awaitable>(module.py())?)?;
+    module.add_function(wrap_pyfunction!(hub::_close_all, module)?)?;
+    module.add_function(wrap_pyfunction!(hub::_after_fork, module)?)?;
+    Ok(())
+}

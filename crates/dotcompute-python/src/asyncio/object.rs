@@ -1,0 +1,186 @@
+//! Python types made by hand: for those that need slots which PyO3 does not offer (`am_send`).
+
+use std::any::Any;
+use std::cell::UnsafeCell;
+use std::ffi::{CStr, c_int, c_void};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::ptr::null_mut;
+
+use pyo3::exceptions::PyRuntimeError;
+use pyo3::ffi;
+use pyo3::prelude::*;
+use pyo3::sync::PyOnceLock;
+use pyo3::types::PyType;
+
+use super::scope::scope;
+
+/// What a hand-made type is made of.
+pub(super) trait Native: Sized + 'static {
+    /// Its name with its module.
+    const NAME: &'static CStr;
+    /// Its slots, without those for memory.
+    fn slots() -> Vec<ffi::PyType_Slot>;
+    /// Where the type is kept.
+    fn cell() -> &'static PyOnceLock<Py<PyType>>;
+    /// Calls `visit` with each object that it owns; nonzero ends it.
+    fn traverse(&self, visit: &mut dyn FnMut(&Py<PyAny>) -> c_int) -> c_int;
+    /// Gives up what may be part of a cycle.
+    fn clear(&mut self) -> Box<dyn Any>;
+    /// The object goes away.
+    fn gone(&mut self) {}
+}
+
+/// A Python object that holds a `T`.
+#[repr(C)]
+pub(super) struct Object<T> {
+    base: ffi::PyObject,
+    value: UnsafeCell<T>,
+}
+
+/// A slot of a type.
+pub(super) fn slot(slot: c_int, function: *mut c_void) -> ffi::PyType_Slot {
+    ffi::PyType_Slot { slot, pfunc: function }
+}
+
+/// The value inside `object`.
+///
+/// # Safety
+///
+/// `object` is an `Object<T>` and stays alive for as long as the reference; the interpreter is
+/// attached; and no other reference to the value is in use meanwhile.
+#[inline]
+pub(super) unsafe fn value<'a, T>(object: *mut ffi::PyObject) -> &'a mut T {
+    // SAFETY: the caller's promise: the object is one of ours.
+    let cell = unsafe { &raw const (*object.cast::<Object<T>>()).value };
+    let pointer = UnsafeCell::raw_get(cell);
+    // SAFETY: the caller's promise: initialised since its making, alive, and not aliased.
+    unsafe { &mut *pointer }
+}
+
+/// The type, made at its first use.
+#[inline]
+pub(super) fn type_of<T: Native>(py: Python<'_>) -> PyResult<&'static Py<PyType>> {
+    T::cell().get_or_try_init(py, || make::<T>(py))
+}
+
+fn make<T: Native>(py: Python<'_>) -> PyResult<Py<PyType>> {
+    let mut slots = T::slots();
+    slots.extend([
+        slot(ffi::Py_tp_dealloc, dealloc::<T> as *mut c_void),
+        slot(ffi::Py_tp_traverse, traverse::<T> as *mut c_void),
+        slot(ffi::Py_tp_clear, clear::<T> as *mut c_void),
+        slot(0, null_mut()),
+    ]);
+    let mut spec = ffi::PyType_Spec {
+        name: T::NAME.as_ptr(),
+        basicsize: size_of::<Object<T>>() as c_int,
+        itemsize: 0,
+        flags: (ffi::Py_TPFLAGS_DEFAULT
+            | ffi::Py_TPFLAGS_HAVE_GC
+            | ffi::Py_TPFLAGS_DISALLOW_INSTANTIATION) as _,
+        slots: slots.as_mut_ptr(),
+    };
+    // SAFETY: the spec and its slots are complete and end with a zero slot; the methods in them are
+    // static. The interpreter copies the rest.
+    let made = unsafe { ffi::PyType_FromSpec(&raw mut spec) };
+    // SAFETY: a new reference, or null with an error set.
+    let made = unsafe { Bound::from_owned_ptr_or_err(py, made) }?;
+    Ok(made.cast_into::<PyType>()?.unbind())
+}
+
+/// A new object that holds `value`.
+#[inline]
+pub(super) fn new<T: Native>(py: Python<'_>, value: T) -> PyResult<Py<PyAny>> {
+    let class = type_of::<T>(py)?.as_ptr().cast::<ffi::PyTypeObject>();
+    // SAFETY: a type of ours, which is alive for ever.
+    let object = unsafe { ffi::PyType_GenericAlloc(class, 0) };
+    if object.is_null() {
+        return Err(PyErr::fetch(py));
+    }
+    // SAFETY: the object was allocated with room for an `Object<T>`.
+    let cell = unsafe { &raw const (*object.cast::<Object<T>>()).value };
+    // SAFETY: nobody has read the value yet: the collector does not run before this.
+    unsafe { UnsafeCell::raw_get(cell).write(value) };
+    // SAFETY: the only reference, which the allocation gave us.
+    Ok(unsafe { Bound::from_owned_ptr(py, object) }.unbind())
+}
+
+unsafe extern "C" fn dealloc<T: Native>(object: *mut ffi::PyObject) {
+    // SAFETY: a tracked object whose last reference went away.
+    unsafe { ffi::PyObject_GC_UnTrack(object.cast()) };
+    let mut error = [null_mut(); 3];
+    let [kind, value_, trace] = &mut error;
+    // A destructor must leave an exception that is on its way alone.
+    // SAFETY: three places to write to.
+    unsafe { ffi::PyErr_Fetch(kind, value_, trace) };
+    // SAFETY: nobody has a reference to the object any more.
+    let inner = unsafe { value::<T>(object) };
+    inner.gone();
+    let inner: *mut T = inner;
+    // SAFETY: only called by the interpreter.
+    let py = unsafe { Python::assume_attached() };
+    let dropped = catch_unwind(AssertUnwindSafe(|| {
+        scope(py, || {
+            // SAFETY: initialised, dropped once, and not used after.
+            unsafe { inner.drop_in_place() };
+        });
+    }));
+    drop(dropped);
+    let [kind, value_, trace] = error;
+    // SAFETY: what was fetched above, given back.
+    unsafe { ffi::PyErr_Restore(kind, value_, trace) };
+    // SAFETY: the object is still allocated; its type is valid.
+    let class = unsafe { ffi::Py_TYPE(object) };
+    // SAFETY: allocated by `PyType_GenericAlloc` as an object with collector's head.
+    unsafe { ffi::PyObject_GC_Del(object.cast()) };
+    // SAFETY: an object of a heap type owns a reference to it.
+    unsafe { ffi::Py_DECREF(class.cast()) };
+}
+
+unsafe extern "C" fn traverse<T: Native>(
+    object: *mut ffi::PyObject,
+    visit: ffi::visitproc,
+    argument: *mut c_void,
+) -> c_int {
+    // SAFETY: the object is alive.
+    let class = unsafe { ffi::Py_TYPE(object) };
+    // SAFETY: the collector's own function and argument; the type is owned by the object.
+    let outcome = unsafe { visit(class.cast(), argument) };
+    if outcome != 0 {
+        return outcome;
+    }
+    // SAFETY: alive, and nothing else runs while the collector traverses; what was being changed
+    // by code further up the stack had been taken out.
+    let inner = unsafe { value::<T>(object) };
+    inner.traverse(&mut |owned| {
+        // SAFETY: the collector's own function and argument, with an object that is owned here.
+        unsafe { visit(owned.as_ptr(), argument) }
+    })
+}
+
+unsafe extern "C" fn clear<T: Native>(object: *mut ffi::PyObject) -> c_int {
+    // SAFETY: alive; the reference ends before anything is dropped.
+    let owned = unsafe { value::<T>(object) }.clear();
+    // SAFETY: only called by the interpreter.
+    let py = unsafe { Python::assume_attached() };
+    scope(py, || drop(owned));
+    0
+}
+
+/// Calls `f`; an error or a panic is set as Python's error, and `failed` returned.
+#[inline]
+pub(super) fn guard<R>(failed: R, f: impl FnOnce(Python<'_>) -> PyResult<R>) -> R {
+    // SAFETY: only called from slots and methods, by the interpreter.
+    let py = unsafe { Python::assume_attached() };
+    match catch_unwind(AssertUnwindSafe(|| f(py))) {
+        Ok(Ok(value)) => value,
+        Ok(Err(error)) => {
+            error.restore(py);
+            failed
+        }
+        Err(_) => {
+            PyRuntimeError::new_err("a bug in pydotcompute: its native part panicked").restore(py);
+            failed
+        }
+    }
+}

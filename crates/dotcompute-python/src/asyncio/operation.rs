@@ -1,0 +1,333 @@
+//! What an awaitable does when it is driven.
+//!
+//! Each operation tries at once first, on the stack; only one that has to wait makes a future.
+
+use std::ffi::c_int;
+use std::future::Future;
+use std::pin::{Pin, pin};
+use std::task::{Context, Poll};
+use std::time::{Duration, Instant};
+
+use dotcompute::{Sleep, sleep_until};
+use pyo3::exceptions::PyValueError;
+use pyo3::prelude::*;
+
+use super::actor::Actor;
+use super::context::ActorContext;
+use super::errors;
+use super::message::{PyMessage, full_envelope, plain_envelope};
+use super::runtime::NativeRuntime;
+use super::scope::scope;
+
+/// A future that ends as an awaitable ends.
+pub(super) type Pending = Pin<Box<dyn Future<Output = PyResult<Py<PyAny>>> + Send>>;
+
+/// The kernel that is meant.
+pub(super) enum Target {
+    Actor(Py<Actor>),
+    Named(Py<NativeRuntime>, Py<PyAny>),
+}
+
+impl Target {
+    #[inline]
+    fn resolve<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, Actor>> {
+        match self {
+            Self::Actor(actor) => Ok(actor.bind(py).clone()),
+            Self::Named(runtime, id) => runtime.get().find(id.bind(py)),
+        }
+    }
+
+    fn traverse(&self, visit: &mut dyn FnMut(&Py<PyAny>) -> c_int) -> c_int {
+        match self {
+            Self::Actor(actor) => visit(actor.as_any()),
+            Self::Named(runtime, _) => visit(runtime.as_any()),
+        }
+    }
+}
+
+/// See the module.
+pub(super) enum Operation {
+    Send { target: Target, message: Py<PyAny>, timeout: Option<f64>, waiting: Option<Pending> },
+    Receive { target: Target, timeout: Option<f64>, waiting: Option<Pending> },
+    Ask { target: Target, message: Py<PyAny>, timeout: Option<f64>, waiting: Option<Pending> },
+    ContextReceive(ContextReceive),
+    ContextSend { context: Py<ActorContext>, message: Py<PyAny>, waiting: Option<Pending> },
+    Future(Pending),
+}
+
+/// A receive of an actor, and its place among those of its context.
+pub(super) struct ContextReceive {
+    pub(super) context: Py<ActorContext>,
+    pub(super) timeout: Option<f64>,
+    /// 0: not in line.
+    pub(super) ticket: u64,
+    pub(super) sleep: Option<Sleep>,
+}
+
+impl Drop for ContextReceive {
+    fn drop(&mut self) {
+        if self.ticket != 0 {
+            self.context.get().cell.leave(self.ticket);
+        }
+    }
+}
+
+/// The end of a wait of so many seconds that begins now; `None`: it has none.
+pub(super) fn duration(seconds: Option<f64>) -> PyResult<Option<Duration>> {
+    match seconds {
+        None => Ok(None),
+        Some(seconds) if seconds.is_nan() => {
+            Err(PyValueError::new_err("timeout should be a number of seconds, got nan"))
+        }
+        Some(seconds) if seconds <= 0.0 => Ok(Some(Duration::ZERO)),
+        // Longer than the clock can tell: no timeout.
+        Some(seconds) => Ok(Duration::try_from_secs_f64(seconds).ok()),
+    }
+}
+
+fn poll_waiting(
+    py: Python<'_>,
+    waiting: &mut Option<Pending>,
+    cx: &mut Context<'_>,
+) -> Poll<PyResult<Py<PyAny>>> {
+    let Some(future) = waiting else { return Poll::Pending };
+    let polled = scope(py, || future.as_mut().poll(cx));
+    if polled.is_ready() {
+        *waiting = None;
+    }
+    polled
+}
+
+impl Operation {
+    /// Goes on as far as it can. `wait`: the waker is a real one, and is woken when there is more.
+    #[inline]
+    pub(super) fn poll(
+        &mut self,
+        py: Python<'_>,
+        cx: &mut Context<'_>,
+        wait: bool,
+    ) -> Poll<PyResult<Py<PyAny>>> {
+        let polled = match self {
+            Self::Send { target, message, timeout, waiting } => {
+                if waiting.is_some() {
+                    return poll_waiting(py, waiting, cx);
+                }
+                poll_send(py, target, message, *timeout, waiting, cx, wait)
+            }
+            Self::Receive { target, timeout, waiting } => {
+                if waiting.is_some() {
+                    return poll_waiting(py, waiting, cx);
+                }
+                poll_receive(py, target, *timeout, waiting, cx, wait)
+            }
+            Self::Ask { target, message, timeout, waiting } => {
+                if waiting.is_none() {
+                    match ask(py, target, message, *timeout) {
+                        Ok(future) => *waiting = Some(future),
+                        Err(error) => return Poll::Ready(Err(error)),
+                    }
+                }
+                return poll_waiting(py, waiting, cx);
+            }
+            Self::ContextReceive(receive) => return poll_context_receive(py, receive, cx, wait),
+            Self::ContextSend { context, message, waiting } => {
+                if waiting.is_none() {
+                    match context.get().cell.start_send(py, message.bind(py)) {
+                        Ok(None) => return Poll::Ready(Ok(py.None())),
+                        Ok(Some(future)) => *waiting = Some(future),
+                        Err(error) => return Poll::Ready(Err(error)),
+                    }
+                }
+                return poll_waiting(py, waiting, cx);
+            }
+            Self::Future(future) => return scope(py, || future.as_mut().poll(cx)),
+        };
+        match polled {
+            Ok(polled) => polled.map(Ok),
+            Err(error) => Poll::Ready(Err(error)),
+        }
+    }
+
+    /// Whether an error at once is raised only after the loop had its turn, so that a body that
+    /// tries again and again cannot starve it.
+    pub(super) fn suspends_before_it_raises(&self) -> bool {
+        matches!(self, Self::Receive { .. } | Self::ContextReceive(_))
+    }
+
+    /// Whether what it waits for may come from what is ready on this loop.
+    pub(super) fn may_help(&self) -> bool {
+        matches!(self, Self::Receive { .. } | Self::ContextReceive(_) | Self::Ask { .. })
+    }
+
+    pub(super) fn traverse(&self, visit: &mut dyn FnMut(&Py<PyAny>) -> c_int) -> c_int {
+        let both = |first: c_int, second: &mut dyn FnMut() -> c_int| match first {
+            0 => second(),
+            first => first,
+        };
+        match self {
+            Self::Send { target, message, .. } | Self::Ask { target, message, .. } => {
+                both(visit(message), &mut || target.traverse(visit))
+            }
+            Self::Receive { target, .. } => target.traverse(visit),
+            Self::ContextReceive(receive) => visit(receive.context.as_any()),
+            Self::ContextSend { context, message, .. } => {
+                both(visit(message), &mut || visit(context.as_any()))
+            }
+            Self::Future(_) => 0,
+        }
+    }
+}
+
+#[inline]
+fn poll_send(
+    py: Python<'_>,
+    target: &Target,
+    message: &Py<PyAny>,
+    timeout: Option<f64>,
+    waiting: &mut Option<Pending>,
+    cx: &mut Context<'_>,
+    wait: bool,
+) -> PyResult<Poll<Py<PyAny>>> {
+    let actor = target.resolve(py)?;
+    let actor = actor.get();
+    let message = message.bind(py);
+    actor.check_input(message)?;
+    let kernel = actor.kernel(py, "send message")?;
+    let envelope =
+        if actor.shared.is_asked() { full_envelope(message) } else { plain_envelope(message) };
+    if !wait {
+        // Under a policy that blocks, a full mailbox leaves it pending; dropped, it was never sent.
+        let polled = scope(py, || pin!(kernel.send(envelope)).poll(cx));
+        return match polled {
+            Poll::Ready(Ok(())) => Ok(Poll::Ready(py.None())),
+            Poll::Ready(Err(error)) => Err(errors::send(py, error, timeout)),
+            Poll::Pending if duration(timeout)? == Some(Duration::ZERO) => {
+                Err(errors::timed_out(py, kernel.id().as_str(), 0.0, "send"))
+            }
+            Poll::Pending => Ok(Poll::Pending),
+        };
+    }
+    let kernel = kernel.clone();
+    let within = duration(timeout)?;
+    *waiting = Some(Box::pin(async move {
+        let sent = match within {
+            Some(within) => kernel.send_timeout(envelope, within).await,
+            None => kernel.send(envelope).await,
+        };
+        Python::attach(|py| match sent {
+            Ok(()) => Ok(py.None()),
+            Err(error) => Err(errors::send(py, error, timeout)),
+        })
+    }));
+    match poll_waiting(py, waiting, cx) {
+        Poll::Ready(outcome) => outcome.map(Poll::Ready),
+        Poll::Pending => Ok(Poll::Pending),
+    }
+}
+
+#[inline]
+fn poll_receive(
+    py: Python<'_>,
+    target: &Target,
+    timeout: Option<f64>,
+    waiting: &mut Option<Pending>,
+    cx: &mut Context<'_>,
+    wait: bool,
+) -> PyResult<Poll<Py<PyAny>>> {
+    let actor = target.resolve(py)?;
+    let actor = actor.get();
+    let kernel = actor.kernel(py, "receive message")?;
+    if !wait {
+        return match scope(py, || kernel.try_receive()) {
+            Ok(envelope) => Ok(Poll::Ready(envelope.message.into_object(py))),
+            Err(dotcompute::ReceiveError::Empty { .. }) => {
+                if duration(timeout)? == Some(Duration::ZERO) {
+                    return Err(errors::timed_out(py, kernel.id().as_str(), 0.0, "receive"));
+                }
+                Ok(Poll::Pending)
+            }
+            Err(error) => Err(errors::receive(py, error, timeout)),
+        };
+    }
+    let kernel = kernel.clone();
+    let within = duration(timeout)?;
+    *waiting = Some(Box::pin(async move {
+        let received = match within {
+            Some(within) => kernel.receive_timeout(within).await,
+            None => kernel.receive().await,
+        };
+        Python::attach(|py| match received {
+            Ok(envelope) => Ok(envelope.message.into_object(py)),
+            Err(error) => Err(errors::receive(py, error, timeout)),
+        })
+    }));
+    match poll_waiting(py, waiting, cx) {
+        Poll::Ready(outcome) => outcome.map(Poll::Ready),
+        Poll::Pending => Ok(Poll::Pending),
+    }
+}
+
+fn ask(
+    py: Python<'_>,
+    target: &Target,
+    message: &Py<PyAny>,
+    timeout: Option<f64>,
+) -> PyResult<Pending> {
+    let actor = target.resolve(py)?;
+    let actor = actor.get();
+    let message = message.bind(py);
+    actor.check_input(message)?;
+    let kernel = actor.kernel(py, "send message")?.clone();
+    actor.shared.set_asked();
+    let envelope = full_envelope(message);
+    let within = duration(timeout)?;
+    let capacity = actor.capacity();
+    Ok(Box::pin(async move {
+        let answered = match within {
+            Some(within) => kernel.ask_timeout(envelope, within).await,
+            None => kernel.ask(envelope).await,
+        };
+        Python::attach(|py| match answered {
+            Ok(envelope) => Ok(PyMessage::into_object(envelope.message, py)),
+            Err(error) => Err(errors::ask(py, error, timeout, capacity)),
+        })
+    }))
+}
+
+#[inline]
+fn poll_context_receive(
+    py: Python<'_>,
+    receive: &mut ContextReceive,
+    cx: &mut Context<'_>,
+    wait: bool,
+) -> Poll<PyResult<Py<PyAny>>> {
+    let cell = &receive.context.get().cell;
+    match cell.poll_receive(py, &mut receive.ticket, cx, wait) {
+        Poll::Ready(Some(message)) => return Poll::Ready(Ok(message)),
+        Poll::Ready(None) => {
+            return Poll::Ready(Err(errors::stopped(py, cell.id(), "receive message")));
+        }
+        Poll::Pending => {}
+    }
+    let Some(seconds) = receive.timeout else { return Poll::Pending };
+    let timed_out = if !wait {
+        match duration(Some(seconds)) {
+            Ok(within) => within == Some(Duration::ZERO),
+            Err(error) => return Poll::Ready(Err(error)),
+        }
+    } else {
+        if receive.sleep.is_none()
+            && let Ok(Some(within)) = duration(Some(seconds))
+        {
+            receive.sleep = Instant::now().checked_add(within).map(sleep_until);
+        }
+        match &mut receive.sleep {
+            Some(sleep) => scope(py, || Pin::new(sleep).poll(cx).is_ready()),
+            None => false,
+        }
+    };
+    if timed_out {
+        return Poll::Ready(Err(errors::timed_out(py, cell.id(), seconds, "receive")));
+    }
+    Poll::Pending
+}

@@ -1,0 +1,91 @@
+//! Calls into the core, with what they leave for Python to do put off until they are over.
+//!
+//! While the core runs, a message may be dropped or a task woken, and both can run any Python code:
+//! a destructor, an event loop's `call_soon`. That code must find neither a lock of the core held
+//! nor one of its objects borrowed. So within a *scope* such work is only noted, and done when the
+//! outermost scope of the thread ends.
+
+use std::cell::{Cell, RefCell};
+use std::sync::Arc;
+
+use pyo3::prelude::*;
+
+use super::hub::Hub;
+
+struct Scope {
+    depth: Cell<u32>,
+    garbage: RefCell<Vec<Py<PyAny>>>,
+    hubs: RefCell<Vec<Arc<Hub>>>,
+}
+
+thread_local! {
+    static SCOPE: Scope = const {
+        Scope { depth: Cell::new(0), garbage: RefCell::new(Vec::new()), hubs: RefCell::new(Vec::new()) }
+    };
+}
+
+/// Calls `f`; what it leaves to do is done before this returns, or when the outer scope ends.
+#[inline]
+pub(crate) fn scope<R>(py: Python<'_>, f: impl FnOnce() -> R) -> R {
+    struct Leave<'py>(Python<'py>);
+    impl Drop for Leave<'_> {
+        #[inline]
+        fn drop(&mut self) {
+            SCOPE.with(|scope| {
+                if scope.depth.get() > 1 {
+                    scope.depth.set(scope.depth.get() - 1);
+                    return;
+                }
+                scope.depth.set(0);
+                if !scope.garbage.borrow().is_empty() || !scope.hubs.borrow().is_empty() {
+                    flush(self.0, scope);
+                }
+            });
+        }
+    }
+    SCOPE.with(|scope| scope.depth.set(scope.depth.get() + 1));
+    let _leave = Leave(py);
+    f()
+}
+
+#[cold]
+#[inline(never)]
+fn flush(py: Python<'_>, scope: &Scope) {
+    loop {
+        // One at a time, and not borrowed meanwhile: each may run code that adds more.
+        let hub = scope.hubs.borrow_mut().pop();
+        if let Some(hub) = hub {
+            hub.schedule(py);
+            continue;
+        }
+        let garbage = scope.garbage.borrow_mut().pop();
+        match garbage {
+            Some(garbage) => drop(garbage),
+            None => return,
+        }
+    }
+}
+
+/// Drops `object` now, or at the end of the scope.
+#[inline]
+pub(super) fn discard(object: Py<PyAny>) {
+    let mut object = Some(object);
+    let _ = SCOPE.try_with(|scope| {
+        if scope.depth.get() > 0 {
+            scope.garbage.borrow_mut().extend(object.take());
+        }
+    });
+    drop(object);
+}
+
+/// Notes that `hub` is to be scheduled at the end of the scope; it comes back if there is none.
+#[inline]
+pub(super) fn schedule_later(hub: Arc<Hub>) -> Option<Arc<Hub>> {
+    let mut hub = Some(hub);
+    let _ = SCOPE.try_with(|scope| {
+        if scope.depth.get() > 0 {
+            scope.hubs.borrow_mut().extend(hub.take());
+        }
+    });
+    hub
+}

@@ -1,0 +1,276 @@
+//! The native base class of messages.
+
+use dotcompute_mailbox::sync::Arc;
+use pyo3::exceptions::{PyTypeError, PyValueError};
+use pyo3::intern;
+use pyo3::prelude::*;
+use pyo3::pyclass::{PyTraverseError, PyVisit};
+use pyo3::types::{PyBytes, PyDict, PyString, PyTuple, PyType};
+
+use super::id::Id;
+use super::layout::{Access, Default, Layout, layout_of};
+use super::{decode, encode};
+
+/// What every message has: an id, a priority, and the id of the message that it answers.
+///
+/// Not for direct use: derive from `RingKernelMessage`, or use `@message`.
+#[pyclass(subclass, module = "pydotcompute._native")]
+pub(crate) struct MessageBase {
+    pub(super) layout: Arc<Layout>,
+    pub(super) id: Id,
+    pub(super) correlation: Option<Id>,
+    pub(super) priority: u8,
+}
+
+#[pymethods]
+impl MessageBase {
+    #[new]
+    #[classmethod]
+    #[pyo3(signature = (*_args, **_kwargs))]
+    fn new(
+        class: &Bound<'_, PyType>,
+        _args: &Bound<'_, PyTuple>,
+        _kwargs: Option<&Bound<'_, PyDict>>,
+    ) -> PyResult<Self> {
+        Ok(Self { layout: layout_of(class)?, id: Id::next(), correlation: None, priority: 128 })
+    }
+
+    #[pyo3(signature = (*args, **kwargs))]
+    fn __init__(
+        slf: &Bound<'_, Self>,
+        args: &Bound<'_, PyTuple>,
+        kwargs: Option<&Bound<'_, PyDict>>,
+    ) -> PyResult<()> {
+        let mut layout = slf.try_borrow()?.layout.clone();
+        if !layout.native_init {
+            layout = match &layout.parent {
+                Some(parent) => parent.clone(),
+                None => layout,
+            };
+        }
+        fill(slf.as_any(), &layout, args, kwargs)
+    }
+
+    /// The id of this message, a `uuid.UUID`. The object is made when it is first asked for.
+    #[getter]
+    fn message_id<'py>(&mut self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
+        self.id.object(py)
+    }
+
+    #[setter]
+    fn set_message_id(&mut self, value: &Bound<'_, PyAny>) {
+        self.id = Id::from_object(value);
+    }
+
+    /// 0 (lowest) to 255.
+    #[getter]
+    fn priority(&self) -> u8 {
+        self.priority
+    }
+
+    #[setter]
+    fn set_priority(&mut self, value: &Bound<'_, PyAny>) -> PyResult<()> {
+        self.priority = parse_priority(value)?;
+        Ok(())
+    }
+
+    /// The id of the message that this one answers, or None.
+    #[getter]
+    fn correlation_id<'py>(&mut self, py: Python<'py>) -> PyResult<Option<Bound<'py, PyAny>>> {
+        self.correlation.as_mut().map(|id| id.object(py)).transpose()
+    }
+
+    #[setter]
+    fn set_correlation_id(&mut self, value: Option<&Bound<'_, PyAny>>) {
+        self.correlation = value.map(Id::from_object);
+    }
+
+    /// The bytes of this message.
+    fn serialize<'py>(slf: &Bound<'py, Self>) -> PyResult<Bound<'py, PyBytes>> {
+        encode::encode_message(slf.as_any())
+    }
+
+    /// The message of this class that has these bytes.
+    #[classmethod]
+    fn deserialize<'py>(
+        class: &Bound<'py, PyType>,
+        data: &Bound<'py, PyAny>,
+    ) -> PyResult<Bound<'py, PyAny>> {
+        decode::decode_message(class, data, false)
+    }
+
+    fn __traverse__(&self, visit: PyVisit<'_>) -> Result<(), PyTraverseError> {
+        visit.call(self.id.held())?;
+        visit.call(self.correlation.as_ref().and_then(Id::held))
+    }
+
+    fn __clear__(&mut self) {
+        self.id = Id::from_bits(0);
+        self.correlation = None;
+    }
+}
+
+impl MessageBase {
+    /// Sets one field of `object`.
+    #[inline]
+    pub(super) fn set(
+        object: &Bound<'_, PyAny>,
+        name: &Py<PyString>,
+        access: &Access,
+        value: &Bound<'_, PyAny>,
+    ) -> PyResult<()> {
+        match access {
+            Access::Slot(slot) => slot.set(object, value),
+            Access::Id => {
+                let mut native = object.cast::<Self>()?.try_borrow_mut()?;
+                let _replaced = std::mem::replace(&mut native.id, Id::from_object(value));
+                drop(native);
+                Ok(())
+            }
+            Access::Priority => {
+                let priority = parse_priority(value)?;
+                object.cast::<Self>()?.try_borrow_mut()?.priority = priority;
+                Ok(())
+            }
+            Access::Correlation => {
+                let id = (!value.is_none()).then(|| Id::from_object(value));
+                let mut native = object.cast::<Self>()?.try_borrow_mut()?;
+                let _replaced = std::mem::replace(&mut native.correlation, id);
+                drop(native);
+                Ok(())
+            }
+            Access::Attribute => set_attribute(object, name.bind(object.py()), value),
+        }
+    }
+}
+
+/// As `object.__setattr__` does, past a frozen class's own.
+pub(super) fn set_attribute(
+    object: &Bound<'_, PyAny>,
+    name: &Bound<'_, PyString>,
+    value: &Bound<'_, PyAny>,
+) -> PyResult<()> {
+    let py = object.py();
+    py.get_type::<PyAny>().call_method1(intern!(py, "__setattr__"), (object, name, value)).map(drop)
+}
+
+/// The native part of a message, if id, priority and correlation id are the ones in it.
+#[inline]
+pub(super) fn native<'py>(object: &Bound<'py, PyAny>) -> Option<PyRefMut<'py, MessageBase>> {
+    let native = object.cast::<MessageBase>().ok()?.try_borrow_mut().ok()?;
+    native.layout.plain_header.then_some(native)
+}
+
+pub(super) fn parse_priority(value: &Bound<'_, PyAny>) -> PyResult<u8> {
+    let out_of_range = || PyValueError::new_err(format!("Priority must be 0-255, got {value}"));
+    match value.extract::<i64>() {
+        Ok(priority) => u8::try_from(priority).map_err(|_| out_of_range()),
+        Err(error) if error.is_instance_of::<PyTypeError>(value.py()) => Err(error),
+        Err(_) => Err(out_of_range()),
+    }
+}
+
+/// What a dataclass's `__init__` does.
+fn fill(
+    object: &Bound<'_, PyAny>,
+    layout: &Layout,
+    args: &Bound<'_, PyTuple>,
+    kwargs: Option<&Bound<'_, PyDict>>,
+) -> PyResult<()> {
+    if args.len() > layout.positional.len() {
+        return Err(PyTypeError::new_err(format!(
+            "{}.__init__() takes {} positional arguments but {} were given",
+            layout.name,
+            layout.positional.len() + 1,
+            args.len() + 1,
+        )));
+    }
+    let mut given = 0u128;
+    for (&index, value) in layout.positional.iter().zip(args.iter_borrowed()) {
+        let entry = &layout.entries[index];
+        MessageBase::set(object, &entry.name, &entry.access, &value)?;
+        given |= 1 << index;
+    }
+    if let Some(kwargs) = kwargs {
+        for (name, value) in kwargs.iter() {
+            let name = name.cast_into::<PyString>()?;
+            let found = layout.find(&name).filter(|&index| layout.entries[index].init);
+            let Some(index) = found else {
+                return Err(PyTypeError::new_err(format!(
+                    "{}.__init__() got an unexpected keyword argument '{name}'",
+                    layout.name,
+                )));
+            };
+            if given & 1 << index != 0 {
+                return Err(PyTypeError::new_err(format!(
+                    "{}.__init__() got multiple values for argument '{name}'",
+                    layout.name,
+                )));
+            }
+            let entry = &layout.entries[index];
+            MessageBase::set(object, &entry.name, &entry.access, &value)?;
+            given |= 1 << index;
+        }
+    }
+    fill_missing(object, layout, given)
+}
+
+/// Sets the fields that are not among the `given` to their defaults, and ends as `__init__` does.
+pub(super) fn fill_missing(
+    object: &Bound<'_, PyAny>,
+    layout: &Layout,
+    given: u128,
+) -> PyResult<()> {
+    let py = object.py();
+    let mut missing = Vec::new();
+    for (index, entry) in layout.entries.iter().enumerate() {
+        if given & 1 << index != 0 {
+            continue;
+        }
+        match &entry.default {
+            Default::New => {}
+            Default::Value(value) => {
+                MessageBase::set(object, &entry.name, &entry.access, value.bind(py))?;
+            }
+            Default::Factory(factory) => {
+                let value = factory.bind(py).call0()?;
+                MessageBase::set(object, &entry.name, &entry.access, &value)?;
+            }
+            // A field that the constructor does not take is for `__post_init__` to set.
+            Default::Required if entry.init => missing.push(format!("'{}'", entry.text)),
+            Default::Required => {}
+        }
+    }
+    if !missing.is_empty() {
+        return Err(PyTypeError::new_err(format!(
+            "{}.__init__() missing {} required argument{}: {}",
+            layout.name,
+            missing.len(),
+            if missing.len() == 1 { "" } else { "s" },
+            missing.join(", "),
+        )));
+    }
+    if layout.has_post_init {
+        object.call_method0(intern!(py, "__post_init__"))?;
+    }
+    Ok(())
+}
+
+/// A new message id, a `uuid.UUID` of version 4, without a system call.
+#[pyfunction]
+pub(super) fn new_message_id(py: Python<'_>) -> PyResult<Bound<'_, PyAny>> {
+    Id::next().object(py)
+}
+
+/// Starts the generator of ids anew, in a child process after a fork.
+#[pyfunction]
+pub(super) fn reseed_message_ids() {
+    dotcompute::MessageId::reseed();
+}
+
+/// Says whether the bytes of this class's messages carry its name in full.
+#[pyfunction]
+pub(super) fn set_qualified(class: &Bound<'_, PyType>, is_qualified: bool) -> PyResult<()> {
+    layout_of(class)?.set_qualified(is_qualified);
+    Ok(())
+}

@@ -1,0 +1,56 @@
+//! The id of a message: 128 bits, and the UUID object for them once somebody asked for it.
+
+use dotcompute::MessageId;
+use pyo3::prelude::*;
+
+use super::types;
+
+/// What `message_id` or `correlation_id` of a message is. Whatever object was put there is given
+/// back; mostly nobody asks, and then there is none.
+#[derive(Debug)]
+pub(super) struct Id {
+    /// None if they have not been read from the object yet, or it is no UUID.
+    bits: Option<u128>,
+    object: Option<Py<PyAny>>,
+}
+
+impl Id {
+    #[inline]
+    pub(super) fn next() -> Self {
+        Self::from_bits(MessageId::next().as_u128())
+    }
+
+    #[inline]
+    pub(super) fn from_bits(bits: u128) -> Self {
+        Self { bits: Some(bits), object: None }
+    }
+
+    #[inline]
+    pub(super) fn from_object(object: &Bound<'_, PyAny>) -> Self {
+        Self { bits: None, object: Some(object.clone().unbind()) }
+    }
+
+    /// The bits; none if the object is no UUID.
+    #[inline]
+    pub(super) fn bits(&mut self, py: Python<'_>) -> Option<u128> {
+        if self.bits.is_none() {
+            self.bits = self.object.as_ref().and_then(|object| types::uuid_bits(object.bind(py)));
+        }
+        self.bits
+    }
+
+    /// The object: the one that was put here, or a UUID.
+    pub(super) fn object<'py>(&mut self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
+        if let Some(object) = &self.object {
+            return Ok(object.bind(py).clone());
+        }
+        let object = types::make_uuid(py, self.bits.unwrap_or_default())?;
+        self.object = Some(object.clone().unbind());
+        Ok(object)
+    }
+
+    /// The object, if there is one, for the garbage collector.
+    pub(super) fn held(&self) -> Option<&Py<PyAny>> {
+        self.object.as_ref()
+    }
+}

@@ -1,0 +1,335 @@
+//! What is known about a class of messages: its fields, where they lie, what they default to.
+
+use std::collections::HashMap;
+
+use dotcompute_mailbox::sync::{Arc, AtomicBool, Mutex, Ordering, lock};
+use pyo3::exceptions::PyTypeError;
+use pyo3::prelude::*;
+use pyo3::pyclass::{PyTraverseError, PyVisit};
+use pyo3::sync::PyOnceLock;
+use pyo3::types::{PyDict, PyString, PyType};
+use pyo3::{PyTypeInfo, intern};
+
+use super::base::MessageBase;
+use super::hint::Hint;
+use super::keys;
+use super::slots::Slot;
+
+/// Of a dataclass: a message, or one that a message has in a field.
+pub(super) struct Layout {
+    /// The bare name of the class, which is its name on the wire.
+    pub(super) name: String,
+    pub(super) entries: Vec<Entry>,
+    /// The fields that the constructor takes by position, in their order.
+    pub(super) positional: Vec<usize>,
+    /// A message, not just a dataclass.
+    pub(super) is_message: bool,
+    /// An `ArrayMessage`.
+    pub(super) is_array_message: bool,
+    /// Derives from `MessageBase`, and id, priority and correlation id are the native ones.
+    pub(super) plain_header: bool,
+    /// Its constructor is `MessageBase.__init__`.
+    pub(super) native_init: bool,
+    /// Its constructor does what a dataclass's does, so that a message can be made without it.
+    pub(super) is_direct: bool,
+    pub(super) has_post_init: bool,
+    /// Whose fields `super().__init__` fills if this class has a constructor of its own.
+    pub(super) parent: Option<Arc<Layout>>,
+    /// Its name in full, which is written too if another class has the same bare name.
+    pub(super) qualified_name: String,
+    is_qualified: AtomicBool,
+    hints: PyOnceLock<Vec<Hint>>,
+}
+
+pub(super) struct Entry {
+    pub(super) name: Py<PyString>,
+    pub(super) text: String,
+    pub(super) access: Access,
+    pub(super) default: Default,
+    /// The constructor takes it.
+    pub(super) init: bool,
+    /// It goes on the wire.
+    pub(super) wire: bool,
+}
+
+/// Where a field lies.
+pub(super) enum Access {
+    Id,
+    Priority,
+    Correlation,
+    Slot(Slot),
+    Attribute,
+}
+
+/// What a field is if nobody says.
+pub(super) enum Default {
+    /// It must be said.
+    Required,
+    /// What a new `MessageBase` has: a new id.
+    New,
+    Value(Py<PyAny>),
+    Factory(Py<PyAny>),
+}
+
+/// By the address of the class. A class owns its layout through the handle in its attribute
+/// `__message_layout__`; the handle takes the layout out of here when the class goes.
+static LAYOUTS: Mutex<Option<HashMap<usize, Arc<Layout>, foldhash::fast::FixedState>>> =
+    Mutex::new(None);
+
+/// Owns the layout of one class.
+#[pyclass(frozen, module = "pydotcompute._native")]
+pub(crate) struct LayoutHandle {
+    class: usize,
+    layout: Arc<Layout>,
+}
+
+#[pymethods]
+impl LayoutHandle {
+    fn __traverse__(&self, visit: PyVisit<'_>) -> Result<(), PyTraverseError> {
+        for entry in &self.layout.entries {
+            if let Access::Slot(slot) = &entry.access {
+                visit.call(slot.descriptor())?;
+            }
+            if let Default::Value(object) | Default::Factory(object) = &entry.default {
+                visit.call(object)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Drop for LayoutHandle {
+    fn drop(&mut self) {
+        // Dropped after the lock is released, since that may run Python code.
+        let _removed = {
+            let mut layouts = lock(&LAYOUTS);
+            layouts.as_mut().and_then(|layouts| {
+                let is_own = layouts
+                    .get(&self.class)
+                    .is_some_and(|layout| Arc::ptr_eq(layout, &self.layout));
+                if is_own { layouts.remove(&self.class) } else { None }
+            })
+        };
+    }
+}
+
+/// The layout of a dataclass.
+///
+/// # Errors
+///
+/// It is none.
+#[inline]
+pub(super) fn layout_of(class: &Bound<'_, PyType>) -> PyResult<Arc<Layout>> {
+    let address = class.as_ptr() as usize;
+    if let Some(layout) = lock(&LAYOUTS).as_ref().and_then(|layouts| layouts.get(&address)) {
+        return Ok(layout.clone());
+    }
+    build(class)
+}
+
+#[cold]
+fn build(class: &Bound<'_, PyType>) -> PyResult<Arc<Layout>> {
+    let py = class.py();
+    let layout = Arc::new(Layout::new(class)?);
+    let address = class.as_ptr() as usize;
+    let handle = LayoutHandle { class: address, layout: layout.clone() };
+    class.setattr(intern!(py, "__message_layout__"), Bound::new(py, handle)?)?;
+    let _replaced = lock(&LAYOUTS).get_or_insert_default().insert(address, layout.clone());
+    Ok(layout)
+}
+
+impl Layout {
+    fn new(class: &Bound<'_, PyType>) -> PyResult<Self> {
+        let py = class.py();
+        let dataclasses = py.import(intern!(py, "dataclasses"))?;
+        let missing = dataclasses.getattr(intern!(py, "MISSING"))?;
+        let base = MessageBase::type_object(py);
+        let is_native = class.is_subclass(&base)?;
+        let is_array_message = class.hasattr(intern!(py, "__array_message__"))?;
+
+        let mut entries = Vec::new();
+        let mut positional = Vec::new();
+        let mut last_positional = Vec::new();
+        for field in dataclasses.call_method1(intern!(py, "fields"), (class,))?.try_iter()? {
+            let field = field?;
+            let name: Bound<'_, PyString> = field.getattr(intern!(py, "name"))?.cast_into()?;
+            let name = intern_name(&name)?;
+            let text = name.to_str()?.to_owned();
+            let access = Access::of(class, is_native.then_some(&base), &name)?;
+            let init = field.getattr(intern!(py, "init"))?.is_truthy()?;
+            if init {
+                if !field.getattr(intern!(py, "kw_only"))?.is_truthy()? {
+                    positional.push(entries.len());
+                } else if access.is_header() {
+                    last_positional.push(entries.len());
+                }
+            }
+            entries.push(Entry {
+                default: Default::of(&field, &missing, &access)?,
+                wire: !(is_array_message && text.starts_with('_')),
+                init,
+                access,
+                text,
+                name: name.unbind(),
+            });
+        }
+        positional.append(&mut last_positional);
+
+        let init = intern!(py, "__init__");
+        let native = base.getattr(init)?;
+        let native_init =
+            is_native && class.getattr(init)?.is(&native) && entries.len() <= u128::BITS as usize;
+        let is_direct = native_init
+            || (entries.len() <= u128::BITS as usize && is_generated(&class.getattr(init)?));
+        let parent = if is_native && !native_init { parent(class, &base, &native)? } else { None };
+        let module: String = class.getattr(intern!(py, "__module__"))?.extract()?;
+        let mut plain_header = is_native;
+        for name in [keys::ID, keys::PRIORITY, keys::CORRELATION_ID] {
+            plain_header = plain_header && class.getattr(name)?.is(&base.getattr(name)?);
+        }
+        Ok(Self {
+            name: class.name()?.to_str()?.to_owned(),
+            entries,
+            positional,
+            is_message: is_native || class.hasattr(intern!(py, "__message__"))?,
+            is_array_message,
+            plain_header,
+            native_init,
+            is_direct,
+            has_post_init: class.hasattr(intern!(py, "__post_init__"))?,
+            parent,
+            qualified_name: format!("{module}:{}", class.qualname()?),
+            is_qualified: AtomicBool::new(false),
+            hints: PyOnceLock::new(),
+        })
+    }
+
+    /// What the annotations of its fields say about their values. Worked out when the first message
+    /// is written or read, since an annotation may name a class that is defined later.
+    pub(super) fn hints(&self, class: &Bound<'_, PyType>) -> PyResult<&[Hint]> {
+        let py = class.py();
+        let hints = self.hints.get_or_try_init(py, || {
+            let module = py.import(intern!(py, "pydotcompute.ring_kernels.message"))?;
+            let specs: Bound<'_, PyDict> =
+                module.call_method1(intern!(py, "_field_hints"), (class,))?.cast_into()?;
+            let hint = |entry: &Entry| match specs.get_item(&entry.name)? {
+                Some(spec) => Hint::from_spec(&spec),
+                None => Ok(Hint::Any),
+            };
+            self.entries.iter().map(hint).collect::<PyResult<Vec<_>>>()
+        })?;
+        Ok(hints)
+    }
+
+    /// The index of the field with this name.
+    #[inline]
+    pub(super) fn find(&self, name: &Bound<'_, PyString>) -> Option<usize> {
+        // Names in programs are interned, so mostly it is the very object.
+        self.entries.iter().position(|entry| entry.name.as_ptr() == name.as_ptr()).or_else(|| {
+            let name = name.to_str().ok()?;
+            self.entries.iter().position(|entry| entry.text == name)
+        })
+    }
+
+    /// Whether its bare name is not enough, since another class has it too.
+    pub(super) fn is_qualified(&self) -> bool {
+        // Relaxed: a lone flag; set and read with the GIL held.
+        self.is_qualified.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn set_qualified(&self, is_qualified: bool) {
+        // Relaxed: as above.
+        self.is_qualified.store(is_qualified, Ordering::Relaxed);
+    }
+}
+
+/// The layout of the nearest base class that has the native constructor.
+fn parent(
+    class: &Bound<'_, PyType>,
+    base: &Bound<'_, PyType>,
+    native: &Bound<'_, PyAny>,
+) -> PyResult<Option<Arc<Layout>>> {
+    for other in class.mro().iter().skip(1) {
+        let Ok(other) = other.cast_into::<PyType>() else { continue };
+        if other.is(base) {
+            break;
+        }
+        if other.is_subclass(base)? && other.getattr(intern!(class.py(), "__init__"))?.is(native) {
+            return layout_of(&other).map(Some);
+        }
+    }
+    Ok(None)
+}
+
+/// Whether `dataclasses` made this function: what it makes comes from no file.
+fn is_generated(init: &Bound<'_, PyAny>) -> bool {
+    let file = init.getattr("__code__").and_then(|code| code.getattr("co_filename"));
+    file.is_ok_and(|file| file.eq("<string>").unwrap_or(false))
+}
+
+/// The one object that all names of this text in the program are.
+fn intern_name<'py>(name: &Bound<'py, PyString>) -> PyResult<Bound<'py, PyString>> {
+    Ok(PyString::intern(name.py(), name.to_str()?))
+}
+
+impl Access {
+    fn of(
+        class: &Bound<'_, PyType>,
+        base: Option<&Bound<'_, PyType>>,
+        name: &Bound<'_, PyString>,
+    ) -> PyResult<Self> {
+        let Some(attribute) = class.getattr_opt(name)? else { return Ok(Access::Attribute) };
+        if let Some(base) = base
+            && base.getattr_opt(name)?.is_some_and(|native| native.is(&attribute))
+        {
+            match name.to_str()? {
+                keys::ID => return Ok(Access::Id),
+                keys::PRIORITY => return Ok(Access::Priority),
+                keys::CORRELATION_ID => return Ok(Access::Correlation),
+                _ => {}
+            }
+        }
+        Ok(Slot::new(&attribute).map_or(Access::Attribute, Access::Slot))
+    }
+
+    pub(super) fn is_header(&self) -> bool {
+        matches!(self, Access::Id | Access::Priority | Access::Correlation)
+    }
+}
+
+impl Default {
+    fn of(field: &Bound<'_, PyAny>, missing: &Bound<'_, PyAny>, access: &Access) -> PyResult<Self> {
+        let py = field.py();
+        let value = field.getattr(intern!(py, "default"))?;
+        if !value.is(missing) {
+            return Ok(Default::Value(value.unbind()));
+        }
+        let factory = field.getattr(intern!(py, "default_factory"))?;
+        if factory.is(missing) {
+            return Ok(Default::Required);
+        }
+        if matches!(access, Access::Id) {
+            // Its own id is as good as one from here, and there already.
+            let uuid4 = py.import(intern!(py, "uuid"))?.getattr(intern!(py, "uuid4"))?;
+            let own = py
+                .import(intern!(py, "pydotcompute._native"))?
+                .getattr(intern!(py, "new_message_id"))?;
+            if factory.is(&uuid4) || factory.is(&own) {
+                return Ok(Default::New);
+            }
+        }
+        Ok(Default::Factory(factory.unbind()))
+    }
+}
+
+/// The layout of an object's class.
+pub(super) fn layout_of_object(object: &Bound<'_, PyAny>) -> PyResult<Arc<Layout>> {
+    layout_of(&object.get_type()).map_err(|error| {
+        if error.is_instance_of::<PyTypeError>(object.py()) {
+            let text = format!("{} is no dataclass", object.get_type());
+            PyTypeError::new_err(text)
+        } else {
+            error
+        }
+    })
+}

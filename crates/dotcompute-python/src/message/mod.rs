@@ -1,0 +1,94 @@
+//! Messages: the native base class of every `@message` class, and their bytes.
+//!
+//! A class that `@message` made keeps its fields in slots, and its id, priority and correlation id
+//! in the native part of the object ([`base`]). What is known about a class - its fields, where
+//! they lie, what they default to - is worked out once ([`layout`]). The bytes ([`encode`],
+//! [`decode`]) are those of `dotcompute::wire`, with Python's types added ([`hint`] says when an
+//! annotation settles what a value is read back as).
+//!
+//! For the rest of the crate: [`priority_of`], [`id_of`] and [`correlation_of`] read any object.
+
+mod base;
+mod decode;
+mod encode;
+mod hint;
+mod id;
+mod keys;
+mod layout;
+mod slots;
+mod types;
+
+use dotcompute::DEFAULT_PRIORITY;
+use pyo3::exceptions::PyException;
+use pyo3::intern;
+use pyo3::prelude::*;
+use pyo3::types::PyString;
+
+use base::MessageBase;
+
+pub(crate) fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
+    module.add_class::<MessageBase>()?;
+    module.add_class::<layout::LayoutHandle>()?;
+    module.add_function(wrap_pyfunction!(message_header, module)?)?;
+    module.add_function(wrap_pyfunction!(base::new_message_id, module)?)?;
+    module.add_function(wrap_pyfunction!(base::reseed_message_ids, module)?)?;
+    module.add_function(wrap_pyfunction!(base::set_qualified, module)?)?;
+    module.add_function(wrap_pyfunction!(encode::encode_message, module)?)?;
+    module.add_function(wrap_pyfunction!(decode::decode_message, module)?)?;
+    module.add_function(wrap_pyfunction!(decode::decode_any_message, module)?)
+}
+
+/// What the runtime reads of a message: the bits of its id and of the id that it answers, and its
+/// priority.
+#[pyfunction]
+fn message_header(message: &Bound<'_, PyAny>) -> PyResult<(Option<u128>, Option<u128>, u8)> {
+    Ok((id_of(message)?, correlation_of(message)?, priority_of(message)?))
+}
+
+/// The priority of a message: of ours without running any Python code, of any other object its
+/// attribute `priority`. 128 if there is none that is an integer; what lies outside 0 to 255 counts
+/// as the nearest of the two.
+///
+/// Clears any error that reading the attribute raises, except those that are no `Exception`
+/// (KeyboardInterrupt, SystemExit).
+pub(crate) fn priority_of(message: &Bound<'_, PyAny>) -> PyResult<u8> {
+    if let Some(native) = base::native(message) {
+        return Ok(native.priority);
+    }
+    let Some(value) = attribute(message, intern!(message.py(), "priority"))? else {
+        return Ok(DEFAULT_PRIORITY);
+    };
+    Ok(value.extract::<i64>().map_or(DEFAULT_PRIORITY, |value| value.clamp(0, 255) as u8))
+}
+
+/// The id of a message as the 128 bits of its UUID, most significant first: of ours without making
+/// the UUID object, of any other object its attribute `message_id`. None if there is none that is a
+/// UUID. Errors as in [`priority_of`].
+pub(crate) fn id_of(message: &Bound<'_, PyAny>) -> PyResult<Option<u128>> {
+    if let Some(mut native) = base::native(message) {
+        return Ok(native.id.bits(message.py()));
+    }
+    let id = attribute(message, intern!(message.py(), "message_id"))?;
+    Ok(id.and_then(|id| types::uuid_bits(&id)))
+}
+
+/// The id of the message that this one answers, as [`id_of`]. None if it answers none.
+pub(crate) fn correlation_of(message: &Bound<'_, PyAny>) -> PyResult<Option<u128>> {
+    if let Some(mut native) = base::native(message) {
+        return Ok(native.correlation.as_mut().and_then(|id| id.bits(message.py())));
+    }
+    let id = attribute(message, intern!(message.py(), "correlation_id"))?;
+    Ok(id.and_then(|id| types::uuid_bits(&id)))
+}
+
+/// An attribute, if the object has it and it is not None.
+fn attribute<'py>(
+    object: &Bound<'py, PyAny>,
+    name: &Bound<'py, PyString>,
+) -> PyResult<Option<Bound<'py, PyAny>>> {
+    match object.getattr(name) {
+        Ok(value) => Ok(Some(value).filter(|value| !value.is_none())),
+        Err(error) if error.is_instance_of::<PyException>(object.py()) => Ok(None),
+        Err(error) => Err(error),
+    }
+}

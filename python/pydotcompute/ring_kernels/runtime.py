@@ -1,0 +1,381 @@
+"""The runtime: launches ring kernels, finds them by name, and ends them.
+
+`RingKernelRuntime.send`, `receive` and `send_and_receive` are awaitables written in Rust: whole
+coroutines to asyncio, that do nothing before they are awaited.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any
+
+from pydotcompute import _native
+from pydotcompute.exceptions import KernelAlreadyExistsError, KernelNotFoundError
+from pydotcompute.ring_kernels import _loop
+from pydotcompute.ring_kernels.lifecycle import (
+    KernelState,
+    Restart,
+    RingKernel,
+    RingKernelConfig,
+    _current_task,
+    _runtimes,
+)
+from pydotcompute.ring_kernels.telemetry import RingKernelTelemetry, TelemetryCollector
+
+_logger = logging.getLogger("pydotcompute")
+
+_kernel_registry: dict[str, dict[str, Any]] = {}
+
+
+def register_ring_kernel(
+    kernel_id: str,
+    func: Callable[..., Any],
+    input_type: type | None = None,
+    output_type: type | None = None,
+    **config: Any,
+) -> None:
+    """Register a function under a name, by which any runtime of the process can launch it.
+
+    A later registration takes the place of an earlier one; if it is another function's, that is
+    logged.
+    """
+    known = _kernel_registry.get(kernel_id)
+    if known is not None:
+        old, new = known["func"], func
+        names = [
+            (getattr(one, "__module__", None), getattr(one, "__qualname__", None))
+            for one in (old, new)
+        ]
+        if names[0] != names[1]:
+            _logger.warning("ring kernel %r is registered anew: %r takes the place of %r",
+                            kernel_id, new, old)
+    _kernel_registry[kernel_id] = {
+        "func": func,
+        "input_type": input_type,
+        "output_type": output_type,
+        "config": config,
+    }
+
+
+def get_registered_kernel(kernel_id: str) -> dict[str, Any] | None:
+    """What is registered under a name: ``func``, ``input_type``, ``output_type``, ``config``."""
+    return _kernel_registry.get(kernel_id)
+
+
+@dataclass(frozen=True)
+class DeadLetter:
+    """A message that nobody processed.
+
+    ``message`` is the message itself; ``reason`` says why it is here; ``to_kernel`` is False for a
+    reply of the kernel; ``at`` is when it came here, in seconds since the epoch.
+    """
+
+    kernel_id: str
+    message: Any
+    reason: str
+    delivery_count: int
+    to_kernel: bool
+    at: float
+
+
+class RingKernelRuntime(_native.Runtime):
+    """Launches ring kernels and keeps them by name; an async context manager.
+
+    Its awaitables may be awaited on any event loop, also at once on several in several threads. A
+    kernel runs on the loop that launched it.
+
+    Parameters
+    ----------
+    enable_telemetry
+        Whether `get_telemetry` and the like tell anything.
+    use_uvloop
+        Install uvloop's event loop policy, where that is possible and wanted (see `_loop`).
+    use_eager_tasks
+        Let tasks of the loop start at once, on Python 3.12 and newer.
+    """
+
+    def __init__(
+        self,
+        *,
+        enable_telemetry: bool = True,
+        use_uvloop: bool = True,
+        use_eager_tasks: bool = True,
+    ) -> None:
+        self._use_uvloop = use_uvloop
+        self._use_eager_tasks = use_eager_tasks
+        self._active = False
+        self._ended = False
+        self._eager_tasks_installed = False
+        self._telemetry = TelemetryCollector() if enable_telemetry else None
+        if use_uvloop:
+            _loop.install_uvloop()
+        _runtimes.add(self)
+
+    async def __aenter__(self) -> RingKernelRuntime:
+        await self.start()
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        await self.shutdown()
+
+    async def start(self) -> None:
+        """Begin. `launch` does it too where it was forgotten."""
+        self._begin()
+
+    def _begin(self) -> None:
+        if self._active:
+            return
+        if self._ended:
+            self._renew()
+            self._ended = False
+        self._active = True
+        if self._use_eager_tasks:
+            self._eager_tasks_installed = _loop.install_eager_task_factory()
+
+    async def shutdown(self, timeout: float = 10.0) -> None:
+        """End all kernels at once, within `timeout` seconds for all of them together.
+
+        A no-op where nothing was started.
+        """
+        if not self._active:
+            return
+        deadline = time.monotonic() + timeout
+        kernels = list(self._kernels.values())
+        current = _current_task()
+        own = [one for one in kernels if current is not None and one._task is current]
+        if own:
+            # Called by a kernel of this runtime, which cannot wait for itself.
+            others = [one for one in kernels if one not in own]
+            await asyncio.gather(*(one.terminate(timeout) for one in others))
+            for one in own:
+                one._stop(False)
+        else:
+            outcomes = await self._shutdown(timeout)
+            for one in kernels:
+                outcome = outcomes.get(one.kernel_id)
+                if outcome == "abandoned":
+                    _logger.warning("kernel %r did not stop within %s s", one.kernel_id, timeout)
+                elif outcome == "cancelled":
+                    await one._cancelled(deadline)
+        for one in kernels:
+            self._forget(one)
+        self._active = False
+        self._ended = True
+
+    @property
+    def is_active(self) -> bool:
+        """Whether it was started and not shut down."""
+        return self._active
+
+    @property
+    def kernel_ids(self) -> list[str]:
+        """The names of its kernels, also of those that ended and were not terminated."""
+        return list(self._kernels)
+
+    def _get(self, kernel_id: str) -> RingKernel[Any, Any]:
+        kernel: RingKernel[Any, Any] | None = self._kernels.get(kernel_id)
+        if kernel is None:
+            raise KernelNotFoundError(kernel_id, self.kernel_ids)
+        return kernel
+
+    def _forget(self, kernel: RingKernel[Any, Any]) -> None:
+        # Its name may belong to another kernel by now.
+        if self._kernels.get(kernel.kernel_id) is kernel:
+            del self._kernels[kernel.kernel_id]
+            if self._telemetry is not None:
+                self._telemetry.unregister_kernel(kernel.kernel_id)
+
+    async def launch(
+        self,
+        kernel_id: str,
+        kernel_func: Callable[..., Any] | None = None,
+        *,
+        config: RingKernelConfig | None = None,
+        input_type: type | None = None,
+        output_type: type | None = None,
+        restart: Restart | str | None = None,
+    ) -> RingKernel[Any, Any]:
+        """Make a kernel; it is LAUNCHED then, and waits to be activated.
+
+        Parameters
+        ----------
+        kernel_id
+            Its name, unique in this runtime.
+        kernel_func
+            An ``async def`` function (a task of the running loop) or a plain one (a thread), called
+            with a `KernelContext`. None: the one registered under the name.
+        config, input_type, output_type
+            As for `RingKernel`; what is not given is taken from the decorator or the registry.
+        restart
+            Whether and how it is started again after a fault: "on_fault", "always", or a `Restart`.
+
+        Raises
+        ------
+        KernelAlreadyExistsError
+            If the name is in use.
+        KernelNotFoundError
+            If there is no function, and none is registered.
+        """
+        if kernel_id in self._kernels:
+            raise KernelAlreadyExistsError(kernel_id)
+        settings: dict[str, Any]
+        if kernel_func is None:
+            known = _kernel_registry.get(kernel_id)
+            if known is None:
+                raise KernelNotFoundError(kernel_id, sorted(_kernel_registry))
+            kernel_func = known["func"]
+            settings = known
+        else:
+            settings = getattr(kernel_func, "_ring_kernel_meta", None) or {}
+        assert kernel_func is not None
+        if config is None:
+            config = RingKernelConfig(kernel_id, **settings.get("config", {}))
+        kernel: RingKernel[Any, Any] = RingKernel(
+            kernel_id,
+            kernel_func,
+            config=config,
+            input_type=input_type if input_type is not None else settings.get("input_type"),
+            output_type=output_type if output_type is not None else settings.get("output_type"),
+            restart=restart,
+        )
+        self._begin()
+        kernel._launch_in(self)
+        self._kernels[kernel_id] = kernel
+        if self._telemetry is not None:
+            self._telemetry.register_kernel(kernel_id)
+        return kernel
+
+    async def activate(self, kernel_id: str) -> None:
+        """Start a kernel: LAUNCHED to ACTIVE."""
+        await self._get(kernel_id).activate()
+
+    async def deactivate(self, kernel_id: str) -> None:
+        """Pause a kernel: ACTIVE to DEACTIVATED."""
+        await self._get(kernel_id).deactivate()
+
+    async def reactivate(self, kernel_id: str) -> None:
+        """Let a kernel go on: DEACTIVATED to ACTIVE."""
+        await self._get(kernel_id).reactivate()
+
+    async def terminate(
+        self, kernel_id: str, timeout: float = 5.0, *, drain: bool = False
+    ) -> None:
+        """End a kernel within `timeout` seconds, as `RingKernel.terminate`, and free its name."""
+        kernel = self._get(kernel_id)
+        try:
+            await kernel.terminate(timeout, drain=drain)
+        finally:
+            if kernel._stopping or kernel.state is KernelState.TERMINATED:
+                self._forget(kernel)
+
+    def get_kernel_state(self, kernel_id: str) -> KernelState:
+        """The state of a kernel."""
+        return self._get(kernel_id).state
+
+    # --- telemetry -------------------------------------------------------------------------------
+
+    def _refresh(self, kernel_id: str, telemetry: RingKernelTelemetry) -> RingKernelTelemetry:
+        kernel = self._kernels.get(kernel_id)
+        values = kernel._telemetry() if kernel is not None else None
+        for name, value in (values or {}).items():
+            setattr(telemetry, name, value)
+        return telemetry
+
+    def get_telemetry(self, kernel_id: str) -> RingKernelTelemetry | None:
+        """What a kernel has done so far; None where telemetry is off or nothing is known of it."""
+        if self._telemetry is None:
+            return None
+        telemetry = self._telemetry.get_kernel_telemetry(kernel_id)
+        return None if telemetry is None else self._refresh(kernel_id, telemetry)
+
+    def get_all_telemetry(self) -> dict[str, RingKernelTelemetry]:
+        """What each kernel has done so far; empty where telemetry is off."""
+        if self._telemetry is None:
+            return {}
+        known = self._telemetry.get_all_telemetry()
+        return {name: self._refresh(name, telemetry) for name, telemetry in known.items()}
+
+    def get_summary(self) -> dict[str, Any]:
+        """All kernels together: see `TelemetryCollector.get_summary`.
+
+        Without telemetry it lacks ``uptime_seconds`` and ``gpu_utilization``, and the totals are 0.
+        """
+        if self._telemetry is None:
+            return {
+                "kernel_count": len(self._kernels),
+                "total_messages_processed": 0,
+                "total_messages_dropped": 0,
+                "total_errors": 0,
+            }
+        self.get_all_telemetry()
+        return {**self._telemetry.get_summary(), "kernel_count": len(self._kernels)}
+
+    # --- dead letters ----------------------------------------------------------------------------
+
+    def dead_letters(self, kernel_id: str | None = None, *, take: bool = False) -> list[DeadLetter]:
+        """The messages that nobody processed, of one kernel or of all, oldest first.
+
+        They are kept after the kernel is gone: the newest 1024 of the runtime. With `take` they are
+        dead letters no more.
+        """
+        return [DeadLetter(*letter) for letter in self._dead_letters(kernel_id, take)]
+
+    def replay(self, kernel_id: str | None = None) -> int:
+        """Send dead letters again, to the kernel of the same name; how many could be sent."""
+        return self._replay(kernel_id)
+
+    # --- the rest --------------------------------------------------------------------------------
+
+    @contextlib.asynccontextmanager
+    async def kernel_scope(
+        self, kernel_id: str, kernel_func: Callable[..., Any] | None = None, **kwargs: Any
+    ) -> AsyncIterator[RingKernel[Any, Any]]:
+        """Launch and activate a kernel for the time of a block, and terminate it then.
+
+        Parameters
+        ----------
+        kernel_id, kernel_func, **kwargs
+            As for `launch`.
+        """
+        kernel = await self.launch(kernel_id, kernel_func, **kwargs)
+        try:
+            await kernel.activate()
+            yield kernel
+        finally:
+            try:
+                await kernel.terminate()
+            finally:
+                self._forget(kernel)
+
+    def get_loop_info(self) -> dict[str, Any]:
+        """What is known of the event loop, and whether the running one is as this runtime wants."""
+        return {
+            **_loop.get_loop_info(),
+            "runtime_uvloop_installed": self._runs_uvloop(),
+            "runtime_eager_tasks_installed": self._eager_tasks_installed,
+        }
+
+    def _runs_uvloop(self) -> bool:
+        """Whether the running loop is uvloop's; outside of one, whether the policy is."""
+        loop = _loop._running_loop()
+        if loop is None:
+            return self._use_uvloop and _loop.is_uvloop_installed()
+        return any(kind.__module__.split(".")[0] == "uvloop" for kind in type(loop).__mro__)
+
+    def __repr__(self) -> str:
+        return (
+            f"RingKernelRuntime(active={self._active}, kernels={len(self._kernels)}, "
+            f"telemetry={self._telemetry is not None}, uvloop={self._runs_uvloop()}, "
+            f"eager_tasks={self._eager_tasks_installed})"
+        )
