@@ -18,6 +18,7 @@ use super::errors;
 use super::message::{PyMessage, full_envelope, plain_envelope};
 use super::runtime::NativeRuntime;
 use super::scope::scope;
+use crate::queues::QueueOperation;
 
 /// A future that ends as an awaitable ends.
 pub(super) type Pending = Pin<Box<dyn Future<Output = PyResult<Py<PyAny>>> + Send>>;
@@ -52,6 +53,7 @@ pub(super) enum Operation {
     Ask { target: Target, message: Py<PyAny>, timeout: Option<f64>, waiting: Option<Pending> },
     ContextReceive(ContextReceive),
     ContextSend { context: Py<ActorContext>, message: Py<PyAny>, waiting: Option<Pending> },
+    Queue(QueueOperation),
     Future(Pending),
 }
 
@@ -140,6 +142,7 @@ impl Operation {
                 }
                 return poll_waiting(py, waiting, cx);
             }
+            Self::Queue(operation) => return operation.poll(py, cx, wait),
             Self::Future(future) => return scope(py, || future.as_mut().poll(cx)),
         };
         match polled {
@@ -151,12 +154,15 @@ impl Operation {
     /// Whether an error at once is raised only after the loop had its turn, so that a body that
     /// tries again and again cannot starve it.
     pub(super) fn suspends_before_it_raises(&self) -> bool {
-        matches!(self, Self::Receive { .. } | Self::ContextReceive(_))
+        matches!(self, Self::Receive { .. } | Self::ContextReceive(_) | Self::Queue(_))
     }
 
     /// Whether what it waits for may come from what is ready on this loop.
     pub(super) fn may_help(&self) -> bool {
-        matches!(self, Self::Receive { .. } | Self::ContextReceive(_) | Self::Ask { .. })
+        matches!(
+            self,
+            Self::Receive { .. } | Self::ContextReceive(_) | Self::Ask { .. } | Self::Queue(_)
+        )
     }
 
     pub(super) fn traverse(&self, visit: &mut dyn FnMut(&Py<PyAny>) -> c_int) -> c_int {
@@ -173,6 +179,7 @@ impl Operation {
             Self::ContextSend { context, message, .. } => {
                 both(visit(message), &mut || visit(context.as_any()))
             }
+            Self::Queue(operation) => operation.traverse(visit),
             Self::Future(_) => 0,
         }
     }
