@@ -99,8 +99,6 @@ def set_qualified(class_: type[Any], is_qualified: bool) -> None:
 
 # --- queues -----------------------------------------------------------------------------------
 
-_T = TypeVar("_T")
-
 @final
 class QueueWait(Coroutine[Any, Any, _T]):
     """One `put` or `get` of an asyncio queue in progress.

@@ -570,15 +570,16 @@ ANY = object()  # A default that is made afresh.
 @pytest.mark.parametrize("path", SIGNATURES)
 def test_parameters_and_defaults(path):
     scope = {**vars(module(path.partition(":")[0])), "np": np, "ANY": ANY}
-    wanted = inspect.signature(eval(f"lambda {SIGNATURES[path]}: None", scope)).parameters
-    found = inspect.signature(find(path)).parameters
+    wanted = dict(inspect.signature(eval(f"lambda {SIGNATURES[path]}: None", scope)).parameters)
+    found = dict(inspect.signature(find(path)).parameters)
+    if wanted.pop("self", None):
+        # Of a native method it is positional-only.
+        assert next(iter(found)) == "self"
+        del found["self"]
     places = [name for name, one in found.items() if one.kind is one.POSITIONAL_OR_KEYWORD]
     for place, (name, want) in enumerate(wanted.items()):
         if want.kind in (want.VAR_POSITIONAL, want.VAR_KEYWORD):
             assert any(one.kind is want.kind for one in found.values()), name
-            continue
-        if name == "self":
-            assert next(iter(found)) == "self"
             continue
         assert name in found
         have = found[name]
@@ -608,7 +609,7 @@ def test_ring_kernel_message_takes_keywords():
     with pytest.raises(TypeError):
         hash(made)
     for priority in (-1, 256):
-        with pytest.raises(ValueError, match="priority"):
+        with pytest.raises(ValueError, match="0-255"):
             pydotcompute.RingKernelMessage(priority=priority)
 
 
@@ -630,8 +631,14 @@ def test_builder_methods_are_chainable():
         assert getattr(builder, f"with_{name}")(value) is builder
     found = {
         name: getattr(builder, name)
-        for name in "_kernel_id _input_queue_size _output_queue_size _grid_size _block_size "
-        "_backpressure".split()
+        for name in (
+            "_kernel_id",
+            "_input_queue_size",
+            "_output_queue_size",
+            "_grid_size",
+            "_block_size",
+            "_backpressure",
+        )
     }
     assert list(found.values()) == ["contract_builder", 8, 9, 2, 64, "reject"]
 
@@ -746,9 +753,15 @@ def test_backend_is_abstract():
     }
 
 
-SIZED = (
-    "MessageQueue FastMessageQueue RingBuffer SyncQueue SPSCQueue BufferRegistry ThreadedKernelPool"
-).split()
+SIZED = [
+    "MessageQueue",
+    "FastMessageQueue",
+    "RingBuffer",
+    "SyncQueue",
+    "SPSCQueue",
+    "BufferRegistry",
+    "ThreadedKernelPool",
+]
 
 
 @pytest.mark.parametrize("name", SIZED)

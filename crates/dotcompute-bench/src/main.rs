@@ -56,6 +56,9 @@ struct Arguments {
     /// Write environment and rows to this file, too.
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
+    /// Write the table to a file as Markdown, too.
+    #[arg(long, value_name = "FILE")]
+    markdown: Option<PathBuf>,
     /// List groups and rows, measure nothing.
     #[arg(long)]
     list: bool,
@@ -107,12 +110,18 @@ fn bench(arguments: &Arguments) -> Result<(), Wrong> {
     }
     text.push_str(&format!("load average afterwards {load_average_after}\n"));
     say(&text)?;
+    let write = |path: &PathBuf, text: String| {
+        fs::write(path, text)
+            .map_err(|error| Wrong::new(format_args!("{}: {error}", path.display())))
+    };
+    if let Some(path) = &arguments.markdown {
+        write(path, report::markdown(&environment, &lines, &skipped))?;
+    }
     if let Some(path) = &arguments.json {
         let report =
             Report { environment: &environment, load_average_after, rows: &lines, skipped };
         let json = serde_json::to_string_pretty(&report).map_err(Wrong::new)?;
-        fs::write(path, json + "\n")
-            .map_err(|error| Wrong::new(format_args!("{}: {error}", path.display())))?;
+        write(path, json + "\n")?;
     }
     Ok(())
 }

@@ -225,6 +225,28 @@ pub(crate) fn table(lines: &[Line]) -> String {
     text
 }
 
+/// The lines as a page to keep, which says itself how it was made.
+pub(crate) fn markdown(environment: &Environment, lines: &[Line], skipped: &[String]) -> String {
+    let mut text = format!(
+        "# Benchmarks\n\n\
+         Written by `dotcompute bench --markdown FILE`; not edited by hand. Each row measures ours and\n\
+         the other in the same run, in alternating slices: the ratio is the median of the pairs, with\n\
+         its quartiles. Absolute times are noise on a shared machine.\n\n```text\n{}```\n\n",
+        environment.text()
+    );
+    let mut row = |cells: &[String; 8]| {
+        // Writing into a String does not fail.
+        let _ = writeln!(text, "| {} |", cells.join(" | "));
+    };
+    row(&HEADINGS.map(str::to_owned));
+    row(&HEADINGS.map(|_| "---".to_owned()));
+    lines.iter().for_each(|line| row(&line.cells()));
+    for row in skipped {
+        let _ = writeln!(text, "\nSkipped {row}.");
+    }
+    text
+}
+
 /// A figure with three or more digits, none of them beyond its precision.
 fn figure(value: f64) -> String {
     if value >= 100.0 {
@@ -260,6 +282,14 @@ mod tests {
         assert_eq!(figure(1234.5), "1234");
         assert_eq!(figure(56.78), "56.8");
         assert_eq!(figure(1.234), "1.23");
+    }
+
+    #[test]
+    fn the_page_has_its_headings_and_says_how_it_was_made() {
+        let page = markdown(&Environment::read(), &[], &["x: needs 2 cores".to_owned()]);
+        assert!(page.contains("| row | ours (p50/p99) |"), "{page}");
+        assert!(page.contains("--markdown"), "{page}");
+        assert!(page.contains("Skipped x"), "{page}");
     }
 
     #[test]

@@ -284,9 +284,7 @@ impl Hub {
         let Ok(task) = python::call(py, &names.current_task, event_loop, None) else {
             return false;
         };
-        if task.is_none()
-            || python::call(py, &names.leave_task, event_loop, Some(&task)).is_err()
-        {
+        if task.is_none() || python::call(py, &names.leave_task, event_loop, Some(&task)).is_err() {
             return false;
         }
         let current = Current::enter(self, event_loop);

@@ -18,6 +18,7 @@ use super::errors;
 use super::message::{PyMessage, full_envelope, plain_envelope};
 use super::runtime::NativeRuntime;
 use super::scope::scope;
+use crate::queues::QueueOperation;
 
 /// A future that ends as an awaitable ends.
 pub(super) type Pending = Pin<Box<dyn Future<Output = PyResult<Py<PyAny>>> + Send>>;
@@ -52,6 +53,7 @@ pub(super) enum Operation {
     Ask { target: Target, message: Py<PyAny>, timeout: Option<f64>, waiting: Option<Pending> },
     ContextReceive(ContextReceive),
     ContextSend { context: Py<ActorContext>, message: Py<PyAny>, waiting: Option<Pending> },
+    Queue(QueueOperation),
     Future(Pending),
 }
 
@@ -150,6 +152,7 @@ impl Operation {
                 }
                 return poll_waiting(py, waiting, cx);
             }
+            Self::Queue(operation) => return operation.poll(py, cx, wait),
             Self::Future(future) => return scope(py, || future.as_mut().poll(cx)),
         };
         match polled {
@@ -161,12 +164,15 @@ impl Operation {
     /// Whether an error at once is raised only after the loop had its turn, so that a body that
     /// tries again and again cannot starve it.
     pub(super) fn suspends_before_it_raises(&self) -> bool {
-        matches!(self, Self::Receive(_) | Self::ContextReceive(_))
+        matches!(self, Self::Receive(_) | Self::ContextReceive(_) | Self::Queue(_))
     }
 
     /// Whether what it waits for may come from what is ready on this loop.
     pub(super) fn may_help(&self) -> bool {
-        matches!(self, Self::Receive(_) | Self::ContextReceive(_) | Self::Ask { .. })
+        matches!(
+            self,
+            Self::Receive(_) | Self::ContextReceive(_) | Self::Ask { .. } | Self::Queue(_)
+        )
     }
 
     pub(super) fn traverse(&self, visit: &mut dyn FnMut(&Py<PyAny>) -> c_int) -> c_int {
@@ -183,6 +189,7 @@ impl Operation {
             Self::ContextSend { context, message, .. } => {
                 both(visit(message), &mut || visit(context.as_any()))
             }
+            Self::Queue(operation) => operation.traverse(visit),
             Self::Future(_) => 0,
         }
     }
@@ -249,12 +256,7 @@ fn poll_receive(
             Poll::Ready(Err(error)) => Err(errors::receive(py, error, timeout)),
             Poll::Pending if wait && expired(py, &mut receive.sleep, timeout, cx) => {
                 let actor = receive.target.resolve(py)?;
-                Err(errors::timed_out(
-                    py,
-                    actor.get().id(),
-                    timeout.unwrap_or_default(),
-                    "receive",
-                ))
+                Err(errors::timed_out(py, actor.get().id(), timeout.unwrap_or_default(), "receive"))
             }
             Poll::Pending => Ok(Poll::Pending),
         };
