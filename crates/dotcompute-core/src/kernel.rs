@@ -713,6 +713,19 @@ impl<M: Message, R: Message> KernelRef<M, R> {
         self.cell.replies.receive().await.map_err(|_closed| self.cell.no_reply())
     }
 
+    /// [`receive`](Self::receive) as a future of its own, which owns what it needs.
+    ///
+    /// # Errors
+    ///
+    /// As for `receive`.
+    ///
+    /// # Cancel safety
+    ///
+    /// As for `receive`.
+    pub fn receiving(&self) -> Receiving<M, R> {
+        Receiving { cell: Arc::clone(&self.cell), receive: self.cell.replies.receive_owned() }
+    }
+
     /// [`receive`](Self::receive) that gives up after `timeout`.
     ///
     /// # Errors
@@ -942,6 +955,32 @@ impl<M: Message, R: Message> KernelRef<M, R> {
     /// capacity.
     pub fn mailbox_bytes(&self) -> usize {
         self.cell.mailbox.memory_bytes() + self.cell.replies.memory_bytes()
+    }
+}
+
+/// A wait for a reply that no ask has claimed, made by [`KernelRef::receiving`].
+#[must_use = "a receive does nothing unless it is polled"]
+pub struct Receiving<M, R> {
+    cell: Arc<Cell<M, R>>,
+    receive: mailbox::ReceiveOwned<Envelope<R>>,
+}
+
+impl<M: Message, R: Message> Future for Receiving<M, R> {
+    type Output = Result<Envelope<R>, ReceiveError>;
+
+    #[inline]
+    fn poll(mut self: Pin<&mut Self>, cx: &mut TaskContext<'_>) -> Poll<Self::Output> {
+        if !self.cell.is_open() {
+            self.cell.check_open()?;
+        }
+        let received = Pin::new(&mut self.receive).poll(cx);
+        received.map(|received| received.map_err(|_closed| self.cell.no_reply()))
+    }
+}
+
+impl<M, R> fmt::Debug for Receiving<M, R> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Receiving").field(&self.cell.id).finish()
     }
 }
 

@@ -35,7 +35,7 @@ pub use error::{
 pub use executor::{Executor, KernelTask};
 pub use handler::{Handler, HandlerContext};
 pub use id::{MessageId, ParseMessageIdError};
-pub use kernel::{Address, KernelRef, ScopedKernel};
+pub use kernel::{Address, KernelRef, Receiving, ScopedKernel};
 pub use lifecycle::KernelState;
 pub use message::{DEFAULT_PRIORITY, Envelope, Message};
 pub use options::{CAPACITY_MAX, DELIVERIES_MAX, Restart, RestartPolicy};

@@ -76,3 +76,37 @@ fn active_is_ready_while_the_kernel_runs_and_once_it_is_to_end() {
     kernel.stop(false);
     assert_eq!(pin!(kernel.active()).poll(&mut cx), Poll::Ready(()));
 }
+
+#[test]
+fn a_drain_right_after_the_activation_still_processes_what_is_queued() {
+    for executor in ["async", "thread"] {
+        let runtime = runtime();
+        let kernel = runtime.kernel("echo").executor(executor).launch(echo).unwrap();
+        kernel.activate().unwrap();
+        for number in 0..10 {
+            kernel.send_blocking(Number(number), None).unwrap();
+        }
+        kernel.terminate_blocking(Terminate::drain());
+        assert_eq!(kernel.books().processed, 10, "{executor}");
+    }
+}
+
+#[test]
+fn receives_that_own_their_kernel_wait_in_line_and_pass_on_what_they_do_not_take() {
+    let runtime = runtime();
+    let kernel = runtime.kernel("echo").launch(echo).unwrap();
+    let mut cx = TaskContext::from_waker(Waker::noop());
+    assert!(matches!(pin!(kernel.receiving()).poll(&mut cx), Poll::Ready(Err(_))));
+    kernel.activate().unwrap();
+    let mut first = Box::pin(kernel.receiving());
+    assert!(first.as_mut().poll(&mut cx).is_pending());
+    let second = kernel.receiving();
+    let waiting = std::thread::spawn(move || dotcompute_mailbox::wait::block_on(second));
+    kernel.send_blocking(Number(1), None).unwrap();
+    // Told of the reply or not: gone, it must not keep it.
+    drop(first);
+    assert_eq!(waiting.join().unwrap().unwrap().message.0, 1);
+    let third = kernel.receiving();
+    kernel.terminate_blocking(Terminate::now());
+    assert!(dotcompute_mailbox::wait::block_on(third).is_err());
+}

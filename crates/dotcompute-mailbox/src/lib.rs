@@ -23,5 +23,5 @@ pub use books::Books;
 pub use error::{Closed, ReceiveError, SendError, TryReceiveError, TrySendError};
 pub use inbox::{Inbox, Outcome};
 pub use mailbox::{Admission, Backpressure, Close, Mailbox, STAMP_EVERY};
-pub use receive::{Receive, ReceiveBatch};
+pub use receive::{Receive, ReceiveBatch, ReceiveOwned};
 pub use send::Send;

@@ -31,7 +31,7 @@ use crate::error::{Closed, ReceiveError, SendError, TryReceiveError, TrySendErro
 use crate::inbox::{Inbox, Outcome};
 #[cfg(not(loom))]
 use crate::lock::{Guard, Lock, lock};
-use crate::receive::{Receive, ReceiveBatch};
+use crate::receive::{Receive, ReceiveBatch, ReceiveOwned};
 use crate::send::Send;
 // The models of the mailbox use the model checker's own mutex: it knows how that waits, and need not
 // explore each retry. The lock has a model of its own.
@@ -316,6 +316,19 @@ impl<T> Mailbox<T> {
     /// message, it passes that on.
     pub fn receive(&self) -> Receive<'_, T> {
         Receive::new(self)
+    }
+
+    /// [`receive`](Self::receive) that owns its share of the mailbox.
+    ///
+    /// # Errors
+    ///
+    /// As [`receive`](Self::receive).
+    ///
+    /// # Cancel safety
+    ///
+    /// As [`receive`](Self::receive).
+    pub fn receive_owned(self: &Arc<Self>) -> ReceiveOwned<T> {
+        ReceiveOwned::new(self)
     }
 
     /// [`receive`](Self::receive) on the calling thread, which sleeps while it waits, at most until

@@ -6,6 +6,7 @@ use crate::wait_list::{Key, Wakes};
 use std::fmt;
 use std::future::Future;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll};
 
 /// A receive in progress, made by [`Mailbox::receive`].
@@ -35,6 +36,51 @@ impl<T> Future for Receive<'_, T> {
 impl<T> fmt::Debug for Receive<'_, T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Receive").finish_non_exhaustive()
+    }
+}
+
+/// A receive in progress that owns its share of the mailbox, made by [`Mailbox::receive_owned`]: for
+/// those who cannot borrow it for as long as they wait.
+#[must_use = "a receive does nothing unless it is polled"]
+pub struct ReceiveOwned<T> {
+    mailbox: Arc<Mailbox<T>>,
+    key: Option<Key>,
+}
+
+/// Nothing in it is ever pinned.
+impl<T> Unpin for ReceiveOwned<T> {}
+
+impl<T> ReceiveOwned<T> {
+    pub(crate) fn new(mailbox: &Arc<Mailbox<T>>) -> Self {
+        Self { mailbox: Arc::clone(mailbox), key: None }
+    }
+}
+
+impl<T> Future for ReceiveOwned<T> {
+    type Output = Result<T, Closed>;
+
+    #[inline]
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
+        let mut wakes = Wakes::default();
+        let Self { mailbox, key } = &mut *self;
+        let mut locked = mailbox.lock();
+        let outcome = locked.deliver(&mut wakes);
+        locked.finish_receive(outcome, key, context, &mut wakes)
+    }
+}
+
+impl<T> Drop for ReceiveOwned<T> {
+    fn drop(&mut self) {
+        if let Some(key) = self.key.take() {
+            let mut wakes = Wakes::default();
+            self.mailbox.lock().cancel_receive(key, &mut wakes);
+        }
+    }
+}
+
+impl<T> fmt::Debug for ReceiveOwned<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ReceiveOwned").finish_non_exhaustive()
     }
 }
 

@@ -113,5 +113,5 @@ def array_message(cls: type[T] | None = None) -> type[T] | Callable[[type[T]], t
     True
     """
     if cls is None:
-        return lambda cls: array_message(cls)
+        return array_message
     return cast("type[T]", _make(cls, ArrayMessage))

@@ -1,7 +1,7 @@
 """Messages: what ring kernels exchange, and their bytes.
 
-A message is a dataclass with an id, a priority and the id of the message that it answers. `@message`
-turns a class into one; deriving a dataclass from `RingKernelMessage` does too. Inside a process a
+A message is a dataclass with an id, a priority and the id of the message that it answers.
+`@message` turns a class into one; deriving a dataclass from `RingKernelMessage` does too. Inside a process a
 message is passed as the object that it is; `serialize` and `deserialize` are for other processes.
 
 The bytes are one MessagePack map: field name -> value, and `"__type__"`: class name. They are the
@@ -10,7 +10,7 @@ bytes of PyDotCompute 0.2, both ways. Values that it could not write have forms 
 - A tuple, a member of an enumeration, a numpy scalar, a dataclass or message in a field is written
   plainly, and becomes again what the field's annotation says. A tuple comes back as one also where
   no annotation speaks of it.
-- Sets, complex numbers, integers of any size, `Decimal`, `datetime`, `date`, `time` and `timedelta`,
+- Sets, complex numbers, integers of any size, `Decimal`, `datetime`, `date`, `time`, `timedelta`,
   messages of registered classes, and dicts with any keys come back wherever they are.
 - What could not be read back raises `MessageSerializationError`: a member of an enumeration or a
   plain dataclass that no annotation speaks of, arrays of Python objects, masked arrays.
@@ -202,6 +202,8 @@ _lock = threading.Lock()
 # that is defined again takes the place of the former, so the registry grows with the program's
 # text, not with its running time.
 _registry: dict[str, dict[str, type[Any]]] = {}
+# Of the names that one class has: that class. Read by the native decoder.
+_sole: dict[str, type[Any]] = {}
 
 
 def _qualified(cls: type) -> str:
@@ -213,8 +215,13 @@ def _register(cls: type[Any]) -> None:
         same_name = _registry.setdefault(cls.__name__, {})
         same_name.pop(_qualified(cls), None)
         same_name[_qualified(cls)] = cls
-        if len(same_name) > 1:
-            # From now on their bytes say which of them they are.
+        if len(same_name) == 1:
+            _sole[cls.__name__] = cls
+        else:
+            _sole.pop(cls.__name__, None)
+        if len({other.__module__ for other in same_name.values()}) > 1:
+            # From now on their bytes say which of them they are. (Inside one module the class that
+            # was defined last is meant.)
             for other in same_name.values():
                 _native.set_qualified(other, True)
 
@@ -303,7 +310,7 @@ def message(cls: type[T] | None = None) -> type[T] | Callable[[type[T]], type[T]
     21.5
     """
     if cls is None:
-        return lambda cls: message(cls)
+        return message
     made = _make(cls, RingKernelMessage)
     _register(made)
     return made
@@ -335,7 +342,7 @@ def _make(cls: type[T], base: type[RingKernelMessage]) -> type[T]:
 
 def _append_fields(cls: type, base: type[RingKernelMessage]) -> None:
     """Annotate the fields of the base on the class, unless it has annotated them itself."""
-    annotations = dict(cls.__dict__.get("__annotations__", None) or inspect.get_annotations(cls))
+    annotations = dict(inspect.get_annotations(cls))
     wanted: dict[str, tuple[Any, Any]] = {
         "message_id": (UUID, dataclasses.field(default_factory=_native.new_message_id)),
         "priority": (int, 128),
@@ -489,7 +496,7 @@ def _field_hints(cls: type) -> dict[str, Any]:
 def _evaluate(cls: type, name: str, annotation: str) -> Any:
     """Evaluate an annotation in the module of the class that made it; None if that fails."""
     for base in cls.__mro__:
-        if name in base.__dict__.get("__annotations__", {}):
+        if name in inspect.get_annotations(base):
             module = sys.modules.get(base.__module__)
             # The class itself, which may be local to a function.
             local = {**vars(base), base.__name__: base}
@@ -518,16 +525,19 @@ def _hint(annotation: Any, depth: int = 0) -> Any:
     if issubclass(made, tuple):
         fields = getattr(made, "_fields", None)
         if fields is not None:
-            types_of = inspect.get_annotations(made)
+            try:
+                types_of = typing.get_type_hints(made)
+            except Exception:  # An annotation that names what is not there.
+                types_of = {}
             return ("named_tuple", made, [_hint(types_of.get(f), depth + 1) for f in fields])
         if len(args) == 2 and typing.get_args(annotation)[1] is Ellipsis:
             return ("tuple_of", args[0])
         return ("tuple", args)
     if made in (set, frozenset):
         return ("set", args[0]) if args and args[0] is not None else None
-    if made is dict or origin is not None and issubclass(made, dict):
+    if made is dict or (origin is not None and issubclass(made, dict)):
         return ("dict", *args) if len(args) == 2 and any(args) else None
-    if issubclass(made, list) or origin is not None and len(args) == 1:
+    if issubclass(made, list) or (origin is not None and len(args) == 1):
         return ("list", args[0]) if args and args[0] is not None else None
     if issubclass(made, enum.Enum):
         return ("enum", made)

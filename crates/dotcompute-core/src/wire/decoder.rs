@@ -184,6 +184,15 @@ impl<'de> Decoder<'de> {
         Ok(is_nil)
     }
 
+    /// Reads these very bytes, one or more whole values, if they come next; says whether they did.
+    /// For a key in the form that writers use, compared as one.
+    #[inline]
+    pub fn take_exactly(&mut self, values: &[u8]) -> bool {
+        let found = self.bytes[self.position..].starts_with(values);
+        self.position += if found { values.len() } else { 0 };
+        found
+    }
+
     /// Reads a boolean.
     ///
     /// # Errors

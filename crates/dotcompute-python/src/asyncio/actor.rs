@@ -16,7 +16,7 @@ use super::context::{Shared, check_type};
 use super::errors;
 use super::executor::{ActorRun, AsyncioExecutor, Spec, ThreadExecutor};
 use super::message::PyMessage;
-use super::operation::{Operation, Target, duration};
+use super::operation::{Operation, Receive, Target, duration};
 use super::runtime::NativeRuntime;
 use super::scope::scope;
 
@@ -70,6 +70,10 @@ impl Actor {
                 format!("message to kernel '{}'", self.id)
             }),
         }
+    }
+
+    pub(super) fn id(&self) -> &str {
+        &self.id
     }
 
     pub(super) fn capacity(&self) -> usize {
@@ -300,7 +304,7 @@ impl Actor {
     #[pyo3(signature = (timeout=None))]
     fn receive(slf: &Bound<'_, Self>, timeout: Option<f64>) -> PyResult<Py<PyAny>> {
         let target = Target::Actor(slf.clone().unbind());
-        awaitable::new(slf.py(), Operation::Receive { target, timeout, waiting: None })
+        awaitable::new(slf.py(), Receive::new(target, timeout))
     }
 
     /// Sends a message and receives the reply to it.

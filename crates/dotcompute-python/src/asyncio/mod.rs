@@ -21,6 +21,10 @@ mod waiter;
 
 use pyo3::prelude::*;
 
+pub(crate) use scope::scope;
+
+use crate::queues::QueueOperation;
+
 pub(crate) fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<actor::Actor>()?;
     module.add_class::<context::ActorContext>()?;
@@ -30,4 +34,10 @@ pub(crate) fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_function(wrap_pyfunction!(hub::_close_all, module)?)?;
     module.add_function(wrap_pyfunction!(hub::_after_fork, module)?)?;
     Ok(())
+}
+
+/// The awaitable of a queue's `put` or `get`.
+#[inline]
+pub(crate) fn queue_awaitable(py: Python<'_>, operation: QueueOperation) -> PyResult<Py<PyAny>> {
+    awaitable::new(py, operation::Operation::Queue(operation))
 }

@@ -8,7 +8,7 @@ use std::pin::{Pin, pin};
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
-use dotcompute::{Sleep, sleep_until};
+use dotcompute::{Receiving, Sleep, sleep_until};
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 
@@ -18,6 +18,7 @@ use super::errors;
 use super::message::{PyMessage, full_envelope, plain_envelope};
 use super::runtime::NativeRuntime;
 use super::scope::scope;
+use crate::queues::QueueOperation;
 
 /// A future that ends as an awaitable ends.
 pub(super) type Pending = Pin<Box<dyn Future<Output = PyResult<Py<PyAny>>> + Send>>;
@@ -48,11 +49,27 @@ impl Target {
 /// See the module.
 pub(super) enum Operation {
     Send { target: Target, message: Py<PyAny>, timeout: Option<f64>, waiting: Option<Pending> },
-    Receive { target: Target, timeout: Option<f64>, waiting: Option<Pending> },
+    Receive(Receive),
     Ask { target: Target, message: Py<PyAny>, timeout: Option<f64>, waiting: Option<Pending> },
     ContextReceive(ContextReceive),
     ContextSend { context: Py<ActorContext>, message: Py<PyAny>, waiting: Option<Pending> },
+    Queue(QueueOperation),
     Future(Pending),
+}
+
+/// A receive of a kernel's replies.
+pub(super) struct Receive {
+    pub(super) target: Target,
+    pub(super) timeout: Option<f64>,
+    pub(super) waiting: Option<Receiving<PyMessage, PyMessage>>,
+    pub(super) sleep: Option<Sleep>,
+}
+
+impl Receive {
+    #[inline]
+    pub(super) fn new(target: Target, timeout: Option<f64>) -> Operation {
+        Operation::Receive(Self { target, timeout, waiting: None, sleep: None })
+    }
 }
 
 /// A receive of an actor, and its place among those of its context.
@@ -114,12 +131,7 @@ impl Operation {
                 }
                 poll_send(py, target, message, *timeout, waiting, cx, wait)
             }
-            Self::Receive { target, timeout, waiting } => {
-                if waiting.is_some() {
-                    return poll_waiting(py, waiting, cx);
-                }
-                poll_receive(py, target, *timeout, waiting, cx, wait)
-            }
+            Self::Receive(receive) => poll_receive(py, receive, cx, wait),
             Self::Ask { target, message, timeout, waiting } => {
                 if waiting.is_none() {
                     match ask(py, target, message, *timeout) {
@@ -140,6 +152,7 @@ impl Operation {
                 }
                 return poll_waiting(py, waiting, cx);
             }
+            Self::Queue(operation) => return operation.poll(py, cx, wait),
             Self::Future(future) => return scope(py, || future.as_mut().poll(cx)),
         };
         match polled {
@@ -151,12 +164,15 @@ impl Operation {
     /// Whether an error at once is raised only after the loop had its turn, so that a body that
     /// tries again and again cannot starve it.
     pub(super) fn suspends_before_it_raises(&self) -> bool {
-        matches!(self, Self::Receive { .. } | Self::ContextReceive(_))
+        matches!(self, Self::Receive(_) | Self::ContextReceive(_) | Self::Queue(_))
     }
 
     /// Whether what it waits for may come from what is ready on this loop.
     pub(super) fn may_help(&self) -> bool {
-        matches!(self, Self::Receive { .. } | Self::ContextReceive(_) | Self::Ask { .. })
+        matches!(
+            self,
+            Self::Receive(_) | Self::ContextReceive(_) | Self::Ask { .. } | Self::Queue(_)
+        )
     }
 
     pub(super) fn traverse(&self, visit: &mut dyn FnMut(&Py<PyAny>) -> c_int) -> c_int {
@@ -168,11 +184,12 @@ impl Operation {
             Self::Send { target, message, .. } | Self::Ask { target, message, .. } => {
                 both(visit(message), &mut || target.traverse(visit))
             }
-            Self::Receive { target, .. } => target.traverse(visit),
+            Self::Receive(receive) => receive.target.traverse(visit),
             Self::ContextReceive(receive) => visit(receive.context.as_any()),
             Self::ContextSend { context, message, .. } => {
                 both(visit(message), &mut || visit(context.as_any()))
             }
+            Self::Queue(operation) => operation.traverse(visit),
             Self::Future(_) => 0,
         }
     }
@@ -228,20 +245,29 @@ fn poll_send(
 #[inline]
 fn poll_receive(
     py: Python<'_>,
-    target: &Target,
-    timeout: Option<f64>,
-    waiting: &mut Option<Pending>,
+    receive: &mut Receive,
     cx: &mut Context<'_>,
     wait: bool,
 ) -> PyResult<Poll<Py<PyAny>>> {
-    let actor = target.resolve(py)?;
-    let actor = actor.get();
-    let kernel = actor.kernel(py, "receive message")?;
+    let timeout = receive.timeout;
+    if let Some(waiting) = &mut receive.waiting {
+        return match scope(py, || Pin::new(waiting).poll(cx)) {
+            Poll::Ready(Ok(envelope)) => Ok(Poll::Ready(envelope.message.into_object(py))),
+            Poll::Ready(Err(error)) => Err(errors::receive(py, error, timeout)),
+            Poll::Pending if wait && expired(py, &mut receive.sleep, timeout, cx) => {
+                let actor = receive.target.resolve(py)?;
+                Err(errors::timed_out(py, actor.get().id(), timeout.unwrap_or_default(), "receive"))
+            }
+            Poll::Pending => Ok(Poll::Pending),
+        };
+    }
+    let actor = receive.target.resolve(py)?;
+    let kernel = actor.get().kernel(py, "receive message")?;
     if !wait {
         return match scope(py, || kernel.try_receive()) {
             Ok(envelope) => Ok(Poll::Ready(envelope.message.into_object(py))),
             Err(dotcompute::ReceiveError::Empty { .. }) => {
-                if duration(timeout)? == Some(Duration::ZERO) {
+                if timeout.is_some() && duration(timeout)? == Some(Duration::ZERO) {
                     return Err(errors::timed_out(py, kernel.id().as_str(), 0.0, "receive"));
                 }
                 Ok(Poll::Pending)
@@ -249,21 +275,29 @@ fn poll_receive(
             Err(error) => Err(errors::receive(py, error, timeout)),
         };
     }
-    let kernel = kernel.clone();
-    let within = duration(timeout)?;
-    *waiting = Some(Box::pin(async move {
-        let received = match within {
-            Some(within) => kernel.receive_timeout(within).await,
-            None => kernel.receive().await,
-        };
-        Python::attach(|py| match received {
-            Ok(envelope) => Ok(envelope.message.into_object(py)),
-            Err(error) => Err(errors::receive(py, error, timeout)),
-        })
-    }));
-    match poll_waiting(py, waiting, cx) {
-        Poll::Ready(outcome) => outcome.map(Poll::Ready),
-        Poll::Pending => Ok(Poll::Pending),
+    receive.waiting = Some(kernel.receiving());
+    poll_receive(py, receive, cx, wait)
+}
+
+/// Whether so many seconds are over since this was first asked.
+#[inline]
+fn expired(
+    py: Python<'_>,
+    sleep: &mut Option<Sleep>,
+    timeout: Option<f64>,
+    cx: &mut Context<'_>,
+) -> bool {
+    if timeout.is_none() {
+        return false;
+    }
+    if sleep.is_none() {
+        // A timeout that is no number has been refused before; one beyond the clock is none.
+        let within = duration(timeout).ok().flatten();
+        *sleep = within.and_then(|within| Instant::now().checked_add(within)).map(sleep_until);
+    }
+    match sleep {
+        Some(sleep) => scope(py, || Pin::new(sleep).poll(cx).is_ready()),
+        None => false,
     }
 }
 
@@ -310,20 +344,12 @@ fn poll_context_receive(
         Poll::Pending => {}
     }
     let Some(seconds) = receive.timeout else { return Poll::Pending };
-    let timed_out = if !wait {
+    let timed_out = if wait {
+        expired(py, &mut receive.sleep, receive.timeout, cx)
+    } else {
         match duration(Some(seconds)) {
             Ok(within) => within == Some(Duration::ZERO),
             Err(error) => return Poll::Ready(Err(error)),
-        }
-    } else {
-        if receive.sleep.is_none()
-            && let Ok(Some(within)) = duration(Some(seconds))
-        {
-            receive.sleep = Instant::now().checked_add(within).map(sleep_until);
-        }
-        match &mut receive.sleep {
-            Some(sleep) => scope(py, || Pin::new(sleep).poll(cx).is_ready()),
-            None => false,
         }
     };
     if timed_out {

@@ -12,7 +12,7 @@ use super::actor::{Actor, core_runtime, name_of};
 use super::awaitable;
 use super::errors;
 use super::message::PyMessage;
-use super::operation::{Operation, Target, duration};
+use super::operation::{Operation, Receive, Target, duration};
 use super::scope::scope;
 
 /// See the module.
@@ -124,7 +124,7 @@ impl NativeRuntime {
         timeout: Option<f64>,
     ) -> PyResult<Py<PyAny>> {
         let target = Target::Named(slf.clone().unbind(), kernel_id);
-        awaitable::new(slf.py(), Operation::Receive { target, timeout, waiting: None })
+        awaitable::new(slf.py(), Receive::new(target, timeout))
     }
 
     /// Sends a message to a kernel and receives the reply to it.

@@ -1,5 +1,6 @@
 //! The native base class of messages.
 
+use dotcompute::DEFAULT_PRIORITY;
 use dotcompute_mailbox::sync::Arc;
 use pyo3::exceptions::{PyTypeError, PyValueError};
 use pyo3::intern;
@@ -32,7 +33,12 @@ impl MessageBase {
         _args: &Bound<'_, PyTuple>,
         _kwargs: Option<&Bound<'_, PyDict>>,
     ) -> PyResult<Self> {
-        Ok(Self { layout: layout_of(class)?, id: Id::next(), correlation: None, priority: 128 })
+        Ok(Self {
+            layout: layout_of(class)?,
+            id: Id::next(),
+            correlation: None,
+            priority: DEFAULT_PRIORITY,
+        })
     }
 
     #[pyo3(signature = (*args, **kwargs))]
@@ -221,6 +227,16 @@ pub(super) fn fill_missing(
     layout: &Layout,
     given: u128,
 ) -> PyResult<()> {
+    if layout.unset & !given != 0 {
+        set_defaults(object, layout, given)?;
+    }
+    if layout.has_post_init {
+        object.call_method0(intern!(object.py(), "__post_init__"))?;
+    }
+    Ok(())
+}
+
+fn set_defaults(object: &Bound<'_, PyAny>, layout: &Layout, given: u128) -> PyResult<()> {
     let py = object.py();
     let mut missing = Vec::new();
     for (index, entry) in layout.entries.iter().enumerate() {
@@ -249,9 +265,6 @@ pub(super) fn fill_missing(
             if missing.len() == 1 { "" } else { "s" },
             missing.join(", "),
         )));
-    }
-    if layout.has_post_init {
-        object.call_method0(intern!(py, "__post_init__"))?;
     }
     Ok(())
 }

@@ -5,6 +5,7 @@ use dotcompute_mailbox::sync::Arc;
 use pyo3::exceptions::{PyException, PyOverflowError, PyTypeError, PyValueError};
 use pyo3::intern;
 use pyo3::prelude::*;
+use pyo3::sync::PyOnceLock;
 use pyo3::types::{
     PyByteArray, PyBytes, PyComplex, PyDict, PyFloat, PyFrozenSet, PyList, PySet, PyString,
     PyTuple, PyType,
@@ -43,6 +44,12 @@ pub(super) fn decode_any_message<'py>(
     data: &Bound<'py, PyAny>,
     fallback: &Bound<'py, PyType>,
 ) -> PyResult<Bound<'py, PyAny>> {
+    match decode_as_named_last(data) {
+        Some(Ok(message)) => return Ok(message),
+        Some(Err(error)) if !error.is_instance_of::<PyException>(data.py()) => return Err(error),
+        // What is wrong is found again by the way that handles all.
+        _ => {}
+    }
     let find = || {
         let data = contiguous(data)?;
         let names = peek(data.as_bytes()).map_err(value_error)?;
@@ -62,6 +69,28 @@ pub(super) fn decode_any_message<'py>(
         }
     }
 }
+
+/// The message, if its bytes end with the name of its class, as most do. Saves reading them twice.
+fn decode_as_named_last<'py>(data: &Bound<'py, PyAny>) -> Option<PyResult<Bound<'py, PyAny>>> {
+    let data = data.cast_exact::<PyBytes>().ok()?;
+    let bytes = data.as_bytes();
+    // The name is a string of less than 32 bytes after the key.
+    let tail = &bytes[bytes.len().saturating_sub(TYPE_KEY.len() + 32)..];
+    let key = tail.windows(TYPE_KEY.len()).rposition(|window| window == TYPE_KEY)?;
+    let (&marker, name) = tail[key + TYPE_KEY.len()..].split_first()?;
+    if usize::from(marker) != 0xa0 + name.len() {
+        return None;
+    }
+    let name = std::str::from_utf8(name).ok()?;
+    let class = sole(data.py()).ok()?.get_item(name).ok()??.cast_into::<PyType>().ok()?;
+    Some(Reader::read(data.py(), bytes, |reader, decoder| {
+        reader.must_be_named = true;
+        reader.class(decoder, &class, true)
+    }))
+}
+
+/// The key of the type name as it is written.
+const TYPE_KEY: &[u8] = b"\xa8__type__";
 
 /// Bytes that nobody changes.
 fn contiguous<'py>(data: &Bound<'py, PyAny>) -> PyResult<Bound<'py, PyBytes>> {
@@ -139,6 +168,17 @@ fn peek_keys(bytes: &[u8]) -> Result<Vec<&str>> {
     })
 }
 
+/// The classes whose names no other class has.
+static SOLE: PyOnceLock<Py<PyDict>> = PyOnceLock::new();
+
+fn sole(py: Python<'_>) -> PyResult<&Bound<'_, PyDict>> {
+    let sole = SOLE.get_or_try_init(py, || {
+        let module = py.import("pydotcompute.ring_kernels.message")?;
+        Ok::<_, PyErr>(module.getattr("_sole")?.cast_into::<PyDict>()?.unbind())
+    })?;
+    Ok(sole.bind(py))
+}
+
 /// The registered class that the names stand for.
 fn find_class<'py>(
     py: Python<'py>,
@@ -146,6 +186,11 @@ fn find_class<'py>(
     names: &Names<'_>,
 ) -> PyResult<Option<Bound<'py, PyType>>> {
     let Some(name) = names.name else { return Ok(None) };
+    if names.qualified.is_none()
+        && let Some(class) = sole(py)?.get_item(name)?
+    {
+        return Ok(Some(class.cast_into()?));
+    }
     let module = py.import(intern!(py, "pydotcompute.ring_kernels.message"))?;
     let keys = peek_keys(bytes).map_err(value_error)?;
     let class = module.call_method1(intern!(py, "_find_class"), (name, names.qualified, keys))?;
@@ -161,6 +206,8 @@ struct Reader<'py, 'de> {
     tuples: Vec<u64>,
     /// A type name in the bytes must be that of the class.
     checks_type: bool,
+    /// The next message must say its type name.
+    must_be_named: bool,
     /// What Python raised; the reader's own error stands in for it meanwhile.
     error: Option<PyErr>,
 }
@@ -171,8 +218,15 @@ impl<'py, 'de> Reader<'py, 'de> {
         bytes: &'de [u8],
         read: impl FnOnce(&mut Self, &mut Decoder<'de>) -> Result<T>,
     ) -> PyResult<T> {
-        let mut reader =
-            Self { py, bytes, arrays: 0, tuples: Vec::new(), checks_type: true, error: None };
+        let mut reader = Self {
+            py,
+            bytes,
+            arrays: 0,
+            tuples: Vec::new(),
+            checks_type: true,
+            must_be_named: false,
+            error: None,
+        };
         let mut decoder = Decoder::new(bytes, &Limits::default()).map_err(value_error)?;
         let result = read(&mut reader, &mut decoder).and_then(|value| {
             decoder.finish()?;
@@ -216,17 +270,27 @@ impl<'py, 'de> Reader<'py, 'de> {
         mut first: Option<&'de str>,
         any_map: bool,
     ) -> Result<Bound<'py, PyAny>> {
-        let layout = layout_of(class);
-        let layout = self.py(decoder, layout)?;
+        let must_be_named = std::mem::take(&mut self.must_be_named);
+        let begun = Target::new(class);
+        let (layout, mut target) = self.py(decoder, begun)?;
         let hints = layout.hints(class);
         let hints = self.py(decoder, hints)?;
         decoder.claim_memory::<u8>(128 + 16 * layout.entries.len())?;
-        let target = Target::new(class, &layout);
-        let mut target = self.py(decoder, target)?;
         let mut names = Names::default();
         let mut known = false;
         let mut next = 0;
         for index in 0..length {
+            // Mostly the fields come in their order.
+            if first.is_none()
+                && let Some(entry) = layout.entries.get(next)
+                && entry.wire
+                && decoder.take_exactly(&entry.key)
+            {
+                known = true;
+                self.field(decoder, &mut target, &layout, next, &hints[next])?;
+                next += 1;
+                continue;
+            }
             let key = match first.take() {
                 Some(key) => key,
                 None if decoder.kind()? == Kind::Str => decoder.str()?,
@@ -236,12 +300,7 @@ impl<'py, 'de> Reader<'py, 'de> {
                     continue;
                 }
             };
-            // Mostly the fields come in their order.
-            let is_key = |entry: &super::layout::Entry| entry.wire && entry.text == key;
-            let found = match layout.entries.get(next) {
-                Some(entry) if is_key(entry) => Some(next),
-                _ => layout.entries.iter().position(is_key),
-            };
+            let found = layout.entries.iter().position(|entry| entry.wire && entry.text == key);
             if let Some(found) = found {
                 next = found + 1;
                 known = true;
@@ -269,6 +328,11 @@ impl<'py, 'de> Reader<'py, 'de> {
             }
         }
         if layout.is_message {
+            if must_be_named && names.name.is_none() {
+                return Err(
+                    decoder.invalid(decoder.offset(), "a message with the name of its type")
+                );
+            }
             if self.checks_type {
                 self.check_names(decoder, class, &layout, &names)?;
             }
@@ -327,7 +391,7 @@ impl<'py, 'de> Reader<'py, 'de> {
         hint: &Hint,
     ) -> Result<()> {
         let entry = &layout.entries[index];
-        if let Target::Object { object, given } = target {
+        if let Target::Object { object, given, .. } = target {
             *given |= 1 << index;
             match &entry.access {
                 Access::Slot(slot) => {
@@ -366,31 +430,25 @@ impl<'py, 'de> Reader<'py, 'de> {
         target: &mut Target<'py>,
         access: &Access,
     ) -> Result<()> {
-        let Target::Object { object, .. } = target else { return decoder.skip() };
-        let object = object.clone();
-        let native = object.cast::<MessageBase>().map_err(PyErr::from);
-        let native = native.and_then(|object| Ok(object.try_borrow_mut()?));
-        let mut native = self.py(decoder, native)?;
+        let Target::Object { header, .. } = target else { return decoder.skip() };
         match access {
             Access::Priority => {
-                native.priority = match decoder.kind()? {
+                header.priority = match decoder.kind()? {
                     Kind::Integer => {
                         let priority = decoder.integer::<i128>("a priority")?;
                         let valid = u8::try_from(priority).map_err(|_| {
                             let text = format!("Priority must be 0-255, got {priority}");
                             PyValueError::new_err(text)
                         });
-                        self.py(decoder, valid)?
+                        Some(self.py(decoder, valid)?)
                     }
-                    _ => decoder.integer("a priority of 0 to 255")?,
+                    _ => decoder.integer("a priority of 0 to 255").map(Some)?,
                 };
             }
             // Of a message whose writer gave it none.
             _ if decoder.take_nil()? => {}
-            Access::Correlation => {
-                native.correlation = Some(Id::from_bits(decoder.id()?.as_u128()))
-            }
-            _ => native.id = Id::from_bits(decoder.id()?.as_u128()),
+            Access::Correlation => header.correlation = Some(decoder.id()?.as_u128()),
+            _ => header.id = Some(decoder.id()?.as_u128()),
         }
         Ok(())
     }
@@ -751,25 +809,22 @@ fn make_array<'py>(
     if shape.len() > 64 || (!is_empty && needed != Some(data.len() as u64)) {
         return Err(wrong());
     }
-    let array = if is_empty || dtype.item_bytes == 0 {
+    if is_empty {
         // numpy makes no array of no bytes.
-        if is_empty && !data.is_empty() {
+        if !data.is_empty() {
             return Err(wrong());
         }
         let zeros = py.import(intern!(py, "numpy"))?.getattr(intern!(py, "zeros"))?;
         return zeros.call1((PyTuple::new(py, shape)?, &dtype.dtype));
-    } else if is_frozen {
-        types::from_buffer(py)?.call1((PyBytes::new(py, data), &dtype.dtype))?
+    }
+    let shape = PyTuple::new(py, shape)?;
+    let buffer = if is_frozen {
+        PyBytes::new(py, data).into_any()
     } else {
-        types::from_buffer(py)?.call1((PyByteArray::new(py, data), &dtype.dtype))?
+        PyByteArray::new(py, data).into_any()
     };
-    if is_scalar {
-        return array.get_item(0);
-    }
-    if shape.len() == 1 {
-        return Ok(array);
-    }
-    array.call_method1(intern!(py, "reshape"), (PyTuple::new(py, shape)?,))
+    let array = types::classes(py)?.array.bind(py).call1((shape, &dtype.dtype, buffer))?;
+    if is_scalar { array.get_item(PyTuple::empty(py)) } else { Ok(array) }
 }
 
 /// An array of as many numbers as are asked for.
@@ -811,18 +866,37 @@ fn never<T>(never: std::convert::Infallible) -> T {
 /// What the fields of a map go into.
 enum Target<'py> {
     /// The object itself, whose constructor does not run. `given`: which fields it has, as bits.
-    Object { object: Bound<'py, PyAny>, given: u128 },
+    Object { object: Bound<'py, PyAny>, given: u128, header: Header },
     /// Arguments of the constructor, by field.
     Arguments(Vec<(usize, Bound<'py, PyAny>)>),
 }
 
+/// What the native part of a message becomes.
+#[derive(Default)]
+struct Header {
+    id: Option<u128>,
+    correlation: Option<u128>,
+    priority: Option<u8>,
+}
+
 impl<'py> Target<'py> {
     #[inline]
-    fn new(class: &Bound<'py, PyType>, layout: &Layout) -> PyResult<Self> {
-        if layout.is_direct {
-            return Ok(Target::Object { object: slots::blank(class)?, given: 0 });
+    fn new(class: &Bound<'py, PyType>) -> PyResult<(Arc<Layout>, Self)> {
+        let object = |object| Target::Object { object, given: 0, header: Header::default() };
+        if class.is_subclass_of::<MessageBase>()? {
+            let made = slots::blank(class)?;
+            let layout = made.cast::<MessageBase>()?.try_borrow()?.layout.clone();
+            if layout.is_direct {
+                return Ok((layout, object(made)));
+            }
         }
-        Ok(Target::Arguments(Vec::new()))
+        let layout = layout_of(class)?;
+        let target = if layout.is_direct {
+            object(slots::blank(class)?)
+        } else {
+            Target::Arguments(Vec::new())
+        };
+        Ok((layout, target))
     }
 
     #[inline]
@@ -833,7 +907,17 @@ impl<'py> Target<'py> {
     ) -> PyResult<Bound<'py, PyAny>> {
         let py = class.py();
         let arguments = match self {
-            Target::Object { object, given } => {
+            Target::Object { object, given, header } => {
+                if let Ok(native) = object.cast::<MessageBase>() {
+                    let mut native = native.try_borrow_mut()?;
+                    if let Some(id) = header.id {
+                        native.id = Id::from_bits(id);
+                    }
+                    if let Some(id) = header.correlation {
+                        native.correlation = Some(Id::from_bits(id));
+                    }
+                    native.priority = header.priority.unwrap_or(native.priority);
+                }
                 base::fill_missing(&object, layout, given)?;
                 return Ok(object);
             }

@@ -2,12 +2,14 @@
 
 use std::collections::HashMap;
 
+use dotcompute::DEFAULT_PRIORITY;
+use dotcompute::wire::encode_value;
 use dotcompute_mailbox::sync::{Arc, AtomicBool, Mutex, Ordering, lock};
-use pyo3::exceptions::PyTypeError;
+use pyo3::exceptions::{PyTypeError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::pyclass::{PyTraverseError, PyVisit};
 use pyo3::sync::PyOnceLock;
-use pyo3::types::{PyDict, PyString, PyType};
+use pyo3::types::{PyDict, PyInt, PyString, PyType};
 use pyo3::{PyTypeInfo, intern};
 
 use super::base::MessageBase;
@@ -20,6 +22,8 @@ pub(super) struct Layout {
     /// The bare name of the class, which is its name on the wire.
     pub(super) name: String,
     pub(super) entries: Vec<Entry>,
+    /// The fields that a new object does not have yet, as bits.
+    pub(super) unset: u128,
     /// The fields that the constructor takes by position, in their order.
     pub(super) positional: Vec<usize>,
     /// A message, not just a dataclass.
@@ -30,7 +34,7 @@ pub(super) struct Layout {
     pub(super) plain_header: bool,
     /// Its constructor is `MessageBase.__init__`.
     pub(super) native_init: bool,
-    /// Its constructor does what a dataclass's does, so that a message can be made without it.
+    /// A message can be made from its fields, without its constructor.
     pub(super) is_direct: bool,
     pub(super) has_post_init: bool,
     /// Whose fields `super().__init__` fills if this class has a constructor of its own.
@@ -44,6 +48,8 @@ pub(super) struct Layout {
 pub(super) struct Entry {
     pub(super) name: Py<PyString>,
     pub(super) text: String,
+    /// Its name as it is written.
+    pub(super) key: Vec<u8>,
     pub(super) access: Access,
     pub(super) default: Default,
     /// The constructor takes it.
@@ -65,7 +71,7 @@ pub(super) enum Access {
 pub(super) enum Default {
     /// It must be said.
     Required,
-    /// What a new `MessageBase` has: a new id.
+    /// What a new `MessageBase` has: a new id, the usual priority, no correlation id.
     New,
     Value(Py<PyAny>),
     Factory(Py<PyAny>),
@@ -169,6 +175,7 @@ impl Layout {
                 wire: !(is_array_message && text.starts_with('_')),
                 init,
                 access,
+                key: encode_value(&text).map_err(|e| PyValueError::new_err(e.to_string()))?,
                 text,
                 name: name.unbind(),
             });
@@ -179,15 +186,20 @@ impl Layout {
         let native = base.getattr(init)?;
         let native_init =
             is_native && class.getattr(init)?.is(&native) && entries.len() <= u128::BITS as usize;
-        let is_direct = native_init
-            || (entries.len() <= u128::BITS as usize && is_generated(&class.getattr(init)?));
+        let is_direct =
+            entries.len() <= u128::BITS as usize && !has_init_variables(class, &dataclasses)?;
         let parent = if is_native && !native_init { parent(class, &base, &native)? } else { None };
         let module: String = class.getattr(intern!(py, "__module__"))?.extract()?;
         let mut plain_header = is_native;
         for name in [keys::ID, keys::PRIORITY, keys::CORRELATION_ID] {
             plain_header = plain_header && class.getattr(name)?.is(&base.getattr(name)?);
         }
+        let unset = |(index, entry): (usize, &Entry)| match entry.default {
+            Default::New => 0,
+            _ => 1u128.checked_shl(index as u32).unwrap_or(0),
+        };
         Ok(Self {
+            unset: entries.iter().enumerate().map(unset).fold(0, |all, bit| all | bit),
             name: class.name()?.to_str()?.to_owned(),
             entries,
             positional,
@@ -261,10 +273,20 @@ fn parent(
     Ok(None)
 }
 
-/// Whether `dataclasses` made this function: what it makes comes from no file.
-fn is_generated(init: &Bound<'_, PyAny>) -> bool {
-    let file = init.getattr("__code__").and_then(|code| code.getattr("co_filename"));
-    file.is_ok_and(|file| file.eq("<string>").unwrap_or(false))
+/// Whether the constructor takes arguments that are no fields, which no bytes have.
+fn has_init_variables(
+    class: &Bound<'_, PyType>,
+    dataclasses: &Bound<'_, PyModule>,
+) -> PyResult<bool> {
+    let py = class.py();
+    let variable = dataclasses.getattr(intern!(py, "_FIELD_INITVAR"))?;
+    let all = class.getattr(intern!(py, "__dataclass_fields__"))?;
+    for field in all.cast_into::<PyDict>()?.values() {
+        if field.getattr(intern!(py, "_field_type"))?.is(&variable) {
+            return Ok(true);
+        }
+    }
+    Ok(false)
 }
 
 /// The one object that all names of this text in the program are.
@@ -302,6 +324,16 @@ impl Default {
         let py = field.py();
         let value = field.getattr(intern!(py, "default"))?;
         if !value.is(missing) {
+            let is_new = match access {
+                Access::Priority => {
+                    value.is_exact_instance_of::<PyInt>() && value.eq(DEFAULT_PRIORITY)?
+                }
+                Access::Correlation => value.is_none(),
+                _ => false,
+            };
+            if is_new {
+                return Ok(Default::New);
+            }
             return Ok(Default::Value(value.unbind()));
         }
         let factory = field.getattr(intern!(py, "default_factory"))?;

@@ -7,9 +7,9 @@ use pyo3::gc::{PyTraverseError, PyVisit};
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyList, PyTuple};
 
-use super::line::Line;
+use super::line::Try;
 use super::timeout::Timeout;
-use super::waiting::{Queue, QueueWait};
+use super::waiting::{self, Queue};
 use super::{
     Item, band_counts, class_name, clear, full_error, mailbox, maxsize, priority_of, timeout_error,
     traverse,
@@ -24,17 +24,13 @@ use super::{
     name = "FastMessageQueue"
 )]
 pub(super) struct FastMessageQueue {
-    mailbox: Arc<Mailbox<Item>>,
+    pub(super) mailbox: Arc<Mailbox<Item>>,
     maxsize: usize,
     kernel_id: String,
     serialize: bool,
 }
 
 impl FastMessageQueue {
-    pub(super) fn line(&self) -> Arc<dyn Line> {
-        Arc::clone(&self.mailbox) as Arc<dyn Line>
-    }
-
     /// What lies in the mailbox for `message`: itself, or its class and bytes.
     pub(super) fn stored(&self, message: &Bound<'_, PyAny>) -> PyResult<(u8, Item)> {
         let priority = priority_of(message)?;
@@ -72,10 +68,13 @@ impl FastMessageQueue {
 #[pymethods]
 impl FastMessageQueue {
     #[new]
-    #[pyo3(signature = (maxsize=4096, *, kernel_id=String::new(), serialize=false))]
-    fn new(maxsize: isize, kernel_id: String, serialize: bool) -> PyResult<Self> {
+    #[pyo3(
+        signature = (maxsize=4096, *, kernel_id="", serialize=false),
+        text_signature = "(maxsize=4096, *, kernel_id='', serialize=False)"
+    )]
+    fn new(maxsize: isize, kernel_id: &str, serialize: bool) -> PyResult<Self> {
         let maxsize = self::maxsize(maxsize)?;
-        Ok(Self { mailbox: mailbox(maxsize), maxsize, kernel_id, serialize })
+        Ok(Self { mailbox: mailbox(maxsize), maxsize, kernel_id: kernel_id.to_owned(), serialize })
     }
 
     #[getter]
@@ -99,13 +98,15 @@ impl FastMessageQueue {
     }
 
     #[pyo3(signature = (message, *, timeout=None))]
-    fn put(this: Bound<'_, Self>, message: Item, timeout: Option<Timeout>) -> QueueWait {
-        QueueWait::put(Queue::Fast(this.unbind()), message, timeout)
+    fn put(this: Bound<'_, Self>, message: Item, timeout: Option<Timeout>) -> PyResult<Item> {
+        let py = this.py();
+        waiting::put(py, Queue::Fast(this.unbind()), message, timeout)
     }
 
     #[pyo3(signature = (*, timeout=None))]
-    fn get(this: Bound<'_, Self>, timeout: Option<Timeout>) -> QueueWait {
-        QueueWait::get(Queue::Fast(this.unbind()), timeout)
+    fn get(this: Bound<'_, Self>, timeout: Option<Timeout>) -> PyResult<Item> {
+        let py = this.py();
+        waiting::get(py, Queue::Fast(this.unbind()), timeout)
     }
 
     fn put_nowait(&self, message: &Bound<'_, PyAny>) -> PyResult<bool> {

@@ -17,8 +17,7 @@ use dotcompute_mailbox::sync::lock;
 use pyo3::gc::{PyTraverseError, PyVisit};
 
 use super::Item;
-use super::line::{Line, Put, Waiting, within};
-use super::slot::Slot;
+use super::line::{Put, Try};
 
 /// What a full queue does with one more message.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -100,6 +99,16 @@ impl Levels {
             watched_since: 0,
             overtakes: 0,
         })))
+    }
+
+    /// A put that waits for room, if that is the policy.
+    pub(super) fn put(self: Arc<Self>, priority: u8, item: Item) -> WaitPut {
+        WaitPut { levels: self, stage: Stage::Holding(priority, item) }
+    }
+
+    /// A get that waits for a message.
+    pub(super) fn get(self: Arc<Self>) -> WaitGet {
+        WaitGet { levels: self, ticket: 0 }
     }
 
     /// Changes what a full queue does from now on. Who waits goes on waiting.
@@ -241,7 +250,7 @@ impl State {
     }
 }
 
-impl Line for Levels {
+impl Try for Levels {
     fn try_put(&self, priority: u8, item: Item) -> Result<Put, Item> {
         let mut after = After::default();
         lock(&self.0).offer(priority, item, &mut after)
@@ -251,21 +260,10 @@ impl Line for Levels {
         let mut after = After::default();
         lock(&self.0).deliver(&mut after)
     }
-
-    fn wait_put(self: Arc<Self>, priority: u8, item: Item, slot: Arc<Slot>) -> Waiting<Put> {
-        Box::pin(async move {
-            let mut put = WaitPut { levels: self, stage: Stage::Holding(priority, item) };
-            within(&mut put, &slot).await.unwrap_or(Put::Full)
-        })
-    }
-
-    fn wait_get(self: Arc<Self>, slot: Arc<Slot>) -> Waiting<Option<Item>> {
-        Box::pin(async move { within(&mut WaitGet { levels: self, ticket: 0 }, &slot).await })
-    }
 }
 
 /// A put in line. Dropped before it was admitted, it takes its message with it.
-struct WaitPut {
+pub(super) struct WaitPut {
     levels: Arc<Levels>,
     stage: Stage,
 }
@@ -320,7 +318,7 @@ impl Drop for WaitPut {
 }
 
 /// A get in line, under its ticket (0: not in line).
-struct WaitGet {
+pub(super) struct WaitGet {
     levels: Arc<Levels>,
     ticket: u64,
 }

@@ -5,10 +5,12 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::task::Poll;
 
+use dotcompute::sleep_until;
 use dotcompute_mailbox::{Band, Mailbox, SendError, TrySendError};
 
 use super::Item;
-use super::slot::Slot;
+use super::levels::Levels;
+use super::timeout::Timeout;
 
 /// How a put ended.
 pub(super) enum Put {
@@ -17,31 +19,67 @@ pub(super) enum Put {
     Full,
 }
 
-/// A wait that has to be polled with the GIL held; it looks at its slot to see whether its time is
-/// over.
-pub(super) type Waiting<T> = Pin<Box<dyn Future<Output = T> + Send + Sync>>;
+/// A wait that owns what it waits in.
+pub(super) type Waiting<T> = Pin<Box<dyn Future<Output = T> + Send>>;
 
-pub(super) trait Line: Send + Sync {
-    /// Puts without waiting. `Err` gives the object back: it may wait for room.
-    fn try_put(&self, priority: u8, item: Item) -> Result<Put, Item>;
-    fn try_get(&self) -> Option<Item>;
-    fn wait_put(self: Arc<Self>, priority: u8, item: Item, slot: Arc<Slot>) -> Waiting<Put>;
-    /// `None`: the time is over.
-    fn wait_get(self: Arc<Self>, slot: Arc<Slot>) -> Waiting<Option<Item>>;
+pub(super) enum Line {
+    /// Never closed.
+    Mailbox(Arc<Mailbox<Item>>),
+    Levels(Arc<Levels>),
 }
 
-/// Polls `future` until it is ready or the time of `slot` is over.
-pub(super) async fn within<F: Future + Unpin>(future: &mut F, slot: &Slot) -> Option<F::Output> {
-    poll_fn(|cx| match Pin::new(&mut *future).poll(cx) {
-        Poll::Ready(output) => Poll::Ready(Some(output)),
-        Poll::Pending if slot.is_expired() => Poll::Ready(None),
-        Poll::Pending => Poll::Pending,
+impl Line {
+    pub(super) fn wait_put(self, priority: u8, item: Item, timeout: Timeout) -> Waiting<Put> {
+        match self {
+            Self::Levels(levels) => Box::pin(async move {
+                within(&mut levels.put(priority, item), timeout).await.unwrap_or(Put::Full)
+            }),
+            Self::Mailbox(mailbox) => Box::pin(async move {
+                let mut send = mailbox.send(Band::from_priority(priority), item);
+                let sent = within(&mut send, timeout).await;
+                match sent.unwrap_or_else(|| send.give_up()) {
+                    Ok(_) => Put::Done,
+                    Err(SendError::Full(_) | SendError::Timeout(_) | SendError::Closed(_)) => {
+                        Put::Full
+                    }
+                }
+            }),
+        }
+    }
+
+    /// `None`: the time is over.
+    pub(super) fn wait_get(self, timeout: Timeout) -> Waiting<Option<Item>> {
+        match self {
+            Self::Levels(levels) => {
+                Box::pin(async move { within(&mut levels.get(), timeout).await })
+            }
+            Self::Mailbox(mailbox) => Box::pin(async move {
+                within(&mut mailbox.receive(), timeout).await.and_then(Result::ok)
+            }),
+        }
+    }
+}
+
+/// Polls `future` until it is ready or the time is over.
+async fn within<F: Future + Unpin>(future: &mut F, timeout: Timeout) -> Option<F::Output> {
+    let mut sleep = timeout.deadline().map(sleep_until);
+    poll_fn(|cx| match (Pin::new(&mut *future).poll(cx), &mut sleep) {
+        (Poll::Ready(output), _) => Poll::Ready(Some(output)),
+        (Poll::Pending, Some(sleep)) => Pin::new(sleep).poll(cx).map(|_| None),
+        (Poll::Pending, None) => Poll::Pending,
     })
     .await
 }
 
-/// A queue's mailbox is never closed.
-impl Line for Mailbox<Item> {
+/// Puts and gets without waiting.
+pub(super) trait Try {
+    /// `Err` gives the object back: it may wait for room.
+    fn try_put(&self, priority: u8, item: Item) -> Result<Put, Item>;
+    fn try_get(&self) -> Option<Item>;
+}
+
+impl Try for Mailbox<Item> {
+    #[inline]
     fn try_put(&self, priority: u8, item: Item) -> Result<Put, Item> {
         match self.try_send(Band::from_priority(priority), item) {
             Ok(_) => Ok(Put::Done),
@@ -49,25 +87,8 @@ impl Line for Mailbox<Item> {
         }
     }
 
+    #[inline]
     fn try_get(&self) -> Option<Item> {
         self.try_receive().ok()
-    }
-
-    fn wait_put(self: Arc<Self>, priority: u8, item: Item, slot: Arc<Slot>) -> Waiting<Put> {
-        Box::pin(async move {
-            let mut send = self.send(Band::from_priority(priority), item);
-            let sent = within(&mut send, &slot).await;
-            match sent.unwrap_or_else(|| send.give_up()) {
-                Ok(_) => Put::Done,
-                Err(SendError::Full(_) | SendError::Timeout(_) | SendError::Closed(_)) => Put::Full,
-            }
-        })
-    }
-
-    fn wait_get(self: Arc<Self>, slot: Arc<Slot>) -> Waiting<Option<Item>> {
-        Box::pin(async move {
-            let mut receive = self.receive();
-            within(&mut receive, &slot).await.and_then(Result::ok)
-        })
     }
 }

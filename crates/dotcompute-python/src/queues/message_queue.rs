@@ -9,9 +9,9 @@ use pyo3::prelude::*;
 use pyo3::types::PyDict;
 
 use super::levels::{Levels, Policy};
-use super::line::{Line, Put};
+use super::line::{Put, Try};
 use super::timeout::Timeout;
-use super::waiting::{Queue, QueueWait};
+use super::waiting::{self, Queue};
 use super::{DEFAULT_PRIORITY, Item, full_error, maxsize, priority_of, timeout_error};
 
 #[pyclass(
@@ -23,17 +23,13 @@ use super::{DEFAULT_PRIORITY, Item, full_error, maxsize, priority_of, timeout_er
     name = "MessageQueueBase"
 )]
 pub(super) struct MessageQueue {
-    levels: Arc<Levels>,
+    pub(super) levels: Arc<Levels>,
     maxsize: usize,
     use_priority: AtomicBool,
     kernel_id: String,
 }
 
 impl MessageQueue {
-    pub(super) fn line(&self) -> Arc<dyn Line> {
-        Arc::clone(&self.levels) as Arc<dyn Line>
-    }
-
     pub(super) fn stored(&self, message: &Bound<'_, PyAny>) -> PyResult<(u8, Item)> {
         let priority = if self.use_priority() { priority_of(message)? } else { DEFAULT_PRIORITY };
         Ok((priority, message.clone().unbind()))
@@ -120,13 +116,15 @@ impl MessageQueue {
     }
 
     #[pyo3(signature = (message, *, timeout=None))]
-    fn put(this: Bound<'_, Self>, message: Item, timeout: Option<Timeout>) -> QueueWait {
-        QueueWait::put(Queue::Message(this.unbind()), message, timeout)
+    fn put(this: Bound<'_, Self>, message: Item, timeout: Option<Timeout>) -> PyResult<Item> {
+        let py = this.py();
+        waiting::put(py, Queue::Message(this.unbind()), message, timeout)
     }
 
     #[pyo3(signature = (*, timeout=None))]
-    fn get(this: Bound<'_, Self>, timeout: Option<Timeout>) -> QueueWait {
-        QueueWait::get(Queue::Message(this.unbind()), timeout)
+    fn get(this: Bound<'_, Self>, timeout: Option<Timeout>) -> PyResult<Item> {
+        let py = this.py();
+        waiting::get(py, Queue::Message(this.unbind()), timeout)
     }
 
     fn put_nowait(&self, message: &Bound<'_, PyAny>) -> PyResult<bool> {

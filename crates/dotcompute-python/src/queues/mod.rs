@@ -5,7 +5,7 @@
 //! woken after it.
 //!
 //! Two ways to wait: [`blocking`] on a thread, with the GIL released, and [`waiting`] in asyncio,
-//! by an awaitable that touches the event loop only if it has to wait.
+//! which touches the event loop only if it has to.
 
 mod blocking;
 mod fast;
@@ -13,7 +13,6 @@ mod levels;
 mod line;
 mod message_queue;
 mod ring;
-mod slot;
 mod sync;
 mod timeout;
 mod waiting;
@@ -24,8 +23,9 @@ use dotcompute_mailbox::{Backpressure, Band, Mailbox};
 use pyo3::exceptions::PyValueError;
 use pyo3::gc::{PyTraverseError, PyVisit};
 use pyo3::prelude::*;
-use pyo3::sync::PyOnceLock;
 use pyo3::types::PyType;
+
+pub(crate) use waiting::QueueOperation;
 
 /// What a queue holds.
 pub(crate) type Item = Py<PyAny>;
@@ -125,17 +125,6 @@ fn timeout_error(py: Python<'_>, name: &str, seconds: Option<f64>, operation: &s
     package_error(py, "QueueTimeoutError", (name, seconds, operation))
 }
 
-/// A class of asyncio or the package, looked up once.
-fn cached<'py>(
-    py: Python<'py>,
-    cell: &'static PyOnceLock<Py<PyAny>>,
-    module: &str,
-    name: &str,
-) -> PyResult<&'py Bound<'py, PyAny>> {
-    let value = cell.get_or_try_init(py, || py.import(module)?.getattr(name).map(Bound::unbind))?;
-    Ok(value.bind(py))
-}
-
 /// The name of an object's class, for its repr.
 fn class_name(class: &Bound<'_, PyType>) -> PyResult<String> {
     Ok(class.name()?.to_string())
@@ -147,6 +136,5 @@ pub(crate) fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<sync::FastSpscQueue>()?;
     module.add_class::<fast::FastMessageQueue>()?;
     module.add_class::<ring::RingBuffer>()?;
-    module.add_class::<message_queue::MessageQueue>()?;
-    module.add_class::<waiting::QueueWait>()
+    module.add_class::<message_queue::MessageQueue>()
 }

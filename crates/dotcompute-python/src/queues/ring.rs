@@ -6,9 +6,9 @@ use dotcompute_mailbox::Mailbox;
 use pyo3::gc::{PyTraverseError, PyVisit};
 use pyo3::prelude::*;
 
-use super::line::Line;
+use super::line::Try;
 use super::timeout::Timeout;
-use super::waiting::{Queue, QueueWait};
+use super::waiting::{self, Queue};
 use super::{DEFAULT_PRIORITY, Item, class_name, clear, mailbox, rounded, traverse};
 
 #[pyclass(
@@ -20,13 +20,7 @@ use super::{DEFAULT_PRIORITY, Item, class_name, clear, mailbox, rounded, travers
     name = "RingBuffer"
 )]
 pub(super) struct RingBuffer {
-    mailbox: Arc<Mailbox<Item>>,
-}
-
-impl RingBuffer {
-    pub(super) fn line(&self) -> Arc<dyn Line> {
-        Arc::clone(&self.mailbox) as Arc<dyn Line>
-    }
+    pub(super) mailbox: Arc<Mailbox<Item>>,
 }
 
 #[pymethods]
@@ -58,13 +52,15 @@ impl RingBuffer {
     }
 
     #[pyo3(signature = (item, *, timeout=None))]
-    fn put(this: Bound<'_, Self>, item: Item, timeout: Option<Timeout>) -> QueueWait {
-        QueueWait::put(Queue::Ring(this.unbind()), item, timeout)
+    fn put(this: Bound<'_, Self>, item: Item, timeout: Option<Timeout>) -> PyResult<Item> {
+        let py = this.py();
+        waiting::put(py, Queue::Ring(this.unbind()), item, timeout)
     }
 
     #[pyo3(signature = (*, timeout=None))]
-    fn get(this: Bound<'_, Self>, timeout: Option<Timeout>) -> QueueWait {
-        QueueWait::get(Queue::Ring(this.unbind()), timeout)
+    fn get(this: Bound<'_, Self>, timeout: Option<Timeout>) -> PyResult<Item> {
+        let py = this.py();
+        waiting::get(py, Queue::Ring(this.unbind()), timeout)
     }
 
     fn put_nowait(&self, item: Item) -> bool {
