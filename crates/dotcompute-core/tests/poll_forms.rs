@@ -76,3 +76,17 @@ fn active_is_ready_while_the_kernel_runs_and_once_it_is_to_end() {
     kernel.stop(false);
     assert_eq!(pin!(kernel.active()).poll(&mut cx), Poll::Ready(()));
 }
+
+#[test]
+fn a_drain_right_after_the_activation_still_processes_what_is_queued() {
+    for executor in ["async", "thread"] {
+        let runtime = runtime();
+        let kernel = runtime.kernel("echo").executor(executor).launch(echo).unwrap();
+        kernel.activate().unwrap();
+        for number in 0..10 {
+            kernel.send_blocking(Number(number), None).unwrap();
+        }
+        kernel.terminate_blocking(Terminate::drain());
+        assert_eq!(kernel.books().processed, 10, "{executor}");
+    }
+}

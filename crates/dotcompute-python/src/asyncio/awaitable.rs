@@ -77,16 +77,16 @@ type Advanced = (Stage, Option<Py<PyAny>>, PyResult<Step>);
 #[inline]
 fn advance(py: Python<'_>, stage: Stage, waiter: Option<Py<PyAny>>) -> Advanced {
     let mut noop = Context::from_waker(Waker::noop());
+    let mut waiter = waiter;
     let mut operation = match stage {
         Stage::Fresh(operation) => {
             if !hub::has_budget() {
-                let yielded = Ok(Step::Yield(py.None()));
-                return (Stage::Yielded(operation), waiter, yielded);
+                return give_way(py, operation);
             }
             operation
         }
         Stage::Yielded(operation) => {
-            hub::refill();
+            waiter = None;
             operation
         }
         Stage::Waiting(mut operation) => {
@@ -126,6 +126,25 @@ fn advance(py: Python<'_>, stage: Stage, waiter: Option<Py<PyAny>>) -> Advanced 
         }
         Poll::Ready(outcome) => finish(operation, waiter, outcome),
         Poll::Pending => suspend(py, operation),
+    }
+}
+
+/// The budget is used up: goes on in the next turn of the loop.
+#[cold]
+fn give_way(py: Python<'_>, operation: Operation) -> Advanced {
+    let waiting = Hub::running(py).and_then(|(hub, event_loop)| hub.waiter(py, &event_loop));
+    match waiting {
+        Ok(waiter) => {
+            waiter::waker(py, &waiter).wake();
+            waiter::yielded(py, &waiter);
+            let yielded = waiter.clone_ref(py);
+            (Stage::Yielded(operation), Some(waiter), Ok(Step::Yield(yielded)))
+        }
+        // No loop of asyncio's: nobody to give way to.
+        Err(_) => {
+            hub::refill();
+            (Stage::Yielded(operation), None, Ok(Step::Yield(py.None())))
+        }
     }
 }
 
@@ -232,6 +251,10 @@ impl Native for Awaitable {
             | Stage::Failing(operation, _) => operation.traverse(visit),
             Stage::Running | Stage::Done => 0,
         }
+    }
+
+    fn is_empty(&self) -> bool {
+        matches!(self.stage, Stage::Done) && self.waiter.is_none()
     }
 
     fn clear(&mut self) -> Box<dyn Any> {

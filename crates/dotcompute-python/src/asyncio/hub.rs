@@ -8,6 +8,7 @@ use std::cell::{Cell, RefCell};
 use std::collections::{HashMap, VecDeque};
 use std::future::Future;
 use std::pin::Pin;
+use std::ptr::{null, null_mut};
 use std::sync::{Arc, Mutex, Weak};
 use std::task::{Context, Wake, Waker};
 use std::thread::ThreadId;
@@ -18,7 +19,7 @@ use pyo3::exceptions::PyRuntimeError;
 use pyo3::types::PyDict;
 use pyo3::{ffi, intern, prelude::*};
 
-use super::python::names;
+use super::python::{self, names};
 use super::scope::{schedule_later, scope};
 use super::waiter::{self, Slot};
 
@@ -69,6 +70,9 @@ static HUBS: Mutex<Vec<Arc<Hub>>> = Mutex::new(Vec::new());
 thread_local! {
     static LAST: RefCell<Weak<Hub>> = const { RefCell::new(Weak::new()) };
     static LEFT: Cell<u32> = const { Cell::new(BUDGET) };
+    /// The hub whose list this thread is working off, and its loop: null if none.
+    static CURRENT: Cell<(*const Hub, *mut ffi::PyObject)> =
+        const { Cell::new((null(), null_mut())) };
 }
 
 /// How many awaits may still be completed in this turn of this thread's loop.
@@ -95,6 +99,15 @@ impl Hub {
     /// The hub of the loop that runs on this thread, and the loop.
     #[inline]
     pub(super) fn running(py: Python<'_>) -> PyResult<(Arc<Self>, Bound<'_, PyAny>)> {
+        let (hub, event_loop) = CURRENT.get();
+        if !hub.is_null() {
+            // SAFETY: `Current`, further up the stack of this thread, owns the hub's `Arc`.
+            unsafe { Arc::increment_strong_count(hub) };
+            // SAFETY: the count that was just added.
+            let hub = unsafe { Arc::from_raw(hub) };
+            // SAFETY: `Current` owns a reference to the loop.
+            return Ok((hub, unsafe { Bound::from_borrowed_ptr(py, event_loop) }));
+        }
         let event_loop = names(py)?.running_loop.bind(py).call0()?;
         if event_loop.is_none() {
             return Err(PyRuntimeError::new_err("no running event loop"));
@@ -207,14 +220,18 @@ impl Hub {
         // Relaxed: only the thread that runs the loop uses it.
         self.helped.store(0, Ordering::Relaxed);
         let mut outcome = exit.map_or(Ok(()), Err);
+        let Some(event_loop) = self.event_loop(py) else { return outcome };
+        let current = Current::enter(self, &event_loop);
         let depth = Depth::enter(self);
         let mut left = BUDGET;
-        while outcome.is_ok() && left > 0 {
+        // Whoever has used the budget up has given way to the loop, not to this list.
+        while outcome.is_ok() && left > 0 && has_budget() {
             let Some(ready) = self.next() else { break };
             left -= 1;
             outcome = self.run(py, ready);
         }
         drop(depth);
+        drop(current);
         let again = {
             let mut state = lock(&self.state);
             let again = !state.ready.is_empty() && !state.scheduled;
@@ -261,12 +278,17 @@ impl Hub {
             return false;
         }
         let Ok(names) = names(py) else { return false };
-        let Ok(task) = names.current_task.bind(py).call1((event_loop,)) else { return false };
-        if task.is_none() || names.leave_task.bind(py).call1((event_loop, &task)).is_err() {
+        let Ok(task) = python::call(py, &names.current_task, event_loop, None) else {
+            return false;
+        };
+        if task.is_none()
+            || python::call(py, &names.leave_task, event_loop, Some(&task)).is_err()
+        {
             return false;
         }
+        let current = Current::enter(self, event_loop);
         let depth = Depth::enter(self);
-        while self.helped.load(Ordering::Relaxed) < HELPS {
+        while self.helped.load(Ordering::Relaxed) < HELPS && has_budget() {
             let Some(ready) = self.next() else { break };
             self.helped.fetch_add(1, Ordering::Relaxed);
             if let Err(exit) = self.run(py, ready) {
@@ -275,7 +297,8 @@ impl Hub {
             }
         }
         drop(depth);
-        if let Err(error) = names.enter_task.bind(py).call1((event_loop, &task)) {
+        drop(current);
+        if let Err(error) = python::call(py, &names.enter_task, event_loop, Some(&task)) {
             error.write_unraisable(py, Some(&task));
         }
         true
@@ -380,6 +403,26 @@ impl Hub {
             }
         });
         drop((ready, drain, spares));
+    }
+}
+
+/// While it lives, this thread works the hub's list off.
+struct Current<'a, 'py> {
+    outer: (*const Hub, *mut ffi::PyObject),
+    _hub: &'a Arc<Hub>,
+    _loop: &'a Bound<'py, PyAny>,
+}
+
+impl<'a, 'py> Current<'a, 'py> {
+    fn enter(hub: &'a Arc<Hub>, event_loop: &'a Bound<'py, PyAny>) -> Self {
+        let outer = CURRENT.replace((Arc::as_ptr(hub), event_loop.as_ptr()));
+        Self { outer, _hub: hub, _loop: event_loop }
+    }
+}
+
+impl Drop for Current<'_, '_> {
+    fn drop(&mut self) {
+        CURRENT.set(self.outer);
     }
 }
 

@@ -28,6 +28,10 @@ pub(super) trait Native: Sized + 'static {
     fn clear(&mut self) -> Box<dyn Any>;
     /// The object goes away.
     fn gone(&mut self) {}
+    /// Whether dropping it does nothing.
+    fn is_empty(&self) -> bool {
+        false
+    }
 }
 
 /// A Python object that holds a `T`.
@@ -108,33 +112,36 @@ pub(super) fn new<T: Native>(py: Python<'_>, value: T) -> PyResult<Py<PyAny>> {
 unsafe extern "C" fn dealloc<T: Native>(object: *mut ffi::PyObject) {
     // SAFETY: a tracked object whose last reference went away.
     unsafe { ffi::PyObject_GC_UnTrack(object.cast()) };
-    let mut error = [null_mut(); 3];
-    let [kind, value_, trace] = &mut error;
-    // A destructor must leave an exception that is on its way alone.
-    // SAFETY: three places to write to.
-    unsafe { ffi::PyErr_Fetch(kind, value_, trace) };
     // SAFETY: nobody has a reference to the object any more.
     let inner = unsafe { value::<T>(object) };
-    inner.gone();
-    let inner: *mut T = inner;
-    // SAFETY: only called by the interpreter.
-    let py = unsafe { Python::assume_attached() };
-    let dropped = catch_unwind(AssertUnwindSafe(|| {
-        scope(py, || {
-            // SAFETY: initialised, dropped once, and not used after.
-            unsafe { inner.drop_in_place() };
-        });
-    }));
-    drop(dropped);
-    let [kind, value_, trace] = error;
-    // SAFETY: what was fetched above, given back.
-    unsafe { ffi::PyErr_Restore(kind, value_, trace) };
+    if !inner.is_empty() {
+        release(inner);
+    }
     // SAFETY: the object is still allocated; its type is valid.
     let class = unsafe { ffi::Py_TYPE(object) };
     // SAFETY: allocated by `PyType_GenericAlloc` as an object with collector's head.
     unsafe { ffi::PyObject_GC_Del(object.cast()) };
     // SAFETY: an object of a heap type owns a reference to it.
     unsafe { ffi::Py_DECREF(class.cast()) };
+}
+
+/// Drops what the object holds. An exception that is on its way is left alone.
+fn release<T: Native>(inner: &mut T) {
+    attached(|py| {
+        let error = PyErr::take(py);
+        inner.gone();
+        let inner: *mut T = inner;
+        let dropped = catch_unwind(AssertUnwindSafe(|| {
+            scope(py, || {
+                // SAFETY: initialised, dropped once, and not used after.
+                unsafe { inner.drop_in_place() };
+            });
+        }));
+        drop(dropped);
+        if let Some(error) = error {
+            error.restore(py);
+        }
+    });
 }
 
 unsafe extern "C" fn traverse<T: Native>(
@@ -161,18 +168,14 @@ unsafe extern "C" fn traverse<T: Native>(
 unsafe extern "C" fn clear<T: Native>(object: *mut ffi::PyObject) -> c_int {
     // SAFETY: alive; the reference ends before anything is dropped.
     let owned = unsafe { value::<T>(object) }.clear();
-    // SAFETY: only called by the interpreter.
-    let py = unsafe { Python::assume_attached() };
-    scope(py, || drop(owned));
+    attached(|py| scope(py, || drop(owned)));
     0
 }
 
 /// Calls `f`; an error or a panic is set as Python's error, and `failed` returned.
 #[inline]
 pub(super) fn guard<R>(failed: R, f: impl FnOnce(Python<'_>) -> PyResult<R>) -> R {
-    // SAFETY: only called from slots and methods, by the interpreter.
-    let py = unsafe { Python::assume_attached() };
-    match catch_unwind(AssertUnwindSafe(|| f(py))) {
+    attached(|py| match catch_unwind(AssertUnwindSafe(|| f(py))) {
         Ok(Ok(value)) => value,
         Ok(Err(error)) => {
             error.restore(py);
@@ -182,5 +185,13 @@ pub(super) fn guard<R>(failed: R, f: impl FnOnce(Python<'_>) -> PyResult<R>) -> 
             PyRuntimeError::new_err("a bug in pydotcompute: its native part panicked").restore(py);
             failed
         }
-    }
+    })
+}
+
+/// Calls `f` from a slot or a method, where the interpreter is attached, in a way that PyO3 knows of
+/// it: a reference that is dropped meanwhile is dropped at once.
+#[inline]
+fn attached<R>(f: impl FnOnce(Python<'_>) -> R) -> R {
+    // SAFETY: the interpreter itself is calling, so it is initialised and not gone.
+    unsafe { Python::attach_unchecked(f) }
 }

@@ -1,6 +1,9 @@
 //! What is used of Python's own modules, looked up once.
 
+use std::ptr::null_mut;
+
 use pyo3::exceptions::{PyKeyboardInterrupt, PySystemExit};
+use pyo3::ffi;
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
 
@@ -36,4 +39,26 @@ pub(super) fn names(py: Python<'_>) -> PyResult<&'static Names> {
 /// Whether the error ends the program and belongs to no task.
 pub(super) fn is_exit(py: Python<'_>, error: &PyErr) -> bool {
     error.is_instance_of::<PySystemExit>(py) || error.is_instance_of::<PyKeyboardInterrupt>(py)
+}
+
+/// Calls `function` with one or two arguments, without a tuple for them.
+#[inline]
+pub(super) fn call<'py>(
+    py: Python<'py>,
+    function: &Py<PyAny>,
+    first: &Bound<'py, PyAny>,
+    second: Option<&Bound<'py, PyAny>>,
+) -> PyResult<Bound<'py, PyAny>> {
+    let second = second.map_or(null_mut(), Bound::as_ptr);
+    // SAFETY: objects that are alive, ended by a null.
+    let result = unsafe {
+        ffi::PyObject_CallFunctionObjArgs(
+            function.as_ptr(),
+            first.as_ptr(),
+            second,
+            null_mut::<ffi::PyObject>(),
+        )
+    };
+    // SAFETY: a new reference, or null with an error set.
+    unsafe { Bound::from_owned_ptr_or_err(py, result) }
 }
