@@ -1,6 +1,7 @@
 """The extension module: dotcompute for Python."""
 
-from typing import Any, final
+from collections.abc import Coroutine, Generator, Iterable
+from typing import Any, Generic, Self, TypeVar, final
 
 # --- buffer.rs -------------------------------------------------------------------------------
 
@@ -35,3 +36,342 @@ class HostView:
 
     def __new__(cls, *_args: Any, **_kwargs: Any) -> HostView: ...
     def __buffer__(self, flags: int, /) -> memoryview: ...
+
+# --- queues -----------------------------------------------------------------------------------
+
+_T = TypeVar("_T")
+
+@final
+class QueueWait(Coroutine[Any, Any, _T]):
+    """One `put` or `get` of an asyncio queue in progress.
+
+    It does nothing until it is driven, and belongs to the loop that drives it. Cancelled, a get has
+    taken nothing; a put has put its message or has not, and holds nobody up.
+    """
+
+    def __await__(self) -> Generator[Any, Any, _T]: ...
+    def __iter__(self) -> Generator[Any, Any, _T]: ...
+    def __next__(self) -> Any: ...
+    def send(self, value: Any, /) -> Any: ...
+    def throw(self, typ: Any, val: Any = None, tb: Any = None, /) -> Any: ...
+    def close(self) -> None: ...
+
+class FastMessageQueue(Generic[_T]):
+    """The default queue of a ring kernel: four priority bands, each in the order of arrival.
+
+    A band in which messages wait is passed over by at most 256 deliveries in a row.
+
+    Parameters
+    ----------
+    maxsize
+        The most messages that it holds, of all bands together; 0 means no limit.
+    kernel_id
+        The name under which errors speak of it.
+    serialize
+        Keep the bytes of `message.serialize()` instead of the message; a get makes a new message
+        of them, by the class's `deserialize`.
+    """
+
+    def __new__(
+        cls, maxsize: int = 4096, *, kernel_id: str = "", serialize: bool = False
+    ) -> Self: ...
+    @property
+    def maxsize(self) -> int:
+        """The most messages that it holds; 0: no limit."""
+    @property
+    def qsize(self) -> int:
+        """How many messages it holds now."""
+    @property
+    def empty(self) -> bool:
+        """Whether it holds none now."""
+    @property
+    def full(self) -> bool:
+        """Whether it has no room now."""
+    def put(self, message: _T, *, timeout: float | None = None) -> QueueWait[bool]:
+        """Put a message; wait for room.
+
+        Parameters
+        ----------
+        message
+            Its attribute `priority` (0 to 255, 128 if there is none) picks the band.
+        timeout
+            Seconds; None waits for ever, 0 not at all.
+
+        Raises
+        ------
+        QueueFullError
+            If there is no room in time.
+        """
+    def get(self, *, timeout: float | None = None) -> QueueWait[_T]:
+        """Take the next message; wait for one.
+
+        Parameters
+        ----------
+        timeout
+            Seconds; None waits for ever, 0 not at all.
+
+        Raises
+        ------
+        QueueTimeoutError
+            If none comes in time.
+        """
+    def put_nowait(self, message: _T) -> bool:
+        """Put a message if there is room; whether there was. May be called from any thread."""
+    def get_nowait(self) -> _T | None:
+        """Take the next message if there is one. May be called from any thread."""
+    def put_batch(self, messages: Iterable[_T]) -> int:
+        """Put as many as there is room for, from the first; tell how many."""
+    def get_batch(self, max_count: int) -> list[_T]:
+        """Take up to `max_count` messages that are there, in the order of delivery."""
+    def clear(self) -> int:
+        """Drop all messages; tell how many. They count as dropped."""
+    def get_stats(self) -> dict[str, Any]:
+        """Count: ``total_enqueued == total_dequeued + total_dropped + current_size``."""
+    def __len__(self) -> int: ...
+
+class RingBuffer(Generic[_T]):
+    """A plain bounded queue for asyncio tasks.
+
+    Parameters
+    ----------
+    capacity
+        The most that it holds, at least 1; rounded up to a power of two.
+    """
+
+    def __new__(cls, capacity: int = 4096) -> Self: ...
+    @property
+    def capacity(self) -> int:
+        """The most that it holds."""
+    @property
+    def size(self) -> int:
+        """How many it holds now."""
+    @property
+    def empty(self) -> bool:
+        """Whether it holds none now."""
+    @property
+    def full(self) -> bool:
+        """Whether it has no room now."""
+    def put(self, item: _T, *, timeout: float | None = None) -> QueueWait[bool]:
+        """Put an object; wait for room. False if there was none within `timeout` seconds."""
+    def get(self, *, timeout: float | None = None) -> QueueWait[_T | None]:
+        """Take the next object; wait for one. None if none came within `timeout` seconds."""
+    def put_nowait(self, item: _T) -> bool:
+        """Put an object if there is room; whether there was."""
+    def get_nowait(self) -> _T | None:
+        """Take the next object if there is one."""
+    def clear(self) -> int:
+        """Drop all; tell how many."""
+    def __len__(self) -> int: ...
+
+class MessageQueueBase(Generic[_T]):
+    """What `MessageQueue` is made of."""
+
+    def __new__(cls, maxsize: int, policy: str, use_priority: bool, kernel_id: str) -> Self: ...
+    _policy: str
+    _use_priority: bool
+    @property
+    def maxsize(self) -> int:
+        """The most messages that it holds; 0: no limit."""
+    @property
+    def qsize(self) -> int:
+        """How many messages it holds now."""
+    @property
+    def empty(self) -> bool:
+        """Whether it holds none now."""
+    @property
+    def full(self) -> bool:
+        """Whether it has no room now."""
+    def put(self, message: _T, *, timeout: float | None = None) -> QueueWait[bool]:
+        """Put a message; what happens if there is no room is the backpressure strategy's to say.
+
+        Parameters
+        ----------
+        message
+            Its attribute `priority` (0 to 255, 128 if there is none) says when its turn is.
+        timeout
+            Seconds to wait for room; None waits for ever, 0 not at all.
+
+        Raises
+        ------
+        QueueFullError
+            If there is no room and the strategy is to reject.
+        QueueTimeoutError
+            If there is no room in time and the strategy is to block.
+        """
+    def get(self, *, timeout: float | None = None) -> QueueWait[_T]:
+        """Take the next message; wait for one.
+
+        Parameters
+        ----------
+        timeout
+            Seconds; None waits for ever, 0 not at all.
+
+        Raises
+        ------
+        QueueTimeoutError
+            If none comes in time.
+        """
+    def put_nowait(self, message: _T) -> bool:
+        """Put a message without waiting; False if there is no room and none is made."""
+    def get_nowait(self) -> _T | None:
+        """Take the next message if there is one. May be called from any thread."""
+    def clear(self) -> int:
+        """Drop all messages; tell how many. They count as dropped."""
+    def get_stats(self) -> dict[str, int]:
+        """Count: ``total_enqueued == total_dequeued + total_dropped + current_size``."""
+    def __len__(self) -> int: ...
+
+class SyncQueue(Generic[_T]):
+    """A queue between threads that raises when something cannot be.
+
+    Parameters
+    ----------
+    maxsize
+        The most that it holds; 0 means no limit.
+    """
+
+    def __new__(cls, maxsize: int = 4096) -> Self: ...
+    @property
+    def maxsize(self) -> int:
+        """The most that it holds; 0: no limit."""
+    @property
+    def qsize(self) -> int:
+        """How many it holds now."""
+    @property
+    def empty(self) -> bool:
+        """Whether it holds none now."""
+    @property
+    def full(self) -> bool:
+        """Whether it has no room now."""
+    @property
+    def closed(self) -> bool:
+        """Whether it was shut down."""
+    def put(self, item: _T, timeout: float | None = None) -> bool:
+        """Put an object; wait for room. Returns True.
+
+        Raises
+        ------
+        QueueFullError
+            If there is no room within `timeout` seconds.
+        RuntimeError
+            If the queue is shut down.
+        """
+    def get(self, timeout: float | None = None) -> _T:
+        """Take the next object; wait for one.
+
+        Raises
+        ------
+        QueueTimeoutError
+            If none comes within `timeout` seconds.
+        RuntimeError
+            If the queue is shut down and empty.
+        """
+    def put_nowait(self, item: _T) -> bool:
+        """Put an object without waiting; False if the queue is full or shut down."""
+    def get_nowait(self) -> _T | None:
+        """Take the next object if there is one."""
+    def clear(self) -> int:
+        """Drop all; tell how many."""
+    def shutdown(self) -> None:
+        """Take nothing more, and wake everybody who waits. What is queued may still be taken."""
+    def get_stats(self) -> dict[str, int]:
+        """Tell current_size, max_size, total_enqueued and total_dequeued."""
+    def __len__(self) -> int: ...
+
+class SPSCQueue(Generic[_T]):
+    """A queue between threads that returns a value when something cannot be.
+
+    Any number of producers and consumers may use it, whatever its name says.
+
+    Parameters
+    ----------
+    capacity
+        The most that it holds, at least 1; rounded up to a power of two.
+    """
+
+    def __new__(cls, capacity: int = 4096) -> Self: ...
+    @property
+    def capacity(self) -> int:
+        """The most that it holds."""
+    @property
+    def size(self) -> int:
+        """How many it holds now."""
+    @property
+    def empty(self) -> bool:
+        """Whether it holds none now."""
+    @property
+    def full(self) -> bool:
+        """Whether it has no room now."""
+    @property
+    def closed(self) -> bool:
+        """Whether it was shut down: why a put was refused that found room."""
+    def put(self, item: _T, timeout: float | None = None) -> bool:
+        """Put an object; wait for room.
+
+        False if there was none within `timeout` seconds, or the queue is shut down (`closed`).
+        """
+    def get(self, timeout: float | None = None, default: Any = None) -> _T | Any:
+        """Take the next object; wait for one.
+
+        `default` if none came within `timeout` seconds, or the queue is shut down and empty.
+        """
+    def put_nowait(self, item: _T) -> bool:
+        """Put an object without waiting; False if the queue is full or shut down."""
+    def get_nowait(self, default: Any = None) -> _T | Any:
+        """Take the next object if there is one, else `default`."""
+    def clear(self) -> int:
+        """Drop all; tell how many."""
+    def shutdown(self) -> None:
+        """Take nothing more, and wake everybody who waits. What is queued may still be taken."""
+    def __len__(self) -> int: ...
+
+class FastSPSCQueue(Generic[_T]):
+    """A queue between threads whose plain `put` and `get` do not wait.
+
+    Any number of producers and consumers may use it, whatever its name says.
+
+    Parameters
+    ----------
+    capacity
+        The most that it holds, at least 1.
+    """
+
+    def __new__(cls, capacity: int = 4096) -> Self: ...
+    @property
+    def capacity(self) -> int:
+        """The most that it holds."""
+    @property
+    def size(self) -> int:
+        """How many it holds now."""
+    @property
+    def empty(self) -> bool:
+        """Whether it holds none now."""
+    @property
+    def full(self) -> bool:
+        """Whether it has no room now."""
+    @property
+    def closed(self) -> bool:
+        """Whether it was shut down: why a put was refused that found room."""
+    def put(self, item: _T) -> bool:
+        """Put an object, also None; False if the queue is full or shut down."""
+    def get(self) -> _T | None:
+        """Take the next object; None if there is none."""
+    def put_nowait(self, item: _T) -> bool:
+        """`put`, under the name of the other queues."""
+    def get_nowait(self, default: Any = None) -> _T | Any:
+        """Take the next object if there is one, else `default`."""
+    def put_wait(self, item: _T, timeout_sec: float | None = 1.0) -> bool:
+        """Put an object; wait for room at most `timeout_sec` seconds; None: for ever."""
+    def get_wait(
+        self, timeout_sec: float | None = 1.0, default: Any = None, spin_wait_ns: int = 0
+    ) -> _T | Any:
+        """Take the next object; wait for one at most `timeout_sec` seconds; None: for ever.
+
+        Spins (without the GIL) at least `spin_wait_ns` nanoseconds before it sleeps. Returns
+        `default` if none came, or the queue is shut down and empty.
+        """
+    def clear(self) -> int:
+        """Drop all; tell how many."""
+    def shutdown(self) -> None:
+        """Take nothing more, and wake everybody who waits. What is queued may still be taken."""
+    def __len__(self) -> int: ...

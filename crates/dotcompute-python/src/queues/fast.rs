@@ -72,10 +72,10 @@ impl FastMessageQueue {
 #[pymethods]
 impl FastMessageQueue {
     #[new]
-    #[pyo3(signature = (maxsize=4096, *, kernel_id=String::new(), serialize=false))]
-    fn new(maxsize: isize, kernel_id: String, serialize: bool) -> PyResult<Self> {
+    #[pyo3(signature = (maxsize=4096, *, kernel_id="", serialize=false))]
+    fn new(maxsize: isize, kernel_id: &str, serialize: bool) -> PyResult<Self> {
         let maxsize = self::maxsize(maxsize)?;
-        Ok(Self { mailbox: mailbox(maxsize), maxsize, kernel_id, serialize })
+        Ok(Self { mailbox: mailbox(maxsize), maxsize, kernel_id: kernel_id.to_owned(), serialize })
     }
 
     #[getter]

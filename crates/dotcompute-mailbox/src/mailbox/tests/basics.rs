@@ -494,3 +494,27 @@ fn the_ends_cross_threads() {
     is_send::<Send<'static, Vec<u8>>>();
     is_send::<Receive<'static, Vec<u8>>>();
 }
+
+#[test]
+fn inspect_sees_what_is_queued_and_who_waits_with_what() {
+    let mailbox = Mailbox::new(3, Backpressure::Block);
+    send(&mailbox, Band::Low, 1);
+    send(&mailbox, Band::Normal, 2);
+    send(&mailbox, Band::Normal, 3);
+    let mut blocked = mailbox.send(Band::High, 4);
+    assert!(poll_once(&mut blocked).is_pending());
+    let look = || {
+        let mut seen = Vec::new();
+        mailbox.inspect(|band, &value| seen.push((band, value)));
+        seen
+    };
+    let (low, normal) = (Some(Band::Low), Some(Band::Normal));
+    assert_eq!(look(), [(normal, 2), (normal, 3), (low, 1), (None, 4)]);
+
+    // What an inbox has in hand is left out; what it was lent is not.
+    let mut inbox = mailbox.inbox().unwrap();
+    assert_eq!(inbox.try_next(), Ok(()));
+    assert_eq!(look(), [(Some(Band::High), 4), (normal, 3), (low, 1)]);
+    assert_eq!(drain(&mut inbox), [4, 3, 1]);
+    assert_eq!(look(), []);
+}
