@@ -202,6 +202,8 @@ _lock = threading.Lock()
 # that is defined again takes the place of the former, so the registry grows with the program's
 # text, not with its running time.
 _registry: dict[str, dict[str, type[Any]]] = {}
+# Of the names that one class has: that class. Read by the native decoder.
+_sole: dict[str, type[Any]] = {}
 
 
 def _qualified(cls: type) -> str:
@@ -213,8 +215,13 @@ def _register(cls: type[Any]) -> None:
         same_name = _registry.setdefault(cls.__name__, {})
         same_name.pop(_qualified(cls), None)
         same_name[_qualified(cls)] = cls
-        if len(same_name) > 1:
-            # From now on their bytes say which of them they are.
+        if len(same_name) == 1:
+            _sole[cls.__name__] = cls
+        else:
+            _sole.pop(cls.__name__, None)
+        if len({other.__module__ for other in same_name.values()}) > 1:
+            # From now on their bytes say which of them they are. (Inside one module the class that
+            # was defined last is meant.)
             for other in same_name.values():
                 _native.set_qualified(other, True)
 
@@ -518,7 +525,10 @@ def _hint(annotation: Any, depth: int = 0) -> Any:
     if issubclass(made, tuple):
         fields = getattr(made, "_fields", None)
         if fields is not None:
-            types_of = inspect.get_annotations(made)
+            try:
+                types_of = typing.get_type_hints(made)
+            except Exception:  # An annotation that names what is not there.
+                types_of = {}
             return ("named_tuple", made, [_hint(types_of.get(f), depth + 1) for f in fields])
         if len(args) == 2 and typing.get_args(annotation)[1] is Ellipsis:
             return ("tuple_of", args[0])

@@ -5,6 +5,7 @@ use dotcompute_mailbox::sync::Arc;
 use pyo3::exceptions::{PyException, PyOverflowError, PyTypeError, PyValueError};
 use pyo3::intern;
 use pyo3::prelude::*;
+use pyo3::sync::PyOnceLock;
 use pyo3::types::{
     PyByteArray, PyBytes, PyComplex, PyDict, PyFloat, PyFrozenSet, PyList, PySet, PyString,
     PyTuple, PyType,
@@ -139,6 +140,9 @@ fn peek_keys(bytes: &[u8]) -> Result<Vec<&str>> {
     })
 }
 
+/// The classes whose names no other class has.
+static SOLE: PyOnceLock<Py<PyDict>> = PyOnceLock::new();
+
 /// The registered class that the names stand for.
 fn find_class<'py>(
     py: Python<'py>,
@@ -146,6 +150,15 @@ fn find_class<'py>(
     names: &Names<'_>,
 ) -> PyResult<Option<Bound<'py, PyType>>> {
     let Some(name) = names.name else { return Ok(None) };
+    let sole = SOLE.get_or_try_init(py, || {
+        let module = py.import("pydotcompute.ring_kernels.message")?;
+        Ok::<_, PyErr>(module.getattr("_sole")?.cast_into::<PyDict>()?.unbind())
+    })?;
+    if names.qualified.is_none()
+        && let Some(class) = sole.bind(py).get_item(name)?
+    {
+        return Ok(Some(class.cast_into()?));
+    }
     let module = py.import(intern!(py, "pydotcompute.ring_kernels.message"))?;
     let keys = peek_keys(bytes).map_err(value_error)?;
     let class = module.call_method1(intern!(py, "_find_class"), (name, names.qualified, keys))?;
@@ -751,25 +764,22 @@ fn make_array<'py>(
     if shape.len() > 64 || (!is_empty && needed != Some(data.len() as u64)) {
         return Err(wrong());
     }
-    let array = if is_empty || dtype.item_bytes == 0 {
+    if is_empty {
         // numpy makes no array of no bytes.
-        if is_empty && !data.is_empty() {
+        if !data.is_empty() {
             return Err(wrong());
         }
         let zeros = py.import(intern!(py, "numpy"))?.getattr(intern!(py, "zeros"))?;
         return zeros.call1((PyTuple::new(py, shape)?, &dtype.dtype));
-    } else if is_frozen {
-        types::from_buffer(py)?.call1((PyBytes::new(py, data), &dtype.dtype))?
+    }
+    let shape = PyTuple::new(py, shape)?;
+    let buffer = if is_frozen {
+        PyBytes::new(py, data).into_any()
     } else {
-        types::from_buffer(py)?.call1((PyByteArray::new(py, data), &dtype.dtype))?
+        PyByteArray::new(py, data).into_any()
     };
-    if is_scalar {
-        return array.get_item(0);
-    }
-    if shape.len() == 1 {
-        return Ok(array);
-    }
-    array.call_method1(intern!(py, "reshape"), (PyTuple::new(py, shape)?,))
+    let array = types::classes(py)?.array.bind(py).call1((shape, &dtype.dtype, buffer))?;
+    if is_scalar { array.get_item(PyTuple::empty(py)) } else { Ok(array) }
 }
 
 /// An array of as many numbers as are asked for.

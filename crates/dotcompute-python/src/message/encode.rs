@@ -782,8 +782,11 @@ fn dtype_name<'py>(
     let has_objects = dtype
         .getattr_opt(intern!(py, "hasobject"))?
         .is_some_and(|value| value.is_truthy().unwrap_or(true));
+    // Of elements of no bytes the data would not say how many there are.
+    let is_void =
+        dtype.getattr_opt(intern!(py, "itemsize"))?.is_some_and(|size| size.eq(0).unwrap_or(false));
     let again = classes.dtype.bind(py).call1((&name,));
-    if has_objects || !again.is_ok_and(|again| again.eq(dtype).unwrap_or(false)) {
+    if has_objects || is_void || !again.is_ok_and(|again| again.eq(dtype).unwrap_or(false)) {
         return Err(PyTypeError::new_err(format!("an array of {name} has no form in a message")));
     }
     Ok(name.into_any())

@@ -30,7 +30,7 @@ pub(super) struct Layout {
     pub(super) plain_header: bool,
     /// Its constructor is `MessageBase.__init__`.
     pub(super) native_init: bool,
-    /// Its constructor does what a dataclass's does, so that a message can be made without it.
+    /// A message can be made from its fields, without its constructor.
     pub(super) is_direct: bool,
     pub(super) has_post_init: bool,
     /// Whose fields `super().__init__` fills if this class has a constructor of its own.
@@ -179,8 +179,8 @@ impl Layout {
         let native = base.getattr(init)?;
         let native_init =
             is_native && class.getattr(init)?.is(&native) && entries.len() <= u128::BITS as usize;
-        let is_direct = native_init
-            || (entries.len() <= u128::BITS as usize && is_generated(&class.getattr(init)?));
+        let is_direct =
+            entries.len() <= u128::BITS as usize && !has_init_variables(class, &dataclasses)?;
         let parent = if is_native && !native_init { parent(class, &base, &native)? } else { None };
         let module: String = class.getattr(intern!(py, "__module__"))?.extract()?;
         let mut plain_header = is_native;
@@ -261,10 +261,20 @@ fn parent(
     Ok(None)
 }
 
-/// Whether `dataclasses` made this function: what it makes comes from no file.
-fn is_generated(init: &Bound<'_, PyAny>) -> bool {
-    let file = init.getattr("__code__").and_then(|code| code.getattr("co_filename"));
-    file.is_ok_and(|file| file.eq("<string>").unwrap_or(false))
+/// Whether the constructor takes arguments that are no fields, which no bytes have.
+fn has_init_variables(
+    class: &Bound<'_, PyType>,
+    dataclasses: &Bound<'_, PyModule>,
+) -> PyResult<bool> {
+    let py = class.py();
+    let variable = dataclasses.getattr(intern!(py, "_FIELD_INITVAR"))?;
+    let all = class.getattr(intern!(py, "__dataclass_fields__"))?;
+    for field in all.cast_into::<PyDict>()?.values() {
+        if field.getattr(intern!(py, "_field_type"))?.is(&variable) {
+            return Ok(true);
+        }
+    }
+    Ok(false)
 }
 
 /// The one object that all names of this text in the program are.

@@ -1,5 +1,8 @@
 //! Python's own types, looked up once.
 
+use std::collections::HashMap;
+
+use dotcompute_mailbox::sync::{Arc, Mutex, lock};
 use pyo3::exceptions::PyValueError;
 use pyo3::intern;
 use pyo3::prelude::*;
@@ -92,17 +95,23 @@ pub(super) fn classes(py: Python<'_>) -> PyResult<&'static Classes> {
 }
 
 /// A type of elements, and the size of one in bytes.
-pub(super) struct Dtype<'py> {
-    pub(super) dtype: Bound<'py, PyAny>,
+pub(super) struct Dtype {
+    pub(super) dtype: Py<PyAny>,
     pub(super) item_bytes: u64,
 }
+
+/// The element types that were read, by name.
+static DTYPES: Mutex<Option<HashMap<String, Arc<Dtype>>>> = Mutex::new(None);
 
 /// The element type of this name.
 ///
 /// # Errors
 ///
 /// numpy knows none of this name, or its elements are Python objects.
-pub(super) fn dtype<'py>(py: Python<'py>, name: &str) -> PyResult<Dtype<'py>> {
+pub(super) fn dtype(py: Python<'_>, name: &str) -> PyResult<Arc<Dtype>> {
+    if let Some(dtype) = lock(&DTYPES).as_ref().and_then(|dtypes| dtypes.get(name)) {
+        return Ok(dtype.clone());
+    }
     // A name is at most a dozen characters, except of a structure, which is not written.
     if name.len() > 64 {
         return Err(PyValueError::new_err("the name of an element type is too long"));
@@ -112,14 +121,16 @@ pub(super) fn dtype<'py>(py: Python<'py>, name: &str) -> PyResult<Dtype<'py>> {
         return Err(PyValueError::new_err("an array of Python objects has no form in a message"));
     }
     let item_bytes = dtype.getattr(intern!(py, "itemsize"))?.extract()?;
-    Ok(Dtype { dtype, item_bytes })
-}
-
-static FROM_BUFFER: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
-
-/// `numpy.frombuffer`.
-pub(super) fn from_buffer(py: Python<'_>) -> PyResult<&Bound<'_, PyAny>> {
-    let found = FROM_BUFFER
-        .get_or_try_init(py, || py.import("numpy")?.getattr("frombuffer").map(Bound::unbind))?;
-    Ok(found.bind(py))
+    if item_bytes == 0 {
+        return Err(PyValueError::new_err("an array of elements of no bytes"));
+    }
+    let dtype = Arc::new(Dtype { dtype: dtype.unbind(), item_bytes });
+    let mut dtypes = lock(&DTYPES);
+    let dtypes = dtypes.get_or_insert_default();
+    // Bounded, since there is a type for each length of strings. What is full stays as it is, so
+    // that nothing is dropped under the lock.
+    if dtypes.len() < 256 {
+        dtypes.entry(name.to_owned()).or_insert_with(|| dtype.clone());
+    }
+    Ok(dtype)
 }
