@@ -6,6 +6,8 @@ from uuid import UUID
 
 _T = TypeVar("_T")
 
+__all__ = ["HostBuffer", "HostPool", "HostView"]
+
 # --- buffer.rs -------------------------------------------------------------------------------
 
 @final

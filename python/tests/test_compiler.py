@@ -112,6 +112,28 @@ def test_f1_captured_values_tell_kernels_apart(compiler):
     assert compiler.compile(scaler(2)) is two
 
 
+def test_f1_methods_are_told_apart_by_their_objects(compiler, no_numba):
+    class Thing:
+        def __init__(self, factor):
+            self.factor = factor
+
+        def scale(self, x):
+            return x * self.factor
+
+    two, three = Thing(2), Thing(3)
+    first = compiler.compile(two.scale)
+    assert compiler.compile(two.scale) is first
+    assert (first.kernel(10), compiler.compile(three.scale).kernel(10)) == (20, 30)
+
+
+def test_the_hash_does_not_change_when_the_function_runs(compiler):
+    options = CompilationOptions()
+    before = compiler._get_source_hash(add, None, options)
+    for i in range(1000):  # Until the interpreter has specialised its code.
+        add(i, i)
+    assert compiler._get_source_hash(add, None, options) == before
+
+
 def make(body, **names):
     """Make a function with globals of its own, as two modules would have."""
     namespace = {"__name__": "made", **names}

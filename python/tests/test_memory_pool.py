@@ -174,8 +174,9 @@ def test_e2_peaks(pool):
 
 
 def test_e2_more_than_the_address_space_is_a_memory_error(pool):
-    with pytest.raises(MemoryError):
-        pool.allocate(2**63 - 1)
+    for size in (2**63 - 1, 2**64):
+        with pytest.raises(MemoryError):
+            pool.allocate(size)
     assert pool.get_host_stats()["used_bytes"] == 0
 
 
@@ -251,3 +252,20 @@ def test_e4_a_driver_that_fails_leaves_the_host_pool(broken_cupy):
     assert pool._cuda_available is False
     pool.enable()
     assert len(pool.empty(3)) == 3
+
+
+def test_e1_a_reservation_beyond_the_limit_is_refused(no_gpu):
+    with pytest.raises(exceptions.MemoryLimitError):
+        MemoryPool(initial_size_mb=4, max_size_mb=2)
+    assert get_memory_pool().get_host_stats()["reserved_bytes"] == 0
+
+
+def test_e2_a_limit_below_what_is_in_use_keeps_it_and_caches_nothing(pool):
+    held = pool.empty(2 * MB, np.uint8)
+    cached = pool.empty(MB, np.uint8)
+    del cached
+    pool.set_limit(1)
+    books = pool.get_host_stats()
+    assert (books["used_bytes"], books["cached_bytes"], books["refusals"]) == (2 * MB, 0, 0)
+    del held
+    assert pool.get_stats() == PoolStatistics(0, 0, 0)

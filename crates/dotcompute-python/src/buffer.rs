@@ -10,7 +10,7 @@ use std::ffi::c_int;
 use std::ptr::NonNull;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use pyo3::exceptions::{PyBufferError, PyMemoryError, PyValueError};
+use pyo3::exceptions::{PyBufferError, PyMemoryError};
 use pyo3::ffi;
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyTuple};
@@ -20,13 +20,16 @@ use pyo3::types::{PyDict, PyTuple};
 const ALIGNMENT_BYTES: usize = 128;
 /// The smallest size class.
 const CLASS_MIN_BYTES: usize = 256;
-/// Filling less than this is quicker than giving the GIL away for it.
-const DETACH_MIN_BYTES: usize = 1 << 16;
+/// From this size on the system hands out pages that are zero already, unless it is asked for an
+/// alignment; and zeroing a block again takes long enough to give the GIL away for it.
+const LARGE_MIN_BYTES: usize = 1 << 16;
 
 /// One piece of memory from the system; zero-filled when it is new.
 struct Allocation {
-    start: NonNull<u8>,
+    memory: NonNull<u8>,
     layout: Layout,
+    /// Where the first aligned byte is.
+    padding_bytes: usize,
 }
 
 // SAFETY: an `Allocation` owns its memory, which is tied to no thread.
@@ -37,17 +40,27 @@ unsafe impl Sync for Allocation {}
 
 impl Allocation {
     fn new(bytes: usize) -> Option<Arc<Self>> {
-        let layout = Layout::from_size_align(bytes.max(1), ALIGNMENT_BYTES).ok()?;
+        let layout = if bytes < LARGE_MIN_BYTES {
+            Layout::from_size_align(bytes.max(1), ALIGNMENT_BYTES)
+        } else {
+            Layout::from_size_align(bytes.checked_add(ALIGNMENT_BYTES)?, align_of::<usize>())
+        };
+        let layout = layout.ok()?;
         // SAFETY: the layout's size is at least 1.
-        let start = NonNull::new(unsafe { alloc_zeroed(layout) })?;
-        Some(Arc::new(Self { start, layout }))
+        let memory = NonNull::new(unsafe { alloc_zeroed(layout) })?;
+        let padding_bytes = memory.addr().get().wrapping_neg() % ALIGNMENT_BYTES;
+        assert!(
+            padding_bytes + bytes <= layout.size(),
+            "the padding should be less than what was added for it"
+        );
+        Some(Arc::new(Self { memory, layout, padding_bytes }))
     }
 }
 
 impl Drop for Allocation {
     fn drop(&mut self) {
-        // SAFETY: `start` came from `alloc_zeroed` with this very layout, and is freed only here.
-        unsafe { dealloc(self.start.as_ptr(), self.layout) }
+        // SAFETY: `memory` came from `alloc_zeroed` with this very layout, and is freed only here.
+        unsafe { dealloc(self.memory.as_ptr(), self.layout) }
     }
 }
 
@@ -64,8 +77,10 @@ impl Block {
     }
 
     fn start(&self) -> *mut u8 {
-        // SAFETY: a block lies inside its allocation, so its offset stays within the same object.
-        unsafe { self.allocation.start.as_ptr().add(self.offset_bytes) }
+        let offset_bytes = self.allocation.padding_bytes + self.offset_bytes;
+        // SAFETY: a block lies inside its allocation behind the padding (asserted when that was
+        // made, and kept by `Shelves::find`), so the offset stays within the same object.
+        unsafe { self.allocation.memory.as_ptr().add(offset_bytes) }
     }
 
     /// Zeroes the first `bytes` of a block that was used before.
@@ -75,7 +90,7 @@ impl Block {
         // SAFETY: `bytes` lie within the block (asserted), and `&mut self` on a block that no buffer
         // owns yet means that nobody else reads or writes them.
         let fill = || unsafe { block.start().write_bytes(0, bytes) };
-        if bytes >= DETACH_MIN_BYTES {
+        if bytes >= LARGE_MIN_BYTES {
             py.detach(fill);
         } else {
             fill();
@@ -91,6 +106,22 @@ fn class_bytes(bytes: usize) -> Option<usize> {
     }
     let step = (bytes.checked_next_power_of_two()? / 16).max(ALIGNMENT_BYTES);
     bytes.checked_next_multiple_of(step).filter(|bytes| isize::try_from(*bytes).is_ok())
+}
+
+impl Refusal {
+    /// The exception that says so. To be called without a lock: it runs Python code.
+    fn into_error(self, py: Python<'_>, requested_bytes: usize) -> PyErr {
+        match self {
+            Self::System => {
+                PyMemoryError::new_err(format!("cannot allocate {requested_bytes} bytes"))
+            }
+            Self::Limit { limit_bytes, used_bytes } => py
+                .import("pydotcompute.exceptions")
+                .and_then(|exceptions| exceptions.getattr("MemoryLimitError"))
+                .and_then(|class| class.call1((requested_bytes, limit_bytes, used_bytes)))
+                .map_or_else(|error| error, PyErr::from_value),
+        }
+    }
 }
 
 /// What a pool knows. All sizes are of whole blocks, except `requested_bytes`.
@@ -192,20 +223,27 @@ impl Shelves {
             return Ok(Vec::new());
         };
         let used_bytes = self.books.used_bytes;
-        let room = limit_bytes.checked_sub(used_bytes).and_then(|room| room.checked_sub(bytes));
-        let Some(room) = room else {
-            self.books.refusals += 1;
-            return Err(Refusal::Limit { limit_bytes, used_bytes });
-        };
-        let mut evicted = Vec::new();
-        if self.books.cached_bytes + self.books.reserved_bytes > room {
-            evicted = self.evict(room.saturating_sub(self.books.reserved_bytes));
+        let room_bytes = limit_bytes
+            .checked_sub(used_bytes)
+            .and_then(|room_bytes| room_bytes.checked_sub(bytes));
+        match room_bytes {
+            Some(room_bytes) => Ok(self.keep(room_bytes)),
+            None => {
+                self.books.refusals += 1;
+                Err(Refusal::Limit { limit_bytes, used_bytes })
+            }
         }
-        if self.books.reserved_bytes > room {
+    }
+
+    /// Takes out what nobody uses until at most `keep_bytes` of it are left: cached blocks first,
+    /// then the reservation. The blocks are to be dropped after the lock.
+    fn keep(&mut self, keep_bytes: usize) -> Vec<Block> {
+        let mut evicted = self.evict(keep_bytes.saturating_sub(self.books.reserved_bytes));
+        if self.books.reserved_bytes > keep_bytes {
             evicted.extend(self.reserve.take());
             self.books.reserved_bytes = 0;
         }
-        Ok(evicted)
+        evicted
     }
 }
 
@@ -250,6 +288,7 @@ impl Pool {
             .ok_or_else(|| {
                 let mut shelves = self.lock();
                 shelves.books.give_back(class, bytes);
+                shelves.books.allocations -= 1;
                 shelves.books.refusals += 1;
                 Refusal::System
             })
@@ -298,9 +337,9 @@ impl Drop for HostBuffer {
 #[pymethods]
 impl HostBuffer {
     #[new]
-    fn new(nbytes: usize) -> PyResult<Self> {
-        let block = Block::new(nbytes)
-            .ok_or_else(|| PyMemoryError::new_err(format!("cannot allocate {nbytes} bytes")))?;
+    fn new(py: Python<'_>, nbytes: usize) -> PyResult<Self> {
+        let block = Block::new(nbytes).ok_or(Refusal::System);
+        let block = block.map_err(|refusal| refusal.into_error(py, nbytes))?;
         Ok(Self { block: Some(block), nbytes, pool: None })
     }
 
@@ -385,31 +424,21 @@ impl HostPool {
             Ok(block) => {
                 Ok(HostBuffer { block: Some(block), nbytes, pool: Some(Arc::clone(&self.pool)) })
             }
-            Err(Refusal::System) => {
-                Err(PyMemoryError::new_err(format!("cannot allocate {nbytes} bytes")))
-            }
-            Err(Refusal::Limit { limit_bytes, used_bytes }) => {
-                let error = py
-                    .import("pydotcompute.exceptions")?
-                    .getattr("MemoryLimitError")?
-                    .call1((nbytes, limit_bytes, used_bytes))?;
-                Err(PyErr::from_value(error))
-            }
+            Err(refusal) => Err(refusal.into_error(py, nbytes)),
         }
     }
 
     /// Takes `nbytes` from the system at once; later blocks are cut from them.
-    fn reserve(&self, nbytes: usize) -> PyResult<()> {
-        let block = Block::new(nbytes)
-            .ok_or_else(|| PyMemoryError::new_err(format!("cannot reserve {nbytes} bytes")))?;
+    fn reserve(&self, py: Python<'_>, nbytes: usize) -> PyResult<()> {
+        let block = Block::new(nbytes).ok_or(Refusal::System);
+        let block = block.map_err(|refusal| refusal.into_error(py, nbytes))?;
         let mut shelves = self.pool.lock();
-        let total_bytes = shelves
-            .books
-            .used_bytes
-            .saturating_add(shelves.books.cached_bytes)
-            .saturating_add(nbytes);
-        if shelves.limit_bytes.is_some_and(|limit_bytes| total_bytes > limit_bytes) {
-            return Err(PyValueError::new_err("the reservation exceeds the limit"));
+        let held_bytes = shelves.books.used_bytes + shelves.books.cached_bytes;
+        let total_bytes = held_bytes.saturating_add(nbytes);
+        if let Some(limit_bytes) = shelves.limit_bytes.filter(|limit| total_bytes > *limit) {
+            drop(shelves);
+            let refusal = Refusal::Limit { limit_bytes, used_bytes: held_bytes };
+            return Err(refusal.into_error(py, nbytes));
         }
         let old = shelves.reserve.replace(block);
         shelves.books.reserved_bytes = nbytes;
@@ -425,16 +454,10 @@ impl HostPool {
     fn trim(&self, keep_bytes: usize) -> usize {
         let mut shelves = self.pool.lock();
         let before = shelves.books.total_bytes();
-        let keep_cached_bytes = keep_bytes.saturating_sub(shelves.books.reserved_bytes);
-        let evicted = shelves.evict(keep_cached_bytes);
-        let mut reserve = None;
-        if shelves.books.reserved_bytes > keep_bytes {
-            reserve = shelves.reserve.take();
-            shelves.books.reserved_bytes = 0;
-        }
+        let evicted = shelves.keep(keep_bytes);
         let after = shelves.books.total_bytes();
         drop(shelves);
-        drop((evicted, reserve));
+        drop(evicted);
         before - after
     }
 
@@ -443,8 +466,9 @@ impl HostPool {
     fn set_limit(&self, limit_bytes: Option<usize>) {
         let mut shelves = self.pool.lock();
         shelves.limit_bytes = limit_bytes;
-        // Room for nothing more: this only trims. A use above the limit stays, and nothing is cached.
-        let evicted = shelves.make_room(0).unwrap_or_default();
+        let keep_bytes = limit_bytes
+            .map_or(usize::MAX, |limit_bytes| limit_bytes.saturating_sub(shelves.books.used_bytes));
+        let evicted = shelves.keep(keep_bytes);
         drop(shelves);
         drop(evicted);
     }

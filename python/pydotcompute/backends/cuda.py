@@ -249,31 +249,18 @@ class CUDABackend(Backend):
 
 
 def get_vector_add_kernel() -> Any:
-    """Make a numba CUDA kernel `(a, b, out)` that adds one-dimensional arrays, or None."""
-    cuda = _optional.numba_cuda().module
-    if cuda is None:
+    """Get a numba CUDA kernel `(a, b, out)` that adds one-dimensional arrays, or None."""
+    if not _optional.numba_cuda():
         return None
+    from pydotcompute.backends._cuda_kernels import vector_add
 
-    def vector_add(a: Any, b: Any, out: Any) -> None:
-        i = cuda.grid(1)
-        if i < out.size:
-            out[i] = a[i] + b[i]
-
-    return cuda.jit(vector_add)
+    return vector_add
 
 
 def get_matrix_multiply_kernel() -> Any:
-    """Make a numba CUDA kernel `(A, B, C)` that multiplies matrices into C, or None."""
-    cuda = _optional.numba_cuda().module
-    if cuda is None:
+    """Get a numba CUDA kernel `(A, B, C)` that multiplies matrices into C, or None."""
+    if not _optional.numba_cuda():
         return None
+    from pydotcompute.backends._cuda_kernels import matrix_multiply
 
-    def matrix_multiply(A: Any, B: Any, C: Any) -> None:
-        row, column = cuda.grid(2)
-        if row < C.shape[0] and column < C.shape[1]:
-            total = A[row, 0] * B[0, column]
-            for k in range(1, A.shape[1]):
-                total += A[row, k] * B[k, column]
-            C[row, column] = total
-
-    return cuda.jit(matrix_multiply)
+    return matrix_multiply

@@ -175,13 +175,16 @@ class _Fingerprint:
         elif isinstance(value, functools.partial):
             self._mark("partial")
             self.add(value.func, value.args, value.keywords)
+        elif isinstance(value, types.MethodType):
+            self._mark("method")
+            self.add(value.__func__, value.__self__)
         elif isinstance(plain := plain_function(value), types.FunctionType):
             self._add_function(plain)
         else:
             self._add_name(value)
 
     def _add_code(self, code: types.CodeType) -> None:
-        self._mark("code", code.co_name, code.co_code, code.co_flags)
+        self._mark("code", code.co_name, code.co_code, code.co_exceptiontable, code.co_flags)
         self._mark(code.co_argcount, code.co_posonlyargcount, code.co_kwonlyargcount)
         self._mark(code.co_names, code.co_varnames, code.co_freevars, code.co_cellvars)
         self.add(*code.co_consts)
@@ -209,7 +212,7 @@ class _Fingerprint:
             if isinstance(value, types.ModuleType):
                 # numba takes the constants of a module as they are when it compiles.
                 for attribute in sorted(names):
-                    constant = getattr(value, attribute, None)
+                    constant = vars(value).get(attribute)
                     if isinstance(constant, (*_SCALARS, tuple, np.ndarray, np.generic)):
                         self._mark("attribute", attribute)
                         self._add(constant)
@@ -366,10 +369,11 @@ class KernelCompiler:
         plain = plain_function(func)
         settings = {
             "debug": options.debug,
-            "lineinfo": options.lineinfo,
             "fastmath": options.fastmath,
             "opt": options.opt_level > 0 and not options.debug,
         }
+        if options.lineinfo:
+            settings["lineinfo"] = True
         if signature is None:
             return cuda.jit(**settings)(plain), None
         cache = get_kernel_cache() if options.cache and lasting else None

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import os
-import platform
-import subprocess
 import sys
 import threading
 from dataclasses import dataclass
 from enum import Enum, auto
-from pathlib import Path
 from typing import Any
 
 from pydotcompute import _optional
@@ -87,6 +84,8 @@ class DeviceProperties:
 
 def _sysctl(name: str) -> str:
     """Ask macOS for a value; empty when it cannot be had."""
+    import subprocess
+
     try:
         command = ["/usr/sbin/sysctl", "-n", name]
         answer = subprocess.run(command, capture_output=True, text=True, timeout=5, check=True)
@@ -97,7 +96,8 @@ def _sysctl(name: str) -> str:
 
 def _read(path: str) -> str:
     try:
-        return Path(path).read_text(encoding="utf-8", errors="replace")
+        with open(path, encoding="utf-8", errors="replace") as file:
+            return file.read()
     except OSError:
         return ""
 
@@ -110,6 +110,8 @@ def _cpu_name() -> str:
         key, _, value = line.partition(":")
         if key.strip().lower() in ("model name", "cpu model", "hardware") and value.strip():
             return value.strip()
+    import platform
+
     return platform.processor() or platform.machine() or "CPU"
 
 

@@ -8,6 +8,7 @@ array that views it is gone.
 from __future__ import annotations
 
 import math
+import sys
 import threading
 from dataclasses import dataclass
 from typing import Any
@@ -146,13 +147,15 @@ class MemoryPool:
         MemoryError
             The system has no more.
         """
+        if nbytes > sys.maxsize:
+            raise MemoryError(f"{nbytes} bytes exceed the address space")
         return self._host.allocate(nbytes)
 
     def empty(self, shape: tuple[int, ...] | int, dtype: DTypeLike = np.float32) -> NDArray[Any]:
         """Take an array (C order, writable, zero-filled) from the pool; see `allocate`."""
         dims = (shape,) if isinstance(shape, int) else tuple(shape)
         kind = np.dtype(dtype)
-        memory: Any = self._host.allocate(math.prod(dims) * kind.itemsize)
+        memory: Any = self.allocate(math.prod(dims) * kind.itemsize)
         return np.ndarray(dims, kind, memory)
 
     def trim(self, keep_mb: int = 0) -> int:

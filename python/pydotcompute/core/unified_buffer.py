@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import operator
+import sys
 import warnings
 from collections.abc import Iterable
 from enum import Enum, auto
@@ -78,12 +79,16 @@ def _copy(target: NDArray[Any], source: NDArray[Any]) -> None:
     TypeError, ValueError
         As `numpy.copyto`.
     """
+    extra = source.ndim - target.ndim
+    if extra > 0 and math.prod(source.shape[:extra]) == 1:
+        source = source.reshape(source.shape[extra:])  # As copyto does.
     if source.dtype != target.dtype and source.dtype.kind in "iu" and target.dtype.kind in "iu":
         limits = np.iinfo(target.dtype)
         if source.size and (source.min() < limits.min or source.max() > limits.max):
             raise OverflowError(f"values of {source.dtype} do not fit into {target.dtype}")
     if source.shape != target.shape and source.size != 1:
-        np.broadcast_to(source, target.shape)  # Raises what copyto would, before the warning.
+        if np.broadcast_shapes(source.shape, target.shape) != target.shape:
+            raise ValueError(f"cannot broadcast shape {source.shape} to {target.shape}")
         warnings.warn(
             f"data of shape {source.shape} is broadcast to {target.shape}",
             UserWarning,
@@ -219,6 +224,8 @@ class UnifiedBuffer(HostView, Generic[_T]):
     def _new_host(self) -> NDArray[Any]:
         """Make a zero-filled array in main memory."""
         memory: Any = None
+        if self.nbytes > sys.maxsize:
+            raise MemoryError(f"{self.nbytes} bytes exceed the address space")
         if self._pinned and self._cuda_available:
             try:
                 memory = self._cupy.cuda.alloc_pinned_memory(self.nbytes)
@@ -461,7 +468,7 @@ class UnifiedBuffer(HostView, Generic[_T]):
         if isinstance(data, UnifiedBuffer):
             data = data.host
         elif hasattr(data, "__cuda_array_interface__"):
-            data = data.get()
+            data = (data if hasattr(data, "get") else self._cupy.asarray(data)).get()
         fresh = not self.is_allocated
         host = self.allocate().host
         try:

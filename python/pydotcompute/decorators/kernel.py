@@ -11,7 +11,6 @@ from typing import Any, TypeVar, overload
 import numpy as np
 
 from pydotcompute import _optional
-from pydotcompute.compilation.compiler import CompilationOptions, get_compiler
 from pydotcompute.exceptions import BackendNotAvailableError, InvalidConfigurationError
 
 __all__ = ["KernelRegistry", "cuda_source", "get_kernel_registry", "gpu_kernel", "kernel"]
@@ -55,6 +54,9 @@ class _Kernel:
         return compiled
 
     def _compile(self) -> Callable[..., Any]:
+        # Here, since a program that only decorates does not need the compiler.
+        from pydotcompute.compilation.compiler import CompilationOptions, get_compiler
+
         meta = self._kernel_meta
         cuda = _optional.numba_cuda() if meta["device"] != "cpu" else _optional.Found(None)
         if meta["device"] == "cuda" and not cuda:
