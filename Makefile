@@ -26,7 +26,7 @@ test-rust: tools
 python: tools
 	test -x .venv/bin/python || python3 -m venv .venv
 	.venv/bin/python -m pip install --quiet --disable-pip-version-check "maturin>=1.9,<2"
-	VIRTUAL_ENV=$(CURDIR)/.venv .venv/bin/maturin develop --quiet --extras dev,numba
+	VIRTUAL_ENV=$(CURDIR)/.venv .venv/bin/maturin develop --quiet --extras dev,numba >/dev/null
 
 test-python: python
 	.venv/bin/ruff check python
