@@ -145,6 +145,7 @@ macro_rules! conformance_suite {
                 the_watchdog_reports_a_stall_and_its_end
                 a_stalled_kernel_is_found_while_its_mailbox_drops
                 a_kernel_that_ended_is_not_stalled
+                a_stall_is_counted_from_the_kernels_own_delivery_whoever_had_its_name_before
                 the_runtime_tells_of_all_its_kernels_by_name
                 telemetry_is_published_through_the_metrics_facade
             }

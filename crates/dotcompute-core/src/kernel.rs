@@ -16,7 +16,7 @@ use crate::ask::{AskFailure, Asks, Routed};
 use crate::dead_letter::{self, DeadLetter, DeadLetterReason};
 use crate::error::{AskError, Fault, KernelId, ReceiveError, SendError, StateError};
 use crate::id::MessageId;
-use crate::lifecycle::{KernelState, Lifecycle, WrongState};
+use crate::lifecycle::{KernelState, Lifecycle, WrongState, wake_all};
 use crate::message::{AskToken, Envelope, Message, Taken};
 use crate::options::Options;
 use crate::runtime::Shared;
@@ -82,7 +82,7 @@ impl<M: Message, R: Message> Cell<M, R> {
             let result = f(&mut lifecycle);
             (result, lifecycle.changed())
         };
-        wakers.into_iter().for_each(Waker::wake);
+        wake_all(wakers);
         result
     }
 
@@ -93,22 +93,8 @@ impl<M: Message, R: Message> Cell<M, R> {
 
     /// Waits until `ready` finds in the lifecycle what it looks for. Cancel-safe.
     pub(crate) async fn until<T>(&self, mut ready: impl FnMut(&Lifecycle) -> Option<T>) -> T {
-        std::future::poll_fn(|cx| self.poll_until(cx, &mut ready)).await
-    }
-
-    pub(crate) fn poll_until<T>(
-        &self,
-        cx: &mut TaskContext<'_>,
-        ready: impl FnOnce(&Lifecycle) -> Option<T>,
-    ) -> Poll<T> {
-        let mut lifecycle = lock(&self.lifecycle);
-        match ready(&lifecycle) {
-            Some(value) => Poll::Ready(value),
-            None => {
-                lifecycle.wait(cx.waker());
-                Poll::Pending
-            }
-        }
+        let mut waiter = Waiter::new(&self.lifecycle);
+        std::future::poll_fn(|cx| waiter.poll(cx, &mut ready)).await
     }
 
     pub(crate) fn state(&self) -> KernelState {
@@ -171,9 +157,7 @@ impl<M: Message, R: Message> Cell<M, R> {
         // published; the waker below makes sure that the runner looks.
         self.control.fetch_or(KILLED, Ordering::Release);
         let runner = lock(&self.runner).take();
-        if let Some(runner) = runner {
-            runner.wake();
-        }
+        wake_all(runner);
     }
 
     #[inline]
@@ -221,9 +205,7 @@ impl<M: Message, R: Message> Cell<M, R> {
 
     pub(crate) fn fail_ask(&self, token: AskToken, failure: AskFailure) {
         let waker = lock(&self.asks).fail(token, failure);
-        if let Some(waker) = waker {
-            waker.wake();
-        }
+        wake_all(waker);
     }
 
     pub(crate) fn forget_received_asks(&self) {
@@ -246,9 +228,7 @@ impl<M: Message, R: Message> Cell<M, R> {
         match routed {
             Routed::Answered(waker) => {
                 Telemetry::count(&self.telemetry.asks_answered);
-                if let Some(waker) = waker {
-                    waker.wake();
-                }
+                wake_all(waker);
                 None
             }
             Routed::Late(reply) => {
@@ -283,13 +263,13 @@ impl<M: Message, R: Message> Cell<M, R> {
     /// is its policy; `false` if the kernel had to stop instead, and the reply became a dead letter.
     pub(crate) async fn output(&self, reply: Envelope<R>) -> bool {
         let mut send = self.replies.send(Band::from_priority(reply.priority), reply);
+        let mut stop = Waiter::new(&self.lifecycle);
         let outcome = std::future::poll_fn(|cx| {
             if let Poll::Ready(outcome) = Pin::new(&mut send).poll(cx) {
                 return Poll::Ready(Some(outcome));
             }
             // A drain goes on waiting for a reader; a stop at once does not.
-            self.poll_until(cx, |lifecycle| (lifecycle.stop == Some(false)).then_some(()))
-                .map(|()| None)
+            stop.poll(cx, |lifecycle| (lifecycle.stop == Some(false)).then_some(())).map(|()| None)
         })
         .await;
         match outcome.unwrap_or_else(|| send.give_up()) {
@@ -376,7 +356,7 @@ impl<M: Message, R: Message> Cell<M, R> {
             None => AskFailure::Stopped,
         };
         let wakers = lock(&self.asks).close(failure);
-        wakers.into_iter().for_each(Waker::wake);
+        wake_all(wakers);
         if terminated {
             self.bury_replies();
         } else {
@@ -463,6 +443,54 @@ impl<M, R> fmt::Debug for Cell<M, R> {
     }
 }
 
+/// Somebody who waits for a change of a lifecycle; forgotten there when it is dropped.
+pub(crate) struct Waiter<'a> {
+    lifecycle: &'a Mutex<Lifecycle>,
+    number: Option<u64>,
+}
+
+impl<'a> Waiter<'a> {
+    fn new(lifecycle: &'a Mutex<Lifecycle>) -> Self {
+        Self { lifecycle, number: None }
+    }
+
+    /// Looks for what `ready` finds; if that is nothing yet, it is woken at the next change.
+    fn poll<T>(
+        &mut self,
+        cx: &mut TaskContext<'_>,
+        ready: impl FnOnce(&Lifecycle) -> Option<T>,
+    ) -> Poll<T> {
+        let mut lifecycle = lock(self.lifecycle);
+        if let Some(value) = ready(&lifecycle) {
+            return Poll::Ready(value);
+        }
+        let stale = lifecycle.wait(&mut self.number, cx.waker());
+        drop(lifecycle);
+        drop(stale);
+        Poll::Pending
+    }
+
+    /// Whether the kernel has ended, and how.
+    pub(crate) fn poll_ended(&mut self, cx: &mut TaskContext<'_>) -> Poll<Termination> {
+        self.poll(cx, |lifecycle| {
+            lifecycle.ended.then_some(match (lifecycle.abandoned, lifecycle.cancelled) {
+                (true, _) => Termination::Abandoned,
+                (false, true) => Termination::Cancelled,
+                (false, false) => Termination::Clean,
+            })
+        })
+    }
+}
+
+impl Drop for Waiter<'_> {
+    fn drop(&mut self) {
+        if let Some(number) = self.number {
+            let stale = lock(self.lifecycle).leave(number);
+            drop(stale);
+        }
+    }
+}
+
 /// What a runtime needs of a kernel without knowing its message types.
 pub(crate) trait AnyCell: Send + Sync {
     fn id(&self) -> &KernelId;
@@ -477,7 +505,8 @@ pub(crate) trait AnyCell: Send + Sync {
     fn kill(&self);
     fn abandon(&self);
     fn bury_replies(&self);
-    fn poll_ended(&self, cx: &mut TaskContext<'_>) -> Poll<Termination>;
+    /// Begins to wait for its end: see [`Waiter::poll_ended`].
+    fn wait_for_end(&self) -> Waiter<'_>;
     /// Sends a dead letter again; gives it back with the reason if that cannot be.
     fn replay(&self, letter: DeadLetter) -> Result<(), DeadLetter>;
     /// An `Address<M>`.
@@ -536,14 +565,8 @@ impl<M: Message, R: Message> AnyCell for Cell<M, R> {
         self.bury_replies();
     }
 
-    fn poll_ended(&self, cx: &mut TaskContext<'_>) -> Poll<Termination> {
-        self.poll_until(cx, |lifecycle| {
-            lifecycle.ended.then_some(match (lifecycle.abandoned, lifecycle.cancelled) {
-                (true, _) => Termination::Abandoned,
-                (false, true) => Termination::Cancelled,
-                (false, false) => Termination::Clean,
-            })
-        })
+    fn wait_for_end(&self) -> Waiter<'_> {
+        Waiter::new(&self.lifecycle)
     }
 
     fn replay(&self, letter: DeadLetter) -> Result<(), DeadLetter> {
