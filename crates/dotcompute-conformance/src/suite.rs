@@ -28,6 +28,7 @@ macro_rules! conformance_suite {
                 blocked_senders_are_admitted_by_band_and_then_in_order
                 a_cancelled_send_sends_nothing_and_holds_nobody_up
                 a_send_that_times_out_gives_its_message_back
+                a_batch_is_sent_in_order_and_what_finds_no_room_is_left
                 a_batch_receive_takes_what_is_there
                 a_cancelled_receive_loses_no_reply_and_no_wake_up
                 a_timed_receive_does_not_time_out_while_a_message_waits
