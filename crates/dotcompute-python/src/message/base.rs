@@ -14,9 +14,9 @@ use super::{decode, encode};
 
 /// What every message has: an id, a priority, and the id of the message that it answers.
 ///
-/// Not for direct use: derive from `RingKernelMessage`, or use `@message`.
+/// The constructor is in [`constructor`](super::constructor).
 #[pyclass(subclass, module = "pydotcompute._native")]
-pub(crate) struct MessageBase {
+pub(crate) struct MessageCore {
     pub(super) layout: Arc<Layout>,
     pub(super) id: Id,
     pub(super) correlation: Option<Id>,
@@ -24,7 +24,7 @@ pub(crate) struct MessageBase {
 }
 
 #[pymethods]
-impl MessageBase {
+impl MessageCore {
     #[new]
     #[classmethod]
     #[pyo3(signature = (*_args, **_kwargs))]
@@ -39,22 +39,6 @@ impl MessageBase {
             correlation: None,
             priority: DEFAULT_PRIORITY,
         })
-    }
-
-    #[pyo3(signature = (*args, **kwargs))]
-    fn __init__(
-        slf: &Bound<'_, Self>,
-        args: &Bound<'_, PyTuple>,
-        kwargs: Option<&Bound<'_, PyDict>>,
-    ) -> PyResult<()> {
-        let mut layout = slf.try_borrow()?.layout.clone();
-        if !layout.native_init {
-            layout = match &layout.parent {
-                Some(parent) => parent.clone(),
-                None => layout,
-            };
-        }
-        fill(slf.as_any(), &layout, args, kwargs)
     }
 
     /// The id of this message, a `uuid.UUID`. The object is made when it is first asked for.
@@ -116,7 +100,23 @@ impl MessageBase {
     }
 }
 
-impl MessageBase {
+impl MessageCore {
+    /// What `__init__` does.
+    pub(super) fn initialise(
+        object: &Bound<'_, Self>,
+        args: &Bound<'_, PyTuple>,
+        kwargs: Option<&Bound<'_, PyDict>>,
+    ) -> PyResult<()> {
+        let mut layout = object.try_borrow()?.layout.clone();
+        if !layout.native_init
+            && let Some(parent) = &layout.parent
+        {
+            // Called by the class's own constructor.
+            layout = parent.clone();
+        }
+        fill(object.as_any(), &layout, args, kwargs)
+    }
+
     /// Sets one field of `object`.
     #[inline]
     pub(super) fn set(
@@ -162,8 +162,8 @@ pub(super) fn set_attribute(
 
 /// The native part of a message, if id, priority and correlation id are the ones in it.
 #[inline]
-pub(super) fn native<'py>(object: &Bound<'py, PyAny>) -> Option<PyRefMut<'py, MessageBase>> {
-    let native = object.cast::<MessageBase>().ok()?.try_borrow_mut().ok()?;
+pub(super) fn native<'py>(object: &Bound<'py, PyAny>) -> Option<PyRefMut<'py, MessageCore>> {
+    let native = object.cast::<MessageCore>().ok()?.try_borrow_mut().ok()?;
     native.layout.plain_header.then_some(native)
 }
 
@@ -194,7 +194,7 @@ fn fill(
     let mut given = 0u128;
     for (&index, value) in layout.positional.iter().zip(args.iter_borrowed()) {
         let entry = &layout.entries[index];
-        MessageBase::set(object, &entry.name, &entry.access, &value)?;
+        MessageCore::set(object, &entry.name, &entry.access, &value)?;
         given |= 1 << index;
     }
     if let Some(kwargs) = kwargs {
@@ -214,7 +214,7 @@ fn fill(
                 )));
             }
             let entry = &layout.entries[index];
-            MessageBase::set(object, &entry.name, &entry.access, &value)?;
+            MessageCore::set(object, &entry.name, &entry.access, &value)?;
             given |= 1 << index;
         }
     }
@@ -246,11 +246,11 @@ fn set_defaults(object: &Bound<'_, PyAny>, layout: &Layout, given: u128) -> PyRe
         match &entry.default {
             Default::New => {}
             Default::Value(value) => {
-                MessageBase::set(object, &entry.name, &entry.access, value.bind(py))?;
+                MessageCore::set(object, &entry.name, &entry.access, value.bind(py))?;
             }
             Default::Factory(factory) => {
                 let value = factory.bind(py).call0()?;
-                MessageBase::set(object, &entry.name, &entry.access, &value)?;
+                MessageCore::set(object, &entry.name, &entry.access, &value)?;
             }
             // A field that the constructor does not take is for `__post_init__` to set.
             Default::Required if entry.init => missing.push(format!("'{}'", entry.text)),

@@ -219,7 +219,7 @@ impl Writer {
         access: &Access,
     ) -> PyResult<()> {
         let py = object.py();
-        let mut native = object.cast::<base::MessageBase>()?.try_borrow_mut()?;
+        let mut native = object.cast::<base::MessageCore>()?.try_borrow_mut()?;
         let id = match access {
             Access::Priority => {
                 encoder.unsigned(native.priority.into());

@@ -6,13 +6,13 @@ use dotcompute::DEFAULT_PRIORITY;
 use dotcompute::wire::encode_value;
 use dotcompute_mailbox::sync::{Arc, AtomicBool, Mutex, Ordering, lock};
 use pyo3::exceptions::{PyTypeError, PyValueError};
+use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::pyclass::{PyTraverseError, PyVisit};
 use pyo3::sync::PyOnceLock;
 use pyo3::types::{PyDict, PyInt, PyString, PyType};
-use pyo3::{PyTypeInfo, intern};
 
-use super::base::MessageBase;
+use super::constructor::message_base;
 use super::hint::Hint;
 use super::keys;
 use super::slots::Slot;
@@ -149,7 +149,7 @@ impl Layout {
         let py = class.py();
         let dataclasses = py.import(intern!(py, "dataclasses"))?;
         let missing = dataclasses.getattr(intern!(py, "MISSING"))?;
-        let base = MessageBase::type_object(py);
+        let base = message_base(py)?.clone();
         let is_native = class.is_subclass(&base)?;
         let is_array_message = class.hasattr(intern!(py, "__array_message__"))?;
 
