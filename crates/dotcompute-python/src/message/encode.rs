@@ -236,9 +236,15 @@ impl Writer {
             encoder.id(MessageId::from_u128(bits));
             return Ok(());
         }
-        let value = id.object(py)?;
+        let value = id.held().map(|object| object.clone_ref(py));
         drop(native);
-        self.value(encoder, &value, &Hint::Any)
+        match value {
+            Some(value) => self.value(encoder, value.bind(py), &Hint::Any),
+            None => {
+                encoder.nil();
+                Ok(())
+            }
+        }
     }
 
     fn enter(&mut self) -> PyResult<()> {
