@@ -1,8 +1,9 @@
 """The extension module: dotcompute for Python."""
 
-from collections.abc import Buffer
 from typing import Any, Self, TypeVar, final
 from uuid import UUID
+
+from typing_extensions import Buffer
 
 _T = TypeVar("_T")
 
@@ -43,7 +44,7 @@ class LayoutHandle:
 def encode_message(message: Any) -> bytes:
     """Return the bytes of a message of any class, as `MessageBase.serialize`."""
 
-def decode_message(class_: type[_T], data: Buffer, any_map: bool = False) -> _T:
+def decode_message(class_: type[_T], data: Buffer, any_map: bool = False, /) -> _T:
     """Read a message of any class, as `MessageBase.deserialize`."""
 
 def decode_any_message(data: Buffer, fallback: type[Any]) -> Any:
@@ -58,5 +59,5 @@ def new_message_id() -> UUID:
 def reseed_message_ids() -> None:
     """Start the generator of ids anew, in a child process after a fork."""
 
-def set_qualified(class_: type[Any], is_qualified: bool) -> None:
+def set_qualified(class_: type[Any], is_qualified: bool, /) -> None:
     """Say whether the bytes of this class's messages carry its name in full."""
