@@ -79,7 +79,7 @@ class LayoutHandle:
 def encode_message(message: Any) -> bytes:
     """Return the bytes of a message of any class, as `MessageBase.serialize`."""
 
-def decode_message(class_: type[_T], data: Buffer, any_map: bool = False) -> _T:
+def decode_message(class_: type[_T], data: Buffer, any_map: bool = False, /) -> _T:
     """Read a message of any class, as `MessageBase.deserialize`."""
 
 def decode_any_message(data: Buffer, fallback: type[Any]) -> Any:
@@ -94,7 +94,7 @@ def new_message_id() -> UUID:
 def reseed_message_ids() -> None:
     """Start the generator of ids anew, in a child process after a fork."""
 
-def set_qualified(class_: type[Any], is_qualified: bool) -> None:
+def set_qualified(class_: type[Any], is_qualified: bool, /) -> None:
     """Say whether the bytes of this class's messages carry its name in full."""
 
 # --- queues -----------------------------------------------------------------------------------
