@@ -42,10 +42,8 @@ fn take(
     default: Item,
     spin_wait_ns: u64,
 ) -> PyResult<Item> {
-    if spin_wait_ns > 0 && !timeout.is_zero() {
-        blocking::spin(py, mailbox, Duration::from_nanos(spin_wait_ns));
-    }
-    Ok(blocking::get(py, mailbox, timeout)?.unwrap_or(default))
+    let spin = Duration::from_nanos(spin_wait_ns);
+    Ok(blocking::get(py, mailbox, timeout, spin)?.unwrap_or(default))
 }
 
 /// The next object within `timeout`, or `default`.
@@ -55,7 +53,7 @@ fn get(
     timeout: Option<Timeout>,
     default: Option<Item>,
 ) -> PyResult<Option<Item>> {
-    Ok(blocking::get(py, mailbox, timeout.unwrap_or_default())?.ok().or(default))
+    Ok(blocking::get(py, mailbox, timeout.unwrap_or_default(), Duration::ZERO)?.ok().or(default))
 }
 
 #[pyclass(
@@ -126,7 +124,7 @@ impl SyncQueue {
     #[pyo3(signature = (timeout=None))]
     fn get(&self, py: Python<'_>, timeout: Option<Timeout>) -> PyResult<Item> {
         let timeout = timeout.unwrap_or_default();
-        blocking::get(py, &self.mailbox, timeout)?.map_err(|error| match error {
+        blocking::get(py, &self.mailbox, timeout, Duration::ZERO)?.map_err(|error| match error {
             ReceiveError::Closed => shut_down(),
             ReceiveError::Timeout => timeout_error(py, SYNC_NAME, timeout.seconds(), "get"),
         })
