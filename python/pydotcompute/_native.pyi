@@ -3,6 +3,8 @@
 from collections.abc import Coroutine, Generator, Iterable
 from typing import Any, Generic, Self, TypeVar, final
 
+from typing_extensions import disjoint_base
+
 # --- buffer.rs -------------------------------------------------------------------------------
 
 @final
@@ -56,6 +58,7 @@ class Awaitable(Coroutine[Any, Any, _T]):
     def throw(self, typ: Any, val: Any = None, tb: Any = None, /) -> Any: ...
     def close(self) -> None: ...
 
+@disjoint_base
 class FastMessageQueue(Generic[_T]):
     """The default queue of a ring kernel: four priority bands, each in the order of arrival.
 
@@ -129,6 +132,7 @@ class FastMessageQueue(Generic[_T]):
         """Count: ``total_enqueued == total_dequeued + total_dropped + current_size``."""
     def __len__(self) -> int: ...
 
+@disjoint_base
 class RingBuffer(Generic[_T]):
     """A plain bounded queue for asyncio tasks.
 
@@ -163,6 +167,7 @@ class RingBuffer(Generic[_T]):
         """Drop all; tell how many."""
     def __len__(self) -> int: ...
 
+@disjoint_base
 class MessageQueueBase(Generic[_T]):
     """What `MessageQueue` is made of."""
 
@@ -221,6 +226,7 @@ class MessageQueueBase(Generic[_T]):
         """Count: ``total_enqueued == total_dequeued + total_dropped + current_size``."""
     def __len__(self) -> int: ...
 
+@disjoint_base
 class SyncQueue(Generic[_T]):
     """A queue between threads that raises when something cannot be.
 
@@ -280,6 +286,7 @@ class SyncQueue(Generic[_T]):
         """Tell current_size, max_size, total_enqueued and total_dequeued."""
     def __len__(self) -> int: ...
 
+@disjoint_base
 class SPSCQueue(Generic[_T]):
     """A queue between threads that returns a value when something cannot be.
 
@@ -329,6 +336,7 @@ class SPSCQueue(Generic[_T]):
         """Take nothing more, and wake everybody who waits. What is queued may still be taken."""
     def __len__(self) -> int: ...
 
+@disjoint_base
 class FastSPSCQueue(Generic[_T]):
     """A queue between threads whose plain `put` and `get` do not wait.
 
