@@ -1,6 +1,7 @@
 """The extension module: dotcompute for Python."""
 
 from collections.abc import Coroutine, Generator, Iterable
+from types import GenericAlias
 from typing import Any, Generic, Self, TypeVar, final
 
 from typing_extensions import disjoint_base
@@ -78,6 +79,7 @@ class FastMessageQueue(Generic[_T]):
     def __new__(
         cls, maxsize: int = 4096, *, kernel_id: str = "", serialize: bool = False
     ) -> Self: ...
+    def __class_getitem__(cls, key: Any) -> GenericAlias: ...
     @property
     def maxsize(self) -> int:
         """The most messages that it holds; 0: no limit."""
@@ -143,6 +145,7 @@ class RingBuffer(Generic[_T]):
     """
 
     def __new__(cls, capacity: int = 4096) -> Self: ...
+    def __class_getitem__(cls, key: Any) -> GenericAlias: ...
     @property
     def capacity(self) -> int:
         """The most that it holds."""
@@ -172,6 +175,7 @@ class MessageQueueBase(Generic[_T]):
     """What `MessageQueue` is made of."""
 
     def __new__(cls, maxsize: int, policy: str, use_priority: bool, kernel_id: str) -> Self: ...
+    def __class_getitem__(cls, key: Any) -> GenericAlias: ...
     _policy: str
     _use_priority: bool
     @property
@@ -237,6 +241,7 @@ class SyncQueue(Generic[_T]):
     """
 
     def __new__(cls, maxsize: int = 4096) -> Self: ...
+    def __class_getitem__(cls, key: Any) -> GenericAlias: ...
     @property
     def maxsize(self) -> int:
         """The most that it holds; 0: no limit."""
@@ -273,7 +278,7 @@ class SyncQueue(Generic[_T]):
             If the queue is shut down and empty.
         """
     def _offer(self, item: _T, timeout: float | None) -> bool: ...
-    def _take(self, timeout: float | None, default: Any, spin_wait_ns: int = 0) -> Any: ...
+    def _take(self, timeout: float | None, default: Any, spin_wait_ns: int = 0) -> _T | Any: ...
     def put_nowait(self, item: _T) -> bool:
         """Put an object without waiting; False if the queue is full or shut down."""
     def get_nowait(self) -> _T | None:
@@ -299,6 +304,7 @@ class SPSCQueue(Generic[_T]):
     """
 
     def __new__(cls, capacity: int = 4096) -> Self: ...
+    def __class_getitem__(cls, key: Any) -> GenericAlias: ...
     @property
     def capacity(self) -> int:
         """The most that it holds."""
@@ -325,7 +331,7 @@ class SPSCQueue(Generic[_T]):
         `default` if none came within `timeout` seconds, or the queue is shut down and empty.
         """
     def _offer(self, item: _T, timeout: float | None) -> bool: ...
-    def _take(self, timeout: float | None, default: Any, spin_wait_ns: int = 0) -> Any: ...
+    def _take(self, timeout: float | None, default: Any, spin_wait_ns: int = 0) -> _T | Any: ...
     def put_nowait(self, item: _T) -> bool:
         """Put an object without waiting; False if the queue is full or shut down."""
     def get_nowait(self, default: Any = None) -> _T | Any:
@@ -349,6 +355,7 @@ class FastSPSCQueue(Generic[_T]):
     """
 
     def __new__(cls, capacity: int = 4096) -> Self: ...
+    def __class_getitem__(cls, key: Any) -> GenericAlias: ...
     @property
     def capacity(self) -> int:
         """The most that it holds."""
@@ -369,7 +376,7 @@ class FastSPSCQueue(Generic[_T]):
     def get(self) -> _T | None:
         """Take the next object; None if there is none."""
     def _offer(self, item: _T, timeout: float | None) -> bool: ...
-    def _take(self, timeout: float | None, default: Any, spin_wait_ns: int = 0) -> Any: ...
+    def _take(self, timeout: float | None, default: Any, spin_wait_ns: int = 0) -> _T | Any: ...
     def put_nowait(self, item: _T) -> bool:
         """`put`, under the name of the other queues."""
     def get_nowait(self, default: Any = None) -> _T | Any:
