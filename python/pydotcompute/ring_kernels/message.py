@@ -1,8 +1,9 @@
 """Messages: what ring kernels exchange, and their bytes.
 
 A message is a dataclass with an id, a priority and the id of the message that it answers.
-`@message` turns a class into one; deriving a dataclass from `RingKernelMessage` does too. Inside a process a
-message is passed as the object that it is; `serialize` and `deserialize` are for other processes.
+`@message` turns a class into one; deriving a dataclass from `RingKernelMessage` does too. Inside a
+process a message is passed as the object that it is; `serialize` and `deserialize` are for other
+processes.
 
 The bytes are one MessagePack map: field name -> value, and `"__type__"`: class name. They are the
 bytes of PyDotCompute 0.2, both ways. Values that it could not write have forms of their own:
