@@ -5,11 +5,9 @@ from types import GenericAlias
 from typing import Any, Generic, Self, TypeVar, final
 from uuid import UUID
 
-from typing_extensions import Buffer
+from typing_extensions import Buffer, disjoint_base
 
 _T = TypeVar("_T")
-
-from typing_extensions import disjoint_base
 
 # --- buffer.rs -------------------------------------------------------------------------------
 
