@@ -100,8 +100,8 @@ def set_qualified(class_: type[Any], is_qualified: bool) -> None:
 # --- queues -----------------------------------------------------------------------------------
 
 @final
-class QueueWait(Coroutine[Any, Any, _T]):
-    """One `put` or `get` of an asyncio queue in progress.
+class Awaitable(Coroutine[Any, Any, _T]):
+    """Something in progress that a task awaits, such as the `put` or `get` of an asyncio queue.
 
     It does nothing until it is driven, and belongs to the loop that drives it. Cancelled, a get has
     taken nothing; a put has put its message or has not, and holds nobody up.
@@ -145,7 +145,7 @@ class FastMessageQueue(Generic[_T]):
     @property
     def full(self) -> bool:
         """Whether it has no room now."""
-    def put(self, message: _T, *, timeout: float | None = None) -> QueueWait[bool]:
+    def put(self, message: _T, *, timeout: float | None = None) -> Awaitable[bool]:
         """Put a message; wait for room.
 
         Parameters
@@ -160,7 +160,7 @@ class FastMessageQueue(Generic[_T]):
         QueueFullError
             If there is no room in time.
         """
-    def get(self, *, timeout: float | None = None) -> QueueWait[_T]:
+    def get(self, *, timeout: float | None = None) -> Awaitable[_T]:
         """Take the next message; wait for one.
 
         Parameters
@@ -209,9 +209,9 @@ class RingBuffer(Generic[_T]):
     @property
     def full(self) -> bool:
         """Whether it has no room now."""
-    def put(self, item: _T, *, timeout: float | None = None) -> QueueWait[bool]:
+    def put(self, item: _T, *, timeout: float | None = None) -> Awaitable[bool]:
         """Put an object; wait for room. False if there was none within `timeout` seconds."""
-    def get(self, *, timeout: float | None = None) -> QueueWait[_T | None]:
+    def get(self, *, timeout: float | None = None) -> Awaitable[_T | None]:
         """Take the next object; wait for one. None if none came within `timeout` seconds."""
     def put_nowait(self, item: _T) -> bool:
         """Put an object if there is room; whether there was."""
@@ -239,7 +239,7 @@ class MessageQueueBase(Generic[_T]):
     @property
     def full(self) -> bool:
         """Whether it has no room now."""
-    def put(self, message: _T, *, timeout: float | None = None) -> QueueWait[bool]:
+    def put(self, message: _T, *, timeout: float | None = None) -> Awaitable[bool]:
         """Put a message; what happens if there is no room is the backpressure strategy's to say.
 
         Parameters
@@ -256,7 +256,7 @@ class MessageQueueBase(Generic[_T]):
         QueueTimeoutError
             If there is no room in time and the strategy is to block.
         """
-    def get(self, *, timeout: float | None = None) -> QueueWait[_T]:
+    def get(self, *, timeout: float | None = None) -> Awaitable[_T]:
         """Take the next message; wait for one.
 
         Parameters
@@ -324,6 +324,8 @@ class SyncQueue(Generic[_T]):
         RuntimeError
             If the queue is shut down and empty.
         """
+    def _offer(self, item: _T, timeout: float | None) -> bool: ...
+    def _take(self, timeout: float | None, default: Any, spin_wait_ns: int = 0) -> Any: ...
     def put_nowait(self, item: _T) -> bool:
         """Put an object without waiting; False if the queue is full or shut down."""
     def get_nowait(self) -> _T | None:
@@ -373,6 +375,8 @@ class SPSCQueue(Generic[_T]):
 
         `default` if none came within `timeout` seconds, or the queue is shut down and empty.
         """
+    def _offer(self, item: _T, timeout: float | None) -> bool: ...
+    def _take(self, timeout: float | None, default: Any, spin_wait_ns: int = 0) -> Any: ...
     def put_nowait(self, item: _T) -> bool:
         """Put an object without waiting; False if the queue is full or shut down."""
     def get_nowait(self, default: Any = None) -> _T | Any:
@@ -414,18 +418,17 @@ class FastSPSCQueue(Generic[_T]):
         """Put an object, also None; False if the queue is full or shut down."""
     def get(self) -> _T | None:
         """Take the next object; None if there is none."""
+    def _offer(self, item: _T, timeout: float | None) -> bool: ...
+    def _take(self, timeout: float | None, default: Any, spin_wait_ns: int = 0) -> Any: ...
     def put_nowait(self, item: _T) -> bool:
         """`put`, under the name of the other queues."""
     def get_nowait(self, default: Any = None) -> _T | Any:
         """Take the next object if there is one, else `default`."""
     def put_wait(self, item: _T, timeout_sec: float | None = 1.0) -> bool:
         """Put an object; wait for room at most `timeout_sec` seconds; None: for ever."""
-    def get_wait(
-        self, timeout_sec: float | None = 1.0, default: Any = None, spin_wait_ns: int = 0
-    ) -> _T | Any:
+    def get_wait(self, timeout_sec: float | None = 1.0, default: Any = None) -> _T | Any:
         """Take the next object; wait for one at most `timeout_sec` seconds; None: for ever.
 
-        Spins (without the GIL) at least `spin_wait_ns` nanoseconds before it sleeps. Returns
         `default` if none came, or the queue is shut down and empty.
         """
     def clear(self) -> int:
