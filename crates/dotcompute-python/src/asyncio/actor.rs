@@ -177,7 +177,7 @@ impl Actor {
         // Relaxed: before the kernel is launched.
         self.typed.store(input_type.is_some(), Ordering::Relaxed);
         *lock(&self.input_type) = input_type;
-        *lock(&self.shared.output_type) = output_type;
+        self.shared.set_output_type(output_type);
         let core = runtime.core();
         let shared = Arc::clone(&self.shared);
         let spec = Arc::new(Spec { start, kernel: Mutex::new(None), shared, threaded });

@@ -22,7 +22,9 @@ use super::scope::scope;
 #[derive(Default)]
 pub(super) struct Shared {
     asked: AtomicBool,
-    pub(super) output_type: Mutex<Option<Py<PyAny>>>,
+    /// Whether there is an output type.
+    typed: AtomicBool,
+    output_type: Mutex<Option<Py<PyAny>>>,
 }
 
 impl Shared {
@@ -32,6 +34,13 @@ impl Shared {
     pub(super) fn is_asked(&self) -> bool {
         // SYNC(shared.asked) acquire: pairs with the release in `set_asked`.
         self.asked.load(Ordering::Acquire)
+    }
+
+    /// What replies must be instances of.
+    pub(super) fn set_output_type(&self, kind: Option<Py<PyAny>>) {
+        // Relaxed: before the kernel is launched.
+        self.typed.store(kind.is_some(), Ordering::Relaxed);
+        *lock(&self.output_type) = kind;
     }
 
     pub(super) fn set_asked(&self) {
@@ -177,6 +186,10 @@ impl ContextCell {
     }
 
     fn check_output(&self, message: &Bound<'_, PyAny>) -> PyResult<()> {
+        // Relaxed: written before the kernel was launched.
+        if !self.shared.typed.load(Ordering::Relaxed) {
+            return Ok(());
+        }
         let py = message.py();
         let expected = lock(&self.shared.output_type).as_ref().map(|kind| kind.clone_ref(py));
         match expected {

@@ -21,7 +21,7 @@ use pyo3::types::PyDict;
 use pyo3::{ffi, intern, prelude::*};
 
 use super::executor::without_signals;
-use super::python::{self, names};
+use super::python::names;
 use super::scope::{schedule_later, scope};
 use super::waiter::{self, Slot};
 
@@ -281,12 +281,7 @@ impl Hub {
             return false;
         }
         let Ok(names) = names(py) else { return false };
-        let Ok(task) = python::call(py, &names.current_task, event_loop, None) else {
-            return false;
-        };
-        if task.is_none() || python::call(py, &names.leave_task, event_loop, Some(&task)).is_err() {
-            return false;
-        }
+        let Ok(Some(task)) = names.leave(event_loop) else { return false };
         let current = Current::enter(self, event_loop);
         let depth = Depth::enter(self);
         while self.helped.load(Ordering::Relaxed) < HELPS && has_budget() {
@@ -299,7 +294,7 @@ impl Hub {
         }
         drop(depth);
         drop(current);
-        if let Err(error) = python::call(py, &names.enter_task, event_loop, Some(&task)) {
+        if let Err(error) = names.enter(event_loop, &task) {
             error.write_unraisable(py, Some(&task));
         }
         true

@@ -4,7 +4,7 @@
 
 use std::ffi::c_int;
 use std::future::Future;
-use std::pin::{Pin, pin};
+use std::pin::Pin;
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
@@ -61,14 +61,14 @@ pub(super) enum Operation {
 pub(super) struct Receive {
     pub(super) target: Target,
     pub(super) timeout: Option<f64>,
-    pub(super) waiting: Option<Receiving<PyMessage, PyMessage>>,
-    pub(super) sleep: Option<Sleep>,
+    /// Boxed, since most receives do not wait, and what they are is moved about.
+    pub(super) waiting: Option<Box<(Receiving<PyMessage, PyMessage>, Option<Sleep>)>>,
 }
 
 impl Receive {
     #[inline]
     pub(super) fn new(target: Target, timeout: Option<f64>) -> Operation {
-        Operation::Receive(Self { target, timeout, waiting: None, sleep: None })
+        Operation::Receive(Self { target, timeout, waiting: None })
     }
 }
 
@@ -78,7 +78,8 @@ pub(super) struct ContextReceive {
     pub(super) timeout: Option<f64>,
     /// 0: not in line.
     pub(super) ticket: u64,
-    pub(super) sleep: Option<Sleep>,
+    /// Boxed, since most receives do not wait, and what they are is moved about.
+    pub(super) sleep: Option<Box<Option<Sleep>>>,
 }
 
 impl Drop for ContextReceive {
@@ -213,15 +214,13 @@ fn poll_send(
     let envelope =
         if actor.shared.is_asked() { full_envelope(message) } else { plain_envelope(message) };
     if !wait {
-        // Under a policy that blocks, a full mailbox leaves it pending; dropped, it was never sent.
-        let polled = scope(py, || pin!(kernel.send(envelope)).poll(cx));
-        return match polled {
-            Poll::Ready(Ok(())) => Ok(Poll::Ready(py.None())),
-            Poll::Ready(Err(error)) => Err(errors::send(py, error, timeout)),
-            Poll::Pending if duration(timeout)? == Some(Duration::ZERO) => {
+        return match scope(py, || kernel.offer(envelope)) {
+            Ok(None) => Ok(Poll::Ready(py.None())),
+            Err(error) => Err(errors::send(py, error, timeout)),
+            Ok(Some(_)) if duration(timeout)? == Some(Duration::ZERO) => {
                 Err(errors::timed_out(py, kernel.id().as_str(), 0.0, "send"))
             }
-            Poll::Pending => Ok(Poll::Pending),
+            Ok(Some(_)) => Ok(Poll::Pending),
         };
     }
     let kernel = kernel.clone();
@@ -251,10 +250,11 @@ fn poll_receive(
 ) -> PyResult<Poll<Py<PyAny>>> {
     let timeout = receive.timeout;
     if let Some(waiting) = &mut receive.waiting {
+        let (waiting, sleep) = &mut **waiting;
         return match scope(py, || Pin::new(waiting).poll(cx)) {
             Poll::Ready(Ok(envelope)) => Ok(Poll::Ready(envelope.message.into_object(py))),
             Poll::Ready(Err(error)) => Err(errors::receive(py, error, timeout)),
-            Poll::Pending if wait && expired(py, &mut receive.sleep, timeout, cx) => {
+            Poll::Pending if wait && expired(py, sleep, timeout, cx) => {
                 let actor = receive.target.resolve(py)?;
                 Err(errors::timed_out(py, actor.get().id(), timeout.unwrap_or_default(), "receive"))
             }
@@ -275,7 +275,7 @@ fn poll_receive(
             Err(error) => Err(errors::receive(py, error, timeout)),
         };
     }
-    receive.waiting = Some(kernel.receiving());
+    receive.waiting = Some(Box::new((kernel.receiving(), None)));
     poll_receive(py, receive, cx, wait)
 }
 
@@ -345,7 +345,7 @@ fn poll_context_receive(
     }
     let Some(seconds) = receive.timeout else { return Poll::Pending };
     let timed_out = if wait {
-        expired(py, &mut receive.sleep, receive.timeout, cx)
+        expired(py, receive.sleep.get_or_insert_default(), receive.timeout, cx)
     } else {
         match duration(Some(seconds)) {
             Ok(within) => within == Some(Duration::ZERO),
