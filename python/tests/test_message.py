@@ -15,6 +15,7 @@ import pathlib
 import pickle
 import subprocess
 import sys
+import threading
 import types
 import typing
 import weakref
@@ -830,6 +831,39 @@ def test_nothing_leaks():
     gc.collect()
     for reference in (*references[0], *references[1][:2]):
         assert reference() is None
+
+
+def test_classes_that_name_themselves_go():
+    def use():
+        @dataclass
+        class Node(RingKernelMessage):
+            children: list[Node] = field(default_factory=list)
+            default: Any = None
+
+        Node.default_type = Node
+        sent = Node(children=[Node()])
+        assert type(Node.deserialize(sent.serialize()).children[0]) is Node
+        return weakref.ref(Node)
+
+    reference = use()
+    gc.collect()
+    assert reference() is None
+
+
+def test_two_threads_may_read_an_id():
+    sent = [Weather(1.0) for _ in range(2000)]
+    seen = []
+
+    def read():
+        seen.append([one.message_id for one in sent])
+
+    threads = [threading.Thread(target=read) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(30)
+    assert len(seen) == 4
+    assert all(ids == seen[0] for ids in seen)
 
 
 def test_encoding_and_decoding_keep_no_references():

@@ -1,8 +1,8 @@
 """Messages: what ring kernels exchange, and their bytes.
 
 A message is a dataclass with an id, a priority and the id of the message that it answers.
-`@message` turns a class into one; deriving a dataclass from `RingKernelMessage` does too. Inside a process a
-message is passed as the object that it is; `serialize` and `deserialize` are for other processes.
+`@message` turns a class into one; deriving a dataclass from `RingKernelMessage` does too. Inside a
+process a message is passed as the object that it is; `serialize` and `deserialize` are for others.
 
 The bytes are one MessagePack map: field name -> value, and `"__type__"`: class name. They are the
 bytes of PyDotCompute 0.2, both ways. Values that it could not write have forms of their own:
@@ -310,7 +310,7 @@ def message(cls: type[T] | None = None) -> type[T] | Callable[[type[T]], type[T]
     21.5
     """
     if cls is None:
-        return message
+        return cast("Callable[[type[T]], type[T]]", message)
     made = _make(cls, RingKernelMessage)
     _register(made)
     return made
@@ -395,7 +395,7 @@ def _rebuild(cls: type[T], base: type[RingKernelMessage], own_init: bool) -> typ
         bases = cls.__bases__
     else:
         bases = (*(b for b in cls.__bases__ if b not in (object, RingKernelMessage)), base)
-    made = cast("type[T]", type(cls)(cls.__name__, bases, namespace))
+    made: type[T] = cast(Any, type(cls))(cls.__name__, bases, namespace)
     made.__qualname__ = cls.__qualname__
     _replace_class_cells(cls, made)
     return made
