@@ -256,7 +256,7 @@ async def test_an_await_in_an_except_block_keeps_its_exception_to_itself(runtime
         for _ in range(3):
             await runtime.send("raiser", 0)
             await runtime.receive("raiser")
-            assert sys.exc_info()[1] is error
+            assert sys.exc_info()[1] is error  # noqa: PT017
     assert contexts == [(None, None, None), None] * 3
     for _ in range(3):
         await runtime.send("raiser", 0)

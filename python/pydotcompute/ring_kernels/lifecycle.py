@@ -295,7 +295,7 @@ def _is_async(function: Callable[..., Any]) -> bool:
             break
     if inspect.iscoroutinefunction(function):
         return True
-    return inspect.iscoroutinefunction(getattr(type(function), "__call__", None))
+    return inspect.iscoroutinefunction(getattr(type(function), "__call__", None))  # noqa: B004
 
 
 async def _await(awaitable: Awaitable[Any]) -> Any:

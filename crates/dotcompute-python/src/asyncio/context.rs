@@ -13,6 +13,7 @@ use pyo3::prelude::*;
 use super::actor::Kernel;
 use super::awaitable;
 use super::errors;
+use super::held::Held;
 use super::message::{PyMessage, correlation_id_of, full_envelope, message_id_of, plain_envelope};
 use super::operation::{ContextReceive, Operation, Pending, duration};
 use super::python;
@@ -322,6 +323,7 @@ impl ContextHandle {
 #[pyclass(frozen, subclass, module = "pydotcompute._native")]
 pub(super) struct ActorContext {
     pub(super) cell: Arc<ContextCell>,
+    pub(super) held: Arc<Held>,
 }
 
 impl ActorContext {
@@ -335,7 +337,15 @@ impl ActorContext {
 impl ActorContext {
     #[new]
     fn new(handle: &Bound<'_, ContextHandle>) -> Self {
-        Self { cell: Arc::clone(&handle.get().cell) }
+        Self { cell: Arc::clone(&handle.get().cell), held: Arc::default() }
+    }
+
+    fn __traverse__(&self, visit: pyo3::PyVisit<'_>) -> Result<(), pyo3::PyTraverseError> {
+        self.held.traverse(&visit)
+    }
+
+    fn __clear__(&self) {
+        self.held.clear();
     }
 
     /// The kernel's name.

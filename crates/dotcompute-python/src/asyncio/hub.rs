@@ -21,6 +21,7 @@ use pyo3::types::PyDict;
 use pyo3::{ffi, intern, prelude::*};
 
 use super::executor::without_signals;
+use super::held::Held;
 use super::python::names;
 use super::scope::{schedule_later, scope};
 use super::waiter::{self, Slot};
@@ -55,6 +56,8 @@ pub(crate) struct Hub {
     depth: AtomicU32,
     helped: AtomicU32,
     closed: AtomicBool,
+    /// Who waits for what is no object of Python's.
+    pub(super) held: Arc<Held>,
 }
 
 struct State {
@@ -152,6 +155,7 @@ impl Hub {
             depth: AtomicU32::new(0),
             helped: AtomicU32::new(0),
             closed: AtomicBool::new(false),
+            held: Arc::default(),
         });
         let drain = Py::new(py, Drain { hub: Arc::downgrade(&hub) })?;
         lock(&hub.state).drain = Some(drain);
@@ -398,6 +402,7 @@ impl Hub {
                 job.abandon();
             }
         });
+        self.held.clear();
         drop((ready, drain, spares));
     }
 }

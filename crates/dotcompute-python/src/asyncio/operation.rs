@@ -5,6 +5,7 @@
 use std::ffi::c_int;
 use std::future::Future;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
@@ -15,6 +16,7 @@ use pyo3::prelude::*;
 use super::actor::Actor;
 use super::context::ActorContext;
 use super::errors;
+use super::held::Held;
 use super::message::{PyMessage, full_envelope, plain_envelope};
 use super::runtime::NativeRuntime;
 use super::scope::scope;
@@ -35,6 +37,13 @@ impl Target {
         match self {
             Self::Actor(actor) => Ok(actor.bind(py).clone()),
             Self::Named(runtime, id) => runtime.get().find(id.bind(py)),
+        }
+    }
+
+    fn held(&self) -> &Arc<Held> {
+        match self {
+            Self::Actor(actor) => &actor.get().held,
+            Self::Named(runtime, _) => &runtime.get().held,
         }
     }
 
@@ -174,6 +183,18 @@ impl Operation {
             self,
             Self::Receive(_) | Self::ContextReceive(_) | Self::Ask { .. } | Self::Queue(_)
         )
+    }
+
+    /// What holds those who wait for this.
+    pub(super) fn held(&self) -> Option<&Arc<Held>> {
+        match self {
+            Self::Send { target, .. } | Self::Ask { target, .. } => Some(target.held()),
+            Self::Receive(receive) => Some(receive.target.held()),
+            Self::ContextReceive(ContextReceive { context, .. })
+            | Self::ContextSend { context, .. } => Some(&context.get().held),
+            Self::Queue(operation) => Some(operation.held()),
+            Self::Future(_) => None,
+        }
     }
 
     pub(super) fn traverse(&self, visit: &mut dyn FnMut(&Py<PyAny>) -> c_int) -> c_int {
