@@ -613,3 +613,35 @@ async def test_a_waiting_task_that_nobody_refers_to_goes_on(what):
             await runtime.send("k", Number())
         gate.set()
         await within(got.wait())
+
+
+@pytest.mark.parametrize("restart", [None, "on_fault"])
+def test_a_failed_actor_leaks_nothing_of_its_frame(restart):
+    import gc
+    import weakref
+
+    class Big:
+        pass
+
+    refs = []
+
+    async def fails(ctx):
+        big = Big()
+        refs.append(weakref.ref(big))
+        await ctx.receive()
+        raise ValueError(big)
+
+    async def main():
+        async with RingKernelRuntime() as runtime:
+            kernel = await started(runtime, "fails", fails, restart=restart)
+            for _ in range(2):
+                with contextlib.suppress(KernelStateError, QueueTimeoutError):
+                    await runtime.send("fails", 1)
+                    await runtime.receive("fails", timeout=0.1)
+            if restart is None:
+                assert isinstance(kernel.error, ValueError)
+
+    asyncio.run(main())
+    gc.collect()
+    assert refs
+    assert all(ref() is None for ref in refs)

@@ -145,11 +145,16 @@ impl Actor {
 
     fn __traverse__(&self, visit: pyo3::PyVisit<'_>) -> Result<(), pyo3::PyTraverseError> {
         // The types that it keeps are not visited: they are classes, and outlive it.
-        self.held.traverse(&visit)
+        self.held.traverse(&visit)?;
+        let fault = self.kernel.get().and_then(Kernel::fault);
+        fault.map_or(Ok(()), |fault| errors::traverse(&fault, &visit))
     }
 
     fn __clear__(&self) {
         self.held.clear();
+        if let Some(fault) = self.kernel.get().and_then(Kernel::fault) {
+            errors::clear(&fault);
+        }
     }
 
     /// The kernel's name.
