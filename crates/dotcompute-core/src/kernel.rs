@@ -712,6 +712,32 @@ impl<M: Message, R: Message> KernelRef<M, R> {
         try_send(&*self.cell, message.into())
     }
 
+    /// [`send`](Self::send) as far as it takes no waiting; unlike [`try_send`](Self::try_send), for
+    /// those who wait if it comes back: it is not counted as rejected then.
+    ///
+    /// # Errors
+    ///
+    /// As for `send`.
+    #[inline]
+    pub fn offer(
+        &self,
+        message: impl Into<Envelope<M>>,
+    ) -> Result<Option<Envelope<M>>, SendError<M>> {
+        let envelope = message.into();
+        if self.cell.options.backpressure != mailbox::Backpressure::Block {
+            return try_send(&*self.cell, envelope).map(|()| None);
+        }
+        if !self.cell.is_open() {
+            return Err(self.cell.refusal(envelope));
+        }
+        match self.cell.mailbox.offer(Band::from_priority(envelope.priority), envelope) {
+            // A policy that blocks drops nothing.
+            Ok(_) => Ok(None),
+            Err(mailbox::TrySendError::Full(envelope)) => Ok(Some(envelope)),
+            Err(mailbox::TrySendError::Closed(envelope)) => Err(self.cell.refusal(envelope)),
+        }
+    }
+
     /// [`send`](Self::send) that waits on the calling thread, for ever without a `timeout`.
     ///
     /// # Errors
