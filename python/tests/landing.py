@@ -1,6 +1,5 @@
 """Stands in for modules of the package that have not landed yet (`pytest -p landing`)."""
 
-import importlib.util
 import sys
 import types
 from pathlib import Path
@@ -16,8 +15,15 @@ class Stub(types.ModuleType):
 
 
 for name in (
-    "array_message buffer_registry cython_kernel fast_queue message queue sync_queue threaded_kernel"
-).split():
+    "array_message",
+    "buffer_registry",
+    "cython_kernel",
+    "fast_queue",
+    "message",
+    "queue",
+    "sync_queue",
+    "threaded_kernel",
+):
     if not (FOLDER / f"{name}.py").exists():
         full = f"pydotcompute.ring_kernels.{name}"
         sys.modules[full] = Stub(full)

@@ -312,8 +312,11 @@ async def main():
 
 @pytest.mark.parametrize(
     "how",
-    ["kept = asyncio.run(main())", "asyncio.run(main())", "loop = asyncio.new_event_loop();"
-     "kept = loop.run_until_complete(main())"],
+    [
+        "kept = asyncio.run(main())",
+        "asyncio.run(main())",
+        "loop = asyncio.new_event_loop();kept = loop.run_until_complete(main())",
+    ],
 )
 def test_the_interpreter_ends_with_live_kernels(how):
     began = time.monotonic()

@@ -163,6 +163,7 @@ impl<P, const LINES: usize> WaitList<P, LINES> {
 pub(crate) struct Wakes {
     first: Option<Waker>,
     /// Boxed because it is rare: almost always there is one waker at most.
+    #[expect(clippy::box_collection, reason = "a word instead of four in what each call makes")]
     others: Option<Box<VecDeque<Waker>>>,
     /// A waker that is not needed any more. Dropping it is foreign code too.
     stale: Option<Waker>,

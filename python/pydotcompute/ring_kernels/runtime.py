@@ -53,8 +53,9 @@ def register_ring_kernel(
             for one in (old, new)
         ]
         if names[0] != names[1]:
-            _logger.warning("ring kernel %r is registered anew: %r takes the place of %r",
-                            kernel_id, new, old)
+            _logger.warning(
+                "ring kernel %r is registered anew: %r takes the place of %r", kernel_id, new, old
+            )
     _kernel_registry[kernel_id] = {
         "func": func,
         "input_type": input_type,
@@ -268,9 +269,7 @@ class RingKernelRuntime(_native.Runtime):
         """Let a kernel go on: DEACTIVATED to ACTIVE."""
         await self._get(kernel_id).reactivate()
 
-    async def terminate(
-        self, kernel_id: str, timeout: float = 5.0, *, drain: bool = False
-    ) -> None:
+    async def terminate(self, kernel_id: str, timeout: float = 5.0, *, drain: bool = False) -> None:
         """End a kernel within `timeout` seconds, as `RingKernel.terminate`, and free its name."""
         kernel = self._get(kernel_id)
         try:

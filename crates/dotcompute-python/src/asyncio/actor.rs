@@ -5,8 +5,7 @@ use std::time::Duration;
 
 use dotcompute::mailbox::sync::{AtomicBool, Ordering, lock};
 use dotcompute::{
-    Backpressure, FaultKind, KernelRef, Restart, RestartPolicy, Runtime, Terminate,
-    Termination,
+    Backpressure, FaultKind, KernelRef, Restart, RestartPolicy, Runtime, Terminate, Termination,
 };
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
@@ -305,7 +304,7 @@ impl Actor {
     #[pyo3(signature = (timeout=None))]
     fn receive(slf: &Bound<'_, Self>, timeout: Option<f64>) -> PyResult<Py<PyAny>> {
         let target = Target::Actor(slf.clone().unbind());
-        awaitable::new(slf.py(), Receive::new(target, timeout))
+        awaitable::new(slf.py(), Receive::operation(target, timeout))
     }
 
     /// Sends a message and receives the reply to it.
@@ -336,12 +335,11 @@ impl Actor {
         values.set_item("min_latency_ns", queue.min_ns + handler.min_ns)?;
         values.set_item("error_count", telemetry.faults)?;
         values.set_item("uptime_seconds", telemetry.uptime.as_secs_f64())?;
-        let error = telemetry.last_fault.filter(|_| telemetry.faults > 0).map(|fault| {
-            match fault.kind() {
+        let error =
+            telemetry.last_fault.filter(|_| telemetry.faults > 0).map(|fault| match fault.kind() {
                 FaultKind::Executor => format!("given up: {}", fault.message()),
                 _ => fault.message().to_owned(),
-            }
-        });
+            });
         values.set_item("last_error", error)?;
         Ok(Some(values))
     }
@@ -378,4 +376,3 @@ pub(super) fn name_of(outcome: Termination) -> &'static str {
         Termination::Requested => "requested",
     }
 }
-

@@ -191,9 +191,7 @@ fn finish(
 fn end(py: Python<'_>, this: *mut ffi::PyObject) -> PyResult<()> {
     let (stage, waiter) = with(this, |awaitable| match awaitable.stage {
         Stage::Running => (Stage::Running, None),
-        _ => {
-            (std::mem::replace(&mut awaitable.stage, Stage::Done), awaitable.waiter.take())
-        }
+        _ => (std::mem::replace(&mut awaitable.stage, Stage::Done), awaitable.waiter.take()),
     });
     if matches!(stage, Stage::Running) {
         return Err(PyValueError::new_err("this awaitable is being awaited already"));
@@ -320,7 +318,9 @@ unsafe extern "C" fn throw(
                 return None;
             }
             // SAFETY: below the number of arguments of this call.
-            let argument = unsafe { *arguments.offset(index) };
+            let place = unsafe { arguments.offset(index) };
+            // SAFETY: a place of the interpreter's, initialised.
+            let argument = unsafe { place.read() };
             // SAFETY: a borrowed argument of this call.
             let argument = unsafe { Bound::from_borrowed_ptr_or_opt(py, argument) }?;
             (!argument.is_none()).then_some(argument)

@@ -13,9 +13,7 @@ use pyo3::prelude::*;
 use super::actor::Kernel;
 use super::awaitable;
 use super::errors;
-use super::message::{
-    PyMessage, correlation_id_of, full_envelope, message_id_of, plain_envelope,
-};
+use super::message::{PyMessage, correlation_id_of, full_envelope, message_id_of, plain_envelope};
 use super::operation::{ContextReceive, Operation, Pending, duration};
 use super::python;
 use super::scope::scope;
@@ -196,9 +194,9 @@ impl ContextCell {
         let expected = lock(&self.shared.output_type).as_ref().map(|kind| kind.clone_ref(py));
         match expected {
             None => Ok(()),
-            Some(expected) => {
-                check_type(message, expected.bind(py), || format!("reply of kernel '{}'", self.id()))
-            }
+            Some(expected) => check_type(message, expected.bind(py), || {
+                format!("reply of kernel '{}'", self.id())
+            }),
         }
     }
 
@@ -257,9 +255,10 @@ impl ContextCell {
         match outcome {
             Ok(()) => {
                 let inner = lock(&self.inner);
-                let message = inner.core.as_ref().and_then(|core| {
-                    core.envelope().map(|envelope| envelope.message.object(py))
-                });
+                let message = inner
+                    .core
+                    .as_ref()
+                    .and_then(|core| core.envelope().map(|envelope| envelope.message.object(py)));
                 Ok(message.unwrap_or_else(|| py.None()))
             }
             Err(Some(error)) => Err(errors::receive(py, error, timeout)),
@@ -359,10 +358,7 @@ impl ActorContext {
 
     /// Receives the next message.
     #[pyo3(signature = (timeout=None))]
-    fn receive(
-        slf: &Bound<'_, Self>,
-        timeout: Option<f64>,
-    ) -> PyResult<Py<PyAny>> {
+    fn receive(slf: &Bound<'_, Self>, timeout: Option<f64>) -> PyResult<Py<PyAny>> {
         let py = slf.py();
         let this = slf.get();
         if this.cell.threaded && this.blocks(py)? {

@@ -175,9 +175,7 @@ impl ActorRun {
                 self.task = task;
                 Poll::Pending
             }
-            Some(Err(error)) => {
-                Poll::Ready(Python::attach(|py| fault_of(py, &id, error)))
-            }
+            Some(Err(error)) => Poll::Ready(Python::attach(|py| fault_of(py, &id, error))),
         }
     }
 }

@@ -482,9 +482,7 @@ impl Job {
         };
         let Some(mut task) = task else { return };
         let waker = Waker::from(Arc::clone(self));
-        let polled = scope(py, || {
-            Pin::new(&mut task).poll(&mut Context::from_waker(&waker))
-        });
+        let polled = scope(py, || Pin::new(&mut task).poll(&mut Context::from_waker(&waker)));
         let closed = self.hub.is_closed();
         let (again, over) = {
             let mut state = lock(&self.state);

@@ -124,7 +124,7 @@ impl NativeRuntime {
         timeout: Option<f64>,
     ) -> PyResult<Py<PyAny>> {
         let target = Target::Named(slf.clone().unbind(), kernel_id);
-        awaitable::new(slf.py(), Receive::new(target, timeout))
+        awaitable::new(slf.py(), Receive::operation(target, timeout))
     }
 
     /// Sends a message to a kernel and receives the reply to it.
@@ -177,9 +177,7 @@ impl NativeRuntime {
     #[pyo3(signature = (kernel_id))]
     fn _replay(&self, py: Python<'_>, kernel_id: Option<&str>) -> usize {
         let core = self.core();
-        scope(py, || {
-            core.replay(|letter| kernel_id.is_none_or(|id| letter.kernel.as_str() == id))
-        })
+        scope(py, || core.replay(|letter| kernel_id.is_none_or(|id| letter.kernel.as_str() == id)))
     }
 }
 

@@ -255,10 +255,7 @@ macro_rules! this {
     };
 }
 
-unsafe extern "C" fn get_blocking(
-    this: *mut ffi::PyObject,
-    _: *mut c_void,
-) -> *mut ffi::PyObject {
+unsafe extern "C" fn get_blocking(this: *mut ffi::PyObject, _: *mut c_void) -> *mut ffi::PyObject {
     let blocking = this!(this).blocking;
     guard(null_mut(), |py| Ok(blocking.into_pyobject(py)?.to_owned().into_any().into_ptr()))
 }
@@ -323,7 +320,9 @@ unsafe fn arguments<'py>(
 ) -> (Option<Bound<'py, PyAny>>, Option<Bound<'py, PyAny>>) {
     let at = |index: usize| {
         // SAFETY: below the number of arguments, as the callers of `at` see to.
-        let argument = unsafe { *arguments.add(index) };
+        let place = unsafe { arguments.add(index) };
+        // SAFETY: a place of the interpreter's, initialised.
+        let argument = unsafe { place.read() };
         // SAFETY: a borrowed argument of the call.
         unsafe { Bound::from_borrowed_ptr(py, argument) }
     };
