@@ -1314,6 +1314,9 @@ fn next_of_batch<M: Message>(
     }
 }
 
+/// What a mailbox says to a send.
+type Sent<M> = Result<Admission<Envelope<M>>, mailbox::SendError<Envelope<M>>>;
+
 /// A message of a batch that waits for room, and goes back to the others when that is given up.
 struct InBatch<'a, M> {
     messages: &'a mut VecDeque<Envelope<M>>,
@@ -1321,10 +1324,7 @@ struct InBatch<'a, M> {
 }
 
 impl<M> InBatch<'_, M> {
-    fn poll(
-        &mut self,
-        cx: &mut TaskContext<'_>,
-    ) -> Poll<Result<Admission<Envelope<M>>, mailbox::SendError<Envelope<M>>>> {
+    fn poll(&mut self, cx: &mut TaskContext<'_>) -> Poll<Sent<M>> {
         let send = self.send.as_mut().expect("a send is not polled after it has ended");
         let outcome = std::task::ready!(Pin::new(send).poll(cx));
         self.send = None;
@@ -1374,10 +1374,7 @@ fn send_blocking<M: Message>(
 }
 
 #[inline]
-fn sent<M: Message>(
-    to: &(impl Accept<M> + ?Sized),
-    outcome: Result<Admission<Envelope<M>>, mailbox::SendError<Envelope<M>>>,
-) -> Result<(), SendError<M>> {
+fn sent<M: Message>(to: &(impl Accept<M> + ?Sized), outcome: Sent<M>) -> Result<(), SendError<M>> {
     match outcome {
         Ok(Admission::Accepted) => Ok(()),
         Ok(admission) => admitted(to, admission),
