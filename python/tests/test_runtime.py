@@ -320,7 +320,7 @@ async def main():
 )
 def test_the_interpreter_ends_with_live_kernels(how):
     began = time.monotonic()
-    program = "import landing\n" + PROGRAM.format(how=how)
+    program = PROGRAM.format(how=how)
     done = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, timeout=25, check=False
     )
@@ -333,7 +333,7 @@ def test_the_interpreter_ends_with_live_kernels(how):
 
 def test_a_child_of_fork_can_have_a_runtime_of_its_own():
     program = """
-import landing, asyncio, os
+import asyncio, os
 from pydotcompute import RingKernelRuntime
 
 async def echo(ctx):
