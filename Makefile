@@ -15,7 +15,7 @@ run: tools
 	$(CARGO) build --release -p dotcompute-cli
 	./target/release/dotcompute stream data/nyc-wind-2013.csv
 	@$(MAKE) --no-print-directory venv
-	VIRTUAL_ENV=$(CURDIR)/.venv .venv/bin/maturin develop --quiet --release
+	PIP_QUIET=1 VIRTUAL_ENV=$(CURDIR)/.venv .venv/bin/maturin develop --quiet --release
 	.venv/bin/python examples/python/01_quick_start.py
 
 test: test-rust test-python
@@ -28,7 +28,7 @@ test-rust: tools
 
 # The Python package on the same core, in an environment of its own under .venv.
 python: venv
-	VIRTUAL_ENV=$(CURDIR)/.venv .venv/bin/maturin develop --quiet --extras dev,numba
+	PIP_QUIET=1 VIRTUAL_ENV=$(CURDIR)/.venv .venv/bin/maturin develop --quiet --extras dev,numba
 
 venv: tools
 	@test -x .venv/bin/python || python3 -m venv .venv
