@@ -1,10 +1,11 @@
 """The extension module: dotcompute for Python."""
 
 from collections.abc import Coroutine, Generator, Iterable
+from types import GenericAlias
 from typing import Any, Generic, Self, TypeVar, final
 from uuid import UUID
 
-from typing_extensions import Buffer
+from typing_extensions import Buffer, disjoint_base
 
 _T = TypeVar("_T")
 
@@ -29,7 +30,7 @@ class HostPool:
     """A pool of main memory; thread-safe."""
 
     def __new__(cls) -> HostPool: ...
-    def allocate(self, nbytes: int) -> HostBuffer: ...
+    def allocate(self, nbytes: int, *, zeroed: bool = True) -> HostBuffer: ...
     def reserve(self, nbytes: int) -> None: ...
     def trim(self, keep_bytes: int = 0) -> int: ...
     def set_limit(self, limit_bytes: int | None) -> None: ...
@@ -79,7 +80,7 @@ class LayoutHandle:
 def encode_message(message: Any) -> bytes:
     """Return the bytes of a message of any class, as `MessageBase.serialize`."""
 
-def decode_message(class_: type[_T], data: Buffer, any_map: bool = False) -> _T:
+def decode_message(class_: type[_T], data: Buffer, any_map: bool = False, /) -> _T:
     """Read a message of any class, as `MessageBase.deserialize`."""
 
 def decode_any_message(data: Buffer, fallback: type[Any]) -> Any:
@@ -94,14 +95,14 @@ def new_message_id() -> UUID:
 def reseed_message_ids() -> None:
     """Start the generator of ids anew, in a child process after a fork."""
 
-def set_qualified(class_: type[Any], is_qualified: bool) -> None:
+def set_qualified(class_: type[Any], is_qualified: bool, /) -> None:
     """Say whether the bytes of this class's messages carry its name in full."""
 
 # --- queues -----------------------------------------------------------------------------------
 
 @final
-class QueueWait(Coroutine[Any, Any, _T]):
-    """One `put` or `get` of an asyncio queue in progress.
+class Awaitable(Coroutine[Any, Any, _T]):
+    """Something in progress that a task awaits, such as the `put` or `get` of an asyncio queue.
 
     It does nothing until it is driven, and belongs to the loop that drives it. Cancelled, a get has
     taken nothing; a put has put its message or has not, and holds nobody up.
@@ -114,6 +115,7 @@ class QueueWait(Coroutine[Any, Any, _T]):
     def throw(self, typ: Any, val: Any = None, tb: Any = None, /) -> Any: ...
     def close(self) -> None: ...
 
+@disjoint_base
 class FastMessageQueue(Generic[_T]):
     """The default queue of a ring kernel: four priority bands, each in the order of arrival.
 
@@ -133,6 +135,7 @@ class FastMessageQueue(Generic[_T]):
     def __new__(
         cls, maxsize: int = 4096, *, kernel_id: str = "", serialize: bool = False
     ) -> Self: ...
+    def __class_getitem__(cls, key: Any) -> GenericAlias: ...
     @property
     def maxsize(self) -> int:
         """The most messages that it holds; 0: no limit."""
@@ -145,7 +148,7 @@ class FastMessageQueue(Generic[_T]):
     @property
     def full(self) -> bool:
         """Whether it has no room now."""
-    def put(self, message: _T, *, timeout: float | None = None) -> QueueWait[bool]:
+    def put(self, message: _T, *, timeout: float | None = None) -> Awaitable[bool]:
         """Put a message; wait for room.
 
         Parameters
@@ -160,7 +163,7 @@ class FastMessageQueue(Generic[_T]):
         QueueFullError
             If there is no room in time.
         """
-    def get(self, *, timeout: float | None = None) -> QueueWait[_T]:
+    def get(self, *, timeout: float | None = None) -> Awaitable[_T]:
         """Take the next message; wait for one.
 
         Parameters
@@ -187,6 +190,7 @@ class FastMessageQueue(Generic[_T]):
         """Count: ``total_enqueued == total_dequeued + total_dropped + current_size``."""
     def __len__(self) -> int: ...
 
+@disjoint_base
 class RingBuffer(Generic[_T]):
     """A plain bounded queue for asyncio tasks.
 
@@ -197,6 +201,7 @@ class RingBuffer(Generic[_T]):
     """
 
     def __new__(cls, capacity: int = 4096) -> Self: ...
+    def __class_getitem__(cls, key: Any) -> GenericAlias: ...
     @property
     def capacity(self) -> int:
         """The most that it holds."""
@@ -209,9 +214,9 @@ class RingBuffer(Generic[_T]):
     @property
     def full(self) -> bool:
         """Whether it has no room now."""
-    def put(self, item: _T, *, timeout: float | None = None) -> QueueWait[bool]:
+    def put(self, item: _T, *, timeout: float | None = None) -> Awaitable[bool]:
         """Put an object; wait for room. False if there was none within `timeout` seconds."""
-    def get(self, *, timeout: float | None = None) -> QueueWait[_T | None]:
+    def get(self, *, timeout: float | None = None) -> Awaitable[_T | None]:
         """Take the next object; wait for one. None if none came within `timeout` seconds."""
     def put_nowait(self, item: _T) -> bool:
         """Put an object if there is room; whether there was."""
@@ -221,10 +226,12 @@ class RingBuffer(Generic[_T]):
         """Drop all; tell how many."""
     def __len__(self) -> int: ...
 
+@disjoint_base
 class MessageQueueBase(Generic[_T]):
     """What `MessageQueue` is made of."""
 
     def __new__(cls, maxsize: int, policy: str, use_priority: bool, kernel_id: str) -> Self: ...
+    def __class_getitem__(cls, key: Any) -> GenericAlias: ...
     _policy: str
     _use_priority: bool
     @property
@@ -239,7 +246,7 @@ class MessageQueueBase(Generic[_T]):
     @property
     def full(self) -> bool:
         """Whether it has no room now."""
-    def put(self, message: _T, *, timeout: float | None = None) -> QueueWait[bool]:
+    def put(self, message: _T, *, timeout: float | None = None) -> Awaitable[bool]:
         """Put a message; what happens if there is no room is the backpressure strategy's to say.
 
         Parameters
@@ -256,7 +263,7 @@ class MessageQueueBase(Generic[_T]):
         QueueTimeoutError
             If there is no room in time and the strategy is to block.
         """
-    def get(self, *, timeout: float | None = None) -> QueueWait[_T]:
+    def get(self, *, timeout: float | None = None) -> Awaitable[_T]:
         """Take the next message; wait for one.
 
         Parameters
@@ -279,6 +286,7 @@ class MessageQueueBase(Generic[_T]):
         """Count: ``total_enqueued == total_dequeued + total_dropped + current_size``."""
     def __len__(self) -> int: ...
 
+@disjoint_base
 class SyncQueue(Generic[_T]):
     """A queue between threads that raises when something cannot be.
 
@@ -289,6 +297,7 @@ class SyncQueue(Generic[_T]):
     """
 
     def __new__(cls, maxsize: int = 4096) -> Self: ...
+    def __class_getitem__(cls, key: Any) -> GenericAlias: ...
     @property
     def maxsize(self) -> int:
         """The most that it holds; 0: no limit."""
@@ -324,6 +333,8 @@ class SyncQueue(Generic[_T]):
         RuntimeError
             If the queue is shut down and empty.
         """
+    def _offer(self, item: _T, timeout: float | None) -> bool: ...
+    def _take(self, timeout: float | None, default: Any, spin_wait_ns: int = 0) -> _T | Any: ...
     def put_nowait(self, item: _T) -> bool:
         """Put an object without waiting; False if the queue is full or shut down."""
     def get_nowait(self) -> _T | None:
@@ -336,6 +347,7 @@ class SyncQueue(Generic[_T]):
         """Tell current_size, max_size, total_enqueued and total_dequeued."""
     def __len__(self) -> int: ...
 
+@disjoint_base
 class SPSCQueue(Generic[_T]):
     """A queue between threads that returns a value when something cannot be.
 
@@ -348,6 +360,7 @@ class SPSCQueue(Generic[_T]):
     """
 
     def __new__(cls, capacity: int = 4096) -> Self: ...
+    def __class_getitem__(cls, key: Any) -> GenericAlias: ...
     @property
     def capacity(self) -> int:
         """The most that it holds."""
@@ -373,6 +386,8 @@ class SPSCQueue(Generic[_T]):
 
         `default` if none came within `timeout` seconds, or the queue is shut down and empty.
         """
+    def _offer(self, item: _T, timeout: float | None) -> bool: ...
+    def _take(self, timeout: float | None, default: Any, spin_wait_ns: int = 0) -> _T | Any: ...
     def put_nowait(self, item: _T) -> bool:
         """Put an object without waiting; False if the queue is full or shut down."""
     def get_nowait(self, default: Any = None) -> _T | Any:
@@ -383,6 +398,7 @@ class SPSCQueue(Generic[_T]):
         """Take nothing more, and wake everybody who waits. What is queued may still be taken."""
     def __len__(self) -> int: ...
 
+@disjoint_base
 class FastSPSCQueue(Generic[_T]):
     """A queue between threads whose plain `put` and `get` do not wait.
 
@@ -395,6 +411,7 @@ class FastSPSCQueue(Generic[_T]):
     """
 
     def __new__(cls, capacity: int = 4096) -> Self: ...
+    def __class_getitem__(cls, key: Any) -> GenericAlias: ...
     @property
     def capacity(self) -> int:
         """The most that it holds."""
@@ -414,18 +431,17 @@ class FastSPSCQueue(Generic[_T]):
         """Put an object, also None; False if the queue is full or shut down."""
     def get(self) -> _T | None:
         """Take the next object; None if there is none."""
+    def _offer(self, item: _T, timeout: float | None) -> bool: ...
+    def _take(self, timeout: float | None, default: Any, spin_wait_ns: int = 0) -> _T | Any: ...
     def put_nowait(self, item: _T) -> bool:
         """`put`, under the name of the other queues."""
     def get_nowait(self, default: Any = None) -> _T | Any:
         """Take the next object if there is one, else `default`."""
     def put_wait(self, item: _T, timeout_sec: float | None = 1.0) -> bool:
         """Put an object; wait for room at most `timeout_sec` seconds; None: for ever."""
-    def get_wait(
-        self, timeout_sec: float | None = 1.0, default: Any = None, spin_wait_ns: int = 0
-    ) -> _T | Any:
+    def get_wait(self, timeout_sec: float | None = 1.0, default: Any = None) -> _T | Any:
         """Take the next object; wait for one at most `timeout_sec` seconds; None: for ever.
 
-        Spins (without the GIL) at least `spin_wait_ns` nanoseconds before it sleeps. Returns
         `default` if none came, or the queue is shut down and empty.
         """
     def clear(self) -> int:

@@ -150,6 +150,19 @@ def test_f16_parallel_for_runs_compiled_functions_on_several_threads(cpu, monkey
     assert len(threads) > 1
 
 
+def test_f16_parallel_for_compiles_a_decorated_kernel(cpu):
+    pytest.importorskip("numba", reason="numba is not installed")
+    from pydotcompute.decorators import kernel
+
+    @kernel(device="cpu")
+    def nothing(i):
+        return i
+
+    cpu.parallel_for(0, 1000, nothing)
+    compiled = nothing._kernel_meta["compiled"]
+    assert len(compiled.dispatcher.signatures) == 1
+
+
 def test_f16_parallel_for_sends_on_what_a_compiled_function_raises(cpu):
     numba = pytest.importorskip("numba", reason="numba is not installed")
 

@@ -101,9 +101,12 @@ def test_e2_blocks_are_used_again_and_zeroed(pool):
     assert pool.get_stats() == PoolStatistics(0, pool.get_stats().total_bytes, 1)
     again = pool.empty((1000,), np.float32)
     assert again.ctypes.data == address
+    del again
+    again = pool.zeros((1000,), np.float32)
+    assert again.ctypes.data == address
     assert not again.any()
     books = pool.get_host_stats()
-    assert (books["allocations"], books["reuses"]) == (2, 1)
+    assert (books["allocations"], books["reuses"]) == (3, 2)
     assert books["requested_bytes"] == 4000
     assert pool.get_stats().n_free_blocks == 0
 
@@ -164,6 +167,16 @@ def test_e2_trim_keeps_what_it_is_told_to(pool):
     assert pool.get_stats() == PoolStatistics(0, 0, 0)
 
 
+def test_e2_shapes_and_dtypes(pool):
+    assert pool.empty(np.int64(3)).shape == (3,)
+    assert pool.zeros((2, 0, 3), "int8").shape == (2, 0, 3)
+    assert pool.zeros((), np.complex128)[()] == 0
+    with pytest.raises(TypeError, match="Python objects"):
+        pool.empty(3, object)
+    with pytest.raises((ValueError, OverflowError)):
+        pool.empty(-1)
+
+
 def test_e2_peaks(pool):
     array = pool.empty(MB, np.uint8)
     del array
@@ -186,7 +199,7 @@ def test_e2_the_pool_is_thread_safe(pool):
     def work(seed):
         try:
             for i in range(300):
-                array = pool.empty(1 + (seed * 7919 + i * 104729) % 9000, np.uint8)
+                array = pool.zeros(1 + (seed * 7919 + i * 104729) % 9000, np.uint8)
                 assert not array.any()
                 array.fill(seed)
                 assert (array == seed).all()

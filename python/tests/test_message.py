@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 import copy
 import dataclasses
 import datetime
@@ -15,6 +16,7 @@ import pathlib
 import pickle
 import subprocess
 import sys
+import threading
 import types
 import typing
 import weakref
@@ -438,6 +440,34 @@ def test_frozen_slots_and_keyword_dataclasses():
         Keywords(1)
 
 
+def test_identity_and_abstract_classes():
+    @message
+    @dataclass(eq=False)
+    class Same:
+        value: int = 0
+
+    one = Same()
+    assert one == one
+    assert one != Same()
+    assert {one: 1}[one] == 1
+
+    @message
+    class Abstract(abc.ABC):
+        value: int = 0
+
+        @abc.abstractmethod
+        def act(self): ...
+
+    @message
+    class Concrete(Abstract):
+        def act(self):
+            return self.value
+
+    with pytest.raises(TypeError, match="abstract"):
+        Abstract()
+    assert Concrete.deserialize(Concrete(3).serialize()).act() == 3
+
+
 def test_a_class_that_cannot_derive_gets_the_methods():
     @message
     class Error(Exception):
@@ -830,6 +860,39 @@ def test_nothing_leaks():
     gc.collect()
     for reference in (*references[0], *references[1][:2]):
         assert reference() is None
+
+
+def test_classes_that_name_themselves_go():
+    def use():
+        @dataclass
+        class Node(RingKernelMessage):
+            children: list[Node] = field(default_factory=list)
+            default: Any = None
+
+        Node.default_type = Node
+        sent = Node(children=[Node()])
+        assert type(Node.deserialize(sent.serialize()).children[0]) is Node
+        return weakref.ref(Node)
+
+    reference = use()
+    gc.collect()
+    assert reference() is None
+
+
+def test_two_threads_may_read_an_id():
+    sent = [Weather(1.0) for _ in range(2000)]
+    seen = []
+
+    def read():
+        seen.append([one.message_id for one in sent])
+
+    threads = [threading.Thread(target=read) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(30)
+    assert len(seen) == 4
+    assert all(ids == seen[0] for ids in seen)
 
 
 def test_encoding_and_decoding_keep_no_references():

@@ -258,8 +258,8 @@ impl Pool {
         self.shelves.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A zeroed block of at least `bytes`.
-    fn allocate(&self, py: Python<'_>, bytes: usize) -> Result<Block, Refusal> {
+    /// A block of at least `bytes`; unless `zeroed`, with what its last user left in it.
+    fn allocate(&self, py: Python<'_>, bytes: usize, zeroed: bool) -> Result<Block, Refusal> {
         let Some(class) = class_bytes(bytes) else {
             return Err(Refusal::System);
         };
@@ -268,7 +268,7 @@ impl Pool {
             if let Some((mut block, used)) = shelves.find(class) {
                 shelves.books.take(class, bytes);
                 drop(shelves);
-                if used {
+                if used && zeroed {
                     block.clear(py, bytes);
                 }
                 return Ok(block);
@@ -418,9 +418,10 @@ impl HostPool {
         Self { pool: Arc::default() }
     }
 
-    /// A zero-filled buffer of `nbytes`.
-    fn allocate(&self, py: Python<'_>, nbytes: usize) -> PyResult<HostBuffer> {
-        match self.pool.allocate(py, nbytes) {
+    /// A buffer of `nbytes`, zero-filled or of unknown content.
+    #[pyo3(signature = (nbytes, *, zeroed = true))]
+    fn allocate(&self, py: Python<'_>, nbytes: usize, zeroed: bool) -> PyResult<HostBuffer> {
+        match self.pool.allocate(py, nbytes, zeroed) {
             Ok(block) => {
                 Ok(HostBuffer { block: Some(block), nbytes, pool: Some(Arc::clone(&self.pool)) })
             }

@@ -4,7 +4,6 @@ mod asyncio;
 mod buffer;
 mod message;
 mod queues;
-mod threads;
 
 #[pyo3::pymodule]
 mod _native {
@@ -15,7 +14,6 @@ mod _native {
         super::asyncio::register(module)?;
         super::buffer::register(module)?;
         super::message::register(module)?;
-        super::queues::register(module)?;
-        super::threads::register(module)
+        super::queues::register(module)
     }
 }

@@ -16,6 +16,7 @@ from pydotcompute import _optional
 from pydotcompute._jit import JitFunction, jit
 from pydotcompute.backends.base import Backend, BackendType, KernelExecutionResult
 from pydotcompute.core.memory_pool import MemoryPool
+from pydotcompute.decorators.kernel import Kernel
 
 __all__ = ["CPUBackend", "matrix_multiply_cpu", "vector_add_cpu"]
 
@@ -143,8 +144,12 @@ class CPUBackend(Backend):
         step = math.ceil((end - start) / (4 * threads))
         parts = [(first, min(first + step, end)) for first in range(start, end, step)]
         with ThreadPoolExecutor(threads, thread_name_prefix="parallel_for") as pool:
-            for done in [pool.submit(loop, *part) for part in parts]:
-                done.result()
+            try:
+                for done in [pool.submit(loop, *part) for part in parts]:
+                    done.result()
+            except BaseException:
+                pool.shutdown(wait=False, cancel_futures=True)  # Parts that have not begun.
+                raise
 
     def __repr__(self) -> str:
         return "CPUBackend(available=True)"
@@ -155,9 +160,8 @@ def _compiled_loop(func: Any, index: int) -> Callable[[int, int], None] | None:
     numba = _optional.numba().module
     if numba is None:
         return None
-    compiled = getattr(func, "_kernel_meta", {}).get("compiled")
-    if compiled is not None:
-        func = compiled
+    if isinstance(func, Kernel):
+        func = func.compiled()
     dispatcher = func.dispatcher if isinstance(func, JitFunction) else func
     if not isinstance(dispatcher, numba.core.registry.CPUDispatcher):
         return None

@@ -76,8 +76,9 @@ def _size_bytes(name: str, size_mb: int | None) -> int | None:
 class MemoryPool:
     """The process's memory pool. Thread-safe.
 
-    `allocate` and `empty` always take main memory from the pool. While the pool is enabled, so do
-    new `UnifiedBuffer`s and the CPU backend's arrays, and with CUDA also CuPy's allocations.
+    `allocate`, `empty` and `zeros` always take main memory from the pool. While the pool is
+    enabled, so do new `UnifiedBuffer`s and the CPU backend's arrays, and with CUDA also CuPy's
+    allocations.
 
     Parameters
     ----------
@@ -126,13 +127,15 @@ class MemoryPool:
 
     # --- main memory ---
 
-    def allocate(self, nbytes: int) -> HostBuffer:
-        """Take zero-filled main memory from the pool.
+    def allocate(self, nbytes: int, *, zeroed: bool = True) -> HostBuffer:
+        """Take main memory from the pool.
 
         Parameters
         ----------
         nbytes
             How much, in bytes.
+        zeroed
+            Whether it is to be zero-filled; otherwise its content is unknown.
 
         Returns
         -------
@@ -149,13 +152,24 @@ class MemoryPool:
         """
         if nbytes > sys.maxsize:
             raise MemoryError(f"{nbytes} bytes exceed the address space")
-        return self._host.allocate(nbytes)
+        return self._host.allocate(nbytes, zeroed=zeroed)
 
     def empty(self, shape: tuple[int, ...] | int, dtype: DTypeLike = np.float32) -> NDArray[Any]:
-        """Take an array (C order, writable, zero-filled) from the pool; see `allocate`."""
-        dims = (shape,) if isinstance(shape, int) else tuple(shape)
+        """Take an array (C order, writable) of unknown content from the pool; see `allocate`."""
+        return self._array(shape, dtype, zeroed=False)
+
+    def zeros(self, shape: tuple[int, ...] | int, dtype: DTypeLike = np.float32) -> NDArray[Any]:
+        """Take an array (C order, writable) of zeros from the pool; see `allocate`."""
+        return self._array(shape, dtype, zeroed=True)
+
+    def _array(
+        self, shape: tuple[int, ...] | int, dtype: DTypeLike, *, zeroed: bool
+    ) -> NDArray[Any]:
+        dims = (shape,) if isinstance(shape, (int, np.integer)) else tuple(shape)
         kind = np.dtype(dtype)
-        memory: Any = self.allocate(math.prod(dims) * kind.itemsize)
+        if kind.hasobject:
+            raise TypeError(f"the pool's memory cannot hold Python objects: {kind}")
+        memory: Any = self.allocate(math.prod(dims) * kind.itemsize, zeroed=zeroed)
         return np.ndarray(dims, kind, memory)
 
     def trim(self, keep_mb: int = 0) -> int:

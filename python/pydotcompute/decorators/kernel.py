@@ -13,7 +13,7 @@ import numpy as np
 from pydotcompute import _optional
 from pydotcompute.exceptions import BackendNotAvailableError, InvalidConfigurationError
 
-__all__ = ["KernelRegistry", "cuda_source", "get_kernel_registry", "gpu_kernel", "kernel"]
+__all__ = ["Kernel", "KernelRegistry", "cuda_source", "get_kernel_registry", "gpu_kernel", "kernel"]
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 
@@ -21,7 +21,7 @@ _DEVICES = ("auto", "cpu", "cuda")
 _BLOCK_THREADS = 256
 
 
-class _Kernel:
+class Kernel:
     """A function that is compiled at its first call; see `kernel`. Thread-safe."""
 
     __name__: str
@@ -41,8 +41,8 @@ class _Kernel:
         self._device = "cpu"
         self._lock = threading.Lock()
 
-    def _compiled(self) -> Callable[..., Any]:
-        """Compile, unless it was done before."""
+    def compiled(self) -> Callable[..., Any]:
+        """Compile, unless it was done before; get what numba made, or the plain function."""
         compiled: Callable[..., Any] | None = self._kernel_meta["compiled"]
         if compiled is not None:
             return compiled
@@ -74,7 +74,7 @@ class _Kernel:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run it: on a CUDA device with one thread for each element of the largest array."""
-        compiled: Any = self._compiled()
+        compiled: Any = self.compiled()
         if self._device != "cuda":
             return compiled(*args, **kwargs)
         count = max((np.size(arg) for arg in args if hasattr(arg, "shape")), default=1)
@@ -83,7 +83,7 @@ class _Kernel:
 
     def __getitem__(self, launch: Any) -> Callable[..., Any]:
         """Choose grid and block for a CUDA device; on the CPU they mean nothing."""
-        compiled: Any = self._compiled()
+        compiled: Any = self.compiled()
         if self._device != "cuda":
             return functools.partial(compiled)
         chosen: Callable[..., Any] = compiled[launch]
@@ -144,8 +144,8 @@ def kernel(
     if device not in _DEVICES:
         raise InvalidConfigurationError("device", device, f"must be one of {list(_DEVICES)}")
 
-    def decorate(func: Callable[..., Any]) -> _Kernel:
-        return _Kernel(func, name, device, fastmath, cache)
+    def decorate(func: Callable[..., Any]) -> Kernel:
+        return Kernel(func, name, device, fastmath, cache)
 
     return decorate if func is None else decorate(func)
 

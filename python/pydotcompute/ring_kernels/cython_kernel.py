@@ -43,6 +43,10 @@ class CythonKernelState(Enum):
     STOPPED = auto()
 
 
+_CREATED = CythonKernelState.CREATED
+_RUNNING = CythonKernelState.RUNNING
+
+
 @dataclass
 class CythonKernelConfig:
     """The settings of a `CythonRingKernel`.
@@ -116,7 +120,7 @@ class CythonKernelContext(Generic[T_in, T_out]):
         """
         if timeout is None:
             timeout = _DEFAULT_WAIT_S
-        return self.input_queue.get_wait(timeout, default, self._spin_wait_ns)
+        return self.input_queue._take(timeout, default, self._spin_wait_ns)
 
     def receive_nowait(self, default: Any = None) -> T_in | Any:
         """`receive` without waiting."""
@@ -137,7 +141,7 @@ class CythonKernelContext(Generic[T_in, T_out]):
         Whether the reply is on its way: False if there was no room in time, or the kernel was told
         to stop.
         """
-        return self.output_queue.put_wait(message, timeout)
+        return self.output_queue._offer(message, timeout)
 
     def send_nowait(self, message: T_out) -> bool:
         """`send` without waiting."""
@@ -218,11 +222,9 @@ class CythonRingKernel(_ThreadKernel, Generic[T_in, T_out]):
         KernelStateError
             If the kernel is not running, or stops meanwhile.
         """
-        if self._state is not CythonKernelState.RUNNING:
+        if self._state is not _RUNNING:
             raise self._state_error("send message")
-        if timeout is None:
-            return self._input_queue.put(message) or self._not_sent()
-        return self._input_queue.put_wait(message, timeout) or self._not_sent()
+        return self._offer(message, timeout or 0) or self._not_sent()
 
     def send_nowait(self, message: T_in) -> bool:
         """`send` without waiting."""
@@ -245,11 +247,9 @@ class CythonRingKernel(_ThreadKernel, Generic[T_in, T_out]):
         KernelStateError
             If the kernel is not running and no reply is left.
         """
-        if self._state is CythonKernelState.CREATED:
+        if self._state is _CREATED:
             raise self._state_error("receive message")
-        if timeout is None:
-            timeout = _DEFAULT_WAIT_S
-        reply = self._output_queue.get_wait(timeout, _NOTHING)
+        reply = self._take(_DEFAULT_WAIT_S if timeout is None else timeout, _NOTHING)
         return self._nothing_received(default) if reply is _NOTHING else reply
 
     def receive_nowait(self, default: Any = None) -> T_out | Any:

@@ -2,8 +2,7 @@
 
 A message is a dataclass with an id, a priority and the id of the message that it answers.
 `@message` turns a class into one; deriving a dataclass from `RingKernelMessage` does too. Inside a
-process a message is passed as the object that it is; `serialize` and `deserialize` are for other
-processes.
+process a message is passed as the object that it is; `serialize` and `deserialize` are for others.
 
 The bytes are one MessagePack map: field name -> value, and `"__type__"`: class name. They are the
 bytes of PyDotCompute 0.2, both ways. Values that it could not write have forms of their own:
@@ -311,7 +310,7 @@ def message(cls: type[T] | None = None) -> type[T] | Callable[[type[T]], type[T]
     21.5
     """
     if cls is None:
-        return message
+        return cast("Callable[[type[T]], type[T]]", message)
     made = _make(cls, RingKernelMessage)
     _register(made)
     return made
@@ -392,11 +391,15 @@ def _rebuild(cls: type[T], base: type[RingKernelMessage], own_init: bool) -> typ
         init = cast("Callable[..., None]", namespace["__init__"])
         namespace["__init__"] = _native.MessageBase.__init__
         namespace["__signature__"] = _Signature(init)
+    if not cast(Any, cls).__dataclass_params__.eq and "__eq__" not in namespace:
+        # Compared by identity, as it would be without the base.
+        namespace["__eq__"] = object.__eq__
+        namespace.setdefault("__hash__", object.__hash__)
     if issubclass(cls, base):
         bases = cls.__bases__
     else:
         bases = (*(b for b in cls.__bases__ if b not in (object, RingKernelMessage)), base)
-    made = cast("type[T]", type(cls)(cls.__name__, bases, namespace))
+    made: type[T] = cast(Any, type(cls))(cls.__name__, bases, namespace)
     made.__qualname__ = cls.__qualname__
     _replace_class_cells(cls, made)
     return made

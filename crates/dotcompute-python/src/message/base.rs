@@ -10,13 +10,13 @@ use pyo3::types::{PyBytes, PyDict, PyString, PyTuple, PyType};
 
 use super::id::Id;
 use super::layout::{Access, Default, Layout, layout_of};
-use super::{decode, encode};
+use super::{decode, encode, types};
 
 /// What every message has: an id, a priority, and the id of the message that it answers.
 ///
-/// Not for direct use: derive from `RingKernelMessage`, or use `@message`.
+/// The constructor is in [`constructor`](super::constructor).
 #[pyclass(subclass, module = "pydotcompute._native")]
-pub(crate) struct MessageBase {
+pub(crate) struct MessageCore {
     pub(super) layout: Arc<Layout>,
     pub(super) id: Id,
     pub(super) correlation: Option<Id>,
@@ -24,7 +24,7 @@ pub(crate) struct MessageBase {
 }
 
 #[pymethods]
-impl MessageBase {
+impl MessageCore {
     #[new]
     #[classmethod]
     #[pyo3(signature = (*_args, **_kwargs))]
@@ -41,31 +41,17 @@ impl MessageBase {
         })
     }
 
-    #[pyo3(signature = (*args, **kwargs))]
-    fn __init__(
-        slf: &Bound<'_, Self>,
-        args: &Bound<'_, PyTuple>,
-        kwargs: Option<&Bound<'_, PyDict>>,
-    ) -> PyResult<()> {
-        let mut layout = slf.try_borrow()?.layout.clone();
-        if !layout.native_init {
-            layout = match &layout.parent {
-                Some(parent) => parent.clone(),
-                None => layout,
-            };
-        }
-        fill(slf.as_any(), &layout, args, kwargs)
-    }
-
     /// The id of this message, a `uuid.UUID`. The object is made when it is first asked for.
     #[getter]
-    fn message_id<'py>(&mut self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
-        self.id.object(py)
+    fn message_id<'py>(slf: &Bound<'py, Self>) -> PyResult<Bound<'py, PyAny>> {
+        let object = id_object(slf, |core| Some(&mut core.id))?;
+        Ok(object.unwrap_or_else(|| slf.py().None().into_bound(slf.py())))
     }
 
     #[setter]
-    fn set_message_id(&mut self, value: &Bound<'_, PyAny>) {
-        self.id = Id::from_object(value);
+    fn set_message_id(slf: &Bound<'_, Self>, value: &Bound<'_, PyAny>) -> PyResult<()> {
+        let _replaced = std::mem::replace(&mut slf.try_borrow_mut()?.id, Id::from_object(value));
+        Ok(())
     }
 
     /// 0 (lowest) to 255.
@@ -75,20 +61,23 @@ impl MessageBase {
     }
 
     #[setter]
-    fn set_priority(&mut self, value: &Bound<'_, PyAny>) -> PyResult<()> {
-        self.priority = parse_priority(value)?;
+    fn set_priority(slf: &Bound<'_, Self>, value: &Bound<'_, PyAny>) -> PyResult<()> {
+        let priority = parse_priority(value)?;
+        slf.try_borrow_mut()?.priority = priority;
         Ok(())
     }
 
     /// The id of the message that this one answers, or None.
     #[getter]
-    fn correlation_id<'py>(&mut self, py: Python<'py>) -> PyResult<Option<Bound<'py, PyAny>>> {
-        self.correlation.as_mut().map(|id| id.object(py)).transpose()
+    fn correlation_id<'py>(slf: &Bound<'py, Self>) -> PyResult<Option<Bound<'py, PyAny>>> {
+        id_object(slf, |core| core.correlation.as_mut())
     }
 
     #[setter]
-    fn set_correlation_id(&mut self, value: Option<&Bound<'_, PyAny>>) {
-        self.correlation = value.map(Id::from_object);
+    fn set_correlation_id(slf: &Bound<'_, Self>, value: Option<&Bound<'_, PyAny>>) -> PyResult<()> {
+        let id = value.map(Id::from_object);
+        let _replaced = std::mem::replace(&mut slf.try_borrow_mut()?.correlation, id);
+        Ok(())
     }
 
     /// The bytes of this message.
@@ -116,7 +105,42 @@ impl MessageBase {
     }
 }
 
-impl MessageBase {
+/// The object of one of the ids. It is made while nothing is borrowed, since another thread may run
+/// meanwhile.
+fn id_object<'py>(
+    message: &Bound<'py, MessageCore>,
+    id: impl Fn(&mut MessageCore) -> Option<&mut Id>,
+) -> PyResult<Option<Bound<'py, PyAny>>> {
+    let py = message.py();
+    let bits = match id(&mut *message.try_borrow_mut()?) {
+        None => return Ok(None),
+        Some(id) => match id.held() {
+            Some(object) => return Ok(Some(object.bind(py).clone())),
+            None => id.bits(py).unwrap_or_default(),
+        },
+    };
+    let made = types::make_uuid(py, bits)?;
+    let mut core = message.try_borrow_mut()?;
+    Ok(id(&mut core).map(|id| id.keep(bits, made)))
+}
+
+impl MessageCore {
+    /// What `__init__` does.
+    pub(super) fn initialise(
+        object: &Bound<'_, Self>,
+        args: &Bound<'_, PyTuple>,
+        kwargs: Option<&Bound<'_, PyDict>>,
+    ) -> PyResult<()> {
+        let mut layout = object.try_borrow()?.layout.clone();
+        if !layout.native_init
+            && let Some(parent) = &layout.parent
+        {
+            // Called by the class's own constructor.
+            layout = parent.clone();
+        }
+        fill(object.as_any(), &layout, args, kwargs)
+    }
+
     /// Sets one field of `object`.
     #[inline]
     pub(super) fn set(
@@ -128,9 +152,9 @@ impl MessageBase {
         match access {
             Access::Slot(slot) => slot.set(object, value),
             Access::Id => {
-                let mut native = object.cast::<Self>()?.try_borrow_mut()?;
-                let _replaced = std::mem::replace(&mut native.id, Id::from_object(value));
-                drop(native);
+                let core = object.cast::<Self>()?;
+                let _replaced =
+                    std::mem::replace(&mut core.try_borrow_mut()?.id, Id::from_object(value));
                 Ok(())
             }
             Access::Priority => {
@@ -140,9 +164,8 @@ impl MessageBase {
             }
             Access::Correlation => {
                 let id = (!value.is_none()).then(|| Id::from_object(value));
-                let mut native = object.cast::<Self>()?.try_borrow_mut()?;
-                let _replaced = std::mem::replace(&mut native.correlation, id);
-                drop(native);
+                let core = object.cast::<Self>()?;
+                let _replaced = std::mem::replace(&mut core.try_borrow_mut()?.correlation, id);
                 Ok(())
             }
             Access::Attribute => set_attribute(object, name.bind(object.py()), value),
@@ -162,8 +185,8 @@ pub(super) fn set_attribute(
 
 /// The native part of a message, if id, priority and correlation id are the ones in it.
 #[inline]
-pub(super) fn native<'py>(object: &Bound<'py, PyAny>) -> Option<PyRefMut<'py, MessageBase>> {
-    let native = object.cast::<MessageBase>().ok()?.try_borrow_mut().ok()?;
+pub(super) fn native<'py>(object: &Bound<'py, PyAny>) -> Option<PyRefMut<'py, MessageCore>> {
+    let native = object.cast::<MessageCore>().ok()?.try_borrow_mut().ok()?;
     native.layout.plain_header.then_some(native)
 }
 
@@ -194,7 +217,7 @@ fn fill(
     let mut given = 0u128;
     for (&index, value) in layout.positional.iter().zip(args.iter_borrowed()) {
         let entry = &layout.entries[index];
-        MessageBase::set(object, &entry.name, &entry.access, &value)?;
+        MessageCore::set(object, &entry.name, &entry.access, &value)?;
         given |= 1 << index;
     }
     if let Some(kwargs) = kwargs {
@@ -214,7 +237,7 @@ fn fill(
                 )));
             }
             let entry = &layout.entries[index];
-            MessageBase::set(object, &entry.name, &entry.access, &value)?;
+            MessageCore::set(object, &entry.name, &entry.access, &value)?;
             given |= 1 << index;
         }
     }
@@ -246,11 +269,11 @@ fn set_defaults(object: &Bound<'_, PyAny>, layout: &Layout, given: u128) -> PyRe
         match &entry.default {
             Default::New => {}
             Default::Value(value) => {
-                MessageBase::set(object, &entry.name, &entry.access, value.bind(py))?;
+                MessageCore::set(object, &entry.name, &entry.access, value.bind(py))?;
             }
             Default::Factory(factory) => {
                 let value = factory.bind(py).call0()?;
-                MessageBase::set(object, &entry.name, &entry.access, &value)?;
+                MessageCore::set(object, &entry.name, &entry.access, &value)?;
             }
             // A field that the constructor does not take is for `__post_init__` to set.
             Default::Required if entry.init => missing.push(format!("'{}'", entry.text)),
@@ -272,7 +295,7 @@ fn set_defaults(object: &Bound<'_, PyAny>, layout: &Layout, given: u128) -> PyRe
 /// A new message id, a `uuid.UUID` of version 4, without a system call.
 #[pyfunction]
 pub(super) fn new_message_id(py: Python<'_>) -> PyResult<Bound<'_, PyAny>> {
-    Id::next().object(py)
+    types::make_uuid(py, dotcompute::MessageId::next().as_u128())
 }
 
 /// Starts the generator of ids anew, in a child process after a fork.
@@ -283,6 +306,7 @@ pub(super) fn reseed_message_ids() {
 
 /// Says whether the bytes of this class's messages carry its name in full.
 #[pyfunction]
+#[pyo3(signature = (class, is_qualified, /))]
 pub(super) fn set_qualified(class: &Bound<'_, PyType>, is_qualified: bool) -> PyResult<()> {
     layout_of(class)?.set_qualified(is_qualified);
     Ok(())

@@ -11,7 +11,7 @@ use pyo3::types::{
     PyTuple, PyType,
 };
 
-use super::base::{self, MessageBase};
+use super::base::{self, MessageCore};
 use super::hint::Hint;
 use super::id::Id;
 use super::layout::{Access, Layout, layout_of};
@@ -22,7 +22,7 @@ type Result<T, E = DecodeError> = std::result::Result<T, E>;
 /// The message of this class that has these bytes. With `any_map`, a map with none of the fields of
 /// the class is one of its messages too.
 #[pyfunction]
-#[pyo3(signature = (class, data, any_map = false))]
+#[pyo3(signature = (class, data, any_map = false, /))]
 pub(super) fn decode_message<'py>(
     class: &Bound<'py, PyType>,
     data: &Bound<'py, PyAny>,
@@ -883,9 +883,9 @@ impl<'py> Target<'py> {
     #[inline]
     fn new(class: &Bound<'py, PyType>) -> PyResult<(Arc<Layout>, Self)> {
         let object = |object| Target::Object { object, given: 0, header: Header::default() };
-        if class.is_subclass_of::<MessageBase>()? {
+        if class.is_subclass_of::<MessageCore>()? {
             let made = slots::blank(class)?;
-            let layout = made.cast::<MessageBase>()?.try_borrow()?.layout.clone();
+            let layout = made.cast::<MessageCore>()?.try_borrow()?.layout.clone();
             if layout.is_direct {
                 return Ok((layout, object(made)));
             }
@@ -908,7 +908,7 @@ impl<'py> Target<'py> {
         let py = class.py();
         let arguments = match self {
             Target::Object { object, given, header } => {
-                if let Ok(native) = object.cast::<MessageBase>() {
+                if let Ok(native) = object.cast::<MessageCore>() {
                     let mut native = native.try_borrow_mut()?;
                     if let Some(id) = header.id {
                         native.id = Id::from_bits(id);

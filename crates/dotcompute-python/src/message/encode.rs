@@ -219,7 +219,7 @@ impl Writer {
         access: &Access,
     ) -> PyResult<()> {
         let py = object.py();
-        let mut native = object.cast::<base::MessageBase>()?.try_borrow_mut()?;
+        let mut native = object.cast::<base::MessageCore>()?.try_borrow_mut()?;
         let id = match access {
             Access::Priority => {
                 encoder.unsigned(native.priority.into());
@@ -236,9 +236,15 @@ impl Writer {
             encoder.id(MessageId::from_u128(bits));
             return Ok(());
         }
-        let value = id.object(py)?;
+        let value = id.held().map(|object| object.clone_ref(py));
         drop(native);
-        self.value(encoder, &value, &Hint::Any)
+        match value {
+            Some(value) => self.value(encoder, value.bind(py), &Hint::Any),
+            None => {
+                encoder.nil();
+                Ok(())
+            }
+        }
     }
 
     fn enter(&mut self) -> PyResult<()> {

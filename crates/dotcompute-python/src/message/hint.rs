@@ -4,6 +4,7 @@
 //! number: bytes that every reader understands. The annotation of the field turns them back.
 
 use pyo3::prelude::*;
+use pyo3::pyclass::{PyTraverseError, PyVisit};
 use pyo3::types::{PyAnyMethods, PyTuple, PyType};
 
 pub(super) enum Hint {
@@ -84,6 +85,24 @@ impl Hint {
                 key => (key, &both.1),
             },
             _ => (&FROZEN, &ANY),
+        }
+    }
+
+    /// Shows the classes in it to the garbage collector.
+    pub(super) fn traverse(&self, visit: &PyVisit<'_>) -> Result<(), PyTraverseError> {
+        match self {
+            Hint::Any | Hint::Frozen => Ok(()),
+            Hint::List(each) | Hint::TupleOf(each) | Hint::Set(each) => each.traverse(visit),
+            Hint::Tuple(elements) => elements.iter().try_for_each(|each| each.traverse(visit)),
+            Hint::NamedTuple(class, elements) => {
+                visit.call(class)?;
+                elements.iter().try_for_each(|each| each.traverse(visit))
+            }
+            Hint::Dict(both) => {
+                both.0.traverse(visit)?;
+                both.1.traverse(visit)
+            }
+            Hint::Enum(class) | Hint::Class(class) | Hint::Call(class) => visit.call(class),
         }
     }
 

@@ -39,17 +39,20 @@ impl Id {
         self.bits
     }
 
-    /// The object: the one that was put here, or a UUID.
-    pub(super) fn object<'py>(&mut self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
-        if let Some(object) = &self.object {
-            return Ok(object.bind(py).clone());
+    /// Keeps the UUID that was made of these bits, unless it has been made or replaced meanwhile;
+    /// returns the one that is kept.
+    pub(super) fn keep<'py>(&mut self, bits: u128, made: Bound<'py, PyAny>) -> Bound<'py, PyAny> {
+        match &self.object {
+            Some(object) => object.bind(made.py()).clone(),
+            None if self.bits == Some(bits) => {
+                self.object = Some(made.clone().unbind());
+                made
+            }
+            None => made,
         }
-        let object = types::make_uuid(py, self.bits.unwrap_or_default())?;
-        self.object = Some(object.clone().unbind());
-        Ok(object)
     }
 
-    /// The object, if there is one, for the garbage collector.
+    /// The object, if there is one.
     pub(super) fn held(&self) -> Option<&Py<PyAny>> {
         self.object.as_ref()
     }

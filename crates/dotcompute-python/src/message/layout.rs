@@ -1,18 +1,18 @@
 //! What is known about a class of messages: its fields, where they lie, what they default to.
 
 use std::collections::HashMap;
+use std::sync::OnceLock;
 
 use dotcompute::DEFAULT_PRIORITY;
 use dotcompute::wire::encode_value;
 use dotcompute_mailbox::sync::{Arc, AtomicBool, Mutex, Ordering, lock};
 use pyo3::exceptions::{PyTypeError, PyValueError};
+use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::pyclass::{PyTraverseError, PyVisit};
-use pyo3::sync::PyOnceLock;
 use pyo3::types::{PyDict, PyInt, PyString, PyType};
-use pyo3::{PyTypeInfo, intern};
 
-use super::base::MessageBase;
+use super::constructor::message_base;
 use super::hint::Hint;
 use super::keys;
 use super::slots::Slot;
@@ -42,7 +42,7 @@ pub(super) struct Layout {
     /// Its name in full, which is written too if another class has the same bare name.
     pub(super) qualified_name: String,
     is_qualified: AtomicBool,
-    hints: PyOnceLock<Vec<Hint>>,
+    hints: OnceLock<Vec<Hint>>,
 }
 
 pub(super) struct Entry {
@@ -100,7 +100,8 @@ impl LayoutHandle {
                 visit.call(object)?;
             }
         }
-        Ok(())
+        let hints = self.layout.hints.get().into_iter().flatten();
+        hints.into_iter().try_for_each(|hint| hint.traverse(&visit))
     }
 }
 
@@ -149,7 +150,7 @@ impl Layout {
         let py = class.py();
         let dataclasses = py.import(intern!(py, "dataclasses"))?;
         let missing = dataclasses.getattr(intern!(py, "MISSING"))?;
-        let base = MessageBase::type_object(py);
+        let base = message_base(py)?.clone();
         let is_native = class.is_subclass(&base)?;
         let is_array_message = class.hasattr(intern!(py, "__array_message__"))?;
 
@@ -212,7 +213,7 @@ impl Layout {
             parent,
             qualified_name: format!("{module}:{}", class.qualname()?),
             is_qualified: AtomicBool::new(false),
-            hints: PyOnceLock::new(),
+            hints: OnceLock::new(),
         })
     }
 
@@ -220,17 +221,18 @@ impl Layout {
     /// is written or read, since an annotation may name a class that is defined later.
     pub(super) fn hints(&self, class: &Bound<'_, PyType>) -> PyResult<&[Hint]> {
         let py = class.py();
-        let hints = self.hints.get_or_try_init(py, || {
-            let module = py.import(intern!(py, "pydotcompute.ring_kernels.message"))?;
-            let specs: Bound<'_, PyDict> =
-                module.call_method1(intern!(py, "_field_hints"), (class,))?.cast_into()?;
-            let hint = |entry: &Entry| match specs.get_item(&entry.name)? {
-                Some(spec) => Hint::from_spec(&spec),
-                None => Ok(Hint::Any),
-            };
-            self.entries.iter().map(hint).collect::<PyResult<Vec<_>>>()
-        })?;
-        Ok(hints)
+        if let Some(hints) = self.hints.get() {
+            return Ok(hints);
+        }
+        let module = py.import(intern!(py, "pydotcompute.ring_kernels.message"))?;
+        let specs: Bound<'_, PyDict> =
+            module.call_method1(intern!(py, "_field_hints"), (class,))?.cast_into()?;
+        let hint = |entry: &Entry| match specs.get_item(&entry.name)? {
+            Some(spec) => Hint::from_spec(&spec),
+            None => Ok(Hint::Any),
+        };
+        let hints = self.entries.iter().map(hint).collect::<PyResult<Vec<_>>>()?;
+        Ok(self.hints.get_or_init(|| hints))
     }
 
     /// The index of the field with this name.

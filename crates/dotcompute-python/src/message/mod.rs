@@ -1,7 +1,7 @@
 //! Messages: the native base class of every `@message` class, and their bytes.
 //!
 //! A class that `@message` made keeps its fields in slots, and its id, priority and correlation id
-//! in the native part of the object ([`base`]). What is known about a class - its fields, where
+//! in the native part of the object ([`base`], [`constructor`]). What is known about a class - its fields, where
 //! they lie, what they default to - is worked out once ([`layout`]). The bytes ([`encode`],
 //! [`decode`]) are those of `dotcompute::wire`, with Python's types added ([`hint`] says when an
 //! annotation settles what a value is read back as).
@@ -9,6 +9,7 @@
 //! For the rest of the crate: [`priority_of`], [`id_of`] and [`correlation_of`] read any object.
 
 mod base;
+mod constructor;
 mod decode;
 mod encode;
 mod hint;
@@ -24,10 +25,8 @@ use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::types::PyString;
 
-use base::MessageBase;
-
 pub(crate) fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
-    module.add_class::<MessageBase>()?;
+    module.add("MessageBase", constructor::message_base(module.py())?)?;
     module.add_class::<layout::LayoutHandle>()?;
     module.add_function(wrap_pyfunction!(message_header, module)?)?;
     module.add_function(wrap_pyfunction!(base::new_message_id, module)?)?;

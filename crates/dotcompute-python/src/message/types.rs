@@ -101,7 +101,8 @@ pub(super) struct Dtype {
 }
 
 /// The element types that were read, by name.
-static DTYPES: Mutex<Option<HashMap<String, Arc<Dtype>>>> = Mutex::new(None);
+static DTYPES: Mutex<Option<HashMap<String, Arc<Dtype>, foldhash::fast::FixedState>>> =
+    Mutex::new(None);
 
 /// The element type of this name.
 ///

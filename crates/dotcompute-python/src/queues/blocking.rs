@@ -13,19 +13,31 @@ use super::{Item, PLAIN};
 /// How long the main thread waits before it looks for signals.
 const SLICE: Duration = Duration::from_millis(50);
 
-/// Takes the next object, waiting for it.
+/// Takes the next object, waiting for it; spins at least for `spin` before it sleeps.
+#[inline]
 pub(super) fn get(
     py: Python<'_>,
     mailbox: &Mailbox<Item>,
     timeout: Timeout,
+    spin: Duration,
 ) -> PyResult<Result<Item, ReceiveError>> {
     match mailbox.try_receive() {
-        Ok(item) => return Ok(Ok(item)),
-        Err(TryReceiveError::Closed) => return Ok(Err(ReceiveError::Closed)),
-        Err(TryReceiveError::Empty) if timeout.is_zero() => {
-            return Ok(Err(ReceiveError::Timeout));
-        }
-        Err(TryReceiveError::Empty) => {}
+        Ok(item) => Ok(Ok(item)),
+        Err(TryReceiveError::Closed) => Ok(Err(ReceiveError::Closed)),
+        Err(TryReceiveError::Empty) if timeout.is_zero() => Ok(Err(ReceiveError::Timeout)),
+        Err(TryReceiveError::Empty) => wait_for_one(py, mailbox, timeout, spin),
+    }
+}
+
+#[cold]
+fn wait_for_one(
+    py: Python<'_>,
+    mailbox: &Mailbox<Item>,
+    timeout: Timeout,
+    spin: Duration,
+) -> PyResult<Result<Item, ReceiveError>> {
+    if !spin.is_zero() && parallelism() > 1 {
+        py.detach(|| spin_for(mailbox, spin));
     }
     let mut receive = mailbox.receive();
     let received = wait(py, timeout, |until| block_on_until(&mut receive, until).ok())?;
@@ -56,17 +68,11 @@ pub(super) fn put(
     Ok(sent.unwrap_or_else(|| send.give_up()).map(drop))
 }
 
-/// Spins without the GIL until there is something to take, at most for `limit`.
-pub(super) fn spin(py: Python<'_>, mailbox: &Mailbox<Item>, limit: Duration) {
-    if !mailbox.is_empty() || parallelism() == 1 {
-        return;
+fn spin_for(mailbox: &Mailbox<Item>, limit: Duration) {
+    let start = Instant::now();
+    while mailbox.is_empty() && !mailbox.is_closed() && start.elapsed() < limit {
+        std::hint::spin_loop();
     }
-    py.detach(|| {
-        let start = Instant::now();
-        while mailbox.is_empty() && !mailbox.is_closed() && start.elapsed() < limit {
-            std::hint::spin_loop();
-        }
-    });
 }
 
 /// Calls `attempt` without the GIL until it has a result or the time is over. `attempt` waits until

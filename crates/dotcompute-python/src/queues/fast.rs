@@ -15,6 +15,7 @@ use super::{
     traverse,
 };
 
+/// A queue for asyncio with four priority bands, each in the order of arrival.
 #[pyclass(
     frozen,
     subclass,

@@ -14,6 +14,7 @@ use super::timeout::Timeout;
 use super::waiting::{self, Queue};
 use super::{DEFAULT_PRIORITY, Item, full_error, maxsize, priority_of, timeout_error};
 
+/// What `MessageQueue` is made of.
 #[pyclass(
     frozen,
     subclass,

@@ -11,6 +11,7 @@ use super::timeout::Timeout;
 use super::waiting::{self, Queue};
 use super::{DEFAULT_PRIORITY, Item, class_name, clear, mailbox, rounded, traverse};
 
+/// A plain bounded queue for asyncio.
 #[pyclass(
     frozen,
     subclass,

@@ -35,15 +35,28 @@ fn put(
 }
 
 /// The next object within `timeout`, or `default`.
+fn take(
+    py: Python<'_>,
+    mailbox: &Mailbox<Item>,
+    timeout: Timeout,
+    default: Item,
+    spin_wait_ns: u64,
+) -> PyResult<Item> {
+    let spin = Duration::from_nanos(spin_wait_ns);
+    Ok(blocking::get(py, mailbox, timeout, spin)?.unwrap_or(default))
+}
+
+/// The next object within `timeout`, or `default`.
 fn get(
     py: Python<'_>,
     mailbox: &Mailbox<Item>,
     timeout: Option<Timeout>,
     default: Option<Item>,
 ) -> PyResult<Option<Item>> {
-    Ok(blocking::get(py, mailbox, timeout.unwrap_or_default())?.ok().or(default))
+    Ok(blocking::get(py, mailbox, timeout.unwrap_or_default(), Duration::ZERO)?.ok().or(default))
 }
 
+/// A queue between threads that raises when something cannot be.
 #[pyclass(
     frozen,
     subclass,
@@ -112,10 +125,27 @@ impl SyncQueue {
     #[pyo3(signature = (timeout=None))]
     fn get(&self, py: Python<'_>, timeout: Option<Timeout>) -> PyResult<Item> {
         let timeout = timeout.unwrap_or_default();
-        blocking::get(py, &self.mailbox, timeout)?.map_err(|error| match error {
+        blocking::get(py, &self.mailbox, timeout, Duration::ZERO)?.map_err(|error| match error {
             ReceiveError::Closed => shut_down(),
             ReceiveError::Timeout => timeout_error(py, SYNC_NAME, timeout.seconds(), "get"),
         })
+    }
+
+    /// `put` that returns False instead of raising.
+    fn _offer(&self, py: Python<'_>, item: Item, timeout: Option<Timeout>) -> PyResult<bool> {
+        put(py, &self.mailbox, item, timeout)
+    }
+
+    /// `get` that returns `default` instead of raising, and spins at least so long before it sleeps.
+    #[pyo3(signature = (timeout, default, spin_wait_ns=0))]
+    fn _take(
+        &self,
+        py: Python<'_>,
+        timeout: Option<Timeout>,
+        default: Item,
+        spin_wait_ns: u64,
+    ) -> PyResult<Item> {
+        take(py, &self.mailbox, timeout.unwrap_or_default(), default, spin_wait_ns)
     }
 
     fn put_nowait(&self, item: Item) -> bool {
@@ -162,6 +192,7 @@ impl SyncQueue {
     }
 }
 
+/// A queue between threads that returns a value when something cannot be.
 #[pyclass(
     frozen,
     subclass,
@@ -222,6 +253,23 @@ impl SpscQueue {
         get(py, &self.mailbox, timeout, default)
     }
 
+    /// `put` that returns False instead of raising.
+    fn _offer(&self, py: Python<'_>, item: Item, timeout: Option<Timeout>) -> PyResult<bool> {
+        put(py, &self.mailbox, item, timeout)
+    }
+
+    /// `get` that returns `default` instead of raising, and spins at least so long before it sleeps.
+    #[pyo3(signature = (timeout, default, spin_wait_ns=0))]
+    fn _take(
+        &self,
+        py: Python<'_>,
+        timeout: Option<Timeout>,
+        default: Item,
+        spin_wait_ns: u64,
+    ) -> PyResult<Item> {
+        take(py, &self.mailbox, timeout.unwrap_or_default(), default, spin_wait_ns)
+    }
+
     fn put_nowait(&self, item: Item) -> bool {
         put_nowait(&self.mailbox, item)
     }
@@ -257,6 +305,7 @@ impl SpscQueue {
     }
 }
 
+/// A queue between threads whose plain `put` and `get` do not wait.
 #[pyclass(
     frozen,
     subclass,
@@ -310,6 +359,23 @@ impl FastSpscQueue {
         self.mailbox.try_receive().ok()
     }
 
+    /// `put` that returns False instead of raising.
+    fn _offer(&self, py: Python<'_>, item: Item, timeout: Option<Timeout>) -> PyResult<bool> {
+        put(py, &self.mailbox, item, timeout)
+    }
+
+    /// `get` that returns `default` instead of raising, and spins at least so long before it sleeps.
+    #[pyo3(signature = (timeout, default, spin_wait_ns=0))]
+    fn _take(
+        &self,
+        py: Python<'_>,
+        timeout: Option<Timeout>,
+        default: Item,
+        spin_wait_ns: u64,
+    ) -> PyResult<Item> {
+        take(py, &self.mailbox, timeout.unwrap_or_default(), default, spin_wait_ns)
+    }
+
     fn put_nowait(&self, item: Item) -> bool {
         put_nowait(&self.mailbox, item)
     }
@@ -324,17 +390,13 @@ impl FastSpscQueue {
         put(py, &self.mailbox, item, timeout_sec.map(Timeout::after).transpose()?)
     }
 
-    #[pyo3(signature = (timeout_sec=1.0, default=None, spin_wait_ns=0))]
+    #[pyo3(signature = (timeout_sec=1.0, default=None))]
     fn get_wait(
         &self,
         py: Python<'_>,
         timeout_sec: Option<f64>,
         default: Option<Item>,
-        spin_wait_ns: u64,
     ) -> PyResult<Option<Item>> {
-        if timeout_sec.is_none_or(|timeout| timeout > 0.0) && spin_wait_ns > 0 {
-            blocking::spin(py, &self.mailbox, Duration::from_nanos(spin_wait_ns));
-        }
         get(py, &self.mailbox, timeout_sec.map(Timeout::after).transpose()?, default)
     }
 
