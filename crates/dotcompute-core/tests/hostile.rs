@@ -42,7 +42,7 @@ fn fails_with(kernel: &Kernel, kind: FaultKind, text: &str) {
     let asked = kernel.ask_blocking(Number, None);
     let Err(AskError::Failed { fault, .. }) = asked else { panic!("{asked:?}") };
     assert_eq!((fault.kind(), fault.message()), (kind, text));
-    assert_eq!(block_on(kernel.ended()).unwrap_err().message(), text);
+    assert_eq!(block_on(kernel.ended()).expect_err("it should fail").message(), text);
     assert_eq!(kernel.state(), KernelState::Failed);
     assert!(kernel.books().balance());
 }
