@@ -989,7 +989,7 @@ impl<M: Message, R: Message> KernelRef<M, R> {
     ///
     /// The request stands; only the deadline is then no longer enforced.
     pub async fn terminate(&self, how: Terminate) -> Termination {
-        self.cell.request_stop(how.drain);
+        self.stop(how.drain);
         let cells: [Arc<dyn AnyCell>; 1] = [self.cell.clone()];
         terminate::end_all(&cells, how.within).await[0]
     }
@@ -1256,10 +1256,7 @@ struct InBatch<'a, M> {
 }
 
 impl<M> InBatch<'_, M> {
-    fn poll(
-        &mut self,
-        cx: &mut TaskContext<'_>,
-    ) -> Poll<Result<Admission<Envelope<M>>, mailbox::SendError<Envelope<M>>>> {
+    fn poll(&mut self, cx: &mut TaskContext<'_>) -> Poll<Sent<M>> {
         let send = self.send.as_mut().expect("a send is not polled after it has ended");
         let outcome = std::task::ready!(Pin::new(send).poll(cx));
         self.send = None;
@@ -1308,11 +1305,11 @@ fn send_blocking<M: Message>(
     sent(to, to.mailbox().send_blocking(band, envelope, deadline))
 }
 
+/// How a send of the mailbox ended.
+type Sent<M> = Result<Admission<Envelope<M>>, mailbox::SendError<Envelope<M>>>;
+
 #[inline]
-fn sent<M: Message>(
-    to: &(impl Accept<M> + ?Sized),
-    outcome: Result<Admission<Envelope<M>>, mailbox::SendError<Envelope<M>>>,
-) -> Result<(), SendError<M>> {
+fn sent<M: Message>(to: &(impl Accept<M> + ?Sized), outcome: Sent<M>) -> Result<(), SendError<M>> {
     match outcome {
         Ok(Admission::Accepted) => Ok(()),
         Ok(admission) => admitted(to, admission),
