@@ -1028,7 +1028,7 @@ impl<M: Message, R: Message> KernelRef<M, R> {
     ///
     /// The request stands; only the deadline is then no longer enforced.
     pub async fn terminate(&self, how: Terminate) -> Termination {
-        self.cell.request_stop(how.drain);
+        self.stop(how.drain);
         let cells: [Arc<dyn AnyCell>; 1] = [self.cell.clone()];
         terminate::end_all(&cells, how.within).await[0]
     }
@@ -1372,6 +1372,9 @@ fn send_blocking<M: Message>(
     let band = Band::from_priority(envelope.priority);
     sent(to, to.mailbox().send_blocking(band, envelope, deadline))
 }
+
+/// How a send of the mailbox ended.
+type Sent<M> = Result<Admission<Envelope<M>>, mailbox::SendError<Envelope<M>>>;
 
 #[inline]
 fn sent<M: Message>(to: &(impl Accept<M> + ?Sized), outcome: Sent<M>) -> Result<(), SendError<M>> {
