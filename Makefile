@@ -57,8 +57,8 @@ loom: tools
 tsan: tools
 	RUSTC_BOOTSTRAP=1 RUSTFLAGS="-Zsanitizer=thread -Cunsafe-allow-abi-mismatch=sanitizer" \
 		$(CARGO) test \
-		-p dotcompute-mailbox --test tsan_ring --test tsan_mailbox --target x86_64-unknown-linux-gnu \
-		--target-dir target/tsan
+		-p dotcompute-mailbox --test tsan_ring --test tsan_mailbox \
+		--target $$(rustc -vV | sed -n 's/^host: //p') --target-dir target/tsan
 
 # The twin of the system calls for other systems, tested on this one.
 portable: tools
@@ -76,7 +76,10 @@ fuzz: tools
 
 tools:
 	@missing=; \
-	command -v $(CARGO) >/dev/null || { echo "cargo is missing: install Rust 1.88 or newer (rustup.rs)"; exit 1; }; \
+	rust="install Rust 1.88 or newer (rustup.rs; the one of apt may be older)"; \
+	command -v $(CARGO) >/dev/null || { echo "cargo is missing: $$rust"; exit 1; }; \
+	version=$$($(CARGO) --version | cut -d " " -f 2); \
+	printf '1.88\n%s\n' "$$version" | sort -VC || { echo "cargo $$version is too old: $$rust"; exit 1; }; \
 	command -v cc >/dev/null || missing="$$missing build-essential"; \
 	python3 -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null \
 		|| missing="$$missing python3 python3-venv"; \

@@ -565,3 +565,83 @@ async def test_a23_an_actor_can_end_itself(by):
         assert kernel.state is KernelState.TERMINATED
         # Its name is free once the runtime was asked to end it.
         assert runtime.kernel_ids == (["ends"] if by == "kernel" else [])
+
+
+@pytest.mark.parametrize("what", ["receive", "ask", "send", "fast", "priority", "ring", "thread"])
+async def test_a_waiting_task_that_nobody_refers_to_goes_on(what):
+    """As with asyncio's own queues, what is waited for keeps the Task that waits."""
+    import gc
+
+    from pydotcompute.ring_kernels import FastMessageQueue, MessageQueue, RingBuffer
+
+    gate = asyncio.Event()
+    got = asyncio.Event()
+    queue = {"fast": FastMessageQueue, "priority": MessageQueue}.get(what, RingBuffer)(4)
+
+    async def gated(ctx):
+        while True:
+            message = await ctx.receive()
+            await gate.wait()
+            await ctx.send(message)
+
+    async with RingKernelRuntime() as runtime:
+        config = RingKernelConfig("k", input_queue_size=1)
+        await started(runtime, "k", gated, config=config)
+
+        async def waits():
+            if what == "receive":
+                await runtime.receive("k")
+            elif what == "ask":
+                await runtime.send_and_receive("k", Number())
+            elif what == "send":
+                for _ in range(4):
+                    await runtime.send("k", Number())
+            elif what == "thread":
+                await runtime.receive("k", timeout=LIMIT)
+            else:
+                await queue.get()
+            got.set()
+
+        asyncio.ensure_future(waits())  # noqa: RUF006
+        for _ in range(5):
+            await asyncio.sleep(0)
+        gc.collect()
+        await queue.put(Number())
+        if what == "thread":
+            await asyncio.to_thread(lambda: asyncio.run(runtime.send("k", Number())))
+        elif what == "receive":
+            await runtime.send("k", Number())
+        gate.set()
+        await within(got.wait())
+
+
+@pytest.mark.parametrize("restart", [None, "on_fault"])
+def test_a_failed_actor_leaks_nothing_of_its_frame(restart):
+    import gc
+    import weakref
+
+    class Big:
+        pass
+
+    refs = []
+
+    async def fails(ctx):
+        big = Big()
+        refs.append(weakref.ref(big))
+        await ctx.receive()
+        raise ValueError(big)
+
+    async def main():
+        async with RingKernelRuntime() as runtime:
+            kernel = await started(runtime, "fails", fails, restart=restart)
+            for _ in range(2):
+                with contextlib.suppress(KernelStateError, QueueTimeoutError):
+                    await runtime.send("fails", 1)
+                    await runtime.receive("fails", timeout=0.1)
+            if restart is None:
+                assert isinstance(kernel.error, ValueError)
+
+    asyncio.run(main())
+    gc.collect()
+    assert refs
+    assert all(ref() is None for ref in refs)

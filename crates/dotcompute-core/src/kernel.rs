@@ -712,6 +712,32 @@ impl<M: Message, R: Message> KernelRef<M, R> {
         try_send(&*self.cell, message.into())
     }
 
+    /// [`send`](Self::send) as far as it takes no waiting; unlike [`try_send`](Self::try_send), for
+    /// those who wait if it comes back: it is not counted as rejected then.
+    ///
+    /// # Errors
+    ///
+    /// As for `send`.
+    #[inline]
+    pub fn offer(
+        &self,
+        message: impl Into<Envelope<M>>,
+    ) -> Result<Option<Envelope<M>>, SendError<M>> {
+        let envelope = message.into();
+        if self.cell.options.backpressure != mailbox::Backpressure::Block {
+            return try_send(&*self.cell, envelope).map(|()| None);
+        }
+        if !self.cell.is_open() {
+            return Err(self.cell.refusal(envelope));
+        }
+        match self.cell.mailbox.offer(Band::from_priority(envelope.priority), envelope) {
+            // A policy that blocks drops nothing.
+            Ok(_) => Ok(None),
+            Err(mailbox::TrySendError::Full(envelope)) => Ok(Some(envelope)),
+            Err(mailbox::TrySendError::Closed(envelope)) => Err(self.cell.refusal(envelope)),
+        }
+    }
+
     /// [`send`](Self::send) that waits on the calling thread, for ever without a `timeout`.
     ///
     /// # Errors
@@ -1288,6 +1314,9 @@ fn next_of_batch<M: Message>(
     }
 }
 
+/// What a mailbox says to a send.
+type Sent<M> = Result<Admission<Envelope<M>>, mailbox::SendError<Envelope<M>>>;
+
 /// A message of a batch that waits for room, and goes back to the others when that is given up.
 struct InBatch<'a, M> {
     messages: &'a mut VecDeque<Envelope<M>>,
@@ -1295,10 +1324,7 @@ struct InBatch<'a, M> {
 }
 
 impl<M> InBatch<'_, M> {
-    fn poll(
-        &mut self,
-        cx: &mut TaskContext<'_>,
-    ) -> Poll<Result<Admission<Envelope<M>>, mailbox::SendError<Envelope<M>>>> {
+    fn poll(&mut self, cx: &mut TaskContext<'_>) -> Poll<Sent<M>> {
         let send = self.send.as_mut().expect("a send is not polled after it has ended");
         let outcome = std::task::ready!(Pin::new(send).poll(cx));
         self.send = None;
@@ -1348,10 +1374,7 @@ fn send_blocking<M: Message>(
 }
 
 #[inline]
-fn sent<M: Message>(
-    to: &(impl Accept<M> + ?Sized),
-    outcome: Result<Admission<Envelope<M>>, mailbox::SendError<Envelope<M>>>,
-) -> Result<(), SendError<M>> {
+fn sent<M: Message>(to: &(impl Accept<M> + ?Sized), outcome: Sent<M>) -> Result<(), SendError<M>> {
     match outcome {
         Ok(Admission::Accepted) => Ok(()),
         Ok(admission) => admitted(to, admission),

@@ -136,7 +136,6 @@ impl Lifecycle {
     }
 
     /// The wakers to call, once the lock is released, because something changed.
-    #[must_use]
     pub(crate) fn changed(&mut self) -> impl Iterator<Item = Waker> + use<> {
         std::mem::take(&mut self.waiters).into_values()
     }

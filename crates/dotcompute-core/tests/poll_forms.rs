@@ -110,3 +110,16 @@ fn receives_that_own_their_kernel_wait_in_line_and_pass_on_what_they_do_not_take
     kernel.terminate_blocking(Terminate::now());
     assert!(dotcompute_mailbox::wait::block_on(third).is_err());
 }
+
+#[test]
+fn an_offer_to_a_full_mailbox_comes_back_uncounted() {
+    let runtime = runtime();
+    let kernel = runtime.kernel("echo").capacity(1).launch(echo).unwrap();
+    assert!(kernel.offer(Number(0)).is_err(), "it is not active");
+    kernel.activate().unwrap();
+    kernel.deactivate().unwrap();
+    assert!(kernel.offer(Number(1)).unwrap().is_none());
+    assert_eq!(kernel.offer(Number(2)).unwrap().unwrap().message.0, 2);
+    assert_eq!(kernel.books().rejected, 0);
+    kernel.terminate_blocking(Terminate::now());
+}

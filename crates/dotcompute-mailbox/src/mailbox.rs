@@ -209,6 +209,18 @@ impl<T> Mailbox<T> {
         outcome
     }
 
+    /// [`try_send`](Self::try_send) for those who wait if it comes back: it does not count as
+    /// rejected then.
+    ///
+    /// # Errors
+    ///
+    /// As [`try_send`](Self::try_send).
+    #[inline]
+    pub fn offer(&self, band: Band, value: T) -> Result<Admission<T>, TrySendError<T>> {
+        let mut wakes = Wakes::default();
+        self.lock().offer(band, value, &mut wakes)
+    }
+
     /// Sends, waiting for room under [`Backpressure::Block`]. The message enters the mailbox, or
     /// the line of blocked senders, when the future is first polled.
     ///

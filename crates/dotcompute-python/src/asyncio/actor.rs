@@ -15,6 +15,7 @@ use super::awaitable;
 use super::context::{Shared, check_type};
 use super::errors;
 use super::executor::{ActorRun, AsyncioExecutor, Spec, ThreadExecutor};
+use super::held::Held;
 use super::message::PyMessage;
 use super::operation::{Operation, Receive, Target, duration};
 use super::runtime::NativeRuntime;
@@ -44,6 +45,7 @@ pub(super) struct Actor {
     capacity: OnceLock<usize>,
     /// Terminated without ever having been launched.
     ended_unlaunched: AtomicBool,
+    pub(super) held: Arc<Held>,
 }
 
 impl Actor {
@@ -137,13 +139,22 @@ impl Actor {
             typed: AtomicBool::new(false),
             capacity: OnceLock::new(),
             ended_unlaunched: AtomicBool::new(false),
+            held: Arc::default(),
         }
     }
 
     fn __traverse__(&self, visit: pyo3::PyVisit<'_>) -> Result<(), pyo3::PyTraverseError> {
         // The types that it keeps are not visited: they are classes, and outlive it.
-        let _ = visit;
-        Ok(())
+        self.held.traverse(&visit)?;
+        let fault = self.kernel.get().and_then(Kernel::fault);
+        fault.map_or(Ok(()), |fault| errors::traverse(&fault, &visit))
+    }
+
+    fn __clear__(&self) {
+        self.held.clear();
+        if let Some(fault) = self.kernel.get().and_then(Kernel::fault) {
+            errors::clear(&fault);
+        }
     }
 
     /// The kernel's name.
@@ -177,7 +188,7 @@ impl Actor {
         // Relaxed: before the kernel is launched.
         self.typed.store(input_type.is_some(), Ordering::Relaxed);
         *lock(&self.input_type) = input_type;
-        *lock(&self.shared.output_type) = output_type;
+        self.shared.set_output_type(output_type);
         let core = runtime.core();
         let shared = Arc::clone(&self.shared);
         let spec = Arc::new(Spec { start, kernel: Mutex::new(None), shared, threaded });
@@ -304,7 +315,7 @@ impl Actor {
     #[pyo3(signature = (timeout=None))]
     fn receive(slf: &Bound<'_, Self>, timeout: Option<f64>) -> PyResult<Py<PyAny>> {
         let target = Target::Actor(slf.clone().unbind());
-        awaitable::new(slf.py(), Receive::new(target, timeout))
+        awaitable::new(slf.py(), Receive::operation(target, timeout))
     }
 
     /// Sends a message and receives the reply to it.

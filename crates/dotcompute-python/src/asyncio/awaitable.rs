@@ -14,6 +14,7 @@ use pyo3::sync::PyOnceLock;
 use pyo3::types::PyType;
 use pyo3::{ffi, prelude::*};
 
+use super::held::Hold;
 use super::hub::{self, Hub};
 use super::object::{self, Native, guard, slot};
 use super::operation::Operation;
@@ -22,7 +23,13 @@ use super::waiter;
 /// See the module.
 pub(super) struct Awaitable {
     stage: Stage,
-    waiter: Option<Py<PyAny>>,
+    waiter: Option<Wait>,
+}
+
+/// What it was yielded for, and what keeps that alive meanwhile.
+struct Wait {
+    waiter: Py<PyAny>,
+    _hold: Hold,
 }
 
 enum Stage {
@@ -72,10 +79,10 @@ fn step(py: Python<'_>, this: *mut ffi::PyObject) -> PyResult<Step> {
     outcome
 }
 
-type Advanced = (Stage, Option<Py<PyAny>>, PyResult<Step>);
+type Advanced = (Stage, Option<Wait>, PyResult<Step>);
 
 #[inline]
-fn advance(py: Python<'_>, stage: Stage, waiter: Option<Py<PyAny>>) -> Advanced {
+fn advance(py: Python<'_>, stage: Stage, waiter: Option<Wait>) -> Advanced {
     let mut noop = Context::from_waker(Waker::noop());
     let mut waiter = waiter;
     let mut operation = match stage {
@@ -95,12 +102,12 @@ fn advance(py: Python<'_>, stage: Stage, waiter: Option<Py<PyAny>>) -> Advanced 
                 Some(waiter) => waiter,
                 None => return suspend(py, operation),
             };
-            let waker = waiter::waker(py, &waiter);
+            let waker = waiter::waker(py, &waiter.waiter);
             return match operation.poll(py, &mut Context::from_waker(&waker), true) {
                 Poll::Ready(outcome) => finish(operation, None, outcome),
                 Poll::Pending => {
-                    waiter::yielded(py, &waiter);
-                    let yielded = waiter.clone_ref(py);
+                    waiter::yielded(py, &waiter.waiter);
+                    let yielded = waiter.waiter.clone_ref(py);
                     (Stage::Waiting(operation), Some(waiter), Ok(Step::Yield(yielded)))
                 }
             };
@@ -132,12 +139,15 @@ fn advance(py: Python<'_>, stage: Stage, waiter: Option<Py<PyAny>>) -> Advanced 
 /// The budget is used up: goes on in the next turn of the loop.
 #[cold]
 fn give_way(py: Python<'_>, operation: Operation) -> Advanced {
-    let waiting = Hub::running(py).and_then(|(hub, event_loop)| hub.waiter(py, &event_loop));
+    let waiting = Hub::running(py)
+        .and_then(|(hub, event_loop)| hub.waiter(py, &event_loop).map(|waiter| (hub, waiter)));
     match waiting {
-        Ok(waiter) => {
+        Ok((hub, waiter)) => {
             waiter::waker(py, &waiter).wake();
             waiter::yielded(py, &waiter);
             let yielded = waiter.clone_ref(py);
+            let hold = hub.held.hold(waiter.clone_ref(py));
+            let waiter = Wait { waiter, _hold: hold };
             (Stage::Yielded(operation), Some(waiter), Ok(Step::Yield(yielded)))
         }
         // No loop of asyncio's: nobody to give way to.
@@ -170,17 +180,15 @@ fn suspend(py: Python<'_>, mut operation: Operation) -> Advanced {
         Poll::Pending => {
             waiter::yielded(py, &waiter);
             let yielded = waiter.clone_ref(py);
+            let hold = operation.held().unwrap_or(&hub.held).hold(waiter.clone_ref(py));
+            let waiter = Wait { waiter, _hold: hold };
             (Stage::Waiting(operation), Some(waiter), Ok(Step::Yield(yielded)))
         }
     }
 }
 
 #[inline]
-fn finish(
-    operation: Operation,
-    waiter: Option<Py<PyAny>>,
-    outcome: PyResult<Py<PyAny>>,
-) -> Advanced {
+fn finish(operation: Operation, waiter: Option<Wait>, outcome: PyResult<Py<PyAny>>) -> Advanced {
     hub::spend();
     drop(operation);
     drop(waiter);
@@ -239,7 +247,7 @@ impl Native for Awaitable {
 
     fn traverse(&self, visit: &mut dyn FnMut(&Py<PyAny>) -> c_int) -> c_int {
         if let Some(waiter) = &self.waiter {
-            let outcome = visit(waiter);
+            let outcome = visit(&waiter.waiter);
             if outcome != 0 {
                 return outcome;
             }
@@ -318,7 +326,9 @@ unsafe extern "C" fn throw(
                 return None;
             }
             // SAFETY: below the number of arguments of this call.
-            let argument = unsafe { *arguments.offset(index) };
+            let place = unsafe { arguments.offset(index) };
+            // SAFETY: a place of the interpreter's, initialised.
+            let argument = unsafe { place.read() };
             // SAFETY: a borrowed argument of this call.
             let argument = unsafe { Bound::from_borrowed_ptr_or_opt(py, argument) }?;
             (!argument.is_none()).then_some(argument)

@@ -13,6 +13,7 @@ use pyo3::prelude::*;
 use super::actor::Kernel;
 use super::awaitable;
 use super::errors;
+use super::held::Held;
 use super::message::{PyMessage, correlation_id_of, full_envelope, message_id_of, plain_envelope};
 use super::operation::{ContextReceive, Operation, Pending, duration};
 use super::python;
@@ -22,7 +23,9 @@ use super::scope::scope;
 #[derive(Default)]
 pub(super) struct Shared {
     asked: AtomicBool,
-    pub(super) output_type: Mutex<Option<Py<PyAny>>>,
+    /// Whether there is an output type.
+    typed: AtomicBool,
+    output_type: Mutex<Option<Py<PyAny>>>,
 }
 
 impl Shared {
@@ -32,6 +35,13 @@ impl Shared {
     pub(super) fn is_asked(&self) -> bool {
         // SYNC(shared.asked) acquire: pairs with the release in `set_asked`.
         self.asked.load(Ordering::Acquire)
+    }
+
+    /// What replies must be instances of.
+    pub(super) fn set_output_type(&self, kind: Option<Py<PyAny>>) {
+        // Relaxed: before the kernel is launched.
+        self.typed.store(kind.is_some(), Ordering::Relaxed);
+        *lock(&self.output_type) = kind;
     }
 
     pub(super) fn set_asked(&self) {
@@ -177,6 +187,10 @@ impl ContextCell {
     }
 
     fn check_output(&self, message: &Bound<'_, PyAny>) -> PyResult<()> {
+        // Relaxed: written before the kernel was launched.
+        if !self.shared.typed.load(Ordering::Relaxed) {
+            return Ok(());
+        }
         let py = message.py();
         let expected = lock(&self.shared.output_type).as_ref().map(|kind| kind.clone_ref(py));
         match expected {
@@ -309,6 +323,7 @@ impl ContextHandle {
 #[pyclass(frozen, subclass, module = "pydotcompute._native")]
 pub(super) struct ActorContext {
     pub(super) cell: Arc<ContextCell>,
+    pub(super) held: Arc<Held>,
 }
 
 impl ActorContext {
@@ -322,7 +337,15 @@ impl ActorContext {
 impl ActorContext {
     #[new]
     fn new(handle: &Bound<'_, ContextHandle>) -> Self {
-        Self { cell: Arc::clone(&handle.get().cell) }
+        Self { cell: Arc::clone(&handle.get().cell), held: Arc::default() }
+    }
+
+    fn __traverse__(&self, visit: pyo3::PyVisit<'_>) -> Result<(), pyo3::PyTraverseError> {
+        self.held.traverse(&visit)
+    }
+
+    fn __clear__(&self) {
+        self.held.clear();
     }
 
     /// The kernel's name.

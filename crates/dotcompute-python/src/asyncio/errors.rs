@@ -1,17 +1,22 @@
 //! The core's errors as the package's exceptions.
 
 use std::fmt;
+use std::sync::Mutex;
 
+use dotcompute::mailbox::sync::lock;
 use dotcompute::{AskError, Fault, KernelState, LaunchError, ReceiveError, SendError, StateError};
+use pyo3::exceptions::PyBaseException;
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
+use pyo3::{PyTraverseError, PyVisit};
 
 use super::message::PyMessage;
 
 /// An exception of an actor, as the source of a fault.
 pub(super) struct PyFault {
     text: String,
-    error: PyErr,
+    /// Its traceback leads to the actor's frame, and that to the kernel: part of a cycle.
+    error: Mutex<Option<Py<PyBaseException>>>,
 }
 
 impl PyFault {
@@ -23,7 +28,7 @@ impl PyFault {
             }
             _ => name,
         };
-        Self { text, error }
+        Self { text, error: Mutex::new(Some(error.into_value(py))) }
     }
 }
 
@@ -41,11 +46,31 @@ impl fmt::Debug for PyFault {
 
 impl std::error::Error for PyFault {}
 
+/// Shows the exception that a fault came from to the collector.
+pub(super) fn traverse(fault: &Fault, visit: &PyVisit<'_>) -> Result<(), PyTraverseError> {
+    let source = std::error::Error::source(fault);
+    match source.and_then(|source| source.downcast_ref::<PyFault>()) {
+        Some(fault) => lock(&fault.error).as_ref().map_or(Ok(()), |error| visit.call(error)),
+        None => Ok(()),
+    }
+}
+
+/// Gives up the exception that a fault came from.
+pub(super) fn clear(fault: &Fault) {
+    let source = std::error::Error::source(fault);
+    if let Some(fault) = source.and_then(|source| source.downcast_ref::<PyFault>()) {
+        let error = lock(&fault.error).take();
+        drop(error);
+    }
+}
+
 /// The exception that a fault came from; for a fault of another kind, one that tells of it.
 pub(super) fn cause_of<'py>(py: Python<'py>, fault: &Fault) -> PyResult<Bound<'py, PyAny>> {
     let source = std::error::Error::source(fault);
-    if let Some(fault) = source.and_then(|source| source.downcast_ref::<PyFault>()) {
-        return Ok(fault.error.value(py).clone().into_any());
+    if let Some(fault) = source.and_then(|source| source.downcast_ref::<PyFault>())
+        && let Some(error) = &*lock(&fault.error)
+    {
+        return Ok(error.bind(py).clone().into_any());
     }
     class(py, "KernelError")?.call1((fault.to_string(),))
 }

@@ -21,7 +21,8 @@ use pyo3::types::PyDict;
 use pyo3::{ffi, intern, prelude::*};
 
 use super::executor::without_signals;
-use super::python::{self, names};
+use super::held::Held;
+use super::python::names;
 use super::scope::{schedule_later, scope};
 use super::waiter::{self, Slot};
 
@@ -55,6 +56,8 @@ pub(crate) struct Hub {
     depth: AtomicU32,
     helped: AtomicU32,
     closed: AtomicBool,
+    /// Who waits for what is no object of Python's.
+    pub(super) held: Arc<Held>,
 }
 
 struct State {
@@ -152,6 +155,7 @@ impl Hub {
             depth: AtomicU32::new(0),
             helped: AtomicU32::new(0),
             closed: AtomicBool::new(false),
+            held: Arc::default(),
         });
         let drain = Py::new(py, Drain { hub: Arc::downgrade(&hub) })?;
         lock(&hub.state).drain = Some(drain);
@@ -281,12 +285,7 @@ impl Hub {
             return false;
         }
         let Ok(names) = names(py) else { return false };
-        let Ok(task) = python::call(py, &names.current_task, event_loop, None) else {
-            return false;
-        };
-        if task.is_none() || python::call(py, &names.leave_task, event_loop, Some(&task)).is_err() {
-            return false;
-        }
+        let Ok(Some(task)) = names.leave(event_loop) else { return false };
         let current = Current::enter(self, event_loop);
         let depth = Depth::enter(self);
         while self.helped.load(Ordering::Relaxed) < HELPS && has_budget() {
@@ -299,7 +298,7 @@ impl Hub {
         }
         drop(depth);
         drop(current);
-        if let Err(error) = python::call(py, &names.enter_task, event_loop, Some(&task)) {
+        if let Err(error) = names.enter(event_loop, &task) {
             error.write_unraisable(py, Some(&task));
         }
         true
@@ -403,6 +402,7 @@ impl Hub {
                 job.abandon();
             }
         });
+        self.held.clear();
         drop((ready, drain, spares));
     }
 }

@@ -10,6 +10,7 @@ mod awaitable;
 mod context;
 mod errors;
 mod executor;
+mod held;
 mod hub;
 mod message;
 mod object;
@@ -21,6 +22,7 @@ mod waiter;
 
 use pyo3::prelude::*;
 
+pub(crate) use held::Held;
 pub(crate) use scope::scope;
 
 use crate::queues::QueueOperation;

@@ -127,9 +127,10 @@ unsafe extern "C" fn dealloc<T: Native>(object: *mut ffi::PyObject) {
 
 /// Drops what the object holds. An exception that is on its way is left alone.
 fn release<T: Native>(inner: &mut T) {
+    // First of all: to attach may run Python code, which must not find the object any more.
+    inner.gone();
     attached(|py| {
         let error = PyErr::take(py);
-        inner.gone();
         let inner: *mut T = inner;
         let dropped = catch_unwind(AssertUnwindSafe(|| {
             scope(py, || {

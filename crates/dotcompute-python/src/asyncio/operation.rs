@@ -4,7 +4,8 @@
 
 use std::ffi::c_int;
 use std::future::Future;
-use std::pin::{Pin, pin};
+use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
@@ -15,6 +16,7 @@ use pyo3::prelude::*;
 use super::actor::Actor;
 use super::context::ActorContext;
 use super::errors;
+use super::held::Held;
 use super::message::{PyMessage, full_envelope, plain_envelope};
 use super::runtime::NativeRuntime;
 use super::scope::scope;
@@ -38,6 +40,13 @@ impl Target {
         }
     }
 
+    fn held(&self) -> &Arc<Held> {
+        match self {
+            Self::Actor(actor) => &actor.get().held,
+            Self::Named(runtime, _) => &runtime.get().held,
+        }
+    }
+
     fn traverse(&self, visit: &mut dyn FnMut(&Py<PyAny>) -> c_int) -> c_int {
         match self {
             Self::Actor(actor) => visit(actor.as_any()),
@@ -57,18 +66,21 @@ pub(super) enum Operation {
     Future(Pending),
 }
 
+/// A receive that waits: for a reply, and for the end of its time.
+type Wait = (Receiving<PyMessage, PyMessage>, Option<Sleep>);
+
 /// A receive of a kernel's replies.
 pub(super) struct Receive {
     pub(super) target: Target,
     pub(super) timeout: Option<f64>,
-    pub(super) waiting: Option<Receiving<PyMessage, PyMessage>>,
-    pub(super) sleep: Option<Sleep>,
+    /// Boxed, since most receives do not wait, and what they are is moved about.
+    waiting: Option<Box<Wait>>,
 }
 
 impl Receive {
     #[inline]
-    pub(super) fn new(target: Target, timeout: Option<f64>) -> Operation {
-        Operation::Receive(Self { target, timeout, waiting: None, sleep: None })
+    pub(super) fn operation(target: Target, timeout: Option<f64>) -> Operation {
+        Operation::Receive(Self { target, timeout, waiting: None })
     }
 }
 
@@ -78,7 +90,8 @@ pub(super) struct ContextReceive {
     pub(super) timeout: Option<f64>,
     /// 0: not in line.
     pub(super) ticket: u64,
-    pub(super) sleep: Option<Sleep>,
+    /// Boxed, since most receives do not wait, and what they are is moved about.
+    pub(super) sleep: Option<Box<Option<Sleep>>>,
 }
 
 impl Drop for ContextReceive {
@@ -167,12 +180,22 @@ impl Operation {
         matches!(self, Self::Receive(_) | Self::ContextReceive(_) | Self::Queue(_))
     }
 
-    /// Whether what it waits for may come from what is ready on this loop.
+    /// Whether it helps: those outside do, who wait for what an actor makes. An actor that waits for
+    /// more waits cheaply, and lets them.
     pub(super) fn may_help(&self) -> bool {
-        matches!(
-            self,
-            Self::Receive(_) | Self::ContextReceive(_) | Self::Ask { .. } | Self::Queue(_)
-        )
+        matches!(self, Self::Receive(_) | Self::Ask { .. } | Self::Queue(_))
+    }
+
+    /// What holds those who wait for this.
+    pub(super) fn held(&self) -> Option<&Arc<Held>> {
+        match self {
+            Self::Send { target, .. } | Self::Ask { target, .. } => Some(target.held()),
+            Self::Receive(receive) => Some(receive.target.held()),
+            Self::ContextReceive(ContextReceive { context, .. })
+            | Self::ContextSend { context, .. } => Some(&context.get().held),
+            Self::Queue(operation) => Some(operation.held()),
+            Self::Future(_) => None,
+        }
     }
 
     pub(super) fn traverse(&self, visit: &mut dyn FnMut(&Py<PyAny>) -> c_int) -> c_int {
@@ -213,15 +236,13 @@ fn poll_send(
     let envelope =
         if actor.shared.is_asked() { full_envelope(message) } else { plain_envelope(message) };
     if !wait {
-        // Under a policy that blocks, a full mailbox leaves it pending; dropped, it was never sent.
-        let polled = scope(py, || pin!(kernel.send(envelope)).poll(cx));
-        return match polled {
-            Poll::Ready(Ok(())) => Ok(Poll::Ready(py.None())),
-            Poll::Ready(Err(error)) => Err(errors::send(py, error, timeout)),
-            Poll::Pending if duration(timeout)? == Some(Duration::ZERO) => {
+        return match scope(py, || kernel.offer(envelope)) {
+            Ok(None) => Ok(Poll::Ready(py.None())),
+            Err(error) => Err(errors::send(py, error, timeout)),
+            Ok(Some(_)) if duration(timeout)? == Some(Duration::ZERO) => {
                 Err(errors::timed_out(py, kernel.id().as_str(), 0.0, "send"))
             }
-            Poll::Pending => Ok(Poll::Pending),
+            Ok(Some(_)) => Ok(Poll::Pending),
         };
     }
     let kernel = kernel.clone();
@@ -251,10 +272,11 @@ fn poll_receive(
 ) -> PyResult<Poll<Py<PyAny>>> {
     let timeout = receive.timeout;
     if let Some(waiting) = &mut receive.waiting {
+        let (waiting, sleep) = &mut **waiting;
         return match scope(py, || Pin::new(waiting).poll(cx)) {
             Poll::Ready(Ok(envelope)) => Ok(Poll::Ready(envelope.message.into_object(py))),
             Poll::Ready(Err(error)) => Err(errors::receive(py, error, timeout)),
-            Poll::Pending if wait && expired(py, &mut receive.sleep, timeout, cx) => {
+            Poll::Pending if wait && expired(py, sleep, timeout, cx) => {
                 let actor = receive.target.resolve(py)?;
                 Err(errors::timed_out(py, actor.get().id(), timeout.unwrap_or_default(), "receive"))
             }
@@ -275,7 +297,7 @@ fn poll_receive(
             Err(error) => Err(errors::receive(py, error, timeout)),
         };
     }
-    receive.waiting = Some(kernel.receiving());
+    receive.waiting = Some(Box::new((kernel.receiving(), None)));
     poll_receive(py, receive, cx, wait)
 }
 
@@ -345,7 +367,7 @@ fn poll_context_receive(
     }
     let Some(seconds) = receive.timeout else { return Poll::Pending };
     let timed_out = if wait {
-        expired(py, &mut receive.sleep, receive.timeout, cx)
+        expired(py, receive.sleep.get_or_insert_default(), receive.timeout, cx)
     } else {
         match duration(Some(seconds)) {
             Ok(within) => within == Some(Duration::ZERO),

@@ -1,6 +1,6 @@
 //! The native half of `RingKernelRuntime`.
 
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use dotcompute::mailbox::sync::lock;
@@ -11,6 +11,7 @@ use pyo3::types::{PyDict, PyList, PyTuple};
 use super::actor::{Actor, core_runtime, name_of};
 use super::awaitable;
 use super::errors;
+use super::held::Held;
 use super::message::PyMessage;
 use super::operation::{Operation, Receive, Target, duration};
 use super::scope::scope;
@@ -21,6 +22,7 @@ pub(super) struct NativeRuntime {
     core: Mutex<Runtime>,
     /// The kernels by their ids: a dict of `Actor`s.
     kernels: Py<PyDict>,
+    pub(super) held: Arc<Held>,
 }
 
 impl NativeRuntime {
@@ -57,14 +59,21 @@ impl NativeRuntime {
         _args: &Bound<'_, PyTuple>,
         _kwargs: Option<&Bound<'_, PyDict>>,
     ) -> Self {
-        Self { core: Mutex::new(core_runtime()), kernels: PyDict::new(py).unbind() }
+        Self {
+            core: Mutex::new(core_runtime()),
+            kernels: PyDict::new(py).unbind(),
+            held: Arc::default(),
+        }
     }
 
     fn __traverse__(&self, visit: pyo3::PyVisit<'_>) -> Result<(), pyo3::PyTraverseError> {
-        visit.call(&self.kernels)
+        visit.call(&self.kernels)?;
+        self.held.traverse(&visit)
     }
 
-    fn __clear__(&self) {}
+    fn __clear__(&self) {
+        self.held.clear();
+    }
 
     /// The kernels by their ids.
     #[getter]
@@ -124,7 +133,7 @@ impl NativeRuntime {
         timeout: Option<f64>,
     ) -> PyResult<Py<PyAny>> {
         let target = Target::Named(slf.clone().unbind(), kernel_id);
-        awaitable::new(slf.py(), Receive::new(target, timeout))
+        awaitable::new(slf.py(), Receive::operation(target, timeout))
     }
 
     /// Sends a message to a kernel and receives the reply to it.

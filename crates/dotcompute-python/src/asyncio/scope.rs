@@ -14,13 +14,15 @@ use super::hub::Hub;
 
 struct Scope {
     depth: Cell<u32>,
+    /// Whether there is something to do at the end.
+    noted: Cell<bool>,
     garbage: RefCell<Vec<Py<PyAny>>>,
     hubs: RefCell<Vec<Arc<Hub>>>,
 }
 
 thread_local! {
     static SCOPE: Scope = const {
-        Scope { depth: Cell::new(0), garbage: RefCell::new(Vec::new()), hubs: RefCell::new(Vec::new()) }
+        Scope { depth: Cell::new(0), noted: Cell::new(false), garbage: RefCell::new(Vec::new()), hubs: RefCell::new(Vec::new()) }
     };
 }
 
@@ -37,7 +39,7 @@ pub(crate) fn scope<R>(py: Python<'_>, f: impl FnOnce() -> R) -> R {
                     return;
                 }
                 scope.depth.set(0);
-                if !scope.garbage.borrow().is_empty() || !scope.hubs.borrow().is_empty() {
+                if scope.noted.replace(false) {
                     flush(self.0, scope);
                 }
             });
@@ -72,6 +74,7 @@ pub(super) fn discard(object: Py<PyAny>) {
     let mut object = Some(object);
     let _ = SCOPE.try_with(|scope| {
         if scope.depth.get() > 0 {
+            scope.noted.set(true);
             scope.garbage.borrow_mut().extend(object.take());
         }
     });
@@ -84,6 +87,7 @@ pub(super) fn schedule_later(hub: Arc<Hub>) -> Option<Arc<Hub>> {
     let mut hub = Some(hub);
     let _ = SCOPE.try_with(|scope| {
         if scope.depth.get() > 0 {
+            scope.noted.set(true);
             scope.hubs.borrow_mut().extend(hub.take());
         }
     });

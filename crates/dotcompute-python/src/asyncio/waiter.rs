@@ -83,8 +83,6 @@ pub(super) struct Waiter {
     callback: Option<(Py<PyAny>, Py<PyAny>)>,
     cancelled: bool,
     message: Option<Py<PyAny>>,
-    /// The Task has asked for the result: it was entered.
-    consumed: bool,
 }
 
 /// A waiter of `hub`, whose loop is `event_loop`.
@@ -104,7 +102,6 @@ pub(super) fn new(py: Python<'_>, hub: &Arc<Hub>, event_loop: Py<PyAny>) -> PyRe
             callback: None,
             cancelled: false,
             message: None,
-            consumed: false,
         },
     )?;
     *lock(&slot.waiter) = NonNull::new(waiter.as_ptr()).map(Address);
@@ -133,11 +130,11 @@ pub(super) fn yielded(py: Python<'_>, waiter: &Py<PyAny>) {
 
 /// Runs the callback in its Context.
 fn run(py: Python<'_>, waiter: &Py<PyAny>, hub: &Arc<Hub>) -> PyResult<()> {
-    let callback = with(py, waiter, |waiter| {
-        waiter.consumed = false;
-        waiter.callback.take()
-    });
+    let (callback, cancelled) =
+        with(py, waiter, |waiter| (waiter.callback.take(), waiter.cancelled));
     let Some((callback, context)) = callback else { return Ok(()) };
+    let names = python::names(py)?;
+    let result_of = if cancelled { waiter } else { &names.done };
     let name = intern!(py, "run");
     // SAFETY: objects that we own references to, ended by a null.
     let result = unsafe {
@@ -145,7 +142,7 @@ fn run(py: Python<'_>, waiter: &Py<PyAny>, hub: &Arc<Hub>) -> PyResult<()> {
             context.as_ptr(),
             name.as_ptr(),
             callback.as_ptr(),
-            waiter.as_ptr(),
+            result_of.as_ptr(),
             null_mut::<ffi::PyObject>(),
         )
     };
@@ -158,9 +155,10 @@ fn run(py: Python<'_>, waiter: &Py<PyAny>, hub: &Arc<Hub>) -> PyResult<()> {
     if python::is_exit(py, &error) {
         return Err(error);
     }
-    if error.is_instance_of::<PyRuntimeError>(py) && !with(py, waiter, |waiter| waiter.consumed) {
+    // Without a traceback: it comes from `Context.run` itself, and the callback was not called.
+    if error.is_instance_of::<PyRuntimeError>(py) && error.traceback(py).is_none() {
         // The Context is entered already, by the code that this runs in: its turn comes later.
-        hub.call_soon(py, callback.bind(py), waiter.bind(py), context.bind(py));
+        hub.call_soon(py, callback.bind(py), result_of.bind(py), context.bind(py));
         return Ok(());
     }
     hub.report(py, &error);
@@ -296,7 +294,6 @@ unsafe extern "C" fn cancelled(
 unsafe extern "C" fn result(this: *mut ffi::PyObject, _: *mut ffi::PyObject) -> *mut ffi::PyObject {
     guard(null_mut(), |py| {
         let waiter = this!(this);
-        waiter.consumed = true;
         if !std::mem::take(&mut waiter.cancelled) {
             return Ok(py.None().into_ptr());
         }
@@ -323,7 +320,9 @@ unsafe fn arguments<'py>(
 ) -> (Option<Bound<'py, PyAny>>, Option<Bound<'py, PyAny>>) {
     let at = |index: usize| {
         // SAFETY: below the number of arguments, as the callers of `at` see to.
-        let argument = unsafe { *arguments.add(index) };
+        let place = unsafe { arguments.add(index) };
+        // SAFETY: a place of the interpreter's, initialised.
+        let argument = unsafe { place.read() };
         // SAFETY: a borrowed argument of the call.
         unsafe { Bound::from_borrowed_ptr(py, argument) }
     };

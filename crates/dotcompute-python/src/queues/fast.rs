@@ -14,6 +14,7 @@ use super::{
     Item, band_counts, class_name, clear, full_error, mailbox, maxsize, priority_of, timeout_error,
     traverse,
 };
+use crate::asyncio::Held;
 
 /// A queue for asyncio with four priority bands, each in the order of arrival.
 #[pyclass(
@@ -25,6 +26,7 @@ use super::{
     name = "FastMessageQueue"
 )]
 pub(super) struct FastMessageQueue {
+    pub(super) held: Arc<Held>,
     pub(super) mailbox: Arc<Mailbox<Item>>,
     maxsize: usize,
     kernel_id: String,
@@ -75,7 +77,13 @@ impl FastMessageQueue {
     )]
     fn new(maxsize: isize, kernel_id: &str, serialize: bool) -> PyResult<Self> {
         let maxsize = self::maxsize(maxsize)?;
-        Ok(Self { mailbox: mailbox(maxsize), maxsize, kernel_id: kernel_id.to_owned(), serialize })
+        Ok(Self {
+            held: Arc::default(),
+            mailbox: mailbox(maxsize),
+            maxsize,
+            kernel_id: kernel_id.to_owned(),
+            serialize,
+        })
     }
 
     #[getter]
@@ -177,10 +185,12 @@ impl FastMessageQueue {
     }
 
     fn __traverse__(&self, visit: PyVisit<'_>) -> Result<(), PyTraverseError> {
+        self.held.traverse(&visit)?;
         traverse(&self.mailbox, visit)
     }
 
     fn __clear__(&self) {
+        self.held.clear();
         clear(&self.mailbox);
     }
 }

@@ -13,6 +13,7 @@ use super::line::{Put, Try};
 use super::timeout::Timeout;
 use super::waiting::{self, Queue};
 use super::{DEFAULT_PRIORITY, Item, full_error, maxsize, priority_of, timeout_error};
+use crate::asyncio::Held;
 
 /// What `MessageQueue` is made of.
 #[pyclass(
@@ -24,6 +25,7 @@ use super::{DEFAULT_PRIORITY, Item, full_error, maxsize, priority_of, timeout_er
     name = "MessageQueueBase"
 )]
 pub(super) struct MessageQueue {
+    pub(super) held: Arc<Held>,
     pub(super) levels: Arc<Levels>,
     maxsize: usize,
     use_priority: AtomicBool,
@@ -65,7 +67,13 @@ impl MessageQueue {
     fn new(maxsize: isize, policy: &str, use_priority: bool, kernel_id: String) -> PyResult<Self> {
         let maxsize = self::maxsize(maxsize)?;
         let levels = Levels::new(maxsize, self::policy(policy)?);
-        Ok(Self { levels, maxsize, use_priority: AtomicBool::new(use_priority), kernel_id })
+        Ok(Self {
+            held: Arc::default(),
+            levels,
+            maxsize,
+            use_priority: AtomicBool::new(use_priority),
+            kernel_id,
+        })
     }
 
     /// The name of the backpressure strategy.
@@ -157,10 +165,12 @@ impl MessageQueue {
     }
 
     fn __traverse__(&self, visit: PyVisit<'_>) -> Result<(), PyTraverseError> {
+        self.held.traverse(&visit)?;
         self.levels.traverse(visit)
     }
 
     fn __clear__(&self) {
+        self.held.clear();
         self.levels.clear();
     }
 }

@@ -10,6 +10,7 @@ use super::line::Try;
 use super::timeout::Timeout;
 use super::waiting::{self, Queue};
 use super::{DEFAULT_PRIORITY, Item, class_name, clear, mailbox, rounded, traverse};
+use crate::asyncio::Held;
 
 /// A plain bounded queue for asyncio.
 #[pyclass(
@@ -21,6 +22,7 @@ use super::{DEFAULT_PRIORITY, Item, class_name, clear, mailbox, rounded, travers
     name = "RingBuffer"
 )]
 pub(super) struct RingBuffer {
+    pub(super) held: Arc<Held>,
     pub(super) mailbox: Arc<Mailbox<Item>>,
 }
 
@@ -29,7 +31,7 @@ impl RingBuffer {
     #[new]
     #[pyo3(signature = (capacity=4096))]
     fn new(capacity: isize) -> PyResult<Self> {
-        Ok(Self { mailbox: mailbox(rounded(capacity)?) })
+        Ok(Self { held: Arc::default(), mailbox: mailbox(rounded(capacity)?) })
     }
 
     #[getter]
@@ -86,10 +88,12 @@ impl RingBuffer {
     }
 
     fn __traverse__(&self, visit: PyVisit<'_>) -> Result<(), PyTraverseError> {
+        self.held.traverse(&visit)?;
         traverse(&self.mailbox, visit)
     }
 
     fn __clear__(&self) {
+        self.held.clear();
         clear(&self.mailbox);
     }
 }

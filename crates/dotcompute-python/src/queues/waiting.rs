@@ -15,7 +15,7 @@ use super::message_queue::MessageQueue;
 use super::ring::RingBuffer;
 use super::timeout::Timeout;
 use super::{DEFAULT_PRIORITY, Item};
-use crate::asyncio::{queue_awaitable, scope};
+use crate::asyncio::{Held, queue_awaitable, scope};
 
 /// The queue in which an operation waits.
 pub(super) enum Queue {
@@ -91,6 +91,14 @@ impl Queue {
             (None, Self::Ring(_)) => Ok(py.None()),
             (None, Self::Fast(queue)) => Err(queue.get().timeout_error(py, timeout)),
             (None, Self::Message(queue)) => Err(queue.get().timeout_error(py, timeout)),
+        }
+    }
+
+    fn held(&self) -> &Arc<Held> {
+        match self {
+            Self::Fast(queue) => &queue.get().held,
+            Self::Message(queue) => &queue.get().held,
+            Self::Ring(queue) => &queue.get().held,
         }
     }
 
@@ -207,6 +215,11 @@ impl QueueOperation {
             self.stage = Stage::Done;
         }
         Poll::Ready(self.queue.get_ended(py, item, self.timeout))
+    }
+
+    /// What holds those who wait for this.
+    pub(crate) fn held(&self) -> &Arc<Held> {
+        self.queue.held()
     }
 
     pub(crate) fn traverse(&self, visit: &mut dyn FnMut(&Py<PyAny>) -> c_int) -> c_int {
