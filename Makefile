@@ -38,6 +38,8 @@ venv: tools
 test-python: python
 	.venv/bin/ruff check python examples
 	.venv/bin/ruff format --check python examples
+	.venv/bin/mypy --strict python/pydotcompute examples/python
+	.venv/bin/python -m mypy.stubtest pydotcompute._native --allowlist python/stubtest-allowlist.txt
 	.venv/bin/python -m pytest
 
 check-deep: loom tsan portable chaos fuzz

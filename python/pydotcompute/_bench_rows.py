@@ -287,6 +287,14 @@ def thread_echo(ctx: Any) -> None:
             ctx.send(message)
 
 
+def native_echo(ctx: Any) -> None:
+    while not ctx.should_terminate:
+        message = ctx.receive(timeout=1.0)
+        if message is not None:
+            # Without waiting: a waiting send of PyDotCompute's goes to the wrong queue.
+            ctx.send_nowait(message)
+
+
 def tier_two() -> Any:
     from pydotcompute.ring_kernels import ThreadedRingKernel
 
@@ -296,7 +304,7 @@ def tier_two() -> Any:
 def tier_three() -> Any:
     from pydotcompute.ring_kernels import CythonRingKernel
 
-    return CythonRingKernel[Any, Any](KERNEL, thread_echo)
+    return CythonRingKernel[Any, Any](KERNEL, native_echo)
 
 
 def echoed(make: Callable[[], Any], count: int) -> Figures:

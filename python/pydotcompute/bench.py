@@ -70,8 +70,9 @@ def _rows() -> list[Row]:
         Row("threads.echo_1_core", "threaded_echo_1", "simple_queues_1", 1.1),
         Row("threads.echo_2_cores", "threaded_echo_2", "simple_queues_2", 1.0),
         Row("threads.batch", "threaded_batch", "peer", 1 / 10),
-        Row("threads.native_echo_1_core", "cython_echo_1", "peer", 1 / 500),
-        Row("threads.native_echo_2_cores", "cython_echo_2", "peer", 1 / 1000),
+        # With its extension built, which the released wheel lacks, PyDotCompute takes 8 ms.
+        Row("threads.native_echo_1_core", "cython_echo_1", 8_000_000, 1 / 500),
+        Row("threads.native_echo_2_cores", "cython_echo_2", 8_000_000, 1 / 1000),
         Row("queue.spsc", "spsc", "call_pair", 1.2),
         Row("message.construct", "construct", "peer", 1 / 8),
         Row("message.encode", "encode", "peer", 1 / 10),
