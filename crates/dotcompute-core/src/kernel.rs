@@ -884,6 +884,24 @@ impl<M: Message, R: Message> KernelRef<M, R> {
         })
     }
 
+    /// The next reply, if there is one now: [`try_receive`](Self::try_receive) for those who try
+    /// first and then wait.
+    ///
+    /// # Errors
+    ///
+    /// As for [`receive`](Self::receive).
+    #[inline]
+    pub fn receive_now(&self) -> Result<Option<Envelope<R>>, ReceiveError> {
+        if !self.cell.is_open() {
+            self.cell.check_open()?;
+        }
+        match self.cell.replies.try_receive() {
+            Ok(envelope) => Ok(Some(envelope)),
+            Err(mailbox::TryReceiveError::Empty) => Ok(None),
+            Err(mailbox::TryReceiveError::Closed) => Err(self.cell.no_reply()),
+        }
+    }
+
     /// [`receive`](Self::receive) that waits on the calling thread, for ever without a `timeout`.
     ///
     /// # Errors
