@@ -1,4 +1,5 @@
-# make run         builds the command and streams the bundled data through it: the main job
+# make run         builds the command, streams the bundled data through it (the main job), and
+#                  builds the Python package and runs its quick start
 # make test        formatting, lints, all tests, documentation: under 15 minutes on 2 cores
 # make check-deep  model checking, ThreadSanitizer, the portable system layer, fuzzing, long chaos
 # make bench       every figure beside its peer or floor, in one run
@@ -8,11 +9,14 @@ CARGO ?= cargo
 FUZZ_SECONDS ?= 60
 CHAOS_SECONDS ?= 60
 
-.PHONY: run test test-rust test-python python check-deep bench loom tsan portable fuzz chaos tools
+.PHONY: run test test-rust test-python python venv check-deep bench loom tsan portable fuzz chaos tools
 
 run: tools
 	$(CARGO) build --release -p dotcompute-cli
 	./target/release/dotcompute stream data/nyc-wind-2013.csv
+	@$(MAKE) --no-print-directory venv
+	PIP_QUIET=1 VIRTUAL_ENV=$(CURDIR)/.venv .venv/bin/maturin develop --quiet --release
+	.venv/bin/python examples/python/01_quick_start.py
 
 test: test-rust test-python
 
@@ -23,14 +27,17 @@ test-rust: tools
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --workspace --no-deps
 
 # The Python package on the same core, in an environment of its own under .venv.
-python: tools
-	test -x .venv/bin/python || python3 -m venv .venv
-	.venv/bin/python -m pip install --quiet --disable-pip-version-check "maturin>=1.9,<2"
-	VIRTUAL_ENV=$(CURDIR)/.venv .venv/bin/maturin develop --quiet --extras dev,numba
+python: venv
+	PIP_QUIET=1 VIRTUAL_ENV=$(CURDIR)/.venv .venv/bin/maturin develop --quiet --extras dev,numba
+
+venv: tools
+	@test -x .venv/bin/python || python3 -m venv .venv
+	@test -x .venv/bin/maturin || \
+		.venv/bin/python -m pip install --quiet --disable-pip-version-check "maturin>=1.9,<2"
 
 test-python: python
-	.venv/bin/ruff check python
-	.venv/bin/ruff format --check python
+	.venv/bin/ruff check python examples
+	.venv/bin/ruff format --check python examples
 	.venv/bin/python -m pytest
 
 check-deep: loom tsan portable chaos fuzz
@@ -50,8 +57,8 @@ loom: tools
 tsan: tools
 	RUSTC_BOOTSTRAP=1 RUSTFLAGS="-Zsanitizer=thread -Cunsafe-allow-abi-mismatch=sanitizer" \
 		$(CARGO) test \
-		-p dotcompute-mailbox --test tsan_ring --test tsan_mailbox --target x86_64-unknown-linux-gnu \
-		--target-dir target/tsan
+		-p dotcompute-mailbox --test tsan_ring --test tsan_mailbox \
+		--target $$(rustc -vV | sed -n 's/^host: //p') --target-dir target/tsan
 
 # The twin of the system calls for other systems, tested on this one.
 portable: tools
@@ -69,7 +76,10 @@ fuzz: tools
 
 tools:
 	@missing=; \
-	command -v $(CARGO) >/dev/null || { echo "cargo is missing: install Rust 1.88 or newer (rustup.rs)"; exit 1; }; \
+	rust="install Rust 1.88 or newer (rustup.rs; the one of apt may be older)"; \
+	command -v $(CARGO) >/dev/null || { echo "cargo is missing: $$rust"; exit 1; }; \
+	version=$$($(CARGO) --version | cut -d " " -f 2); \
+	printf '1.88\n%s\n' "$$version" | sort -VC || { echo "cargo $$version is too old: $$rust"; exit 1; }; \
 	command -v cc >/dev/null || missing="$$missing build-essential"; \
 	python3 -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null \
 		|| missing="$$missing python3 python3-venv"; \

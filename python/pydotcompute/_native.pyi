@@ -1,10 +1,11 @@
 """The extension module: dotcompute for Python."""
 
-from collections.abc import Coroutine, Generator, Iterable
+from collections.abc import Callable, Coroutine, Generator, Iterable
+from types import GenericAlias
 from typing import Any, Generic, Self, TypeVar, final
 from uuid import UUID
 
-from typing_extensions import Buffer
+from typing_extensions import Buffer, disjoint_base
 
 _T = TypeVar("_T")
 
@@ -79,7 +80,7 @@ class LayoutHandle:
 def encode_message(message: Any) -> bytes:
     """Return the bytes of a message of any class, as `MessageBase.serialize`."""
 
-def decode_message(class_: type[_T], data: Buffer, any_map: bool = False) -> _T:
+def decode_message(class_: type[_T], data: Buffer, any_map: bool = False, /) -> _T:
     """Read a message of any class, as `MessageBase.deserialize`."""
 
 def decode_any_message(data: Buffer, fallback: type[Any]) -> Any:
@@ -94,7 +95,7 @@ def new_message_id() -> UUID:
 def reseed_message_ids() -> None:
     """Start the generator of ids anew, in a child process after a fork."""
 
-def set_qualified(class_: type[Any], is_qualified: bool) -> None:
+def set_qualified(class_: type[Any], is_qualified: bool, /) -> None:
     """Say whether the bytes of this class's messages carry its name in full."""
 
 # --- queues -----------------------------------------------------------------------------------
@@ -114,6 +115,7 @@ class Awaitable(Coroutine[Any, Any, _T]):
     def throw(self, typ: Any, val: Any = None, tb: Any = None, /) -> Any: ...
     def close(self) -> None: ...
 
+@disjoint_base
 class FastMessageQueue(Generic[_T]):
     """The default queue of a ring kernel: four priority bands, each in the order of arrival.
 
@@ -133,6 +135,7 @@ class FastMessageQueue(Generic[_T]):
     def __new__(
         cls, maxsize: int = 4096, *, kernel_id: str = "", serialize: bool = False
     ) -> Self: ...
+    def __class_getitem__(cls, key: Any) -> GenericAlias: ...
     @property
     def maxsize(self) -> int:
         """The most messages that it holds; 0: no limit."""
@@ -187,6 +190,7 @@ class FastMessageQueue(Generic[_T]):
         """Count: ``total_enqueued == total_dequeued + total_dropped + current_size``."""
     def __len__(self) -> int: ...
 
+@disjoint_base
 class RingBuffer(Generic[_T]):
     """A plain bounded queue for asyncio tasks.
 
@@ -197,6 +201,7 @@ class RingBuffer(Generic[_T]):
     """
 
     def __new__(cls, capacity: int = 4096) -> Self: ...
+    def __class_getitem__(cls, key: Any) -> GenericAlias: ...
     @property
     def capacity(self) -> int:
         """The most that it holds."""
@@ -221,10 +226,12 @@ class RingBuffer(Generic[_T]):
         """Drop all; tell how many."""
     def __len__(self) -> int: ...
 
+@disjoint_base
 class MessageQueueBase(Generic[_T]):
     """What `MessageQueue` is made of."""
 
     def __new__(cls, maxsize: int, policy: str, use_priority: bool, kernel_id: str) -> Self: ...
+    def __class_getitem__(cls, key: Any) -> GenericAlias: ...
     _policy: str
     _use_priority: bool
     @property
@@ -279,6 +286,7 @@ class MessageQueueBase(Generic[_T]):
         """Count: ``total_enqueued == total_dequeued + total_dropped + current_size``."""
     def __len__(self) -> int: ...
 
+@disjoint_base
 class SyncQueue(Generic[_T]):
     """A queue between threads that raises when something cannot be.
 
@@ -289,6 +297,7 @@ class SyncQueue(Generic[_T]):
     """
 
     def __new__(cls, maxsize: int = 4096) -> Self: ...
+    def __class_getitem__(cls, key: Any) -> GenericAlias: ...
     @property
     def maxsize(self) -> int:
         """The most that it holds; 0: no limit."""
@@ -325,7 +334,7 @@ class SyncQueue(Generic[_T]):
             If the queue is shut down and empty.
         """
     def _offer(self, item: _T, timeout: float | None) -> bool: ...
-    def _take(self, timeout: float | None, default: Any, spin_wait_ns: int = 0) -> Any: ...
+    def _take(self, timeout: float | None, default: Any, spin_wait_ns: int = 0) -> _T | Any: ...
     def put_nowait(self, item: _T) -> bool:
         """Put an object without waiting; False if the queue is full or shut down."""
     def get_nowait(self) -> _T | None:
@@ -338,6 +347,7 @@ class SyncQueue(Generic[_T]):
         """Tell current_size, max_size, total_enqueued and total_dequeued."""
     def __len__(self) -> int: ...
 
+@disjoint_base
 class SPSCQueue(Generic[_T]):
     """A queue between threads that returns a value when something cannot be.
 
@@ -350,6 +360,7 @@ class SPSCQueue(Generic[_T]):
     """
 
     def __new__(cls, capacity: int = 4096) -> Self: ...
+    def __class_getitem__(cls, key: Any) -> GenericAlias: ...
     @property
     def capacity(self) -> int:
         """The most that it holds."""
@@ -376,7 +387,7 @@ class SPSCQueue(Generic[_T]):
         `default` if none came within `timeout` seconds, or the queue is shut down and empty.
         """
     def _offer(self, item: _T, timeout: float | None) -> bool: ...
-    def _take(self, timeout: float | None, default: Any, spin_wait_ns: int = 0) -> Any: ...
+    def _take(self, timeout: float | None, default: Any, spin_wait_ns: int = 0) -> _T | Any: ...
     def put_nowait(self, item: _T) -> bool:
         """Put an object without waiting; False if the queue is full or shut down."""
     def get_nowait(self, default: Any = None) -> _T | Any:
@@ -387,6 +398,7 @@ class SPSCQueue(Generic[_T]):
         """Take nothing more, and wake everybody who waits. What is queued may still be taken."""
     def __len__(self) -> int: ...
 
+@disjoint_base
 class FastSPSCQueue(Generic[_T]):
     """A queue between threads whose plain `put` and `get` do not wait.
 
@@ -399,6 +411,7 @@ class FastSPSCQueue(Generic[_T]):
     """
 
     def __new__(cls, capacity: int = 4096) -> Self: ...
+    def __class_getitem__(cls, key: Any) -> GenericAlias: ...
     @property
     def capacity(self) -> int:
         """The most that it holds."""
@@ -419,7 +432,7 @@ class FastSPSCQueue(Generic[_T]):
     def get(self) -> _T | None:
         """Take the next object; None if there is none."""
     def _offer(self, item: _T, timeout: float | None) -> bool: ...
-    def _take(self, timeout: float | None, default: Any, spin_wait_ns: int = 0) -> Any: ...
+    def _take(self, timeout: float | None, default: Any, spin_wait_ns: int = 0) -> _T | Any: ...
     def put_nowait(self, item: _T) -> bool:
         """`put`, under the name of the other queues."""
     def get_nowait(self, default: Any = None) -> _T | Any:
@@ -436,3 +449,87 @@ class FastSPSCQueue(Generic[_T]):
     def shutdown(self) -> None:
         """Take nothing more, and wake everybody who waits. What is queued may still be taken."""
     def __len__(self) -> int: ...
+
+# --- asyncio ---------------------------------------------------------------------------------
+
+@final
+class ContextHandle:
+    """What the context of an actor is made from."""
+
+    @property
+    def threaded(self) -> bool: ...
+
+class ActorContext:
+    """The native half of `KernelContext`."""
+
+    def __new__(cls, handle: ContextHandle) -> ActorContext: ...
+    @property
+    def kernel_id(self) -> str: ...
+    @property
+    def should_terminate(self) -> bool: ...
+    @property
+    def is_active(self) -> bool: ...
+    def receive(self, timeout: float | None = None) -> Any: ...
+    def send(self, message: Any) -> Any: ...
+    def wait_active(self) -> Any: ...
+
+class Actor:
+    """The native half of `RingKernel`."""
+
+    def __new__(cls, kernel_id: str, *_args: Any, **_kwargs: Any) -> Actor: ...
+    @property
+    def kernel_id(self) -> str: ...
+    @property
+    def error(self) -> BaseException | None: ...
+    @property
+    def restarts(self) -> int: ...
+    @property
+    def _state(self) -> str: ...
+    @property
+    def _stopping(self) -> bool: ...
+    def _launch(
+        self,
+        runtime: Runtime,
+        start: Callable[[ContextHandle, Callable[[Any], None]], Any],
+        *,
+        threaded: bool,
+        capacity: int,
+        reply_capacity: int,
+        backpressure: str,
+        restart: Any,
+        input_type: type | None,
+        output_type: type | None,
+    ) -> None: ...
+    def _activate(self) -> None: ...
+    def _deactivate(self) -> None: ...
+    def _reactivate(self) -> None: ...
+    def _stop(self, drain: bool) -> None: ...
+    def _terminate(self, timeout: float, drain: bool) -> Awaitable: ...
+    def _ended(self) -> Awaitable: ...
+    def send(self, message: Any, timeout: float | None = None) -> Awaitable: ...
+    def receive(self, timeout: float | None = None) -> Awaitable: ...
+    def send_and_receive(self, message: Any, timeout: float | None = None) -> Awaitable: ...
+    def _telemetry(self) -> dict[str, Any] | None: ...
+    def _books(self, replies: bool) -> dict[str, int]: ...
+
+class Runtime:
+    """The native half of `RingKernelRuntime`."""
+
+    def __new__(cls, *_args: Any, **_kwargs: Any) -> Runtime: ...
+    @property
+    def _kernels(self) -> dict[str, Any]: ...
+    def _renew(self) -> None: ...
+    def _shutdown(self, timeout: float) -> Awaitable: ...
+    def _shutdown_blocking(self, timeout: float) -> None: ...
+    def send(self, kernel_id: str, message: Any, *, timeout: float | None = None) -> Awaitable: ...
+    def receive(self, kernel_id: str, *, timeout: float | None = None) -> Awaitable: ...
+    def send_and_receive(
+        self, kernel_id: str, message: Any, *, timeout: float | None = None
+    ) -> Awaitable: ...
+    def _dead_letters(
+        self, kernel_id: str | None, take: bool
+    ) -> list[tuple[str, Any, str, int, bool, float]]: ...
+    def _replay(self, kernel_id: str | None) -> int: ...
+
+def _close_all() -> None: ...
+def _after_fork() -> None: ...

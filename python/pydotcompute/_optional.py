@@ -8,13 +8,11 @@ from __future__ import annotations
 
 import functools
 import importlib
-from dataclasses import dataclass
 from typing import Any
 
 __all__ = ["Found", "cupy", "forget", "mlx", "numba", "numba_cuda"]
 
 
-@dataclass(frozen=True, slots=True)
 class Found:
     """What became of looking for a library.
 
@@ -26,8 +24,11 @@ class Found:
         Why there is none; empty when there is one.
     """
 
-    module: Any
-    reason: str = ""
+    __slots__ = ("module", "reason")
+
+    def __init__(self, module: Any, reason: str = "") -> None:
+        self.module = module
+        self.reason = reason
 
     def __bool__(self) -> bool:
         return self.module is not None

@@ -250,13 +250,16 @@ async def test_an_await_in_an_except_block_keeps_its_exception_to_itself(runtime
 
     await runtime.launch("raiser", raiser)
     await runtime.activate("raiser")
+    handled = []
+    outer = ValueError("outer")
     try:
-        raise ValueError("outer")
-    except ValueError as error:
+        raise outer
+    except ValueError:
         for _ in range(3):
             await runtime.send("raiser", 0)
             await runtime.receive("raiser")
-            assert sys.exc_info()[1] is error  # noqa: PT017
+            handled.append(sys.exc_info()[1])
+    assert handled == [outer] * 3
     assert contexts == [(None, None, None), None] * 3
     for _ in range(3):
         await runtime.send("raiser", 0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 import copy
 import dataclasses
 import datetime
@@ -437,6 +438,34 @@ def test_frozen_slots_and_keyword_dataclasses():
     assert Keywords(value=1).value == 1
     with pytest.raises(TypeError):
         Keywords(1)
+
+
+def test_identity_and_abstract_classes():
+    @message
+    @dataclass(eq=False)
+    class Same:
+        value: int = 0
+
+    one = Same()
+    assert one == one
+    assert one != Same()
+    assert {one: 1}[one] == 1
+
+    @message
+    class Abstract(abc.ABC):
+        value: int = 0
+
+        @abc.abstractmethod
+        def act(self): ...
+
+    @message
+    class Concrete(Abstract):
+        def act(self):
+            return self.value
+
+    with pytest.raises(TypeError, match="abstract"):
+        Abstract()
+    assert Concrete.deserialize(Concrete(3).serialize()).act() == 3
 
 
 def test_a_class_that_cannot_derive_gets_the_methods():

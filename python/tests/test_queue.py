@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from pydotcompute.exceptions import QueueFullError, QueueTimeoutError
 from pydotcompute.ring_kernels.queue import BackpressureStrategy, MessageQueue, PriorityItem
@@ -164,3 +166,47 @@ async def test_concurrent_producers() -> None:
 
     await asyncio.gather(*(produce() for _ in range(3)))
     assert queue.qsize == 30
+
+
+@given(
+    maxsize=st.integers(0, 5),
+    strategy=st.sampled_from(BackpressureStrategy),
+    use_priority=st.booleans(),
+    steps=st.lists(st.one_of(st.integers(0, 255), st.none(), st.just("clear")), max_size=200),
+)
+def test_against_a_model(
+    maxsize: int, strategy: BackpressureStrategy, use_priority: bool, steps: list[Any]
+) -> None:
+    queue: MessageQueue[Prioritised] = MessageQueue(
+        maxsize, backpressure=strategy, use_priority=use_priority
+    )
+    model: list[Prioritised] = []
+
+    def rank(message: Prioritised) -> int:
+        return -message.priority if use_priority else 0
+
+    for step in steps:
+        if step == "clear":
+            assert queue.clear() == len(model)
+            model.clear()
+        elif step is None:
+            expected = min(model, key=rank, default=None)
+            assert queue.get_nowait() is expected
+            if expected is not None:
+                model.remove(expected)
+        else:
+            message = Prioritised(step, object())
+            is_full = 0 < maxsize <= len(model)
+            accepted = queue.put_nowait(message)
+            assert accepted is (not is_full or strategy is BackpressureStrategy.DROP_OLDEST)
+            if is_full and accepted:
+                lowest = max(map(rank, model))
+                model.remove(next(m for m in model if rank(m) == lowest))
+            if accepted:
+                model.append(message)
+        assert len(queue) == len(model)
+        assert queue.full is (0 < maxsize <= len(model))
+    totals = queue.get_stats()
+    assert totals["total_enqueued"] == (
+        totals["total_dequeued"] + totals["total_dropped"] + totals["current_size"]
+    )

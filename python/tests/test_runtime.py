@@ -333,7 +333,8 @@ def test_the_interpreter_ends_with_live_kernels(how):
 
 def test_a_child_of_fork_can_have_a_runtime_of_its_own():
     program = """
-import asyncio, os
+import asyncio
+import os
 from pydotcompute import RingKernelRuntime
 
 async def echo(ctx):

@@ -5,12 +5,13 @@ use crate::load::IDLE;
 use crate::{memory, ours, peers};
 
 /// The groups in the order of the table, each with what it is about.
-pub(crate) const GROUPS: [(&str, &str); 6] = [
+pub(crate) const GROUPS: [(&str, &str); 7] = [
     ("ring", "the typed ring between two threads, 64-byte records"),
     ("mailbox", "the mailbox with bands and books, on one thread"),
     ("ask", "a question and its answer, asker and kernel on one thread"),
     ("throughput", "messages to one kernel on a thread of its own"),
     ("hop", "one message round a ring of 1000 kernels on one thread"),
+    ("telemetry", "what taking times costs a message, sender and kernel on one thread"),
     ("memory", "idle kernels of capacity 1024, in a child process"),
 ];
 
@@ -268,6 +269,28 @@ pub(crate) const ROWS: &[Row] = &[
         size: Size::Timed,
         ours: ours::hop::hops,
         other: Other::Side(peers::tokio::hops),
+    },
+    Row {
+        id: "telemetry.default",
+        what: "send to an async kernel that times every 64th message; one pinned thread",
+        unit: Unit::Nanoseconds,
+        against: "the same, only the first message timed",
+        goal: None,
+        cores: 1,
+        size: Size::Timed,
+        ours: ours::telemetry::by_default,
+        other: Other::Side(ours::telemetry::first_only),
+    },
+    Row {
+        id: "telemetry.each",
+        what: "send to an async kernel that times each message; one pinned thread",
+        unit: Unit::Nanoseconds,
+        against: "the same, only the first message timed",
+        goal: None,
+        cores: 1,
+        size: Size::Timed,
+        ours: ours::telemetry::each,
+        other: Other::Side(ours::telemetry::first_only),
     },
     Row {
         id: "memory.idle.tokio",

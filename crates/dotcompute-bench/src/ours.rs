@@ -5,6 +5,7 @@ pub(crate) mod hop;
 pub(crate) mod idle;
 pub(crate) mod mailbox;
 pub(crate) mod ring;
+pub(crate) mod telemetry;
 pub(crate) mod throughput;
 
 use dotcompute::{Books, KernelRef, Message};

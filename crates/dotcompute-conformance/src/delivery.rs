@@ -1,11 +1,14 @@
 //! From a sender to the kernel, and from the kernel to whoever receives.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::sync::mpsc::channel;
 use std::time::Duration;
 
 use dotcompute::mailbox::wait::block_on;
-use dotcompute::{CAPACITY_MAX, Context, Envelope, KernelRef, Message, ReceiveError, SendError};
+use dotcompute::{
+    Backpressure, CAPACITY_MAX, Context, Envelope, KernelRef, Message, ReceiveError, SendError,
+    Terminate,
+};
 
 use crate::stage::{
     Auditor, Form, Gate, Gated, Number, Stage, Waiter, balanced, echo, launch, poll_once, quiet,
@@ -256,6 +259,62 @@ pub fn a_send_that_times_out_gives_its_message_back(stage: &Stage) {
     assert_eq!(gated.kernel.books().accepted, 2);
 }
 
+pub fn a_batch_is_sent_in_order_and_what_finds_no_room_is_left(stage: &Stage) {
+    let batch = |numbers: std::ops::Range<u64>| -> VecDeque<Envelope<Number>> {
+        numbers.map(|number| Number(number).into()).collect()
+    };
+    let left = |batch: &VecDeque<Envelope<Number>>| -> Vec<u64> {
+        batch.iter().map(|envelope| envelope.message.0).collect()
+    };
+    let gated = Gated::busy(stage.kernel("batch").capacity(4));
+    let mut messages = batch(1..7);
+    messages[5].priority = HIGH;
+    assert_eq!(gated.kernel.try_send_batch(&mut messages).unwrap(), 4);
+    assert_eq!(left(&messages), [5, 6]);
+    let brief = Some(Duration::from_millis(5));
+    let refused = gated.kernel.send_batch_blocking(&mut messages, brief).unwrap_err();
+    assert!(matches!(refused, SendError::Timeout { .. }), "{refused}");
+    assert_eq!((refused.into_inner().0, left(&messages)), (5, vec![6]));
+    // A cancelled batch leaves what was not accepted.
+    let mut cancelled = batch(7..9);
+    assert!(poll_once(&mut Box::pin(gated.kernel.send_batch(&mut cancelled))).is_pending());
+    assert_eq!(left(&cancelled), [7, 8]);
+    // One that waits goes on as room is made, in order.
+    let kernel = gated.kernel.clone();
+    let sender = Waiter::start(async move {
+        let mut messages = batch(10..40);
+        kernel.send_batch(&mut messages).await.unwrap();
+        messages.len()
+    });
+    let expected: Vec<u64> = (1..5).chain(10..40).collect();
+    assert_eq!(gated.release(expected.len()), expected);
+    assert_eq!(sender.join(), 0);
+    gated.kernel.terminate_blocking(Terminate::drain());
+    let mut late = batch(0..2);
+    let refused = gated.kernel.try_send_batch(&mut late).unwrap_err();
+    assert!(matches!(refused, SendError::Stopped { .. }), "{refused}");
+    assert_eq!((refused.into_inner().0, left(&late)), (0, vec![1]));
+    balanced(&gated.kernel);
+
+    for (policy, left_over, accepted) in [
+        (Backpressure::Reject, vec![3, 4], 3),
+        (Backpressure::DropNewest, vec![], 5),
+        (Backpressure::DropOldest, vec![], 5),
+    ] {
+        let builder = stage.kernel(&format!("{policy:?}")).capacity(2).backpressure(policy);
+        let gated = Gated::busy(builder);
+        let mut messages = batch(1..5);
+        let sent = gated.kernel.try_send_batch(&mut messages).unwrap() as u64;
+        assert_eq!((left(&messages), sent + 1), (left_over, accepted), "{policy:?}");
+        let books = gated.kernel.books();
+        let dropped = books.dropped_oldest + books.dropped_newest;
+        assert_eq!((books.accepted, books.queued, dropped), (accepted, 2, accepted - 3));
+        assert_eq!(books.rejected, if policy == Backpressure::Reject { 2 } else { 0 });
+        gated.release(2);
+        quiet(&gated.kernel);
+    }
+}
+
 pub fn a_batch_receive_takes_what_is_there(stage: &Stage) {
     let kernel = launch(stage.kernel("batch"), echo);
     for number in 0..10 {
@@ -264,12 +323,15 @@ pub fn a_batch_receive_takes_what_is_there(stage: &Stage) {
     quiet(&kernel);
     let mut batch = Vec::new();
     assert_eq!(block_on(kernel.receive_batch(4, &mut batch)).unwrap(), 4);
-    assert_eq!(kernel.receive_batch_blocking(100, &mut batch, None).unwrap(), 6);
+    assert_eq!(kernel.try_receive_batch(1, &mut batch).unwrap(), 1);
+    assert_eq!(kernel.receive_batch_blocking(100, &mut batch, None).unwrap(), 5);
     let numbers: Vec<u64> = batch.iter().map(|reply| reply.message.0).collect();
     assert_eq!(numbers, (0..10).collect::<Vec<_>>(), "in order, appended");
     let brief = Some(Duration::from_millis(5));
     let nothing = kernel.receive_batch_blocking(4, &mut batch, brief);
     assert!(matches!(nothing, Err(ReceiveError::Timeout { .. })));
+    let nothing = kernel.try_receive_batch(4, &mut batch);
+    assert!(matches!(nothing, Err(ReceiveError::Empty { .. })));
     assert_eq!(batch.len(), 10);
     // It waits for the first.
     let waiting = kernel.clone();

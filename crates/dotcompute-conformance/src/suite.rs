@@ -28,6 +28,7 @@ macro_rules! conformance_suite {
                 blocked_senders_are_admitted_by_band_and_then_in_order
                 a_cancelled_send_sends_nothing_and_holds_nobody_up
                 a_send_that_times_out_gives_its_message_back
+                a_batch_is_sent_in_order_and_what_finds_no_room_is_left
                 a_batch_receive_takes_what_is_there
                 a_cancelled_receive_loses_no_reply_and_no_wake_up
                 a_timed_receive_does_not_time_out_while_a_message_waits
@@ -145,6 +146,7 @@ macro_rules! conformance_suite {
                 the_watchdog_reports_a_stall_and_its_end
                 a_stalled_kernel_is_found_while_its_mailbox_drops
                 a_kernel_that_ended_is_not_stalled
+                a_stall_is_counted_from_the_kernels_own_delivery_whoever_had_its_name_before
                 the_runtime_tells_of_all_its_kernels_by_name
                 telemetry_is_published_through_the_metrics_facade
             }

@@ -166,6 +166,21 @@ pub fn a_kernel_that_ended_is_not_stalled(stage: &Stage) {
     assert_eq!(gated.kernel.telemetry().stalls, 1);
 }
 
+pub fn a_stall_is_counted_from_the_kernels_own_delivery_whoever_had_its_name_before(stage: &Stage) {
+    const WATCHDOG: Duration = Duration::from_millis(200);
+    let builder = || stage.kernel("name").watchdog(Some(WATCHDOG));
+    let before = Gated::busy(builder());
+    let start = Instant::now();
+    eventually(|| start.elapsed() >= WATCHDOG / 2);
+    before.kernel.terminate_blocking(Terminate::now().within(Duration::from_millis(10)));
+    let start = Instant::now();
+    let after = Gated::busy(builder());
+    eventually(|| after.kernel.telemetry().stalled);
+    assert!(start.elapsed() >= WATCHDOG, "stalled after {:?}", start.elapsed());
+    after.gate.remove();
+    quiet(&after.kernel);
+}
+
 pub fn the_runtime_tells_of_all_its_kernels_by_name(stage: &Stage) {
     for name in ["c", "a", "b"] {
         let kernel = launch(stage.kernel(name), echo);

@@ -30,7 +30,7 @@ mod given_tokio {
 }
 
 mod single_threaded {
-    use dotcompute::{Runtime, Terminate, Termination};
+    use dotcompute::{Context, Restart, RestartPolicy, Runtime, Terminate, Termination};
     use dotcompute_conformance::stage::{Number, echo, within};
 
     /// Kernels and those who wait for them share one thread, so nobody may block it.
@@ -49,6 +49,38 @@ mod single_threaded {
                 }
                 assert_eq!(kernel.terminate(Terminate::drain()).await, Termination::Clean);
                 assert_eq!(runtime.shutdown(std::time::Duration::from_secs(5)).await, []);
+            });
+        });
+    }
+
+    #[test]
+    fn a_kernel_that_fails_at_once_and_is_always_restarted_lets_the_others_run() {
+        within("restarts", dotcompute_conformance::WATCHDOG, || {
+            let tokio = tokio::runtime::Builder::new_current_thread().build().unwrap();
+            tokio.block_on(async {
+                let runtime = Runtime::builder().build();
+                let restart = Restart {
+                    policy: RestartPolicy::OnFault,
+                    max_restarts: u32::MAX,
+                    backoff: std::time::Duration::ZERO,
+                    ..Restart::default()
+                };
+                let failing = runtime
+                    .kernel("fails")
+                    .restart(restart)
+                    .launch(|_: Context<Number, Number>| async { Err("at once".into()) })
+                    .unwrap();
+                failing.activate().unwrap();
+                let kernel = runtime.kernel("echo").launch(echo).unwrap();
+                kernel.activate().unwrap();
+                for number in 0..100 {
+                    assert_eq!(kernel.ask(Number(number)).await.unwrap().message, Number(number));
+                }
+                assert!(failing.telemetry().restarts > 31);
+                // It is asleep at no time, and ends when it is told to, also by a drain.
+                let how = Terminate::drain().within(std::time::Duration::from_millis(100));
+                assert_eq!(failing.terminate(how).await, Termination::Cancelled);
+                kernel.terminate(Terminate::now()).await;
             });
         });
     }

@@ -58,8 +58,9 @@ fn every_synchronisation_edge_is_named_at_both_ends() {
                 rest.trim_start().chars().take(60).collect::<String>().to_lowercase();
             let role = role.split(':').next().unwrap_or_default().to_owned();
             let edge = edges.entry(name.to_owned()).or_default();
-            edge.0 |= role.contains("release") || role.contains("seqcst");
-            edge.1 |= role.contains("acquire") || role.contains("seqcst");
+            let both = role.contains("acqrel") || role.contains("seqcst");
+            edge.0 |= role.contains("release") || both;
+            edge.1 |= role.contains("acquire") || both;
         }
     }
     assert!(edges.len() > 5, "the edges should be found: {edges:?}");

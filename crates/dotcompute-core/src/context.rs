@@ -161,7 +161,8 @@ impl<M: Message, R: Message> Context<M, R> {
     /// Sends a reply that says itself what it belongs to: the ask that its correlation id names;
     /// else the ask with the same message id (an echo); else, if it has no correlation id, the
     /// oldest unanswered ask that this kernel has received; else the output mailbox. A reply to an
-    /// ask that has ended is a dead letter.
+    /// ask that has ended is a dead letter; where it is not the ask in hand, the last 1024 asks that
+    /// ended are known.
     ///
     /// # Errors
     ///

@@ -92,7 +92,7 @@ impl DeadLetter {
             delivery_count,
             reason,
             at: SystemTime::now(),
-            payload_bytes: envelope.message.payload_bytes(),
+            payload_bytes: size_bytes(&envelope.message),
             to_kernel,
             payload: Some(Box::new(envelope)),
         }
@@ -161,7 +161,19 @@ impl fmt::Debug for DeadLetter {
 /// Drops a message, or a letter that holds one. Its destructor is the user's code: what that panics
 /// with must not end whoever happens to drop it.
 pub(crate) fn discard<T>(message: T) {
-    let _ = catch_unwind(AssertUnwindSafe(|| drop(message)));
+    if let Err(panic) = catch_unwind(AssertUnwindSafe(|| drop(message))) {
+        // What it panicked with has a destructor too. There has to be an end to this.
+        std::mem::forget(panic);
+    }
+}
+
+/// What the message says of its size. That is the user's code, and may panic.
+fn size_bytes<M: Message>(message: &M) -> usize {
+    let said = catch_unwind(AssertUnwindSafe(|| message.payload_bytes()));
+    said.unwrap_or_else(|panic| {
+        discard(panic);
+        size_of_val(message)
+    })
 }
 
 /// The dead letters of one runtime: the newest ones, up to a number and a size.
@@ -200,7 +212,11 @@ impl DeadLetters {
     /// Keeps a letter that was taken out and is not a new one.
     pub(crate) fn restore(&self, letter: DeadLetter) {
         let mut evicted = Vec::new();
-        {
+        if letter.payload_bytes > DEAD_LETTERS_MAX_BYTES {
+            // It alone: the others are not to go for one that cannot stay.
+            lock(&self.kept).evicted += 1;
+            evicted.push(letter);
+        } else {
             let mut kept = lock(&self.kept);
             kept.bytes += letter.payload_bytes;
             kept.letters.push_back(letter);
@@ -294,6 +310,15 @@ mod tests {
         let counts = letters.counts();
         assert_eq!((counts.kept, counts.evicted), (4, 1));
         assert!(counts.bytes <= DEAD_LETTERS_MAX_BYTES);
+    }
+
+    #[test]
+    fn a_letter_larger_than_all_that_is_kept_takes_no_other_with_it() {
+        let letters = DeadLetters::default();
+        letters.push(letter(1));
+        letters.push(letter(usize::MAX));
+        let counts = letters.counts();
+        assert_eq!((counts.kept, counts.bytes, counts.evicted, counts.total), (1, 1, 1, 2));
     }
 
     #[test]

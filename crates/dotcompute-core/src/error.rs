@@ -101,6 +101,8 @@ impl Fault {
         } else if let Some(text) = payload.downcast_ref::<String>() {
             text.clone()
         } else {
+            // Its destructor is the user's code, and may panic too.
+            crate::dead_letter::discard(payload);
             "panic with a payload that is not text".to_owned()
         };
         Self::build(FaultKind::Panic, message, None)

@@ -2,6 +2,7 @@
 //! handle by which users reach it.
 
 use std::any::{Any, type_name};
+use std::collections::VecDeque;
 use std::fmt;
 use std::future::Future;
 use std::pin::Pin;
@@ -10,13 +11,15 @@ use std::task::{Context as TaskContext, Poll, Waker};
 use std::time::{Duration, Instant};
 
 use dotcompute_mailbox::sync::{AtomicU32, Ordering, lock};
-use dotcompute_mailbox::{self as mailbox, Admission, Band, Books, Close, Mailbox, wait};
+use dotcompute_mailbox::{
+    self as mailbox, Admission, Backpressure, Band, Books, Close, Mailbox, wait,
+};
 
 use crate::ask::{AskFailure, Asks, Routed};
 use crate::dead_letter::{self, DeadLetter, DeadLetterReason};
 use crate::error::{AskError, Fault, KernelId, ReceiveError, SendError, StateError};
 use crate::id::MessageId;
-use crate::lifecycle::{KernelState, Lifecycle, WrongState};
+use crate::lifecycle::{KernelState, Lifecycle, WrongState, wake_all};
 use crate::message::{AskToken, Envelope, Message, Taken};
 use crate::options::Options;
 use crate::runtime::Shared;
@@ -82,7 +85,7 @@ impl<M: Message, R: Message> Cell<M, R> {
             let result = f(&mut lifecycle);
             (result, lifecycle.changed())
         };
-        wakers.into_iter().for_each(Waker::wake);
+        wake_all(wakers);
         result
     }
 
@@ -93,22 +96,8 @@ impl<M: Message, R: Message> Cell<M, R> {
 
     /// Waits until `ready` finds in the lifecycle what it looks for. Cancel-safe.
     pub(crate) async fn until<T>(&self, mut ready: impl FnMut(&Lifecycle) -> Option<T>) -> T {
-        std::future::poll_fn(|cx| self.poll_until(cx, &mut ready)).await
-    }
-
-    pub(crate) fn poll_until<T>(
-        &self,
-        cx: &mut TaskContext<'_>,
-        ready: impl FnOnce(&Lifecycle) -> Option<T>,
-    ) -> Poll<T> {
-        let mut lifecycle = lock(&self.lifecycle);
-        match ready(&lifecycle) {
-            Some(value) => Poll::Ready(value),
-            None => {
-                lifecycle.wait(cx.waker());
-                Poll::Pending
-            }
-        }
+        let mut waiter = Waiter::new(&self.lifecycle);
+        std::future::poll_fn(|cx| waiter.poll(cx, &mut ready)).await
     }
 
     pub(crate) fn state(&self) -> KernelState {
@@ -171,9 +160,7 @@ impl<M: Message, R: Message> Cell<M, R> {
         // published; the waker below makes sure that the runner looks.
         self.control.fetch_or(KILLED, Ordering::Release);
         let runner = lock(&self.runner).take();
-        if let Some(runner) = runner {
-            runner.wake();
-        }
+        wake_all(runner);
     }
 
     #[inline]
@@ -221,9 +208,7 @@ impl<M: Message, R: Message> Cell<M, R> {
 
     pub(crate) fn fail_ask(&self, token: AskToken, failure: AskFailure) {
         let waker = lock(&self.asks).fail(token, failure);
-        if let Some(waker) = waker {
-            waker.wake();
-        }
+        wake_all(waker);
     }
 
     pub(crate) fn forget_received_asks(&self) {
@@ -246,9 +231,7 @@ impl<M: Message, R: Message> Cell<M, R> {
         match routed {
             Routed::Answered(waker) => {
                 Telemetry::count(&self.telemetry.asks_answered);
-                if let Some(waker) = waker {
-                    waker.wake();
-                }
+                wake_all(waker);
                 None
             }
             Routed::Late(reply) => {
@@ -263,7 +246,7 @@ impl<M: Message, R: Message> Cell<M, R> {
     pub(crate) fn try_output(&self, reply: Envelope<R>) -> Option<Envelope<R>> {
         // Looked at first, since a reply that waits for room was not rejected. Only the kernel
         // itself sends here, so there is room still when it does.
-        let blocks = self.options.reply_backpressure == mailbox::Backpressure::Block;
+        let blocks = self.options.reply_backpressure == Backpressure::Block;
         if blocks && self.replies.is_full() {
             return Some(reply);
         }
@@ -283,13 +266,13 @@ impl<M: Message, R: Message> Cell<M, R> {
     /// is its policy; `false` if the kernel had to stop instead, and the reply became a dead letter.
     pub(crate) async fn output(&self, reply: Envelope<R>) -> bool {
         let mut send = self.replies.send(Band::from_priority(reply.priority), reply);
+        let mut stop = Waiter::new(&self.lifecycle);
         let outcome = std::future::poll_fn(|cx| {
             if let Poll::Ready(outcome) = Pin::new(&mut send).poll(cx) {
                 return Poll::Ready(Some(outcome));
             }
             // A drain goes on waiting for a reader; a stop at once does not.
-            self.poll_until(cx, |lifecycle| (lifecycle.stop == Some(false)).then_some(()))
-                .map(|()| None)
+            stop.poll(cx, |lifecycle| (lifecycle.stop == Some(false)).then_some(())).map(|()| None)
         })
         .await;
         match outcome.unwrap_or_else(|| send.give_up()) {
@@ -376,7 +359,7 @@ impl<M: Message, R: Message> Cell<M, R> {
             None => AskFailure::Stopped,
         };
         let wakers = lock(&self.asks).close(failure);
-        wakers.into_iter().for_each(Waker::wake);
+        wake_all(wakers);
         if terminated {
             self.bury_replies();
         } else {
@@ -463,6 +446,54 @@ impl<M, R> fmt::Debug for Cell<M, R> {
     }
 }
 
+/// Somebody who waits for a change of a lifecycle; forgotten there when it is dropped.
+pub(crate) struct Waiter<'a> {
+    lifecycle: &'a Mutex<Lifecycle>,
+    number: Option<u64>,
+}
+
+impl<'a> Waiter<'a> {
+    fn new(lifecycle: &'a Mutex<Lifecycle>) -> Self {
+        Self { lifecycle, number: None }
+    }
+
+    /// Looks for what `ready` finds; if that is nothing yet, it is woken at the next change.
+    fn poll<T>(
+        &mut self,
+        cx: &mut TaskContext<'_>,
+        ready: impl FnOnce(&Lifecycle) -> Option<T>,
+    ) -> Poll<T> {
+        let mut lifecycle = lock(self.lifecycle);
+        if let Some(value) = ready(&lifecycle) {
+            return Poll::Ready(value);
+        }
+        let stale = lifecycle.wait(&mut self.number, cx.waker());
+        drop(lifecycle);
+        drop(stale);
+        Poll::Pending
+    }
+
+    /// Whether the kernel has ended, and how.
+    pub(crate) fn poll_ended(&mut self, cx: &mut TaskContext<'_>) -> Poll<Termination> {
+        self.poll(cx, |lifecycle| {
+            lifecycle.ended.then_some(match (lifecycle.abandoned, lifecycle.cancelled) {
+                (true, _) => Termination::Abandoned,
+                (false, true) => Termination::Cancelled,
+                (false, false) => Termination::Clean,
+            })
+        })
+    }
+}
+
+impl Drop for Waiter<'_> {
+    fn drop(&mut self) {
+        if let Some(number) = self.number {
+            let stale = lock(self.lifecycle).leave(number);
+            drop(stale);
+        }
+    }
+}
+
 /// What a runtime needs of a kernel without knowing its message types.
 pub(crate) trait AnyCell: Send + Sync {
     fn id(&self) -> &KernelId;
@@ -477,7 +508,8 @@ pub(crate) trait AnyCell: Send + Sync {
     fn kill(&self);
     fn abandon(&self);
     fn bury_replies(&self);
-    fn poll_ended(&self, cx: &mut TaskContext<'_>) -> Poll<Termination>;
+    /// Begins to wait for its end: see [`Waiter::poll_ended`].
+    fn wait_for_end(&self) -> Waiter<'_>;
     /// Sends a dead letter again; gives it back with the reason if that cannot be.
     fn replay(&self, letter: DeadLetter) -> Result<(), DeadLetter>;
     /// An `Address<M>`.
@@ -536,14 +568,8 @@ impl<M: Message, R: Message> AnyCell for Cell<M, R> {
         self.bury_replies();
     }
 
-    fn poll_ended(&self, cx: &mut TaskContext<'_>) -> Poll<Termination> {
-        self.poll_until(cx, |lifecycle| {
-            lifecycle.ended.then_some(match (lifecycle.abandoned, lifecycle.cancelled) {
-                (true, _) => Termination::Abandoned,
-                (false, true) => Termination::Cancelled,
-                (false, false) => Termination::Clean,
-            })
-        })
+    fn wait_for_end(&self) -> Waiter<'_> {
+        Waiter::new(&self.lifecycle)
     }
 
     fn replay(&self, letter: DeadLetter) -> Result<(), DeadLetter> {
@@ -725,6 +751,87 @@ impl<M: Message, R: Message> KernelRef<M, R> {
         send_blocking(&*self.cell, message.into(), timeout.and_then(timer::after))
     }
 
+    /// Sends what there is room for of `messages`, from the front, without waiting and under one
+    /// lock; how many were accepted. What found no room is left in `messages`. Under the policies
+    /// that drop there is room for all: those that a policy then drops are counted, as always.
+    ///
+    /// ```
+    /// use std::collections::VecDeque;
+    /// use dotcompute_core::{Backpressure, Context, Envelope, Message, Runtime};
+    ///
+    /// struct Number(u64);
+    /// impl Message for Number {
+    ///     const TYPE_NAME: &'static str = "Number";
+    /// }
+    ///
+    /// let runtime = Runtime::builder().build();
+    /// let kernel = runtime.kernel("k").capacity(4).launch(
+    ///     |mut context: Context<Number, Number>| async move {
+    ///         context.stopping().await;
+    ///         Ok(())
+    ///     },
+    /// )?;
+    /// kernel.activate()?;
+    /// let mut numbers: VecDeque<Envelope<Number>> = (0..6).map(|n| Number(n).into()).collect();
+    /// assert_eq!(kernel.try_send_batch(&mut numbers)?, 4);
+    /// assert_eq!(numbers[0].message.0, 4);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// If the kernel takes no messages: the first one comes back in the [`SendError`], the others
+    /// are left in `messages`.
+    pub fn try_send_batch(
+        &self,
+        messages: &mut VecDeque<Envelope<M>>,
+    ) -> Result<usize, SendError<M>> {
+        try_send_batch(&*self.cell, messages)
+    }
+
+    /// Sends all of `messages`, from the front, as many at a time as there is room for; waits while
+    /// the mailbox is full, if its policy is to block. When it is done `messages` is empty.
+    ///
+    /// # Errors
+    ///
+    /// See [`SendError`]: it holds the first message that was not accepted; those that follow it
+    /// are left in `messages`.
+    ///
+    /// # Cancel safety
+    ///
+    /// If the future is dropped before it is ready, what was not accepted is in `messages`.
+    pub async fn send_batch(
+        &self,
+        messages: &mut VecDeque<Envelope<M>>,
+    ) -> Result<(), SendError<M>> {
+        let to = &*self.cell;
+        loop {
+            let Some(next) = next_of_batch(to, messages)? else { return Ok(()) };
+            let send = to.mailbox.send(Band::from_priority(next.priority), next);
+            let mut waiting = InBatch { messages, send: Some(send) };
+            let outcome = std::future::poll_fn(|cx| waiting.poll(cx)).await;
+            sent(to, outcome)?;
+        }
+    }
+
+    /// [`send_batch`](Self::send_batch) that waits on the calling thread, for ever without a
+    /// `timeout` for all of them together.
+    ///
+    /// # Errors
+    ///
+    /// As for `send_batch`.
+    pub fn send_batch_blocking(
+        &self,
+        messages: &mut VecDeque<Envelope<M>>,
+        timeout: Option<Duration>,
+    ) -> Result<(), SendError<M>> {
+        let deadline = timeout.and_then(timer::after);
+        while let Some(next) = next_of_batch(&*self.cell, messages)? {
+            send_blocking(&*self.cell, next, deadline)?;
+        }
+        Ok(())
+    }
+
     /// The next reply that no ask has claimed.
     ///
     /// # Errors
@@ -791,11 +898,32 @@ impl<M: Message, R: Message> KernelRef<M, R> {
         })
     }
 
-    /// Up to `max` replies at once, appended to `into`; waits for the first one.
+    /// Up to `max` replies at once, appended to `into`, without waiting; how many.
+    ///
+    /// # Errors
+    ///
+    /// See [`ReceiveError`]; `Empty` if there is not even one.
+    pub fn try_receive_batch(
+        &self,
+        max: usize,
+        into: &mut Vec<Envelope<R>>,
+    ) -> Result<usize, ReceiveError> {
+        self.cell.check_open()?;
+        self.cell.replies.try_receive_batch(max, into).map_err(|error| match error {
+            mailbox::TryReceiveError::Empty => ReceiveError::Empty { kernel: self.id().clone() },
+            mailbox::TryReceiveError::Closed => self.cell.no_reply(),
+        })
+    }
+
+    /// Up to `max` replies at once, appended to `into`; waits for the first one; how many.
     ///
     /// # Errors
     ///
     /// See [`ReceiveError`].
+    ///
+    /// # Cancel safety
+    ///
+    /// Replies are taken exactly when the future is ready; they are in `into` then.
     pub async fn receive_batch(
         &self,
         max: usize,
@@ -1153,6 +1281,67 @@ fn try_send<M: Message>(
     }
 }
 
+fn try_send_batch<M: Message>(
+    to: &(impl Accept<M> + ?Sized),
+    messages: &mut VecDeque<Envelope<M>>,
+) -> Result<usize, SendError<M>> {
+    let band_of = |envelope: &Envelope<M>| Band::from_priority(envelope.priority);
+    let accepted = match to.is_open() {
+        true => to.mailbox().try_send_batch_by(band_of, messages).ok(),
+        false => None,
+    };
+    let Some(accepted) = accepted else {
+        return messages.pop_front().map_or(Ok(0), |first| Err(to.refusal(first)));
+    };
+    if !matches!(to.mailbox().backpressure(), Backpressure::Block | Backpressure::Reject) {
+        // All were accepted: what is left was dropped for it.
+        for dropped in messages.drain(..) {
+            admitted(to, Admission::Evicted(dropped))?;
+        }
+    }
+    Ok(accepted)
+}
+
+/// Sends as much of a batch as there is room for; the next message, which has to wait for room.
+fn next_of_batch<M: Message>(
+    to: &(impl Accept<M> + ?Sized),
+    messages: &mut VecDeque<Envelope<M>>,
+) -> Result<Option<Envelope<M>>, SendError<M>> {
+    try_send_batch(to, messages)?;
+    match (messages.pop_front(), to.mailbox().backpressure()) {
+        (Some(next), Backpressure::Reject) => Err(full(to, next)),
+        (next, _) => Ok(next),
+    }
+}
+
+/// What a mailbox says to a send.
+type Sent<M> = Result<Admission<Envelope<M>>, mailbox::SendError<Envelope<M>>>;
+
+/// A message of a batch that waits for room, and goes back to the others when that is given up.
+struct InBatch<'a, M> {
+    messages: &'a mut VecDeque<Envelope<M>>,
+    send: Option<mailbox::Send<'a, Envelope<M>>>,
+}
+
+impl<M> InBatch<'_, M> {
+    fn poll(&mut self, cx: &mut TaskContext<'_>) -> Poll<Sent<M>> {
+        let send = self.send.as_mut().expect("a send is not polled after it has ended");
+        let outcome = std::task::ready!(Pin::new(send).poll(cx));
+        self.send = None;
+        Poll::Ready(outcome)
+    }
+}
+
+impl<M> Drop for InBatch<'_, M> {
+    fn drop(&mut self) {
+        if let Some(send) = self.send.take()
+            && let Err(error) = send.give_up()
+        {
+            self.messages.push_front(error.into_inner());
+        }
+    }
+}
+
 async fn send<M: Message>(
     to: &(impl Accept<M> + ?Sized),
     envelope: Envelope<M>,
@@ -1185,10 +1374,7 @@ fn send_blocking<M: Message>(
 }
 
 #[inline]
-fn sent<M: Message>(
-    to: &(impl Accept<M> + ?Sized),
-    outcome: Result<Admission<Envelope<M>>, mailbox::SendError<Envelope<M>>>,
-) -> Result<(), SendError<M>> {
+fn sent<M: Message>(to: &(impl Accept<M> + ?Sized), outcome: Sent<M>) -> Result<(), SendError<M>> {
     match outcome {
         Ok(Admission::Accepted) => Ok(()),
         Ok(admission) => admitted(to, admission),
@@ -1231,6 +1417,19 @@ impl<M: Message> Address<M> {
     /// See [`SendError`].
     pub async fn send(&self, message: impl Into<Envelope<M>>) -> Result<(), SendError<M>> {
         send(&*self.to, message.into(), None).await
+    }
+
+    /// As [`KernelRef::send_timeout`].
+    ///
+    /// # Errors
+    ///
+    /// See [`SendError`].
+    pub async fn send_timeout(
+        &self,
+        message: impl Into<Envelope<M>>,
+        timeout: Duration,
+    ) -> Result<(), SendError<M>> {
+        send(&*self.to, message.into(), timer::after(timeout)).await
     }
 
     /// As [`KernelRef::try_send`].

@@ -1,4 +1,31 @@
 //! Ring kernels: messages, lifecycle, executors, supervision, telemetry.
+//!
+//! What the crate `dotcompute` re-exports; use that one. A kernel is launched by a [`Runtime`], seen
+//! from outside as a [`KernelRef`] and from inside as a [`Context`]:
+//!
+//! ```
+//! use dotcompute_core::{Context, Message, Runtime};
+//!
+//! #[derive(Message)]
+//! #[message(crate = "dotcompute_core")]
+//! struct Number {
+//!     value: u64,
+//! }
+//!
+//! let runtime = Runtime::builder().build();
+//! let doubler = runtime.kernel("doubler").launch(
+//!     |mut context: Context<Number, Number>| async move {
+//!         while let Ok(number) = context.receive().await {
+//!             let value = number.value * 2;
+//!             context.reply(Number { value }).await?;
+//!         }
+//!         Ok(())
+//!     },
+//! )?;
+//! doubler.activate()?;
+//! assert_eq!(doubler.ask_blocking(Number { value: 21 }, None)?.message.value, 42);
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
 
 #![deny(unsafe_code)]
 

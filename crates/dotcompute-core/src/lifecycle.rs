@@ -10,10 +10,23 @@
 //!                 FAILED ◄──┴─► TERMINATED ◄─ TERMINATING
 //! ```
 
+use std::collections::BTreeMap;
 use std::fmt;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::task::Waker;
 
+use crate::dead_letter;
 use crate::error::Fault;
+
+/// Wakes everyone. A waker is foreign code: should one panic, the others are woken all the same,
+/// and whoever calls this goes on.
+pub(crate) fn wake_all(wakers: impl IntoIterator<Item = Waker>) {
+    for waker in wakers {
+        if let Err(panic) = catch_unwind(AssertUnwindSafe(|| waker.wake())) {
+            dead_letter::discard(panic);
+        }
+    }
+}
 
 /// Where a ring kernel stands in its life.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -76,7 +89,9 @@ pub(crate) struct Lifecycle {
     pub(crate) cancelled: bool,
     /// Nobody will ask for it again: its name is free once it has ended.
     pub(crate) remove_when_ended: bool,
-    waiters: Vec<Waker>,
+    /// Who waits for a change, by a number that each has for as long as it waits.
+    waiters: BTreeMap<u64, Waker>,
+    next_waiter: u64,
 }
 
 /// A step that the lifecycle does not allow in the present state.
@@ -94,21 +109,35 @@ impl Lifecycle {
             abandoned: false,
             cancelled: false,
             remove_when_ended: false,
-            waiters: Vec::new(),
+            waiters: BTreeMap::new(),
+            next_waiter: 0,
         }
     }
 
-    /// Registers `waker` for the next change.
-    pub(crate) fn wait(&mut self, waker: &Waker) {
-        if !self.waiters.iter().any(|known| known.will_wake(waker)) {
-            self.waiters.push(waker.clone());
+    /// Registers `waker` for the next change, under the number in `waiter`, which it is given if it
+    /// has none. The waker that this replaces comes back, to be dropped outside the lock.
+    #[must_use]
+    pub(crate) fn wait(&mut self, waiter: &mut Option<u64>, waker: &Waker) -> Option<Waker> {
+        let next = &mut self.next_waiter;
+        let number = *waiter.get_or_insert_with(|| {
+            *next += 1;
+            *next
+        });
+        match self.waiters.get(&number) {
+            Some(known) if known.will_wake(waker) => None,
+            _ => self.waiters.insert(number, waker.clone()),
         }
+    }
+
+    /// Forgets a waiter that waits no more; its waker is to be dropped outside the lock.
+    #[must_use]
+    pub(crate) fn leave(&mut self, waiter: u64) -> Option<Waker> {
+        self.waiters.remove(&waiter)
     }
 
     /// The wakers to call, once the lock is released, because something changed.
-    #[must_use]
-    pub(crate) fn changed(&mut self) -> Vec<Waker> {
-        std::mem::take(&mut self.waiters)
+    pub(crate) fn changed(&mut self) -> impl Iterator<Item = Waker> + use<> {
+        std::mem::take(&mut self.waiters).into_values()
     }
 
     /// CREATED → LAUNCHED.

@@ -155,6 +155,14 @@ impl<M> Envelope<M> {
     }
 }
 
+/// A copy is the same message by its id, correlation and priority. Nobody waits for the answer to
+/// it, and its deliveries count from the first.
+impl<M: Clone> Clone for Envelope<M> {
+    fn clone(&self) -> Self {
+        Self::with_parts(self.id, self.correlation_id, self.priority, self.message.clone())
+    }
+}
+
 impl<M: Message> From<M> for Envelope<M> {
     fn from(message: M) -> Self {
         Self::new(message)

@@ -29,7 +29,7 @@ pub enum RestartPolicy {
 pub struct Restart {
     /// When.
     pub policy: RestartPolicy,
-    /// How many restarts within `window` are put up with.
+    /// How many restarts within `window` are put up with; `u32::MAX`: any number.
     pub max_restarts: u32,
     /// The time within which restarts are counted.
     pub window: Duration,

@@ -5,9 +5,9 @@ use std::collections::HashMap;
 use std::fmt;
 use std::future::Future;
 use std::sync::{Arc, Condvar, Mutex, Weak};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use dotcompute_mailbox::sync::{Ordering, lock};
+use dotcompute_mailbox::sync::lock;
 use dotcompute_mailbox::{Backpressure, wait};
 use tracing::Instrument;
 
@@ -21,7 +21,7 @@ use crate::lifecycle::KernelState;
 use crate::message::Message;
 use crate::options::{Options, Restart};
 use crate::supervision::{BodyFuture, TellWhenDropped, supervise};
-use crate::telemetry::{self, KernelTelemetry, Telemetry};
+use crate::telemetry::{self, KernelTelemetry};
 use crate::terminate::{self, Termination};
 
 /// What a runtime and its kernels share.
@@ -525,35 +525,16 @@ fn monitor(shared: &Arc<Shared>) {
 }
 
 fn watch(shared: &Weak<Shared>, signal: &MonitorSignal) {
-    /// How many messages a kernel had settled, and since when it has been at that number.
-    type Seen = HashMap<KernelId, (u64, Instant)>;
-    let mut seen = Seen::new();
     loop {
         let Some(runtime) = shared.upgrade() else { return };
         let mut shortest = Duration::from_secs(40);
-        let now = Instant::now();
-        let mut still = Seen::with_capacity(seen.len());
         for cell in runtime.all() {
             let Some(watchdog) = cell.options().watchdog else { continue };
             shortest = shortest.min(watchdog);
-            let books = cell.books();
-            let settled = books.processed + books.expired + books.dead_lettered + books.redelivered;
-            let since = match seen.get(cell.id()) {
-                Some((before, since)) if *before == settled && books.in_hand > 0 => *since,
-                _ => now,
-            };
-            if books.in_hand > 0 {
-                still.insert(cell.id().clone(), (settled, since));
-            }
-            let stalled = books.in_hand > 0 && now.duration_since(since) >= watchdog;
-            // Relaxed: statistics, written by this thread alone.
-            let before = cell.telemetry().stalled.swap(u32::from(stalled), Ordering::Relaxed);
-            if stalled && before == 0 {
-                Telemetry::count(&cell.telemetry().stalls);
+            if cell.telemetry().watch(&cell.books(), watchdog) {
                 tracing::warn!(kernel = %cell.id(), ?watchdog, "ring kernel stalled");
             }
         }
-        seen = still;
         drop(runtime);
         if !signal.pause((shortest / 4).max(Duration::from_millis(1))) {
             return;

@@ -1,7 +1,7 @@
 //! The supervised life of a kernel: runs its body, catches its faults, restarts it or ends it.
 
 use std::collections::VecDeque;
-use std::future::Future;
+use std::future::{Future, poll_fn};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
 use std::sync::Arc;
@@ -23,6 +23,9 @@ use crate::timer;
 
 /// A body in flight.
 pub(crate) type BodyFuture = Pin<Box<dyn Future<Output = Result<(), BoxError>> + Send>>;
+
+/// The longest pause before a restart is the first one doubled so often.
+const DOUBLINGS_MAX: u32 = 31;
 
 /// How a body ended.
 enum Ended {
@@ -135,9 +138,13 @@ async fn live<M: Message, R: Message>(
             };
         }
 
-        let doublings = u32::try_from(restarts.len()).unwrap_or(u32::MAX).min(31);
+        let doublings = u32::try_from(restarts.len()).unwrap_or(u32::MAX).min(DOUBLINGS_MAX);
         let pause = restart.backoff.saturating_mul(1 << doublings).min(restart.backoff_max);
         restarts.push_back(now);
+        if restart.max_restarts == u32::MAX && restarts.len() > DOUBLINGS_MAX as usize {
+            // Nobody counts them any more, but for the pause.
+            restarts.pop_front();
+        }
         if let Some(fault) = &fault {
             tracing::warn!(kernel = %cell.id, %fault, ?pause, "ring kernel faulted, restarting");
         }
@@ -151,9 +158,25 @@ async fn live<M: Message, R: Message>(
                 return None;
             }
         }
+        // Also where there is no pause to wait for: a body that fails at once, again and again,
+        // must not keep the other kernels of its executor from running.
+        let_others_run().await;
         Telemetry::count(&cell.telemetry.restarts);
         cell.change(|lifecycle| lifecycle.restarted());
     }
+}
+
+/// Gives the executor back once.
+async fn let_others_run() {
+    let mut had_their_turn = false;
+    poll_fn(|cx| match std::mem::replace(&mut had_their_turn, true) {
+        true => Poll::Ready(()),
+        false => {
+            cx.waker().wake_by_ref();
+            Poll::Pending
+        }
+    })
+    .await;
 }
 
 /// The body is gone; what it had in hand is settled as its end says.
@@ -236,12 +259,13 @@ where
         let polled = if this.cell.is_killed() {
             Poll::Ready(Ended::Killed)
         } else {
-            match catch_unwind(AssertUnwindSafe(|| this.step(cx))) {
-                Ok(Poll::Pending) => Poll::Pending,
-                Ok(Poll::Ready(Ok(()))) => Poll::Ready(Ended::Returned),
-                Ok(Poll::Ready(Err(error))) => Poll::Ready(this.returned(error)),
-                Err(panic) => Poll::Ready(Ended::Faulted(Fault::from_panic(panic))),
-            }
+            // An error's text is the user's code too.
+            catch_unwind(AssertUnwindSafe(|| match this.step(cx) {
+                Poll::Pending => Poll::Pending,
+                Poll::Ready(Ok(())) => Poll::Ready(Ended::Returned),
+                Poll::Ready(Err(error)) => Poll::Ready(this.returned(error)),
+            }))
+            .unwrap_or_else(|panic| Poll::Ready(Ended::Faulted(Fault::from_panic(panic))))
         };
         let Poll::Ready(mut ended) = polled else { return Poll::Pending };
         // The destructors of what the body holds are its code too.
@@ -249,8 +273,11 @@ where
             this.running = None;
             this.context = None;
         }));
-        if let (Err(panic), Ended::Returned) = (dropped, &ended) {
-            ended = Ended::Faulted(Fault::from_panic(panic));
+        if let Err(panic) = dropped {
+            let fault = Fault::from_panic(panic);
+            if let Ended::Returned = ended {
+                ended = Ended::Faulted(fault);
+            }
         }
         Poll::Ready(ended)
     }

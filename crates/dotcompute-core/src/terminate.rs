@@ -61,7 +61,8 @@ pub(crate) async fn end_all(cells: &[Arc<dyn AnyCell>], within: Duration) -> Vec
     for until in [cancel_at, deadline] {
         // One after the other is as quick as all at once: they end on their own.
         for (cell, outcome) in cells.iter().zip(&mut outcomes).filter(|(_, o)| o.is_none()) {
-            let ended = std::future::poll_fn(|cx| cell.poll_ended(cx));
+            let mut end = cell.wait_for_end();
+            let ended = std::future::poll_fn(|cx| end.poll_ended(cx));
             *outcome = timer::timeout_at(until, ended).await;
         }
         if until == cancel_at {

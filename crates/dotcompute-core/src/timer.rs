@@ -13,6 +13,8 @@ use std::time::{Duration, Instant};
 
 use dotcompute_mailbox::sync::lock;
 
+use crate::lifecycle::wake_all;
+
 const LEVELS: usize = 6;
 const SLOTS: usize = 64;
 /// The farthest tick that the wheel tells apart: about two years away. A farther one waits there.
@@ -246,9 +248,7 @@ impl Timer {
             shared.wheel.advance(now.as_millis() as u64, &mut fired);
             if !fired.is_empty() {
                 drop(shared);
-                for waker in fired.drain(..) {
-                    waker.wake();
-                }
+                wake_all(fired.drain(..));
                 shared = lock(&self.state);
                 continue;
             }
@@ -437,6 +437,21 @@ mod tests {
             sleep_until(far),
         ));
         assert_eq!(outcome, None);
+    }
+
+    #[test]
+    fn a_waker_that_panics_does_not_stop_the_clock() {
+        struct Panics;
+        impl Wake for Panics {
+            fn wake(self: Arc<Self>) {
+                panic!("a waker that panics");
+            }
+        }
+        let waker = Waker::from(Arc::new(Panics));
+        let soon = Instant::now() + Duration::from_millis(1);
+        let mut sleep = sleep_until(soon);
+        assert!(Pin::new(&mut sleep).poll(&mut Context::from_waker(&waker)).is_pending());
+        dotcompute_mailbox::wait::block_on(sleep_until(soon + Duration::from_millis(2)));
     }
 
     #[test]

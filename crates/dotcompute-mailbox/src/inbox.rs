@@ -1,6 +1,6 @@
 //! The kernel's end of a mailbox: one message in hand at a time, most of them without the lock.
 
-use crate::bands::{Band, SlotPtr};
+use crate::bands::{Band, PREFETCH_AHEAD, SlotPtr};
 use crate::clock::now_ns;
 use crate::cursor::Progress;
 use crate::error::{Closed, TryReceiveError};
@@ -217,6 +217,9 @@ impl<T> End<T> {
             // the mailbox alive, and nobody writes the link of the slot in hand.
             _ => Some((unsafe { slot.next() }, band, left - 1)),
         };
+        if left > PREFETCH_AHEAD {
+            slot.prefetch_ahead();
+        }
         self.hold(slot, band);
         true
     }

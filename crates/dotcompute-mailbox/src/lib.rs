@@ -1,4 +1,26 @@
 //! Rings, priority mailboxes and waiting: the only crate of dotcompute with atomics.
+//!
+//! - [`Mailbox`]: many senders, four priority bands, exact capacity, a backpressure policy, books.
+//!   [`Inbox`] is the end of the one kernel that it belongs to.
+//! - [`ring`]: between one producer and one consumer, over the heap or memory that others map.
+//! - [`wait`]: how a thread waits, [`block_on`](wait::block_on) above all.
+//!
+//! ```
+//! use dotcompute_mailbox::{Backpressure, Band, Mailbox};
+//!
+//! let mailbox = Mailbox::new(16, Backpressure::Block);
+//! std::thread::scope(|scope| {
+//!     scope.spawn(|| {
+//!         for number in 0..100 {
+//!             let _accepted = mailbox.send_blocking(Band::Normal, number, None).unwrap();
+//!         }
+//!     });
+//!     for number in 0..100 {
+//!         assert_eq!(mailbox.receive_blocking(None), Ok(number));
+//!     }
+//! });
+//! assert_eq!(mailbox.books().processed, 100);
+//! ```
 
 pub mod clock;
 pub mod ring;

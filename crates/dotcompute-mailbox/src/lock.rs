@@ -16,14 +16,19 @@ use std::time::{Duration, Instant};
 const FREE: u32 = 0;
 const HELD: u32 = 1;
 
-/// Spins between looks at a held lock, before going to sleep: some microseconds in all. They are
-/// long on purpose. Who holds the lock will often want it again at once, and while it alone does,
-/// what the lock guards stays in its core's cache: two threads that take turns for every message
-/// are several times slower than two that take turns for every dozen.
-#[cfg(not(loom))]
-const PAUSES: [u32; 6] = [8, 16, 32, 64, 64, 64];
-#[cfg(loom)]
-const PAUSES: [u32; 0] = [];
+/// Spins before the first looks at a held lock. They are long on purpose. Who holds the lock will
+/// often want it again at once, and while it alone does, what the lock guards stays in its core's
+/// cache: two threads that take turns for every message are several times slower than two that take
+/// turns for every dozen.
+const PAUSES: [u32; 6] = [8, 16, 32, 32, 32, 32];
+/// Looks after those, with [`PAUSE`] before each. They are many: a thread that takes the lock again
+/// and again leaves it free for moments only, and some looks in a row may well miss them all.
+const LOOKS: usize = 24;
+const PAUSE: u32 = 16;
+/// Then the holder has probably lost its core, perhaps to us: how often it is let run before a nap.
+const YIELDS: usize = 16;
+/// Looks after each of these.
+const LOOKS_PER_YIELD: usize = 8;
 
 /// The longest sleep between two looks.
 #[cfg(not(loom))]
@@ -56,20 +61,32 @@ impl<T> Lock<T> {
 
     #[cold]
     fn acquire_slowly(&self) {
-        for pauses in PAUSES {
-            for _ in 0..pauses {
-                spin_loop();
-            }
-            // Relaxed: only a reason to try.
-            if self.word.load(Ordering::Relaxed) == FREE && self.try_acquire() {
-                return;
-            }
+        // A model checker explores every look: there only naps are left.
+        if !cfg!(loom) && self.acquire_awake() {
+            return;
         }
         while !self.try_acquire() {
             // Relaxed: a hint for the holder, which may miss it (see the module).
             self.has_sleepers.store(true, Ordering::Relaxed);
             nap(&self.word);
         }
+    }
+
+    /// Tries for longer than any critical section takes.
+    fn acquire_awake(&self) -> bool {
+        PAUSES.into_iter().chain([PAUSE; LOOKS]).any(|pauses| self.look_after(pauses))
+            || (0..YIELDS).any(|_| {
+                std::thread::yield_now();
+                [PAUSE; LOOKS_PER_YIELD].into_iter().any(|pauses| self.look_after(pauses))
+            })
+    }
+
+    fn look_after(&self, pauses: u32) -> bool {
+        for _ in 0..pauses {
+            spin_loop();
+        }
+        // Relaxed: only a reason to try.
+        self.word.load(Ordering::Relaxed) == FREE && self.try_acquire()
     }
 
     #[cold]

@@ -277,10 +277,25 @@ impl<T> Mailbox<T> {
     ///
     /// [`Closed`] if the mailbox is closed; `values` is as it was.
     pub fn try_send_batch(&self, band: Band, values: &mut VecDeque<T>) -> Result<usize, Closed> {
+        self.try_send_batch_by(|_| band, values)
+    }
+
+    /// [`try_send_batch`](Self::try_send_batch) of values that go to different bands. `band_of`
+    /// runs under the lock: it must be quick and must not use this mailbox.
+    ///
+    /// # Errors
+    ///
+    /// As [`try_send_batch`](Self::try_send_batch).
+    pub fn try_send_batch_by(
+        &self,
+        mut band_of: impl FnMut(&T) -> Band,
+        values: &mut VecDeque<T>,
+    ) -> Result<usize, Closed> {
         let mut wakes = Wakes::default();
         let mut locked = self.lock();
         let mut accepted = 0;
         for _ in 0..values.len() {
+            let Some(band) = values.front().map(&mut band_of) else { break };
             let Some(value) = values.pop_front() else { break };
             match locked.offer(band, value, &mut wakes) {
                 Ok(Admission::Accepted) => accepted += 1,

@@ -7,22 +7,22 @@
 //!   50 µs; failures shrink that to nothing, success restores it.
 //! - **Budgeted.** The threads that run a kernel (marked by [`running`]) and those that spin are
 //!   together at most [`parallelism`]; whoever comes too late parks at once.
-//! - **Never against one's own core.** If the thread that woke us last did so from the core we
-//!   run on, spinning could only keep it from running: we park at once.
+//! - **Never against one's own core.** If the thread that ended our last wait did so from the core
+//!   we run on, spinning could only keep it from running: we let it run, then park.
 //!
 //! # Who writes what
 //!
 //! | word | written by | read by |
 //! |---|---|---|
 //! | `Signal::state` | the owner: EMPTY to PARKED, NOTIFIED to EMPTY; wakers: any to NOTIFIED | both |
-//! | `Signal::waker_cpu` | wakers that end a sleep; a hint | the owner |
+//! | `Signal::waker_cpu` | wakers; a hint | the owner |
 //! | `budget::BUSY` | every thread, for itself; a count | spinners |
 //!
 //! # Edges
 //!
 //! | name | release | acquire | makes visible |
 //! |---|---|---|---|
-//! | `park.notify` | `Signal::notify`, `state` | `Parker::park`, `state` | what the waker did before it woke us |
+//! | `park.notify` | `Signal::notify`, `state` | `Parker::sleep`, `state` | what the waker did before it woke us |
 
 use crate::sync::unmodelled::{AtomicU32 as Counter, AtomicUsize as CounterUsize};
 use crate::sync::{AtomicU32, Ordering, spin_loop, thread_local};
@@ -104,6 +104,8 @@ const PARKED: u32 = u32::MAX;
 struct Parker {
     signal: Arc<Signal>,
     spin: Spin,
+    /// Where the waker ran that ended the last wait, as [`cpu_mark`].
+    waker_cpu: u32,
 }
 
 /// The shared half of a [`Parker`].
@@ -113,7 +115,7 @@ struct Parker {
 #[derive(Default)]
 struct Signal {
     state: AtomicU32,
-    /// Where the last waker that had to end a sleep ran, as [`cpu_mark`]. A hint.
+    /// Where the last waker ran, as [`cpu_mark`]. A hint.
     waker_cpu: Counter,
 }
 
@@ -123,19 +125,33 @@ impl Parker {
         if deadline.is_some_and(|deadline| deadline <= Instant::now()) {
             return false;
         }
-        let Self { signal, spin } = self;
-        // Relaxed: a hint about the past.
-        if !same_cpu(signal.waker_cpu.load(Ordering::Relaxed)) {
-            // Relaxed: only a reason to go on; the swap below takes the notification.
-            spin.until(|| signal.state.load(Ordering::Relaxed) == NOTIFIED);
+        // Relaxed: only a reason to go on; `sleep` takes the notification.
+        let notified = || self.signal.state.load(Ordering::Relaxed) == NOTIFIED;
+        // A wait that is over before it begins tells nothing: we may have woken ourselves.
+        if notified() {
+            return self.sleep(deadline);
+        }
+        if !same_cpu(self.waker_cpu) {
+            self.spin.until(notified);
         }
         for _ in 0..YIELDS_BEFORE_SLEEP {
-            // Relaxed: as above.
-            if signal.state.load(Ordering::Relaxed) == NOTIFIED {
+            if notified() {
                 break;
             }
             thread::yield_now();
         }
+        let woken = self.sleep(deadline);
+        if woken {
+            // Relaxed: a hint.
+            self.waker_cpu = self.signal.waker_cpu.load(Ordering::Relaxed);
+        }
+        woken
+    }
+
+    /// Sleeps until a notification comes, if there is none yet, and takes it; false if `deadline`
+    /// passed first.
+    fn sleep(&self, deadline: Option<Instant>) -> bool {
+        let signal = &self.signal;
         // NOTIFIED becomes EMPTY, EMPTY becomes PARKED.
         // SYNC(park.notify) acquire: pairs with the release in `Signal::notify`. Makes visible what
         // the waker did before it woke us.
@@ -165,11 +181,11 @@ impl Parker {
 
 impl Signal {
     fn notify(&self) {
-        // SYNC(park.notify) release: pairs with the acquires in `Parker::park`. Makes visible
+        // Relaxed: a hint.
+        self.waker_cpu.store(cpu_mark(), Ordering::Relaxed);
+        // SYNC(park.notify) release: pairs with the acquires in `Parker::sleep`. Makes visible
         // everything before this call, which is why a second notification is a swap too.
         if self.state.swap(NOTIFIED, Ordering::Release) == PARKED {
-            // Relaxed: a hint.
-            self.waker_cpu.store(cpu_mark(), Ordering::Relaxed);
             sys::futex_wake(&self.state, Scope::Process);
         }
     }

@@ -249,7 +249,7 @@ class _StateView:
         return True
 
 
-class _ActorContext(_native.ActorContext, KernelContext[Any, Any]):
+class _ActorContext(_native.ActorContext, KernelContext[Any, Any]):  # type: ignore[override]
     """What a kernel passes to its function: the core's own context under the class's name."""
 
     _kernel: RingKernel[Any, Any]
@@ -259,19 +259,19 @@ class _ActorContext(_native.ActorContext, KernelContext[Any, Any]):
         pass
 
     @property
-    def input_queue(self) -> Any:  # type: ignore[override]
+    def input_queue(self) -> Any:
         return _QueueView(self._kernel, self, replies=False)
 
     @property
-    def output_queue(self) -> Any:  # type: ignore[override]
+    def output_queue(self) -> Any:
         return _QueueView(self._kernel, self, replies=True)
 
     @property
-    def _shutdown_event(self) -> Any:  # type: ignore[override]
+    def _shutdown_event(self) -> Any:
         return _StateView(lambda: self.should_terminate, self._kernel._ended)
 
     @property
-    def _active_event(self) -> Any:  # type: ignore[override]
+    def _active_event(self) -> Any:
         return _StateView(lambda: self.is_active, self.wait_active)
 
     def __eq__(self, other: object) -> bool:
@@ -295,7 +295,8 @@ def _is_async(function: Callable[..., Any]) -> bool:
             break
     if inspect.iscoroutinefunction(function):
         return True
-    return inspect.iscoroutinefunction(getattr(type(function), "__call__", None))  # noqa: B004
+    call = inspect.getattr_static(type(function), "__call__", None)
+    return inspect.iscoroutinefunction(call)
 
 
 async def _await(awaitable: Awaitable[Any]) -> Any:

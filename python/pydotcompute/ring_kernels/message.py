@@ -391,6 +391,10 @@ def _rebuild(cls: type[T], base: type[RingKernelMessage], own_init: bool) -> typ
         init = cast("Callable[..., None]", namespace["__init__"])
         namespace["__init__"] = _native.MessageBase.__init__
         namespace["__signature__"] = _Signature(init)
+    if not cast(Any, cls).__dataclass_params__.eq and "__eq__" not in namespace:
+        # Compared by identity, as it would be without the base.
+        namespace["__eq__"] = object.__eq__
+        namespace.setdefault("__hash__", object.__hash__)
     if issubclass(cls, base):
         bases = cls.__bases__
     else:

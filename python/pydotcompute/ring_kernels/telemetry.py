@@ -8,6 +8,7 @@ that follows.
 from __future__ import annotations
 
 import contextlib
+import importlib
 import time
 from dataclasses import dataclass, field
 from typing import Any
@@ -121,8 +122,7 @@ class GPUMonitor:
         self._nvml_available: bool = False
         self._device_count: int = 0
         try:
-            import pynvml
-
+            pynvml = importlib.import_module("pynvml")
             pynvml.nvmlInit()
             self._nvml = pynvml
             self._nvml_available = True

@@ -186,6 +186,17 @@ impl<'de> Decoder<'de> {
 
     /// Reads these very bytes, one or more whole values, if they come next; says whether they did.
     /// For a key in the form that writers use, compared as one.
+    ///
+    /// ```
+    /// use dotcompute_core::wire::{Decoder, Limits};
+    ///
+    /// let mut decoder = Decoder::new(b"\xa1x\x07", &Limits::default())?;
+    /// assert!(!decoder.take_exactly(b"\xa1y"));
+    /// assert!(decoder.take_exactly(b"\xa1x"));
+    /// assert_eq!(decoder.integer::<u8>("a number")?, 7);
+    /// decoder.finish()?;
+    /// # Ok::<(), dotcompute_core::wire::DecodeError>(())
+    /// ```
     #[inline]
     pub fn take_exactly(&mut self, values: &[u8]) -> bool {
         let found = self.bytes[self.position..].starts_with(values);

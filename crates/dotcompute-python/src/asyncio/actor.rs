@@ -315,7 +315,7 @@ impl Actor {
     #[pyo3(signature = (timeout=None))]
     fn receive(slf: &Bound<'_, Self>, timeout: Option<f64>) -> PyResult<Py<PyAny>> {
         let target = Target::Actor(slf.clone().unbind());
-        awaitable::new(slf.py(), Receive::new(target, timeout))
+        awaitable::new(slf.py(), Receive::operation(target, timeout))
     }
 
     /// Sends a message and receives the reply to it.

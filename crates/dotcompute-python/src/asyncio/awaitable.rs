@@ -326,7 +326,9 @@ unsafe extern "C" fn throw(
                 return None;
             }
             // SAFETY: below the number of arguments of this call.
-            let argument = unsafe { *arguments.offset(index) };
+            let place = unsafe { arguments.offset(index) };
+            // SAFETY: a place of the interpreter's, initialised.
+            let argument = unsafe { place.read() };
             // SAFETY: a borrowed argument of this call.
             let argument = unsafe { Bound::from_borrowed_ptr_or_opt(py, argument) }?;
             (!argument.is_none()).then_some(argument)

@@ -66,17 +66,20 @@ pub(super) enum Operation {
     Future(Pending),
 }
 
+/// A receive that waits: for a reply, and for the end of its time.
+type Wait = (Receiving<PyMessage, PyMessage>, Option<Sleep>);
+
 /// A receive of a kernel's replies.
 pub(super) struct Receive {
     pub(super) target: Target,
     pub(super) timeout: Option<f64>,
     /// Boxed, since most receives do not wait, and what they are is moved about.
-    pub(super) waiting: Option<Box<(Receiving<PyMessage, PyMessage>, Option<Sleep>)>>,
+    waiting: Option<Box<Wait>>,
 }
 
 impl Receive {
     #[inline]
-    pub(super) fn new(target: Target, timeout: Option<f64>) -> Operation {
+    pub(super) fn operation(target: Target, timeout: Option<f64>) -> Operation {
         Operation::Receive(Self { target, timeout, waiting: None })
     }
 }
@@ -177,12 +180,10 @@ impl Operation {
         matches!(self, Self::Receive(_) | Self::ContextReceive(_) | Self::Queue(_))
     }
 
-    /// Whether what it waits for may come from what is ready on this loop.
+    /// Whether it helps: those outside do, who wait for what an actor makes. An actor that waits for
+    /// more waits cheaply, and lets them.
     pub(super) fn may_help(&self) -> bool {
-        matches!(
-            self,
-            Self::Receive(_) | Self::ContextReceive(_) | Self::Ask { .. } | Self::Queue(_)
-        )
+        matches!(self, Self::Receive(_) | Self::Ask { .. } | Self::Queue(_))
     }
 
     /// What holds those who wait for this.

@@ -133,7 +133,7 @@ impl NativeRuntime {
         timeout: Option<f64>,
     ) -> PyResult<Py<PyAny>> {
         let target = Target::Named(slf.clone().unbind(), kernel_id);
-        awaitable::new(slf.py(), Receive::new(target, timeout))
+        awaitable::new(slf.py(), Receive::operation(target, timeout))
     }
 
     /// Sends a message to a kernel and receives the reply to it.

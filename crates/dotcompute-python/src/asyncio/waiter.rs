@@ -320,7 +320,9 @@ unsafe fn arguments<'py>(
 ) -> (Option<Bound<'py, PyAny>>, Option<Bound<'py, PyAny>>) {
     let at = |index: usize| {
         // SAFETY: below the number of arguments, as the callers of `at` see to.
-        let argument = unsafe { *arguments.add(index) };
+        let place = unsafe { arguments.add(index) };
+        // SAFETY: a place of the interpreter's, initialised.
+        let argument = unsafe { place.read() };
         // SAFETY: a borrowed argument of the call.
         unsafe { Bound::from_borrowed_ptr(py, argument) }
     };

@@ -306,6 +306,7 @@ pub(super) fn reseed_message_ids() {
 
 /// Says whether the bytes of this class's messages carry its name in full.
 #[pyfunction]
+#[pyo3(signature = (class, is_qualified, /))]
 pub(super) fn set_qualified(class: &Bound<'_, PyType>, is_qualified: bool) -> PyResult<()> {
     layout_of(class)?.set_qualified(is_qualified);
     Ok(())

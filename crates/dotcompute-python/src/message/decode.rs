@@ -22,7 +22,7 @@ type Result<T, E = DecodeError> = std::result::Result<T, E>;
 /// The message of this class that has these bytes. With `any_map`, a map with none of the fields of
 /// the class is one of its messages too.
 #[pyfunction]
-#[pyo3(signature = (class, data, any_map = false))]
+#[pyo3(signature = (class, data, any_map = false, /))]
 pub(super) fn decode_message<'py>(
     class: &Bound<'py, PyType>,
     data: &Bound<'py, PyAny>,

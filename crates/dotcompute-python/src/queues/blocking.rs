@@ -22,11 +22,9 @@ pub(super) fn get(
     spin: Duration,
 ) -> PyResult<Result<Item, ReceiveError>> {
     match mailbox.try_receive() {
-        Ok(item) => return Ok(Ok(item)),
-        Err(TryReceiveError::Closed) => return Ok(Err(ReceiveError::Closed)),
-        Err(TryReceiveError::Empty) if timeout.is_zero() => {
-            return Ok(Err(ReceiveError::Timeout));
-        }
+        Ok(item) => Ok(Ok(item)),
+        Err(TryReceiveError::Closed) => Ok(Err(ReceiveError::Closed)),
+        Err(TryReceiveError::Empty) if timeout.is_zero() => Ok(Err(ReceiveError::Timeout)),
         Err(TryReceiveError::Empty) => wait_for_one(py, mailbox, timeout, spin),
     }
 }

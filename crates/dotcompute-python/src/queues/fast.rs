@@ -16,6 +16,7 @@ use super::{
 };
 use crate::asyncio::Held;
 
+/// A queue for asyncio with four priority bands, each in the order of arrival.
 #[pyclass(
     frozen,
     subclass,

@@ -15,6 +15,7 @@ use super::waiting::{self, Queue};
 use super::{DEFAULT_PRIORITY, Item, full_error, maxsize, priority_of, timeout_error};
 use crate::asyncio::Held;
 
+/// What `MessageQueue` is made of.
 #[pyclass(
     frozen,
     subclass,

@@ -12,6 +12,7 @@ use super::waiting::{self, Queue};
 use super::{DEFAULT_PRIORITY, Item, class_name, clear, mailbox, rounded, traverse};
 use crate::asyncio::Held;
 
+/// A plain bounded queue for asyncio.
 #[pyclass(
     frozen,
     subclass,

@@ -56,6 +56,7 @@ fn get(
     Ok(blocking::get(py, mailbox, timeout.unwrap_or_default(), Duration::ZERO)?.ok().or(default))
 }
 
+/// A queue between threads that raises when something cannot be.
 #[pyclass(
     frozen,
     subclass,
@@ -191,6 +192,7 @@ impl SyncQueue {
     }
 }
 
+/// A queue between threads that returns a value when something cannot be.
 #[pyclass(
     frozen,
     subclass,
@@ -303,6 +305,7 @@ impl SpscQueue {
     }
 }
 
+/// A queue between threads whose plain `put` and `get` do not wait.
 #[pyclass(
     frozen,
     subclass,

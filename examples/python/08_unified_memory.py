@@ -1,6 +1,6 @@
 """One buffer, seen by everyone without a copy; memory that is used again.
 
-Run: python examples/unified_memory.py
+Run: python examples/python/08_unified_memory.py
 """
 
 import numpy as np

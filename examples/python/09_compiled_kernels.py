@@ -2,7 +2,7 @@
 
 Runs with and without numba (`pip install pydotcompute[numba]`).
 
-Run: python examples/compiled_kernels.py
+Run: python examples/python/09_compiled_kernels.py
 """
 
 import asyncio

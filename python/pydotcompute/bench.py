@@ -1,0 +1,241 @@
+"""``python -m pydotcompute.bench``: ours beside the released PyDotCompute 0.2.0, and beside floors.
+
+One script (`_bench_rows`) runs in turn with this package and with the released one, which lives in
+a virtual environment of its own in the cache directory (made when ``--peer`` asks for it). Every
+row is checked while it is measured, and states the median of the ratios of neighbouring runs:
+absolute times are noise on shared machines.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+import venv
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import median
+from typing import Literal
+
+PEER = "pydotcompute==0.2.0"
+_SCRIPT = Path(__file__).with_name("_bench_rows.py")
+_RUN_TIMEOUT_S = 120.0
+
+Loop = Literal["uvloop", "asyncio", ""]
+
+
+@dataclass(frozen=True)
+class Row:
+    """What is measured: a row of `_bench_rows`, and what stands beside it.
+
+    ``against`` is "peer" (the same row with PyDotCompute), the name of another row (a floor), or a
+    number (a limit in nanoseconds). ``goal`` is the ratio ours/other to stay at or under.
+    """
+
+    id: str
+    row: str
+    against: str | float
+    goal: float
+    loop: Loop = ""
+    figure: Literal["value", "p99"] = "value"
+
+    @property
+    def group(self) -> str:
+        """The part of the id before the first point."""
+        return self.id.partition(".")[0]
+
+
+def _rows() -> list[Row]:
+    rows: list[Row] = []
+    loops: tuple[Loop, ...] = ("uvloop", "asyncio")
+    for loop in loops:
+        rows += [
+            Row(f"asyncio.round_trip.{loop}", "round_trip", "peer", 1 / 10, loop),
+            Row(f"asyncio.round_trip_p99.{loop}", "round_trip", "peer", 1 / 10, loop, "p99"),
+            Row(f"asyncio.round_trip_floor.{loop}", "round_trip", "bare_futures", 0.6, loop),
+            Row(f"asyncio.round_trip_made.{loop}", "round_trip_made", "peer", 1 / 8, loop),
+            Row(f"asyncio.round_trip_timeout.{loop}", "round_trip_timeout", "peer", 1 / 15, loop),
+            Row(f"asyncio.pipelined.{loop}", "pipelined", "peer", 1 / 25, loop),
+            Row(f"asyncio.pipelined_made.{loop}", "pipelined_made", "peer", 1 / 15, loop),
+            Row(f"asyncio.put_and_get.{loop}", "put_and_get", "peer", 1 / 15, loop),
+            Row(f"asyncio.chain.{loop}", "chain", "peer", 1 / 8, loop),
+        ]
+    rows += [
+        Row("life.blocked_actor", "life", 50_000, 1.0, "uvloop"),
+        Row("life.thousand", "end_of_thousand", 50_000_000, 1.0, "uvloop"),
+        Row("threads.echo_1_core", "threaded_echo_1", "simple_queues_1", 1.1),
+        Row("threads.echo_2_cores", "threaded_echo_2", "simple_queues_2", 1.0),
+        Row("threads.batch", "threaded_batch", "peer", 1 / 10),
+        Row("threads.native_echo_1_core", "cython_echo_1", "peer", 1 / 500),
+        Row("threads.native_echo_2_cores", "cython_echo_2", "peer", 1 / 1000),
+        Row("queue.spsc", "spsc", "call_pair", 1.2),
+        Row("message.construct", "construct", "peer", 1 / 8),
+        Row("message.encode", "encode", "peer", 1 / 10),
+        Row("message.decode", "decode", "peer", 1 / 8),
+        Row("message.array_encode", "array_encode", "peer", 1 / 8),
+        Row("message.array_decode", "array_decode", "peer", 1 / 8),
+    ]
+    return rows
+
+
+ROWS = _rows()
+GROUPS = list(dict.fromkeys(row.group for row in ROWS))
+
+
+@dataclass(frozen=True)
+class Line:
+    """One row as it goes into the JSON file; times are nanoseconds per operation."""
+
+    id: str
+    group: str
+    unit: str
+    ours: float | None
+    against: str
+    other: float | None
+    ratio: float | None
+    better: str
+    goal: float
+    met: bool | None
+    error: str | None
+
+
+def _cache() -> Path:
+    root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    version = f"{sys.version_info.major}.{sys.version_info.minor}"
+    return Path(root) / "pydotcompute" / f"bench-{PEER.replace('==', '-')}-python{version}"
+
+
+def _peer_python(make: bool) -> Path | None:
+    """The interpreter of the peer's environment, made if asked; says so if there is none."""
+    folder = _cache()
+    python = folder / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
+    complete = folder / "complete"
+    if complete.exists():
+        return python
+    if not make:
+        print(f"without {PEER} (--peer installs it): against floors and limits only", flush=True)
+        return None
+    print(f"installing {PEER} into {folder}", flush=True)
+    venv.create(folder, with_pip=True, clear=True)
+    install = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", PEER]
+    if importlib.util.find_spec("uvloop") is not None:
+        install.append("uvloop")
+    done = subprocess.run(install, check=False)
+    if done.returncode != 0:
+        print(f"{PEER} could not be installed: against floors and limits only", flush=True)
+        return None
+    complete.touch()
+    return python
+
+
+class _Failed(Exception):
+    """A run that gave no figures."""
+
+
+def _run(python: str | Path, row: str, loop: Loop, count: int) -> dict[str, float]:
+    environment = {**os.environ, "PYDOTCOMPUTE_NO_UVLOOP": "1"}
+    environment.pop("PYTHONPATH", None)
+    try:
+        # -P: the script's own folder must not be searched for modules.
+        done = subprocess.run(
+            [str(python), "-P", str(_SCRIPT), row, loop, str(count)],
+            capture_output=True,
+            text=True,
+            timeout=_RUN_TIMEOUT_S,
+            env=environment,
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        raise _Failed(f"{row}: no result within {_RUN_TIMEOUT_S:.0f} s") from None
+    if done.returncode != 0:
+        said = done.stderr.strip().splitlines()
+        raise _Failed(f"{row}: {said[-1] if said else done.returncode}")
+    figures: dict[str, float] = json.loads(done.stdout)
+    return figures
+
+
+def _measure(row: Row, peer: Path | None, *, pairs: int, count: int) -> Line:
+    against = row.against if isinstance(row.against, str) else "limit"
+    ours: list[float] = []
+    others: list[float] = []
+    error: str | None = None
+    try:
+        for _ in range(pairs):
+            ours.append(_run(sys.executable, row.row, row.loop, count)[row.figure])
+            if row.against == "peer":
+                if peer is not None:
+                    others.append(_run(peer, row.row, row.loop, count)[row.figure])
+            elif isinstance(row.against, str):
+                others.append(_run(sys.executable, row.against, row.loop, count)[row.figure])
+            else:
+                others.append(row.against)
+    except _Failed as failed:
+        side = "peer" if len(ours) > len(others) and row.against == "peer" else "ours"
+        error = f"{side}: {failed}"
+    ratios = [mine / other for mine, other in zip(ours, others, strict=False)]
+    ratio = median(ratios) if ratios else None
+    return Line(
+        id=row.id,
+        group=row.group,
+        unit="ns",
+        ours=median(ours) if ours else None,
+        against=PEER if against == "peer" else against,
+        other=median(others) if others else None,
+        ratio=ratio,
+        better="lower",
+        goal=row.goal,
+        met=None if ratio is None else ratio <= row.goal,
+        error=error,
+    )
+
+
+def _text(line: Line) -> str:
+    def number(value: float | None) -> str:
+        return "-" if value is None else f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+
+    met = {True: "met", False: "missed", None: "-"}[line.met]
+    text = (
+        f"{line.id:36} {number(line.ours):>12} {line.against:20} {number(line.other):>14} "
+        f"{number(line.ratio):>8} {number(line.goal):>8} {met}"
+    )
+    return text if line.error is None else f"{text}  ({line.error})"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the bench; the exit status is 1 if a run of ours failed, not if a goal is missed."""
+    parser = argparse.ArgumentParser(prog="python -m pydotcompute.bench", description=__doc__)
+    parser.add_argument("--only", metavar="GROUP,...", help=f"of {', '.join(GROUPS)}, or row ids")
+    parser.add_argument("--quick", action="store_true", help="fewer and shorter runs")
+    parser.add_argument("--json", metavar="FILE", type=Path, help="also write the rows there")
+    parser.add_argument("--peer", action="store_true", help=f"install {PEER} if it is not there")
+    options = parser.parse_args(arguments)
+
+    wanted = options.only.split(",") if options.only else GROUPS
+    known = {*GROUPS, *(row.id for row in ROWS)}
+    if unknown := [name for name in wanted if name not in known]:
+        parser.error(f"no group or row is called {', '.join(unknown)}: there are {GROUPS}")
+    peer = _peer_python(options.peer)
+    has_uvloop = importlib.util.find_spec("uvloop") is not None
+    pairs, count = (3, 3000) if options.quick else (7, 20_000)
+
+    print(f"{'id':36} {'ours ns':>12} {'against':20} {'other ns':>14} {'ratio':>8} {'goal':>8}")
+    lines = []
+    for row in ROWS:
+        if row.group not in wanted and row.id not in wanted:
+            continue
+        if row.loop == "uvloop" and not has_uvloop:
+            print(f"{row.id:36} skipped: uvloop is not installed")
+            continue
+        lines.append(_measure(row, peer, pairs=pairs, count=count))
+        print(_text(lines[-1]), flush=True)
+    if options.json is not None:
+        options.json.write_text(json.dumps([asdict(line) for line in lines], indent=2) + "\n")
+    return int(any(line.error is not None and line.error.startswith("ours") for line in lines))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
