@@ -70,6 +70,15 @@ def _running_loop() -> asyncio.AbstractEventLoop | None:
         return None
 
 
+def _eager_task(loop: asyncio.AbstractEventLoop, coro: Any, **options: Any) -> Any:
+    """`asyncio.eager_task_factory`, also for loops that pass on ``eager_start``, of which early
+    releases of Python 3.12 and 3.13 do not know."""
+    if options.pop("eager_start", None) is False:
+        return asyncio.Task(coro, loop=loop, **options)
+    factory: Any = vars(asyncio)["eager_task_factory"]
+    return factory(loop, coro, **options)
+
+
 def install_eager_task_factory(loop: asyncio.AbstractEventLoop | None = None) -> bool:
     """Let tasks of `loop`, or of the running loop, start at once (Python 3.12 and newer).
 
@@ -79,11 +88,10 @@ def install_eager_task_factory(loop: asyncio.AbstractEventLoop | None = None) ->
         Whether they do.
     """
     global _eager_tasks_installed
-    factory = getattr(asyncio, "eager_task_factory", None)
     loop = loop if loop is not None else _running_loop()
-    if factory is None or loop is None:
+    if not hasattr(asyncio, "eager_task_factory") or loop is None:
         return False
-    loop.set_task_factory(factory)
+    loop.set_task_factory(_eager_task)
     _eager_tasks_installed = True
     return True
 
