@@ -265,7 +265,7 @@ async def test_a16_a_runtime_that_was_not_started_ends_its_kernels():
 def test_a17_the_environment_keeps_uvloop_away(setting):
     pytest.importorskip("uvloop")
     program = """
-import landing, asyncio
+import asyncio
 from pydotcompute import RingKernelRuntime
 from pydotcompute.ring_kernels._loop import create_optimized_loop, is_uvloop_installed
 from pydotcompute.ring_kernels._loop import install_uvloop
