@@ -2,7 +2,9 @@
 
 import asyncio
 import functools
+import gc
 import threading
+import weakref
 
 import pytest
 
@@ -450,3 +452,22 @@ async def test_a_cancelled_task_of_an_actor_fails_its_kernel():
         await kernel.receive()
     assert isinstance(caught.value.__cause__, asyncio.CancelledError)
     await kernel.terminate()
+
+
+async def test_a_kernel_that_failed_is_collected():
+    async def fails(ctx):
+        await ctx.receive()
+        raise ValueError("kept with its frames")
+
+    kernel = RingKernel("k", fails)
+    await kernel.launch()
+    await kernel.activate()
+    await kernel.send(1)
+    await kernel._ended()
+    assert kernel.error.__traceback__ is not None
+    await kernel.terminate()
+    gone = weakref.ref(kernel)
+    del kernel
+    await asyncio.sleep(0)
+    gc.collect()
+    assert gone() is None

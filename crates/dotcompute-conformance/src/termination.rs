@@ -406,6 +406,7 @@ pub fn a_cancelled_terminate_leaves_its_request_standing(stage: &Stage) {
     gated.gate.remove();
     block_on(gated.kernel.ended()).unwrap();
     assert_eq!(gated.kernel.books().processed, 2);
+    assert!(stage.runtime.kernel_ids().is_empty(), "its name is free");
 }
 
 pub fn a_shutdown_ends_all_kernels_within_one_deadline_also_stuck_ones(stage: &Stage) {

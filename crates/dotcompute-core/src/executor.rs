@@ -149,7 +149,14 @@ impl Executors {
     }
 
     pub(crate) fn names(&self) -> Vec<&'static str> {
-        self.0.iter().map(|executor| executor.name()).collect()
+        let mut names: Vec<&'static str> = Vec::with_capacity(self.0.len());
+        for name in self.0.iter().map(|executor| executor.name()) {
+            // The first of a name is the one that is used.
+            if !names.contains(&name) {
+                names.push(name);
+            }
+        }
+        names
     }
 }
 

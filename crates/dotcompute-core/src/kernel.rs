@@ -884,6 +884,24 @@ impl<M: Message, R: Message> KernelRef<M, R> {
         })
     }
 
+    /// The next reply, if there is one now: [`try_receive`](Self::try_receive) for those who try
+    /// first and then wait.
+    ///
+    /// # Errors
+    ///
+    /// As for [`receive`](Self::receive).
+    #[inline]
+    pub fn receive_now(&self) -> Result<Option<Envelope<R>>, ReceiveError> {
+        if !self.cell.is_open() {
+            self.cell.check_open()?;
+        }
+        match self.cell.replies.try_receive() {
+            Ok(envelope) => Ok(Some(envelope)),
+            Err(mailbox::TryReceiveError::Empty) => Ok(None),
+            Err(mailbox::TryReceiveError::Closed) => Err(self.cell.no_reply()),
+        }
+    }
+
     /// [`receive`](Self::receive) that waits on the calling thread, for ever without a `timeout`.
     ///
     /// # Errors
@@ -1028,7 +1046,7 @@ impl<M: Message, R: Message> KernelRef<M, R> {
     ///
     /// The request stands; only the deadline is then no longer enforced.
     pub async fn terminate(&self, how: Terminate) -> Termination {
-        self.cell.request_stop(how.drain);
+        self.stop(how.drain);
         let cells: [Arc<dyn AnyCell>; 1] = [self.cell.clone()];
         terminate::end_all(&cells, how.within).await[0]
     }
@@ -1372,6 +1390,9 @@ fn send_blocking<M: Message>(
     let band = Band::from_priority(envelope.priority);
     sent(to, to.mailbox().send_blocking(band, envelope, deadline))
 }
+
+/// How a send of the mailbox ended.
+type Sent<M> = Result<Admission<Envelope<M>>, mailbox::SendError<Envelope<M>>>;
 
 #[inline]
 fn sent<M: Message>(to: &(impl Accept<M> + ?Sized), outcome: Sent<M>) -> Result<(), SendError<M>> {

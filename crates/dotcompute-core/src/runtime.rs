@@ -300,6 +300,7 @@ impl Runtime {
         };
         for cell in &cells {
             cell.request_stop(false);
+            cell.remove_when_ended();
         }
         let outcomes = terminate::end_all(&cells, within).await;
         cells.iter().map(|cell| cell.id().clone()).zip(outcomes).collect()

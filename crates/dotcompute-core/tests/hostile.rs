@@ -1,5 +1,7 @@
 //! User code that panics where nobody expects it: whoever waits is told all the same.
 
+#![allow(clippy::unwrap_used, reason = "a helper that fails is a failed test")]
+
 use std::future::Future;
 use std::panic::panic_any;
 use std::pin::pin;
@@ -42,7 +44,7 @@ fn fails_with(kernel: &Kernel, kind: FaultKind, text: &str) {
     let asked = kernel.ask_blocking(Number, None);
     let Err(AskError::Failed { fault, .. }) = asked else { panic!("{asked:?}") };
     assert_eq!((fault.kind(), fault.message()), (kind, text));
-    assert_eq!(block_on(kernel.ended()).unwrap_err().message(), text);
+    assert_eq!(block_on(kernel.ended()).expect_err("it should fail").message(), text);
     assert_eq!(kernel.state(), KernelState::Failed);
     assert!(kernel.books().balance());
 }
@@ -100,6 +102,26 @@ fn a_message_that_panics_when_asked_for_its_size_is_a_dead_letter() {
     }
     assert_eq!(kernel.terminate_blocking(Terminate::now()), Termination::Clean);
     assert_eq!((kernel.books().dead_lettered, runtime.dead_letter_counts().kept), (3, 3));
+}
+
+#[test]
+fn a_wait_for_a_kernel_that_is_given_up_leaves_nothing_behind() {
+    struct Quiet;
+    impl Wake for Quiet {
+        fn wake(self: Arc<Self>) {}
+    }
+    let runtime = Runtime::builder().build();
+    let kernel = failing(&runtime, || "never".into()).unwrap();
+    let counted = Arc::new(Quiet);
+    let waker = Waker::from(Arc::clone(&counted));
+    let before = Arc::strong_count(&counted);
+    for _ in 0..3 {
+        let cx = &mut TaskContext::from_waker(&waker);
+        let mut waits = [Box::pin(kernel.ended()), Box::pin(kernel.ended())];
+        assert!(waits.iter_mut().all(|wait| wait.as_mut().poll(cx).is_pending()));
+        assert_eq!(Arc::strong_count(&counted), before + 2, "each waits for itself");
+    }
+    assert_eq!(Arc::strong_count(&counted), before);
 }
 
 #[test]

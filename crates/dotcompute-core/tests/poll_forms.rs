@@ -107,7 +107,9 @@ fn receives_that_own_their_kernel_wait_in_line_and_pass_on_what_they_do_not_take
     drop(first);
     assert_eq!(waiting.join().unwrap().unwrap().message.0, 1);
     let third = kernel.receiving();
+    assert!(kernel.receive_now().unwrap().is_none());
     kernel.terminate_blocking(Terminate::now());
+    assert!(kernel.receive_now().is_err());
     assert!(dotcompute_mailbox::wait::block_on(third).is_err());
 }
 

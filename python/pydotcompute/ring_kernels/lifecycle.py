@@ -252,11 +252,20 @@ class _StateView:
 class _ActorContext(_native.ActorContext, KernelContext[Any, Any]):  # type: ignore[override]
     """What a kernel passes to its function: the core's own context under the class's name."""
 
-    _kernel: RingKernel[Any, Any]
+    #: Weak: the exception that a kernel keeps has a traceback, whose frames have this context, and
+    #: the garbage collector does not see through the native half.
+    _kernel_reference: weakref.ref[RingKernel[Any, Any]]
 
     def __init__(self, handle: Any) -> None:
         # The native half has taken what it needs from the handle.
         pass
+
+    @property
+    def _kernel(self) -> RingKernel[Any, Any]:
+        kernel = self._kernel_reference()
+        if kernel is None:
+            raise ReferenceError(f"kernel {self.kernel_id!r} is gone")
+        return kernel
 
     @property
     def input_queue(self) -> Any:
@@ -406,7 +415,7 @@ class RingKernel(_native.Actor, Generic[In, Out]):
         """Begin a run of the function, in the contextvars of whoever activated the kernel; the
         native half calls it, on the loop or on the kernel's thread."""
         context = _ActorContext(handle)
-        context._kernel = self
+        context._kernel_reference = weakref.ref(self)
         self._context = context
         captured = (self._captured or contextvars.copy_context()).copy()
         result = captured.run(self._kernel_func, context)

@@ -7,6 +7,7 @@
 use std::any::Any;
 use std::ffi::{CStr, c_int, c_void};
 use std::ptr::{null, null_mut};
+use std::sync::Mutex;
 use std::task::{Context, Poll, Waker};
 
 use pyo3::exceptions::{PyRuntimeError, PyStopIteration, PyTypeError, PyValueError};
@@ -16,7 +17,7 @@ use pyo3::{ffi, prelude::*};
 
 use super::held::Hold;
 use super::hub::{self, Hub};
-use super::object::{self, Native, guard, slot};
+use super::object::{self, Memory, Native, guard, slot};
 use super::operation::Operation;
 use super::waiter;
 
@@ -259,6 +260,11 @@ impl Native for Awaitable {
             | Stage::Failing(operation, _) => operation.traverse(visit),
             Stage::Running | Stage::Done => 0,
         }
+    }
+
+    fn kept() -> Option<&'static Mutex<Vec<Memory>>> {
+        static KEPT: Mutex<Vec<Memory>> = Mutex::new(Vec::new());
+        Some(&KEPT)
     }
 
     fn is_empty(&self) -> bool {

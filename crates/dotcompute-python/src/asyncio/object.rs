@@ -5,7 +5,9 @@ use std::cell::UnsafeCell;
 use std::ffi::{CStr, c_int, c_void};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::ptr::null_mut;
+use std::sync::Mutex;
 
+use dotcompute::mailbox::sync::lock;
 use pyo3::exceptions::PyRuntimeError;
 use pyo3::ffi;
 use pyo3::prelude::*;
@@ -13,6 +15,15 @@ use pyo3::sync::PyOnceLock;
 use pyo3::types::PyType;
 
 use super::scope::scope;
+
+/// How many objects' memory is kept, at most, for each type that does.
+const KEPT_MAX: usize = 64;
+
+/// The memory of an object that was given up.
+pub(super) struct Memory(*mut ffi::PyObject);
+
+// SAFETY: nobody else knows of the memory, and Python's objects belong to no thread.
+unsafe impl Send for Memory {}
 
 /// What a hand-made type is made of.
 pub(super) trait Native: Sized + 'static {
@@ -26,6 +37,11 @@ pub(super) trait Native: Sized + 'static {
     fn traverse(&self, visit: &mut dyn FnMut(&Py<PyAny>) -> c_int) -> c_int;
     /// Gives up what may be part of a cycle.
     fn clear(&mut self) -> Box<dyn Any>;
+    /// Where the memory of objects is kept for the next ones; objects of the type are then dropped
+    /// without their memory. `None`: nowhere.
+    fn kept() -> Option<&'static Mutex<Vec<Memory>>> {
+        None
+    }
     /// The object goes away.
     fn gone(&mut self) {}
     /// Whether dropping it does nothing.
@@ -96,8 +112,16 @@ fn make<T: Native>(py: Python<'_>) -> PyResult<Py<PyType>> {
 #[inline]
 pub(super) fn new<T: Native>(py: Python<'_>, value: T) -> PyResult<Py<PyAny>> {
     let class = type_of::<T>(py)?.as_ptr().cast::<ffi::PyTypeObject>();
-    // SAFETY: a type of ours, which is alive for ever.
-    let object = unsafe { ffi::PyType_GenericAlloc(class, 0) };
+    let kept = T::kept().and_then(|kept| lock(kept).pop());
+    let object = match &kept {
+        Some(kept) => {
+            // SAFETY: memory of an object of this very type that was given up: untracked, without
+            // references, and with nothing in it.
+            unsafe { ffi::PyObject_Init(kept.0, class) }
+        }
+        // SAFETY: a type of ours, which is alive for ever.
+        None => unsafe { ffi::PyType_GenericAlloc(class, 0) },
+    };
     if object.is_null() {
         return Err(PyErr::fetch(py));
     }
@@ -105,6 +129,10 @@ pub(super) fn new<T: Native>(py: Python<'_>, value: T) -> PyResult<Py<PyAny>> {
     let cell = unsafe { &raw const (*object.cast::<Object<T>>()).value };
     // SAFETY: nobody has read the value yet: the collector does not run before this.
     unsafe { UnsafeCell::raw_get(cell).write(value) };
+    if kept.is_some() {
+        // SAFETY: complete, and not tracked yet.
+        unsafe { ffi::PyObject_GC_Track(object.cast()) };
+    }
     // SAFETY: the only reference, which the allocation gave us.
     Ok(unsafe { Bound::from_owned_ptr(py, object) }.unbind())
 }
@@ -119,8 +147,18 @@ unsafe extern "C" fn dealloc<T: Native>(object: *mut ffi::PyObject) {
     }
     // SAFETY: the object is still allocated; its type is valid.
     let class = unsafe { ffi::Py_TYPE(object) };
-    // SAFETY: allocated by `PyType_GenericAlloc` as an object with collector's head.
-    unsafe { ffi::PyObject_GC_Del(object.cast()) };
+    let kept = T::kept().is_some_and(|kept| {
+        let mut kept = lock(kept);
+        let room = kept.len() < KEPT_MAX;
+        if room {
+            kept.push(Memory(object));
+        }
+        room
+    });
+    if !kept {
+        // SAFETY: allocated by `PyType_GenericAlloc` as an object with collector's head.
+        unsafe { ffi::PyObject_GC_Del(object.cast()) };
+    }
     // SAFETY: an object of a heap type owns a reference to it.
     unsafe { ffi::Py_DECREF(class.cast()) };
 }

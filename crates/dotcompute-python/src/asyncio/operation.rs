@@ -286,9 +286,9 @@ fn poll_receive(
     let actor = receive.target.resolve(py)?;
     let kernel = actor.get().kernel(py, "receive message")?;
     if !wait {
-        return match scope(py, || kernel.try_receive()) {
-            Ok(envelope) => Ok(Poll::Ready(envelope.message.into_object(py))),
-            Err(dotcompute::ReceiveError::Empty { .. }) => {
+        return match scope(py, || kernel.receive_now()) {
+            Ok(Some(envelope)) => Ok(Poll::Ready(envelope.message.into_object(py))),
+            Ok(None) => {
                 if timeout.is_some() && duration(timeout)? == Some(Duration::ZERO) {
                     return Err(errors::timed_out(py, kernel.id().as_str(), 0.0, "receive"));
                 }

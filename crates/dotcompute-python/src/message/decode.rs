@@ -802,6 +802,11 @@ fn make_array<'py>(
             data.len()
         ))
     };
+    // numpy itself takes any number for a character, and fails when the text is looked at.
+    let is_text = dtype.contains('U');
+    if is_text && !are_characters(data, dtype.starts_with('>')) {
+        return Err(PyValueError::new_err("an array of text with numbers that are no characters"));
+    }
     let dtype = types::dtype(py, dtype)?;
     let elements = shape.iter().try_fold(1u64, |product, &length| product.checked_mul(length));
     let is_empty = shape.contains(&0);
@@ -825,6 +830,17 @@ fn make_array<'py>(
     };
     let array = types::classes(py)?.array.bind(py).call1((shape, &dtype.dtype, buffer))?;
     if is_scalar { array.get_item(PyTuple::empty(py)) } else { Ok(array) }
+}
+
+/// Whether numpy's text of four bytes each consists of code points.
+fn are_characters(data: &[u8], big_endian: bool) -> bool {
+    data.chunks_exact(4).all(|unit| {
+        let mut unit = [unit[0], unit[1], unit[2], unit[3]];
+        if big_endian {
+            unit.reverse();
+        }
+        u32::from_le_bytes(unit) <= char::MAX as u32
+    })
 }
 
 /// An array of as many numbers as are asked for.
