@@ -1391,9 +1391,6 @@ fn send_blocking<M: Message>(
     sent(to, to.mailbox().send_blocking(band, envelope, deadline))
 }
 
-/// How a send of the mailbox ended.
-type Sent<M> = Result<Admission<Envelope<M>>, mailbox::SendError<Envelope<M>>>;
-
 #[inline]
 fn sent<M: Message>(to: &(impl Accept<M> + ?Sized), outcome: Sent<M>) -> Result<(), SendError<M>> {
     match outcome {
