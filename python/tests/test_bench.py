@@ -1,0 +1,59 @@
+"""The bench: its rows exist, run, and are written as JSON."""
+
+import json
+
+import pytest
+
+from pydotcompute import _bench_rows, bench
+
+
+def test_every_row_has_its_measurement():
+    for row in bench.ROWS:
+        assert row.row in _bench_rows.ROWS
+        if isinstance(row.against, str) and row.against != "peer":
+            assert row.against in _bench_rows.ROWS
+    assert len({row.id for row in bench.ROWS}) == len(bench.ROWS)
+
+
+def test_runs_without_the_peer(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    peers = []
+
+    def measured(row, peer, **_):
+        peers.append(peer)
+        return bench.Line(
+            id=row.id,
+            group=row.group,
+            unit="ns",
+            ours=1.0,
+            against="limit",
+            other=2.0,
+            ratio=0.5,
+            better="lower",
+            goal=1.0,
+            met=True,
+            error=None,
+        )
+
+    monkeypatch.setattr(bench, "_measure", measured)
+    target = tmp_path / "rows.json"
+    assert bench.main(["--only", "life,queue.spsc", "--quick", "--json", str(target)]) == 0
+    rows = json.loads(target.read_text())
+    assert {row["id"] for row in rows} <= {"life.blocked_actor", "life.thousand", "queue.spsc"}
+    assert "queue.spsc" in {row["id"] for row in rows}
+    assert set(peers) == {None}
+    assert "--peer installs it" in capsys.readouterr().out
+
+
+def test_an_unknown_group_is_an_error(capsys):
+    with pytest.raises(SystemExit):
+        bench.main(["--only", "nothing"])
+    assert "nothing" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("row", ["queue.spsc", "asyncio.put_and_get.asyncio"])
+def test_a_row_is_measured_in_a_process_of_its_own(row):
+    (wanted,) = (one for one in bench.ROWS if one.id == row)
+    line = bench._measure(wanted, None, pairs=1, count=300)
+    assert line.error is None
+    assert line.ours > 0
