@@ -28,7 +28,7 @@ test-rust: tools
 
 # The Python package on the same core, in an environment of its own under .venv.
 python: venv
-	PIP_QUIET=1 VIRTUAL_ENV=$(CURDIR)/.venv .venv/bin/maturin develop --quiet --extras dev,numba
+	PIP_QUIET=1 VIRTUAL_ENV=$(CURDIR)/.venv .venv/bin/maturin develop --quiet --extras dev,numba,fast
 
 venv: tools
 	@test -x .venv/bin/python || python3 -m venv .venv
