@@ -173,7 +173,8 @@ impl<T> Bands<T> {
         };
         // SAFETY: a slot from the free list (or a new one) is the lock holder's.
         unsafe { slot.fill(value, stamp) };
-        if self.free.len > PREFETCH_AHEAD {
+        // Only where a queue builds up: a lone message would fetch lines that nobody needs.
+        if self.len > PREFETCH_AHEAD && self.free.len > PREFETCH_AHEAD {
             slot.prefetch_ahead();
         }
         self.begin_wait(band);
