@@ -46,7 +46,7 @@ check-deep: loom tsan portable chaos fuzz
 
 bench: tools
 	$(CARGO) build --release -p dotcompute-cli -p dotcompute-bench
-	./target/release/dotcompute bench
+	./target/release/dotcompute bench --markdown docs/benchmarks.md
 
 # The lock-free structures and the waiters under loom, which tries every interleaving. It builds
 # the mailbox crate alone, in a folder of its own.
