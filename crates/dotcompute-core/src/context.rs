@@ -1,17 +1,19 @@
 //! A kernel seen from inside: what its body receives from and replies through.
 
+use std::collections::VecDeque;
 use std::fmt;
 use std::future::Future;
 use std::sync::Arc;
 use std::task::{Context as TaskContext, Poll};
 use std::time::{Duration, Instant};
 
-use dotcompute_mailbox::{Inbox, Outcome, clock, wait};
+use dotcompute_mailbox::{Inbox, Lent, Outcome, clock, wait};
 
 use crate::dead_letter::DeadLetterReason;
 use crate::error::{KernelId, LookupError, ReceiveError, Stopped};
 use crate::id::MessageId;
 use crate::kernel::{Address, Cell};
+use crate::lent::LentMessage;
 use crate::message::{AskToken, Envelope, Message, Taken};
 use crate::runtime::Runtime;
 use crate::timer;
@@ -25,19 +27,34 @@ const BUDGET: u32 = 128;
 /// until the body ends. If the body fails meanwhile, that message becomes a dead letter or is
 /// delivered again, as the kernel's [`Restart`](crate::Restart) says.
 pub struct Context<M: Message, R: Message> {
-    cell: Arc<Cell<M, R>>,
-    inbox: Inbox<Envelope<M>>,
+    pub(crate) cell: Arc<Cell<M, R>>,
+    pub(crate) inbox: Inbox<Envelope<M>>,
+    /// Messages that were handed on to where the kernel runs: see `lent.rs`.
+    pub(crate) lent: VecDeque<LentMessage<M>>,
+    /// Messages on their way there; empty between calls.
+    pub(crate) fresh: VecDeque<Lent<Envelope<M>>>,
     /// The message in hand, if the body took it out of its envelope.
     taken: Option<Taken>,
     budget: u32,
     sample: Option<Sample>,
 }
 
+/// Nothing in it is ever pinned, whatever the messages are.
+impl<M: Message, R: Message> Unpin for Context<M, R> {}
+
 /// A message whose times are taken.
 #[derive(Clone, Copy)]
-struct Sample {
-    queued_ns: u64,
-    delivered_ns: u64,
+pub(crate) struct Sample {
+    pub(crate) queued_ns: u64,
+    pub(crate) delivered_ns: u64,
+}
+
+impl Sample {
+    /// The message is settled.
+    pub(crate) fn record<M, R>(self, cell: &Cell<M, R>) {
+        let handler_ns = clock::now_ns().saturating_sub(self.delivered_ns);
+        cell.telemetry.record(self.queued_ns, handler_ns);
+    }
 }
 
 impl<M: Message, R: Message> Context<M, R> {
@@ -46,6 +63,8 @@ impl<M: Message, R: Message> Context<M, R> {
         Some(Self {
             cell: Arc::clone(cell),
             inbox: cell.mailbox.inbox()?,
+            lent: VecDeque::new(),
+            fresh: VecDeque::new(),
             taken: None,
             budget: BUDGET,
             sample: None,
@@ -248,7 +267,7 @@ impl<M: Message, R: Message> Context<M, R> {
         self.cell.dead_reply(reply, DeadLetterReason::NoRoom);
     }
 
-    fn stopped(&self) -> Stopped {
+    pub(crate) fn stopped(&self) -> Stopped {
         Stopped { kernel: self.cell.id.clone() }
     }
 
@@ -337,8 +356,7 @@ impl<M: Message, R: Message> Context<M, R> {
     #[inline]
     fn settle_sample(&mut self) {
         if let Some(sample) = self.sample.take() {
-            let handler_ns = clock::now_ns().saturating_sub(sample.delivered_ns);
-            self.cell.telemetry.record(sample.queued_ns, handler_ns);
+            sample.record(&self.cell);
         }
     }
 }
@@ -348,6 +366,9 @@ impl<M: Message, R: Message> Drop for Context<M, R> {
         self.settle_sample();
         if let Some(taken) = self.taken {
             self.cell.set_taken(taken);
+        }
+        if !self.lent.is_empty() {
+            self.cell.set_lent(std::mem::take(&mut self.lent));
         }
     }
 }

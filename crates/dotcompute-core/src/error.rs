@@ -108,6 +108,11 @@ impl Fault {
         Self::build(FaultKind::Panic, message, None)
     }
 
+    /// A fault of this kind that was reported elsewhere, in words.
+    pub fn reported(kind: FaultKind, message: impl Into<String>) -> Self {
+        Self::build(kind, message.into(), None)
+    }
+
     pub(crate) fn executor(message: impl Into<String>) -> Self {
         Self::build(FaultKind::Executor, message.into(), None)
     }

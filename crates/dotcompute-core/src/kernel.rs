@@ -3,6 +3,7 @@
 //!
 //! The submodules hold what can be done with it.
 
+use std::collections::VecDeque;
 use std::fmt;
 use std::sync::{Arc, Mutex, Weak};
 use std::task::Waker;
@@ -12,6 +13,7 @@ use dotcompute_mailbox::{Books, Mailbox};
 
 use crate::ask::Asks;
 use crate::error::{Fault, KernelId, StateError};
+use crate::lent::LentMessage;
 use crate::lifecycle::{KernelState, Lifecycle};
 use crate::message::{Envelope, Message, Taken};
 use crate::options::Options;
@@ -46,6 +48,8 @@ pub(crate) struct Cell<M, R> {
     runner: Mutex<Option<Waker>>,
     /// What is known of the message in hand where a body took it and then ended.
     taken: Mutex<Option<Taken>>,
+    /// What a body that ended had handed on and not settled.
+    lent: Mutex<VecDeque<LentMessage<M>>>,
     pub(crate) telemetry: Telemetry,
     pub(crate) runtime: Weak<Shared>,
 }
@@ -72,6 +76,7 @@ impl<M: Message, R: Message> Cell<M, R> {
             control: AtomicU32::new(0),
             runner: Mutex::new(None),
             taken: Mutex::new(None),
+            lent: Mutex::default(),
             telemetry: Telemetry::default(),
             runtime: Arc::downgrade(runtime),
         })

@@ -40,6 +40,7 @@ mod executor;
 mod handler;
 mod id;
 mod kernel;
+mod lent;
 mod lifecycle;
 mod message;
 mod options;

@@ -18,7 +18,8 @@ pub struct Books {
     pub expired: u64,
     /// Handed out to the inbox and settled as dead letters, or taken after the close.
     pub dead_lettered: u64,
-    /// With the kernel: handed out to the inbox and not yet settled (0 or 1).
+    /// With the kernel: handed out to the inbox and not yet settled. 0 or 1; up to the window of an
+    /// executor that hands several on at a time ([`Inbox::poll_lend`](crate::Inbox::poll_lend)).
     pub in_hand: u64,
     /// Waiting in the mailbox.
     pub queued: u64,

@@ -29,6 +29,7 @@ use crate::clock::now_ns;
 use crate::cursor::{Cursor, Progress};
 use crate::error::{Closed, ReceiveError, SendError, TryReceiveError, TrySendError};
 use crate::inbox::{Inbox, Outcome};
+use crate::lend::Awaited;
 #[cfg(not(loom))]
 use crate::lock::{Guard, Lock, lock};
 use crate::receive::{Receive, ReceiveBatch, ReceiveOwned};
@@ -125,6 +126,10 @@ pub(crate) struct State<T> {
     pub(crate) has_inbox: bool,
     /// The band of a message that an inbox had in hand when it was dropped.
     pub(crate) left_in_hand: Option<Band>,
+    /// Messages that an inbox took out and has not settled: see `lend.rs`.
+    pub(crate) lent: u64,
+    /// Whether the inbox found nothing when it looked last, and who wants to know.
+    pub(crate) awaited: Awaited,
     /// How many messages are admitted before the next one that is stamped.
     stamp_in: u32,
     accepted: u64,
@@ -139,12 +144,12 @@ pub(crate) struct State<T> {
     pub(crate) senders: WaitList<T, 4>,
     dropped_oldest: u64,
     dropped_newest: u64,
-    expired: u64,
-    dead_lettered: u64,
+    pub(crate) expired: u64,
+    pub(crate) dead_lettered: u64,
     /// Deliveries to the inbox that did not end as processed.
-    unprocessed: u64,
+    pub(crate) unprocessed: u64,
     pub(crate) rejected: u64,
-    redelivered: u64,
+    pub(crate) redelivered: u64,
     stamp_every: u32,
 }
 
@@ -175,6 +180,8 @@ impl<T> Mailbox<T> {
             paused: false,
             has_inbox: false,
             left_in_hand: None,
+            lent: 0,
+            awaited: Awaited::default(),
             stamp_in: 0,
             accepted: 0,
             dropped_oldest: 0,
@@ -501,7 +508,7 @@ impl<T> Mailbox<T> {
     /// A consistent snapshot of the counters.
     pub fn books(&self) -> Books {
         let mut locked = self.lock();
-        let in_hand = u64::from(locked.observe().is_in_hand());
+        let in_hand = u64::from(locked.observe().is_in_hand()) + locked.lent;
         let state = &*locked;
         Books {
             accepted: state.accepted,
@@ -759,7 +766,7 @@ impl<T> Locked<'_, T> {
     }
 
     #[inline]
-    fn note_high_water(&mut self) {
+    pub(crate) fn note_high_water(&mut self) {
         if self.bands.len() > self.high_water {
             self.observe();
             self.high_water = self.high_water.max(self.bands.len());

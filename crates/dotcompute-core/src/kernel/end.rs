@@ -97,7 +97,7 @@ impl<M: Message, R: Message> Cell<M, R> {
         };
         let wakers = lock(&self.asks).close(failure);
         wake_all(wakers);
-        if terminated {
+        if terminated && !self.options.keep_replies {
             self.bury_replies();
         } else {
             // Replies already made can still be read.

@@ -1,6 +1,7 @@
 //! The life of a kernel as its lock guards it: steps, waiters, and the two bits that are read without
 //! the lock.
 
+use std::collections::VecDeque;
 use std::sync::Mutex;
 use std::task::{Context as TaskContext, Poll, Waker};
 
@@ -8,6 +9,7 @@ use dotcompute_mailbox::sync::{Ordering, lock};
 
 use super::Cell;
 use crate::error::StateError;
+use crate::lent::LentMessage;
 use crate::lifecycle::{KernelState, Lifecycle, WrongState, wake_all};
 use crate::message::{Message, Taken};
 use crate::terminate::Termination;
@@ -121,6 +123,15 @@ impl<M: Message, R: Message> Cell<M, R> {
 
     pub(crate) fn taken(&self) -> Option<Taken> {
         lock(&self.taken).take()
+    }
+
+    /// The body ends with messages that it had handed on.
+    pub(crate) fn set_lent(&self, lent: VecDeque<LentMessage<M>>) {
+        *lock(&self.lent) = lent;
+    }
+
+    pub(crate) fn take_lent(&self) -> VecDeque<LentMessage<M>> {
+        std::mem::take(&mut lock(&self.lent))
     }
 }
 
