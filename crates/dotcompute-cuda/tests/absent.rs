@@ -1,6 +1,8 @@
 //! A library of CUDA that is missing, too old, incomplete or unwilling is a reason with an advice,
 //! never a panic. The libraries here are made by the C compiler, each with one thing wrong.
 
+#![allow(clippy::unwrap_used, reason = "a helper that fails is a failed test")]
+
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
