@@ -43,6 +43,10 @@ typedef unsigned long long uint64_t;
 
 /* This slot continues the record that the slot before it began. */
 #define DC_FLAG_CONTINUED 1u
+/* The record begins with the id of the message that it answers, between processes. */
+#define DC_FLAG_CORRELATED 2u
+/* The next record, of the same token, goes on with this one's message, between processes. */
+#define DC_FLAG_MORE 4u
 
 /* `format` of a ring of plain slots. */
 #define DC_FORMAT_PLAIN 1u

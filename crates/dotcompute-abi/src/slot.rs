@@ -31,6 +31,10 @@ shared_constants! {
     FLAGS: u32;
     /// This slot continues the record that the slot before it began.
     FLAG_CONTINUED = 1;
+    /// The record begins with the id of the message that it answers, between processes.
+    FLAG_CORRELATED = 2;
+    /// The next record, of the same token, goes on with this one's message, between processes.
+    FLAG_MORE = 4;
 }
 
 shared_struct! {

@@ -95,7 +95,7 @@ impl Fault {
     }
 
     /// A fault from the payload of a panic.
-    pub(crate) fn from_panic(payload: Box<dyn std::any::Any + Send>) -> Self {
+    pub fn from_panic(payload: Box<dyn std::any::Any + Send>) -> Self {
         let message = if let Some(text) = payload.downcast_ref::<&str>() {
             (*text).to_owned()
         } else if let Some(text) = payload.downcast_ref::<String>() {

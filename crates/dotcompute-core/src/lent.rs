@@ -14,7 +14,7 @@ use std::future::Future;
 use std::sync::Arc;
 use std::task::{Context as TaskContext, Poll};
 
-use dotcompute_mailbox::{Inbox, Lent, Outcome, clock};
+use dotcompute_mailbox::{Books, Inbox, Lent, Outcome, clock};
 
 use crate::ask::AskFailure;
 use crate::context::{Context, Sample};
@@ -120,20 +120,20 @@ impl<M: Message, R: Message> Context<M, R> {
         self.cell.try_output(reply).map_or(Ok(()), Err)
     }
 
-    /// Waits until the kernel is to end, as [`stopping`](Self::stopping), with a future of its own;
-    /// whether it is to finish what is queued first.
-    pub fn stop_requested(&self) -> impl Future<Output = bool> + Send + use<M, R> {
+    /// Waits until the kernel is to end without finishing what is queued; a future of its own.
+    pub fn stop_at_once(&self) -> impl Future<Output = ()> + Send + use<M, R> {
         let cell = Arc::clone(&self.cell);
-        async move { cell.until(|lifecycle| lifecycle.stop).await }
+        async move { cell.until(|lifecycle| (lifecycle.stop == Some(false)).then_some(())).await }
     }
 }
 
 /// For the far side of a link, where the kernel itself runs.
 impl<M: Message, R: Message> KernelRef<M, R> {
-    /// Ready while the kernel waits for a message, or found none when it looked last. Otherwise the
-    /// task of `cx` is woken when that happens; of several, the one that polled last.
-    pub fn poll_awaited(&self, cx: &mut TaskContext<'_>) -> Poll<()> {
-        self.cell.mailbox.poll_awaited(cx)
+    /// The books, and whether the kernel waits for a message or found none when it looked last; both
+    /// as of one instant. When it begins to wait anew, the task of `cx` is woken; of several, the
+    /// one that asked last.
+    pub fn books_awaited(&self, cx: &mut TaskContext<'_>) -> (Books, bool) {
+        self.cell.mailbox.books_awaited(cx)
     }
 }
 

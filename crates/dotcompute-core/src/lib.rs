@@ -61,7 +61,7 @@ pub use error::{
     SendError, StateError, Stopped,
 };
 pub use executor::{Executor, KernelTask};
-pub use handler::{Handler, HandlerContext};
+pub use handler::{Handler, HandlerCalls, HandlerContext};
 pub use id::{MessageId, ParseMessageIdError};
 pub use kernel::{Address, KernelRef, Receiving, ScopedKernel};
 pub use lifecycle::KernelState;

@@ -7,12 +7,13 @@
 //! them.
 //!
 //! The far side is to be given a message only when its kernel waits for one: that a kernel of this
-//! process does so, [`Mailbox::poll_awaited`] tells.
+//! process does so, [`Mailbox::books_awaited`] tells.
 
 use std::collections::VecDeque;
 use std::task::{Context, Poll, Waker};
 
 use crate::bands::Band;
+use crate::books::Books;
 use crate::clock::now_ns;
 use crate::error::{Closed, TryReceiveError};
 use crate::inbox::{Inbox, Outcome};
@@ -143,15 +144,113 @@ impl<T> Locked<'_, T> {
 }
 
 impl<T> Mailbox<T> {
-    /// Ready while the inbox waits for a message, or found none when it looked last. Otherwise the
-    /// task of `context` is woken when that happens; of several, the one that polled last.
-    pub fn poll_awaited(&self, context: &mut Context<'_>) -> Poll<()> {
+    /// The books, and whether the inbox waits for a message or found none when it looked last; both
+    /// as of one instant. When it begins to wait anew, the task of `context` is woken; of several,
+    /// the one that asked last.
+    pub fn books_awaited(&self, context: &mut Context<'_>) -> (Books, bool) {
         let mut wakes = Wakes::default();
         let mut locked = self.lock();
-        if locked.awaited.is_awaited {
-            return Poll::Ready(());
-        }
         wakes.discard(locked.awaited.waker.replace(context.waker().clone()));
-        Poll::Pending
+        (locked.books(), locked.awaited.is_awaited)
+    }
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+    use crate::mailbox::{Backpressure, Close};
+    use std::future::Future;
+
+    fn lent(inbox: &mut Inbox<u32>, max: usize) -> Vec<Lent<u32>> {
+        let mut out = VecDeque::new();
+        let _ = inbox.poll_lend(max, &mut out, &mut Context::from_waker(Waker::noop()));
+        out.into()
+    }
+
+    fn values(lent: &[Lent<u32>]) -> Vec<u32> {
+        lent.iter().map(|lent| lent.value).collect()
+    }
+
+    #[test]
+    fn what_is_lent_is_in_hand_until_it_is_settled_or_goes_back_in_order() {
+        let mailbox = Mailbox::new(4, Backpressure::Reject);
+        for (band, value) in [(Band::Normal, 1), (Band::Normal, 2), (Band::High, 0), (Band::Low, 3)]
+        {
+            let _ = mailbox.try_send(band, value).unwrap();
+        }
+        let mut inbox = mailbox.inbox().unwrap();
+        let first = lent(&mut inbox, 3);
+        assert_eq!(values(&first), [0, 1, 2]);
+        let books = mailbox.books();
+        assert!(books.balance() && (books.in_hand, books.queued) == (3, 1), "{books:?}");
+        inbox.settle_lent(1, Outcome::Processed);
+        // It is full, and takes back what is its own.
+        for value in 4..7 {
+            let _ = mailbox.try_send(Band::Normal, value).unwrap();
+        }
+        for lent in first.into_iter().skip(1).rev() {
+            let delivered = lent.value == 1;
+            inbox.put_back_lent(lent, delivered);
+        }
+        let books = mailbox.books();
+        assert_eq!((books.in_hand, books.queued, books.processed), (0, 6, 1));
+        assert_eq!(books.redelivered, 1);
+        assert!(books.balance(), "{books:?}");
+        assert_eq!(values(&lent(&mut inbox, 10)), [1, 2, 4, 5, 6, 3]);
+        inbox.settle_lent(4, Outcome::DeadLettered);
+        inbox.settle_lent(2, Outcome::Expired);
+        let books = mailbox.books();
+        assert_eq!((books.dead_lettered, books.expired, books.in_hand), (4, 2, 0));
+        assert!(books.balance(), "{books:?}");
+    }
+
+    #[test]
+    fn what_is_lent_makes_room_and_outlives_its_inbox() {
+        let mailbox = Mailbox::new(1, Backpressure::Block);
+        let _ = mailbox.try_send(Band::Normal, 1).unwrap();
+        let mut send = mailbox.send(Band::Normal, 2);
+        let mut cx = Context::from_waker(Waker::noop());
+        assert!(std::pin::Pin::new(&mut send).poll(&mut cx).is_pending());
+        let mut inbox = mailbox.inbox().unwrap();
+        let first = lent(&mut inbox, 1);
+        assert!(std::pin::Pin::new(&mut send).poll(&mut cx).is_ready(), "there is room");
+        drop(inbox);
+        assert_eq!(mailbox.books().in_hand, 1);
+        let mut inbox = mailbox.inbox().unwrap();
+        first.into_iter().for_each(|lent| inbox.put_back_lent(lent, false));
+        assert_eq!(values(&lent(&mut inbox, 9)), [1, 2]);
+        mailbox.close(Close::Drain);
+        let closed = inbox.poll_lend(1, &mut VecDeque::new(), &mut cx);
+        assert_eq!(closed, Poll::Ready(Err(Closed)));
+    }
+
+    #[test]
+    fn that_a_message_is_awaited_is_told_each_time() {
+        struct Count(crate::sync::AtomicU64);
+        impl std::task::Wake for Count {
+            fn wake(self: std::sync::Arc<Self>) {
+                // Relaxed: one thread.
+                self.0.fetch_add(1, crate::sync::Ordering::Relaxed);
+            }
+        }
+        let count = std::sync::Arc::new(Count(crate::sync::AtomicU64::new(0)));
+        let waker = Waker::from(std::sync::Arc::clone(&count));
+        let mut watch = Context::from_waker(&waker);
+        let mailbox = Mailbox::new(4, Backpressure::Reject);
+        let mut inbox = mailbox.inbox().unwrap();
+        let mut told = |expected: u64| {
+            let (books, awaited) = mailbox.books_awaited(&mut watch);
+            assert_eq!(count.0.load(crate::sync::Ordering::Relaxed), expected);
+            (books.processed, awaited)
+        };
+        assert_eq!(told(0), (0, false));
+        for turn in 1..=3 {
+            assert_eq!(inbox.try_next(), Err(TryReceiveError::Empty));
+            assert_eq!(told(turn), (turn - 1, true));
+            let _ = mailbox.try_send(Band::Normal, 7).unwrap();
+            assert_eq!(told(turn), (turn - 1, true), "it has not looked again");
+            assert_eq!(inbox.try_next(), Ok(()));
+            assert_eq!(told(turn), (turn - 1, false));
+        }
     }
 }

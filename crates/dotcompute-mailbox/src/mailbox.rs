@@ -507,21 +507,7 @@ impl<T> Mailbox<T> {
 
     /// A consistent snapshot of the counters.
     pub fn books(&self) -> Books {
-        let mut locked = self.lock();
-        let in_hand = u64::from(locked.observe().is_in_hand()) + locked.lent;
-        let state = &*locked;
-        Books {
-            accepted: state.accepted,
-            processed: state.bands.deliveries() - state.unprocessed - in_hand,
-            dropped_oldest: state.dropped_oldest,
-            dropped_newest: state.dropped_newest,
-            expired: state.expired,
-            dead_lettered: state.dead_lettered,
-            in_hand,
-            queued: state.bands.len() as u64,
-            rejected: state.rejected,
-            redelivered: state.redelivered,
-        }
+        self.lock().books()
     }
 
     /// The most messages that may be queued. The one in hand does not count.
@@ -637,6 +623,24 @@ impl<T> Locked<'_, T> {
             let progress = self.mailbox.cursor.stop();
             self.bands.observe(progress.deliveries());
             self.bands.close_window(progress.is_in_hand());
+        }
+    }
+
+    /// A snapshot of the counters.
+    pub(crate) fn books(&mut self) -> Books {
+        let in_hand = u64::from(self.observe().is_in_hand()) + self.lent;
+        let state = &**self;
+        Books {
+            accepted: state.accepted,
+            processed: state.bands.deliveries() - state.unprocessed - in_hand,
+            dropped_oldest: state.dropped_oldest,
+            dropped_newest: state.dropped_newest,
+            expired: state.expired,
+            dead_lettered: state.dead_lettered,
+            in_hand,
+            queued: state.bands.len() as u64,
+            rejected: state.rejected,
+            redelivered: state.redelivered,
         }
     }
 
