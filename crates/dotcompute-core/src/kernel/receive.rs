@@ -161,6 +161,8 @@ impl<M: Message, R: Message> Cell<M, R> {
         let (state, fault) = self.look(|l| (l.state, l.fault.clone()));
         match (state, fault) {
             (KernelState::Failed, Some(fault)) => ReceiveError::Failed { kernel, fault },
+            // The output mailbox of a kernel that goes on is closed while it is connected.
+            _ if self.is_connected() || !self.has_ended() => ReceiveError::Connected { kernel },
             _ => ReceiveError::Stopped { kernel },
         }
     }
