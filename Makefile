@@ -22,13 +22,15 @@ test: test-rust test-python
 
 test-rust: tools
 	$(CARGO) fmt --all --check
-	$(CARGO) clippy --workspace --all-targets -- -D warnings
+	$(CARGO) clippy --workspace --all-targets --features dotcompute-python/conformance -- -D warnings
 	$(CARGO) test --workspace
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --workspace --no-deps
 
-# The Python package on the same core, in an environment of its own under .venv.
+# The Python package on the same core, in an environment of its own under .venv. With the
+# conformance suite in it, which its tests run on the asyncio executor.
 python: venv
-	PIP_QUIET=1 VIRTUAL_ENV=$(CURDIR)/.venv .venv/bin/maturin develop --quiet --extras dev,numba,fast
+	PIP_QUIET=1 VIRTUAL_ENV=$(CURDIR)/.venv .venv/bin/maturin develop --quiet \
+		--extras dev,numba,fast --features pyo3/extension-module,conformance
 
 venv: tools
 	@test -x .venv/bin/python || python3 -m venv .venv
