@@ -108,6 +108,7 @@ impl<M: Message, R: Message> Cell<M, R> {
             state,
             books,
             replies: self.reply_books(),
+            records: self.telemetry.records(books.processed),
             asks_answered: load(&self.telemetry.asks_answered),
             high_water: self.mailbox.high_water(),
             faults: load(&self.telemetry.faults),
