@@ -5,3 +5,4 @@
 //! command line around it.
 
 pub mod anomaly;
+pub mod pagerank;
