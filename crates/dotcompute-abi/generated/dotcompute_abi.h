@@ -5,10 +5,13 @@
 
 /* NVRTC has no standard headers. */
 #ifdef __CUDACC_RTC__
+typedef signed char int8_t;
 typedef unsigned char uint8_t;
+typedef short int16_t;
 typedef unsigned short uint16_t;
-typedef unsigned int uint32_t;
 typedef int int32_t;
+typedef unsigned int uint32_t;
+typedef long long int64_t;
 typedef unsigned long long uint64_t;
 #define DC_OFFSET(type, field) __INTADDR__(&((type *)0)->field)
 #else
@@ -262,5 +265,58 @@ typedef struct dc_control_block {
 DC_ASSERT(sizeof(dc_control_block) == 256, "dc_control_block");
 DC_ASSERT(DC_OFFSET(dc_control_block, host) == 0, "dc_control_block.host");
 DC_ASSERT(DC_OFFSET(dc_control_block, kernel) == 128, "dc_control_block.kernel");
+
+/* What a handler can call, from inside: see `rk_*` below. */
+typedef struct rk_ctx rk_ctx;
+
+/* A compiled handler: DC_HANDLER_REPLY if it wrote a reply, DC_HANDLER_DONE if not, or a negative
+   fault code. `reply` is zeroed before each call. It never blocks and keeps none of its pointers. */
+typedef int32_t (*rk_handler)(const void *message, void *state, void *reply, rk_ctx *ctx);
+
+#ifndef __CUDACC__
+typedef struct rk_calls {
+    int32_t (*emit)(rk_ctx *, const void *);
+    int32_t (*send)(rk_ctx *, uint32_t, const void *);
+    void (*log)(rk_ctx *, int32_t, const char *, uint64_t);
+    int32_t (*fault)(rk_ctx *, int32_t, const char *, uint64_t);
+    int32_t (*tick)(rk_ctx *);
+    uint64_t (*clock)(rk_ctx *);
+    int32_t (*reply)(rk_ctx *, const void *);
+} rk_calls;
+struct rk_ctx {
+    const rk_calls *calls;
+    uint64_t record;
+    int32_t fault;
+};
+DC_ASSERT(DC_OFFSET(struct rk_ctx, record) == 8, "rk_ctx.record");
+DC_ASSERT(DC_OFFSET(struct rk_ctx, fault) == 16, "rk_ctx.fault");
+DC_ASSERT(DC_OFFSET(rk_calls, send) == sizeof(void *), "rk_calls.send");
+DC_ASSERT(DC_OFFSET(rk_calls, log) == 2 * sizeof(void *), "rk_calls.log");
+DC_ASSERT(DC_OFFSET(rk_calls, fault) == 3 * sizeof(void *), "rk_calls.fault");
+DC_ASSERT(DC_OFFSET(rk_calls, tick) == 4 * sizeof(void *), "rk_calls.tick");
+DC_ASSERT(DC_OFFSET(rk_calls, clock) == 5 * sizeof(void *), "rk_calls.clock");
+DC_ASSERT(DC_OFFSET(rk_calls, reply) == 6 * sizeof(void *), "rk_calls.reply");
+
+/* Emits one more reply before the one that the handler returns: 0, or the fault code to return. */
+static inline int32_t rk_emit(rk_ctx *ctx, const void *record) {
+    return ctx->calls->emit(ctx, record);
+}
+/* Sends a record to the target of this number, of those declared: 0, or the fault code to return. */
+static inline int32_t rk_send(rk_ctx *ctx, uint32_t target, const void *record) {
+    return ctx->calls->send(ctx, target, record);
+}
+/* Logs a text of so many bytes of UTF-8, at a level of 10 (debug) to 40 (error). */
+static inline void rk_log(rk_ctx *ctx, int32_t level, const char *text, uint64_t bytes) {
+    ctx->calls->log(ctx, level, text, bytes);
+}
+/* Fails the message in hand: return what it returns. */
+static inline int32_t rk_fault(rk_ctx *ctx, int32_t code, const char *text, uint64_t bytes) {
+    return ctx->calls->fault(ctx, code, text, bytes);
+}
+/* Whether to go on: 0, or the fault code to return. For handlers with long loops. */
+static inline int32_t rk_tick(rk_ctx *ctx) { return ctx->calls->tick(ctx); }
+/* A monotonic clock, in nanoseconds. */
+static inline uint64_t rk_clock(rk_ctx *ctx) { return ctx->calls->clock(ctx); }
+#endif
 
 #endif

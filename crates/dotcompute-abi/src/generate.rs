@@ -2,7 +2,7 @@
 
 use crate::describe::{Constant, Field, Kind, Struct};
 use crate::ring::RING_MAGIC;
-use crate::{ABI_VERSION, LINE_BYTES, codes, control, ring, slot};
+use crate::{ABI_VERSION, LINE_BYTES, codes, control, handler, ring, slot};
 use core::fmt::{self, Write};
 
 const CONSTANTS: &[&[Constant]] = &[
@@ -21,10 +21,13 @@ const C_PROLOGUE: &str = "\
 
 /* NVRTC has no standard headers. */
 #ifdef __CUDACC_RTC__
+typedef signed char int8_t;
 typedef unsigned char uint8_t;
+typedef short int16_t;
 typedef unsigned short uint16_t;
-typedef unsigned int uint32_t;
 typedef int int32_t;
+typedef unsigned int uint32_t;
+typedef long long int64_t;
 typedef unsigned long long uint64_t;
 #define DC_OFFSET(type, field) __INTADDR__(&((type *)0)->field)
 #else
@@ -66,6 +69,7 @@ pub fn write_c(out: &mut impl Write) -> fmt::Result {
     for part in slot::STRUCTS.iter().chain(ring::STRUCTS).chain(control::STRUCTS) {
         c_struct(out, part)?;
     }
+    writeln!(out, "{}", handler::C_TEXT)?;
     writeln!(out, "#endif")
 }
 

@@ -2,8 +2,9 @@
 //!
 //! Everything that two programs, or a program and a GPU, read from the same memory is defined here
 //! once: message slots ([`slot`]), the ring between them ([`ring`]), the control block of a
-//! resident kernel ([`control`]) and the codes both sides speak ([`codes`]). The C, CUDA and WGSL
-//! headers under `generated/` are written from the same definitions:
+//! resident kernel ([`control`]), the calls of compiled handlers ([`handler`]) and the codes both
+//! sides speak ([`codes`]). The C, CUDA and WGSL headers under `generated/` are written from the
+//! same definitions:
 //!
 //! ```text
 //! cargo run -p dotcompute-abi --example generate
@@ -21,10 +22,12 @@ pub mod describe;
 pub mod codes;
 pub mod control;
 pub mod generate;
+pub mod handler;
 pub mod ring;
 pub mod slot;
 
 pub use control::ControlBlock;
+pub use handler::{Handler, HandlerCalls, HandlerContext};
 pub use ring::RingHeader;
 pub use slot::{PlainSlot, SlotHeader, TaggedRecord, TaggedSlot};
 

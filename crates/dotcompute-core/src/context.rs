@@ -243,6 +243,17 @@ impl<M: Message, R: Message> Context<M, R> {
         }
     }
 
+    /// Tells whether the kernel is to end at once, from inside a call that does not return to it.
+    pub(crate) fn must_stop(&self) -> impl Fn() -> bool + Send + use<M, R> {
+        let cell = Arc::clone(&self.cell);
+        move || cell.is_killed() || cell.look(|lifecycle| lifecycle.stop == Some(false))
+    }
+
+    /// The message in hand held so many records.
+    pub(crate) fn count_records(&self, records: usize) {
+        self.cell.telemetry.count_records(records);
+    }
+
     /// A reply that was made and finds no way out any more.
     pub(crate) fn bury(&self, reply: Envelope<R>) {
         self.cell.dead_reply(reply, DeadLetterReason::NoRoom);
