@@ -10,7 +10,10 @@ CARGO ?= cargo
 FUZZ_SECONDS ?= 60
 CHAOS_SECONDS ?= 60
 
-.PHONY: run test test-rust test-python python venv check-deep bench loom tsan portable fuzz chaos cuda-offline tools
+DEVELOP = .venv/bin/maturin develop --quiet --features pyo3/extension-module,conformance
+
+.PHONY: run test test-rust test-python python python-base venv check-deep bench loom tsan portable fuzz chaos \
+	cuda-offline tools
 
 run: tools
 	$(CARGO) build --release -p dotcompute-cli
@@ -23,25 +26,32 @@ test: test-rust test-python
 
 test-rust: tools
 	$(CARGO) fmt --all --check
-	$(CARGO) clippy --workspace --all-targets -- -D warnings
+	$(CARGO) clippy --workspace --all-targets --features dotcompute-python/conformance -- -D warnings
 	$(CARGO) test --workspace
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --workspace --no-deps
 
-# The Python package on the same core, in an environment of its own under .venv.
+# The Python package on the same core, in an environment of its own under .venv. With the
+# conformance suite in it, which its tests run on the asyncio executor.
 python: venv
-	PIP_QUIET=1 VIRTUAL_ENV=$(CURDIR)/.venv .venv/bin/maturin develop --quiet --extras dev,numba,fast
+	PIP_QUIET=1 VIRTUAL_ENV=$(CURDIR)/.venv $(DEVELOP) --extras dev,numba,fast
+
+# The same without anything optional: no numba, no uvloop.
+python-base: venv
+	@test -x .venv-base/bin/python || python3 -m venv .venv-base
+	PIP_QUIET=1 VIRTUAL_ENV=$(CURDIR)/.venv-base $(DEVELOP) --extras test
 
 venv: tools
 	@test -x .venv/bin/python || python3 -m venv .venv
 	@test -x .venv/bin/maturin || \
 		.venv/bin/python -m pip install --quiet --disable-pip-version-check "maturin>=1.9,<2"
 
-test-python: python
+test-python: python python-base
 	.venv/bin/ruff check python examples
 	.venv/bin/ruff format --check python examples
 	.venv/bin/mypy --strict python/pydotcompute examples/python
 	.venv/bin/python -m mypy.stubtest pydotcompute._native --allowlist python/stubtest-allowlist.txt
 	.venv/bin/python -m pytest
+	.venv-base/bin/python -m pytest
 
 check-deep: loom tsan portable cuda-offline chaos fuzz
 

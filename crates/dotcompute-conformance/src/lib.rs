@@ -51,3 +51,4 @@ pub mod stage;
 mod suite;
 
 pub use stage::{Fixture, Stage, WATCHDOG, run, within};
+pub use suite::{PROMISES, Promise};

@@ -1,5 +1,7 @@
 //! The list of all promises.
 
+use crate::{Fixture, Stage, run};
+
 /// Makes a `#[test]` of every promise, for the executor that the [`Fixture`](crate::Fixture)
 /// names.
 ///
@@ -16,7 +18,10 @@ macro_rules! conformance_suite {
             $fixture
         }
 
-        $crate::conformance_suite! { @tests
+        $crate::conformance_suite! { @list tests }
+    };
+    (@list $form:ident) => {
+        $crate::conformance_suite! { @$form
             delivery {
                 messages_of_one_sender_arrive_in_order_without_loss_or_duplication
                 a_mailbox_holds_exactly_its_capacity
@@ -162,7 +167,38 @@ macro_rules! conformance_suite {
             )*
         })*
     };
+    (@table $($module:ident { $($promise:ident)* })*) => {
+        &[$($(Promise {
+            module: stringify!($module),
+            name: stringify!($promise),
+            keep: $crate::$module::$promise,
+        },)*)*]
+    };
 }
+
+/// One promise of the suite.
+#[derive(Clone, Copy, Debug)]
+pub struct Promise {
+    /// Where it belongs.
+    pub module: &'static str,
+    /// What is promised.
+    pub name: &'static str,
+    keep: fn(&Stage),
+}
+
+impl Promise {
+    /// Tests it on a fresh stage: see [`run`].
+    ///
+    /// # Panics
+    ///
+    /// If it is not kept.
+    pub fn test(&self, fixture: Fixture) {
+        run(self.name, fixture, self.keep);
+    }
+}
+
+/// All promises, for harnesses other than Rust's own, which [`conformance_suite!`] is for.
+pub const PROMISES: &[Promise] = conformance_suite! { @list table };
 
 #[cfg(test)]
 mod tests {

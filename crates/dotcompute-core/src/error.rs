@@ -86,6 +86,20 @@ impl Fault {
         Self::build(FaultKind::Code(code), format!("handler returned fault code {code}"), None)
     }
 
+    /// As [`code`](Self::code), with what the handler says about it.
+    pub fn code_with(code: i32, message: impl Into<String>) -> Self {
+        Self::build(FaultKind::Code(code), message.into(), None)
+    }
+
+    /// The same fault, which came about at `place`.
+    #[must_use]
+    pub(crate) fn within(self, place: impl fmt::Display) -> Self {
+        let message = format!("{} (at {place})", self.0.message);
+        let kind = self.0.kind;
+        // The old one stays below, and with it the error that it was caused by.
+        Self::build(kind, message, Some(Box::new(self)))
+    }
+
     /// A fault caused by `error`; a boxed `Fault` stays the fault it is.
     pub fn from_error(error: BoxError) -> Self {
         match error.downcast::<Fault>() {
@@ -390,6 +404,21 @@ pub enum LaunchError {
         /// Why.
         #[source]
         source: BoxError,
+    },
+    /// The type of the messages or replies has not the layout that a compiled handler takes or makes.
+    #[error(
+        "ring kernel '{kernel}': {what} of '{typed}' do not have the layout of '{handlers}', which its \
+         handler has"
+    )]
+    Layout {
+        /// The kernel.
+        kernel: KernelId,
+        /// Which: "messages" or "replies".
+        what: &'static str,
+        /// The record type of the kernel.
+        typed: String,
+        /// The record of the handler.
+        handlers: String,
     },
     /// The runtime is shutting down.
     #[error("ring kernel '{kernel}': the runtime is shutting down")]

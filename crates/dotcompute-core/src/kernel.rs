@@ -89,6 +89,7 @@ impl<M: Message, R: Message> Cell<M, R> {
             state,
             books,
             replies: self.replies.books(),
+            records: self.telemetry.records(books.processed),
             asks_answered: load(&self.telemetry.asks_answered),
             high_water: self.mailbox.high_water(),
             faults: load(&self.telemetry.faults),

@@ -29,6 +29,7 @@
 
 #![deny(unsafe_code)]
 
+pub mod compiled;
 pub mod record;
 pub mod wire;
 
@@ -49,10 +50,12 @@ mod telemetry;
 mod terminate;
 mod timer;
 
+pub use compiled::{CompiledHandler, RecordBatch};
 pub use context::Context;
 pub use dead_letter::{
     DEAD_LETTERS_MAX, DEAD_LETTERS_MAX_BYTES, DeadLetter, DeadLetterCounts, DeadLetterReason,
 };
+pub use dotcompute_abi as abi;
 pub use dotcompute_macros::Message;
 pub use dotcompute_mailbox::{Backpressure, Band, Books};
 pub use error::{

@@ -11,6 +11,7 @@ use dotcompute_mailbox::sync::lock;
 use dotcompute_mailbox::{Backpressure, wait};
 use tracing::Instrument;
 
+use crate::compiled::{self, CompiledHandler, RecordMessage, RecordReply};
 use crate::context::Context;
 use crate::dead_letter::{DeadLetter, DeadLetterCounts, DeadLetters};
 use crate::error::{BoxError, KernelId, LaunchError, LookupError};
@@ -447,6 +448,24 @@ impl KernelBuilder<'_> {
         F: Future<Output = Result<(), BoxError>> + Send + 'static,
     {
         let body = move |context| -> BodyFuture { Box::pin(body(context)) };
+        self.runtime.launch(self.id, &self.executor, self.options, body)
+    }
+
+    /// Launches a kernel whose code is a compiled handler, which is the same at each restart; its
+    /// state begins anew. `M` and `R` are records of its layouts, or batches of them.
+    ///
+    /// # Errors
+    ///
+    /// See [`LaunchError`]; `Layout` if a type has another layout than the handler.
+    pub fn launch_compiled<M: RecordMessage, R: RecordReply>(
+        self,
+        handler: CompiledHandler,
+    ) -> Result<KernelRef<M, R>, LaunchError> {
+        handler.check::<M, R>(&self.id)?;
+        let handler = Arc::new(handler);
+        let body = move |context| -> BodyFuture {
+            Box::pin(compiled::run::<M, R>(Arc::clone(&handler), context))
+        };
         self.runtime.launch(self.id, &self.executor, self.options, body)
     }
 
