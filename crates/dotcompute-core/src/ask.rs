@@ -5,6 +5,7 @@
 //! many were outstanding before.
 
 use std::collections::{HashMap, VecDeque};
+use std::num::NonZeroU32;
 use std::task::{Poll, Waker};
 
 use crate::error::Fault;
@@ -35,7 +36,7 @@ enum State<R> {
 
 #[derive(Debug)]
 struct Entry<R> {
-    generation: u32,
+    generation: NonZeroU32,
     id: MessageId,
     state: State<R>,
     /// Whether it is in the list of asks that the kernel has received and not answered.
@@ -92,7 +93,7 @@ impl<R> Asks<R> {
         let index = if self.free == NONE {
             let index = u32::try_from(self.entries.len()).expect("fewer than 2^32 asks");
             self.entries.push(Entry {
-                generation: 0,
+                generation: NonZeroU32::MIN,
                 id,
                 state,
                 received: false,
@@ -318,7 +319,7 @@ impl<R> Asks<R> {
 
     fn release(&mut self, index: u32) -> State<R> {
         let entry = &mut self.entries[index as usize];
-        entry.generation = entry.generation.wrapping_add(1);
+        entry.generation = entry.generation.checked_add(1).unwrap_or(NonZeroU32::MIN);
         let state = std::mem::replace(&mut entry.state, State::Free(self.free));
         self.free = index;
         state

@@ -24,31 +24,23 @@ const BUDGET: u32 = 128;
 /// One message at a time is *in hand*: from the receive that delivered it to the next receive, or
 /// until the body ends. If the body fails meanwhile, that message becomes a dead letter or is
 /// delivered again, as the kernel's [`Restart`](crate::Restart) says.
+#[repr(C)] // In the order of use: what every receive touches lies together.
 pub struct Context<M: Message, R: Message> {
-    cell: Arc<Cell<M, R>>,
     inbox: Inbox<Envelope<M>>,
+    budget: u32,
     /// The message in hand, if the body took it out of its envelope.
     taken: Option<Taken>,
-    budget: u32,
-    sample: Option<Sample>,
-}
-
-/// A message whose times are taken.
-#[derive(Clone, Copy)]
-struct Sample {
-    queued_ns: u64,
-    delivered_ns: u64,
+    cell: Arc<Cell<M, R>>,
 }
 
 impl<M: Message, R: Message> Context<M, R> {
     /// `None` while an earlier context of the kernel is alive.
     pub(crate) fn new(cell: &Arc<Cell<M, R>>) -> Option<Self> {
         Some(Self {
-            cell: Arc::clone(cell),
             inbox: cell.mailbox.inbox()?,
-            taken: None,
             budget: BUDGET,
-            sample: None,
+            taken: None,
+            cell: Arc::clone(cell),
         })
     }
 
@@ -311,9 +303,6 @@ impl<M: Message, R: Message> Context<M, R> {
             // Nobody waits for it any more.
             drop(self.inbox.settle(Outcome::Expired));
         }
-        if let Some(queued_ns) = self.inbox.queued_ns() {
-            self.sample = Some(Sample { queued_ns, delivered_ns: clock::now_ns() });
-        }
         Poll::Ready(Ok(()))
     }
 
@@ -347,9 +336,9 @@ impl<M: Message, R: Message> Context<M, R> {
 
     #[inline]
     fn settle_sample(&mut self) {
-        if let Some(sample) = self.sample.take() {
-            let handler_ns = clock::now_ns().saturating_sub(sample.delivered_ns);
-            self.cell.telemetry.record(sample.queued_ns, handler_ns);
+        if let Some(times) = self.inbox.take_times() {
+            let handler_ns = clock::now_ns().saturating_sub(times.delivered_ns);
+            self.cell.telemetry.record(times.queued_ns, handler_ns);
         }
     }
 }

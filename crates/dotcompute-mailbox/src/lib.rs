@@ -43,7 +43,7 @@ mod wait_list;
 pub use bands::{Band, PASSED_OVER_MAX};
 pub use books::Books;
 pub use error::{Closed, ReceiveError, SendError, TryReceiveError, TrySendError};
-pub use inbox::{Inbox, Outcome};
+pub use inbox::{Inbox, Outcome, Times};
 pub use mailbox::{Admission, Backpressure, Close, Mailbox, STAMP_EVERY};
 pub use receive::{Receive, ReceiveBatch, ReceiveOwned};
 pub use send::Send;

@@ -35,7 +35,7 @@ impl<M: Message> Address<M> {
     ///
     /// See [`SendError`].
     pub async fn send(&self, message: impl Into<Envelope<M>>) -> Result<(), SendError<M>> {
-        send(&*self.to, message.into(), None).await
+        send(&*self.to, message, None).await
     }
 
     /// As [`KernelRef::send_timeout`].
@@ -48,7 +48,7 @@ impl<M: Message> Address<M> {
         message: impl Into<Envelope<M>>,
         timeout: Duration,
     ) -> Result<(), SendError<M>> {
-        send(&*self.to, message.into(), timer::after(timeout)).await
+        send(&*self.to, message, timer::after(timeout)).await
     }
 
     /// As [`KernelRef::try_send`].

@@ -29,7 +29,7 @@ impl<M: Message, R: Message> KernelRef<M, R> {
     /// If the future is dropped before it is ready, the message was either accepted or is dropped
     /// with the future; it never takes room without being delivered.
     pub async fn send(&self, message: impl Into<Envelope<M>>) -> Result<(), SendError<M>> {
-        send(&*self.cell, message.into(), None).await
+        send(&*self.cell, message, None).await
     }
 
     /// [`send`](Self::send) that gives up after `timeout`.
@@ -42,7 +42,7 @@ impl<M: Message, R: Message> KernelRef<M, R> {
         message: impl Into<Envelope<M>>,
         timeout: Duration,
     ) -> Result<(), SendError<M>> {
-        send(&*self.cell, message.into(), timer::after(timeout)).await
+        send(&*self.cell, message, timer::after(timeout)).await
     }
 
     /// Sends a message without waiting.
@@ -66,19 +66,7 @@ impl<M: Message, R: Message> KernelRef<M, R> {
         &self,
         message: impl Into<Envelope<M>>,
     ) -> Result<Option<Envelope<M>>, SendError<M>> {
-        let envelope = message.into();
-        if self.cell.options.backpressure != mailbox::Backpressure::Block {
-            return try_send(&*self.cell, envelope).map(|()| None);
-        }
-        if !self.cell.is_open() {
-            return Err(self.cell.refusal(envelope));
-        }
-        match self.cell.mailbox.offer(Band::from_priority(envelope.priority), envelope) {
-            // A policy that blocks drops nothing.
-            Ok(_) => Ok(None),
-            Err(mailbox::TrySendError::Full(envelope)) => Ok(Some(envelope)),
-            Err(mailbox::TrySendError::Closed(envelope)) => Err(self.cell.refusal(envelope)),
-        }
+        offer(&*self.cell, message.into())
     }
 
     /// [`send`](Self::send) that waits on the calling thread, for ever without a `timeout`.
@@ -303,14 +291,42 @@ impl<M> Drop for InBatch<'_, M> {
     }
 }
 
+/// Sends as far as that takes no waiting; what a policy that blocks has no room for comes back.
+#[inline]
+fn offer<M: Message>(
+    to: &(impl Accept<M> + ?Sized),
+    envelope: Envelope<M>,
+) -> Result<Option<Envelope<M>>, SendError<M>> {
+    if to.mailbox().backpressure() != Backpressure::Block {
+        return try_send(to, envelope).map(|()| None);
+    }
+    if !to.is_open() {
+        return Err(to.refusal(envelope));
+    }
+    match to.mailbox().offer(Band::from_priority(envelope.priority), envelope) {
+        // A policy that blocks drops nothing.
+        Ok(_) => Ok(None),
+        Err(mailbox::TrySendError::Full(envelope)) => Ok(Some(envelope)),
+        Err(mailbox::TrySendError::Closed(envelope)) => Err(to.refusal(envelope)),
+    }
+}
+
+/// Sends; most often that takes no waiting, and the envelope never lies in the future.
+#[inline]
 pub(super) async fn send<M: Message>(
+    to: &(impl Accept<M> + ?Sized),
+    message: impl Into<Envelope<M>>,
+    deadline: Option<Instant>,
+) -> Result<(), SendError<M>> {
+    let Some(envelope) = offer(to, message.into())? else { return Ok(()) };
+    wait_for_room(to, envelope, deadline).await
+}
+
+async fn wait_for_room<M: Message>(
     to: &(impl Accept<M> + ?Sized),
     envelope: Envelope<M>,
     deadline: Option<Instant>,
 ) -> Result<(), SendError<M>> {
-    if !to.is_open() {
-        return Err(to.refusal(envelope));
-    }
     let mut send = to.mailbox().send(Band::from_priority(envelope.priority), envelope);
     let outcome = match deadline {
         None => send.await,
