@@ -2,8 +2,9 @@
 //!
 //! Everything that two programs, or a program and a GPU, read from the same memory is defined here
 //! once: message slots ([`slot`]), the ring between them ([`ring`]), the control block of a
-//! resident kernel ([`control`]) and the codes both sides speak ([`codes`]). The C, CUDA and WGSL
-//! headers under `generated/` are written from the same definitions:
+//! resident kernel ([`control`]), the calls of compiled handlers ([`handler`]) and the codes both
+//! sides speak ([`codes`]). The C, CUDA and WGSL headers under `generated/` are written from the
+//! same definitions:
 //!
 //! ```text
 //! cargo run -p dotcompute-abi --example generate
@@ -20,11 +21,14 @@
 pub mod describe;
 pub mod codes;
 pub mod control;
+pub mod device;
 pub mod generate;
+pub mod handler;
 pub mod ring;
 pub mod slot;
 
 pub use control::ControlBlock;
+pub use handler::{Handler, HandlerCalls, HandlerContext};
 pub use ring::RingHeader;
 pub use slot::{PlainSlot, SlotHeader, TaggedRecord, TaggedSlot};
 
@@ -35,3 +39,6 @@ pub const ABI_VERSION: u32 = 1;
 pub const LINE_BYTES: usize = 128;
 
 const _: () = assert!(cfg!(target_endian = "little"), "the shared layouts are little-endian");
+
+/// The header for C, C++ and CUDA, as it lies in `generated/`.
+pub const C_HEADER: &str = include_str!("../generated/dotcompute_abi.h");

@@ -8,6 +8,7 @@ use std::process::ExitCode;
 use std::thread;
 use std::time::Instant;
 
+use dotcompute_cuda::{Found, LibraryReport, Probe};
 use serde::Serialize;
 
 use crate::failure::{self, Failure};
@@ -63,12 +64,34 @@ struct Executor {
 
 #[derive(Debug, Serialize)]
 struct Cuda {
-    /// Whether this program was built with a CUDA backend.
-    backend: bool,
-    /// Where the driver's library lies, if the machine has one.
-    driver_library: Option<PathBuf>,
+    libraries: Vec<Library>,
+    devices: Vec<Device>,
+    /// What the driver said instead of naming its devices.
+    devices_error: Option<String>,
     /// The version of the driver's kernel module, if it is loaded.
     driver_module: Option<String>,
+}
+
+/// One of NVIDIA's libraries.
+#[derive(Debug, Serialize)]
+struct Library {
+    name: &'static str,
+    version: Option<String>,
+    path: Option<PathBuf>,
+    /// Why it cannot be used.
+    absent: Option<String>,
+    /// What to install.
+    advice: Option<&'static str>,
+}
+
+#[derive(Debug, Serialize)]
+struct Device {
+    name: String,
+    compute_capability: String,
+    multiprocessors: u32,
+    memory_bytes: u64,
+    /// Whether the system ends kernels that run for seconds.
+    kernel_timeout: bool,
 }
 
 #[derive(Debug, Serialize)]
@@ -111,13 +134,7 @@ fn gather() -> Info {
                 .map(|release| release.trim().to_owned()),
         },
         executors: executors(),
-        cuda: Cuda {
-            backend: false,
-            driver_library: cuda_library(),
-            driver_module: fs::read_to_string("/proc/driver/nvidia/version")
-                .ok()
-                .and_then(|text| text.lines().next().map(str::to_owned)),
-        },
+        cuda: cuda(),
         clock: clock(),
     }
 }
@@ -128,7 +145,7 @@ fn executors() -> Vec<Executor> {
         executor("async", true, "a task of the tokio runtime per kernel"),
         executor("thread", true, "an operating system thread per kernel"),
         executor("process", false, "this build has no process executor"),
-        executor("cuda", false, "this build has no CUDA backend"),
+        executor("cuda", false, "this build finds CUDA's libraries but has no CUDA executor"),
         executor("wgpu", false, "this build has no wgpu backend"),
     ]
 }
@@ -146,33 +163,44 @@ fn kibibytes(name: &str) -> Option<u64> {
     text.strip_suffix("kB")?.trim().parse::<u64>().ok()?.checked_mul(1024)
 }
 
-/// Where the loader would find the driver's library: the folders it is told of, its cache, and
-/// the folders where distributions and containers put it. Nothing is loaded.
-fn cuda_library() -> Option<PathBuf> {
-    const NAME: &str = "libcuda.so.1";
-    let told = env::var_os("LD_LIBRARY_PATH").unwrap_or_default();
-    let usual = [
-        "/usr/lib/x86_64-linux-gnu",
-        "/usr/lib/aarch64-linux-gnu",
-        "/usr/lib64",
-        "/usr/lib",
-        "/usr/lib/wsl/lib",
-        "/usr/local/nvidia/lib64",
-        "/usr/local/cuda/compat",
-    ];
-    // The cache holds the path of each library as a text that ends in a zero byte.
-    let cache = fs::read("/etc/ld.so.cache").unwrap_or_default();
-    let cached = cache
-        .split(|byte| *byte == 0)
-        .filter_map(|text| std::str::from_utf8(text).ok())
-        .map(|text| &text[text.find('/').unwrap_or(0)..])
-        .map(PathBuf::from)
-        .filter(|path| path.is_absolute() && path.ends_with(NAME));
-    env::split_paths(&told)
-        .map(|folder| folder.join(NAME))
-        .chain(cached)
-        .chain(usual.map(|folder| Path::new(folder).join(NAME)))
-        .find(|path| path.exists())
+fn cuda() -> Cuda {
+    let probe = Probe::new();
+    let library = |(name, report): (&'static str, &LibraryReport)| match report {
+        Ok(Found { version, path }) => Library {
+            name,
+            version: Some(version.clone()),
+            path: Some(path.clone()),
+            absent: None,
+            advice: None,
+        },
+        Err(absent) => Library {
+            name,
+            version: None,
+            path: None,
+            absent: Some(absent.to_string()),
+            advice: absent.advice(),
+        },
+    };
+    let libraries = probe.libraries().map(library).into();
+    let (devices, devices_error) = match probe.devices {
+        Ok(devices) => (devices, None),
+        Err(error) => (Vec::new(), Some(error.to_string())),
+    };
+    let device = |device: dotcompute_cuda::driver::Device| Device {
+        name: device.name,
+        compute_capability: device.compute_capability.to_string(),
+        multiprocessors: device.multiprocessors,
+        memory_bytes: device.memory_bytes,
+        kernel_timeout: device.kernel_timeout,
+    };
+    Cuda {
+        libraries,
+        devices: devices.into_iter().map(device).collect(),
+        devices_error,
+        driver_module: fs::read_to_string("/proc/driver/nvidia/version")
+            .ok()
+            .and_then(|text| text.lines().next().map(str::to_owned)),
+    }
 }
 
 fn clock() -> Clock {
@@ -235,15 +263,32 @@ fn text(info: &Info) -> String {
         "clock",
         format!("step {} ns, one reading costs {:.1} ns", clock.resolution_ns, clock.read_ns),
     );
-    let library = match &cuda.driver_library {
-        Some(path) => format!("driver library {}", path.display()),
-        None => "no driver library (libcuda.so.1) on this machine".into(),
-    };
-    let module = match &cuda.driver_module {
-        Some(module) => format!("; {module}"),
-        None => "; no NVIDIA kernel module loaded".into(),
-    };
-    line("cuda", library + &module);
+    let module = cuda.driver_module.as_deref().unwrap_or("no NVIDIA kernel module loaded");
+    line("module", module.to_owned());
+    text.push_str("\ncuda\n");
+    for Device { name, compute_capability, multiprocessors, memory_bytes, .. } in &cuda.devices {
+        let memory = gibibytes(Some(*memory_bytes));
+        let _ = writeln!(
+            text,
+            "  device     {name}, compute capability {compute_capability}, {multiprocessors} \
+             multiprocessors, {memory}"
+        );
+    }
+    if let Some(error) = &cuda.devices_error {
+        let _ = writeln!(text, "  devices    {error}");
+    }
+    for Library { name, version, path, absent, advice } in &cuda.libraries {
+        let path = path.as_deref().unwrap_or(Path::new("")).display();
+        let _ = match (version, absent) {
+            (Some(version), _) => writeln!(text, "  {name:<11}{version}, {path}"),
+            (None, absent) => {
+                writeln!(text, "  {name:<11}{}", absent.as_deref().unwrap_or("absent"))
+            }
+        };
+        if let Some(advice) = advice {
+            let _ = writeln!(text, "  {:<11}{advice}", "");
+        }
+    }
     text.push_str("\nexecutors\n");
     for Executor { name, available, reason } in executors {
         let available = if *available { "yes" } else { "no" };

@@ -2,7 +2,6 @@
 
 #![allow(clippy::unwrap_used, reason = "a helper that fails is a failed test")]
 
-use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
 fn dotcompute(arguments: &[&str]) -> Command {
@@ -23,7 +22,7 @@ fn info_says_what_is_there_and_why_the_rest_is_not() {
     for part in ["dotcompute 0", "cpu ", "memory ", "clock ", "async     yes", "thread    yes"] {
         assert!(told.contains(part), "{part}: {told}");
     }
-    assert!(told.contains("cuda      no   this build has no CUDA backend"), "{told}");
+    assert!(told.contains("cuda      no   this build"), "{told}");
 }
 
 #[test]
@@ -38,11 +37,27 @@ fn info_as_json_has_a_reason_for_each_executor() {
     };
     assert!(available("async") && available("thread"));
     assert!(!available("process") && !available("cuda") && !available("wgpu"));
-    assert_eq!(info["cuda"]["backend"], false);
+    let libraries = info["cuda"]["libraries"].as_array().unwrap();
+    assert_eq!(libraries.len(), 4);
+    for library in libraries {
+        assert_ne!(library["version"].is_string(), library["absent"].is_string(), "{library}");
+    }
     assert!(info["cpu"]["cores_usable"].as_u64().unwrap() >= 1);
     assert!(info["clock"]["read_ns"].as_f64().unwrap() > 0.0);
-    if let Some(library) = info["cuda"]["driver_library"].as_str() {
-        assert!(PathBuf::from(library).exists());
+}
+
+/// Nothing of CUDA in an empty folder, and no driver where the loader looks in no other.
+#[test]
+fn info_says_what_to_install_for_each_library_of_cuda_that_is_absent() {
+    let empty = env!("CARGO_TARGET_TMPDIR");
+    let output =
+        dotcompute(&["info", "--json"]).env("DOTCOMPUTE_CUDA_LIBRARIES", empty).output().unwrap();
+    let info: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    for library in info["cuda"]["libraries"].as_array().unwrap() {
+        if ["nvrtc", "nvjitlink"].contains(&library["name"].as_str().unwrap()) {
+            assert!(library["absent"].as_str().unwrap().contains("was not found"), "{library}");
+            assert!(library["advice"].as_str().unwrap().contains("pip install"), "{library}");
+        }
     }
 }
 

@@ -27,9 +27,13 @@
 //! assert_eq!(Particle::from_bytes(particle.bytes()), Some(particle));
 //! ```
 
+mod layout;
+
 use std::mem::size_of;
 
 use bytemuck::Pod;
+
+pub use layout::LayoutError;
 
 use crate::message::Message;
 
@@ -101,11 +105,11 @@ pub trait Record: Message + Pod {
 pub struct RecordLayout {
     /// The type name of the message.
     pub name: &'static str,
-    /// Its size in bytes: the sum of its fields.
+    /// Its size in bytes.
     pub bytes: usize,
     /// Its alignment in bytes.
     pub align_bytes: usize,
-    /// Its fields, in order of their offsets, without gaps.
+    /// Its fields, in order of their offsets; those of a derived record leave no gaps.
     pub fields: &'static [RecordField],
 }
 

@@ -249,10 +249,11 @@ impl<T> Bands<T> {
 
     /// Takes the oldest message of the most urgent band out; this is no delivery. The window must
     /// be closed.
-    pub(crate) fn remove_first(&mut self) -> Option<T> {
-        let slot = self.queues.iter_mut().find_map(|queue| queue.slots.pop_front())?;
+    pub(crate) fn remove_first(&mut self) -> Option<(Band, T)> {
+        let first = |band: Band| Some((band, self.queues[band as usize].slots.pop_front()?));
+        let (band, slot) = Band::ALL.into_iter().find_map(first)?;
         self.len -= 1;
-        Some(self.empty(slot))
+        Some((band, self.empty(slot)))
     }
 
     /// Calls `each` with every queued message, in the order of [`remove_first`](Self::remove_first).

@@ -1,0 +1,87 @@
+//! Handles for sending only.
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::KernelRef;
+use super::send::{Accept, send, send_blocking, try_send};
+use crate::error::{KernelId, SendError};
+use crate::message::{Envelope, Message};
+use crate::timer;
+
+/// The sending side of a kernel that takes `M`, whatever it replies with. Cloning is cheap.
+pub struct Address<M> {
+    kernel: KernelId,
+    pub(crate) to: Arc<dyn Accept<M>>,
+}
+
+impl<M: Message, R: Message> KernelRef<M, R> {
+    /// A handle for sending only, which hides the type of the replies.
+    pub fn address(&self) -> Address<M> {
+        Address { kernel: self.cell.id.clone(), to: self.cell.clone() }
+    }
+}
+
+impl<M: Message> Address<M> {
+    /// The name of the kernel.
+    pub fn kernel(&self) -> &KernelId {
+        &self.kernel
+    }
+
+    /// As [`KernelRef::send`].
+    ///
+    /// # Errors
+    ///
+    /// See [`SendError`].
+    pub async fn send(&self, message: impl Into<Envelope<M>>) -> Result<(), SendError<M>> {
+        send(&*self.to, message, None).await
+    }
+
+    /// As [`KernelRef::send_timeout`].
+    ///
+    /// # Errors
+    ///
+    /// See [`SendError`].
+    pub async fn send_timeout(
+        &self,
+        message: impl Into<Envelope<M>>,
+        timeout: Duration,
+    ) -> Result<(), SendError<M>> {
+        send(&*self.to, message, timer::after(timeout)).await
+    }
+
+    /// As [`KernelRef::try_send`].
+    ///
+    /// # Errors
+    ///
+    /// See [`SendError`].
+    pub fn try_send(&self, message: impl Into<Envelope<M>>) -> Result<(), SendError<M>> {
+        try_send(&*self.to, message.into())
+    }
+
+    /// As [`KernelRef::send_blocking`].
+    ///
+    /// # Errors
+    ///
+    /// See [`SendError`].
+    pub fn send_blocking(
+        &self,
+        message: impl Into<Envelope<M>>,
+        timeout: Option<Duration>,
+    ) -> Result<(), SendError<M>> {
+        send_blocking(&*self.to, message.into(), timeout.and_then(timer::after))
+    }
+}
+
+impl<M> Clone for Address<M> {
+    fn clone(&self) -> Self {
+        Self { kernel: self.kernel.clone(), to: Arc::clone(&self.to) }
+    }
+}
+
+impl<M> fmt::Debug for Address<M> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Address").field(&self.kernel).finish()
+    }
+}

@@ -1,0 +1,72 @@
+//! What of CUDA is on this machine.
+
+use std::path::PathBuf;
+
+use crate::driver::{Device, Driver};
+use crate::library::{Absent, CallError};
+use crate::nvml::Nvml;
+use crate::toolkit::{self, Places};
+
+/// What of CUDA is on this machine, library by library.
+#[derive(Debug)]
+pub struct Probe {
+    /// The driver.
+    pub driver: LibraryReport,
+    /// The devices, if there is a driver; or what it said when asked.
+    pub devices: Result<Vec<Device>, CallError>,
+    /// The compiler.
+    pub nvrtc: LibraryReport,
+    /// The linker.
+    pub nvjitlink: LibraryReport,
+    /// The telemetry of devices.
+    pub nvml: LibraryReport,
+}
+
+/// One library: what it is, or why it is absent.
+pub type LibraryReport = Result<Found, Absent>;
+
+/// A library that can be used.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Found {
+    /// Its version, as it counts.
+    pub version: String,
+    /// Where it was loaded from: a path, or a bare name that the system's loader resolved.
+    pub path: PathBuf,
+}
+
+impl Probe {
+    /// Loads what there is and initialises the driver, which takes up to a second where there is
+    /// one; libraries stay loaded.
+    pub fn new() -> Self {
+        let places = Places::usual();
+        let driver = Driver::get();
+        let linker = toolkit::linker(&places);
+        let nvrtc = toolkit::nvrtc(&places, linker.as_ref().ok());
+        let found = |version: String, path: &std::path::Path| Found { version, path: path.into() };
+        Self {
+            devices: driver.map_or(Ok(Vec::new()), Driver::devices),
+            driver: driver
+                .map(|driver| found(driver.version().to_string(), driver.path()))
+                .map_err(Clone::clone),
+            nvrtc: nvrtc.map(|nvrtc| found(nvrtc.version().to_string(), nvrtc.path())),
+            nvjitlink: linker.map(|linker| found(linker.version().to_string(), linker.path())),
+            nvml: Nvml::load().map(|nvml| found(nvml.driver_version().to_owned(), nvml.path())),
+        }
+    }
+
+    /// The libraries under the names that people call them.
+    pub fn libraries(&self) -> [(&'static str, &LibraryReport); 4] {
+        [
+            ("driver", &self.driver),
+            ("nvrtc", &self.nvrtc),
+            ("nvjitlink", &self.nvjitlink),
+            ("nvml", &self.nvml),
+        ]
+    }
+}
+
+impl Default for Probe {
+    fn default() -> Self {
+        Self::new()
+    }
+}
