@@ -41,6 +41,8 @@ pub mod faults;
 #[allow(missing_docs, reason = "the name of a promise is its documentation")]
 pub mod lifecycle;
 #[allow(missing_docs, reason = "the name of a promise is its documentation")]
+pub mod pipelines;
+#[allow(missing_docs, reason = "the name of a promise is its documentation")]
 pub mod restarts;
 #[allow(missing_docs, reason = "the name of a promise is its documentation")]
 pub mod telemetry;
@@ -51,3 +53,4 @@ pub mod stage;
 mod suite;
 
 pub use stage::{Fixture, Stage, WATCHDOG, run, within};
+pub use suite::{PROMISES, Promise};

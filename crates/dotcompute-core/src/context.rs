@@ -1,19 +1,18 @@
 //! A kernel seen from inside: what its body receives from and replies through.
 
-use std::collections::VecDeque;
 use std::fmt;
 use std::future::Future;
 use std::sync::Arc;
 use std::task::{Context as TaskContext, Poll};
 use std::time::{Duration, Instant};
 
-use dotcompute_mailbox::{Inbox, Lent, Outcome, clock, wait};
+use dotcompute_mailbox::{Inbox, Outcome, clock, wait};
 
 use crate::dead_letter::DeadLetterReason;
 use crate::error::{KernelId, LookupError, ReceiveError, Stopped};
 use crate::id::MessageId;
-use crate::kernel::{Address, Cell};
-use crate::lent::LentMessage;
+use crate::kernel::{Address, Cell, Link};
+use crate::lent::LentMessages;
 use crate::message::{AskToken, Envelope, Message, Taken};
 use crate::runtime::Runtime;
 use crate::timer;
@@ -26,48 +25,34 @@ const BUDGET: u32 = 128;
 /// One message at a time is *in hand*: from the receive that delivered it to the next receive, or
 /// until the body ends. If the body fails meanwhile, that message becomes a dead letter or is
 /// delivered again, as the kernel's [`Restart`](crate::Restart) says.
+#[repr(C)] // In the order of use: what every receive touches lies together.
 pub struct Context<M: Message, R: Message> {
-    pub(crate) cell: Arc<Cell<M, R>>,
     pub(crate) inbox: Inbox<Envelope<M>>,
-    /// Messages that were handed on to where the kernel runs: see `lent.rs`.
-    pub(crate) lent: VecDeque<LentMessage<M>>,
-    /// Messages on their way there; empty between calls.
-    pub(crate) fresh: VecDeque<Lent<Envelope<M>>>,
+    budget: u32,
     /// The message in hand, if the body took it out of its envelope.
     taken: Option<Taken>,
-    budget: u32,
-    sample: Option<Sample>,
+    pub(crate) cell: Arc<Cell<M, R>>,
+    /// Where replies go, if not to the output mailbox, as it was when the word was read.
+    link: Option<Arc<Link<R>>>,
+    link_word: u32,
+    /// Messages that were handed on to where the kernel runs: see `lent.rs`.
+    pub(crate) lent: LentMessages<M>,
 }
 
 /// Nothing in it is ever pinned, whatever the messages are.
 impl<M: Message, R: Message> Unpin for Context<M, R> {}
 
-/// A message whose times are taken.
-#[derive(Clone, Copy)]
-pub(crate) struct Sample {
-    pub(crate) queued_ns: u64,
-    pub(crate) delivered_ns: u64,
-}
-
-impl Sample {
-    /// The message is settled.
-    pub(crate) fn record<M, R>(self, cell: &Cell<M, R>) {
-        let handler_ns = clock::now_ns().saturating_sub(self.delivered_ns);
-        cell.telemetry.record(self.queued_ns, handler_ns);
-    }
-}
-
 impl<M: Message, R: Message> Context<M, R> {
     /// `None` while an earlier context of the kernel is alive.
     pub(crate) fn new(cell: &Arc<Cell<M, R>>) -> Option<Self> {
         Some(Self {
-            cell: Arc::clone(cell),
             inbox: cell.mailbox.inbox()?,
-            lent: VecDeque::new(),
-            fresh: VecDeque::new(),
-            taken: None,
             budget: BUDGET,
-            sample: None,
+            taken: None,
+            cell: Arc::clone(cell),
+            link: None,
+            link_word: 0,
+            lent: LentMessages::default(),
         })
     }
 
@@ -160,7 +145,8 @@ impl<M: Message, R: Message> Context<M, R> {
     }
 
     /// Replies to the message in hand: to its asker, or into the output mailbox if it was only
-    /// sent. Waits while the output mailbox is full, if its policy is to block.
+    /// sent; or, if this kernel is [connected](crate::KernelRef::connect), to the next one. Waits while
+    /// the mailbox of these is full, if its policy is to block.
     ///
     /// # Errors
     ///
@@ -194,7 +180,19 @@ impl<M: Message, R: Message> Context<M, R> {
     pub async fn send(&mut self, reply: impl Into<Envelope<R>>) -> Result<(), Stopped> {
         let reply = reply.into();
         let Some(reply) = self.cell.route(self.in_hand(), reply) else { return Ok(()) };
-        match self.cell.output(reply).await {
+        self.look_at_link();
+        let back = match &self.link {
+            None => match self.cell.output(reply).await {
+                Ok(true) => return Ok(()),
+                Ok(false) => return Err(self.stopped()),
+                Err(back) => back,
+            },
+            Some(link) => match self.cell.try_forward(link, reply) {
+                None => return Ok(()),
+                Some(back) => back,
+            },
+        };
+        match self.cell.forward(back).await {
             true => Ok(()),
             false => Err(self.stopped()),
         }
@@ -218,8 +216,22 @@ impl<M: Message, R: Message> Context<M, R> {
     /// [`output`](Self::output).
     #[inline]
     pub fn try_send(&mut self, reply: impl Into<Envelope<R>>) -> Result<(), Envelope<R>> {
-        let Some(reply) = self.cell.route(self.in_hand(), reply.into()) else { return Ok(()) };
-        self.cell.try_output(reply).map_or(Ok(()), Err)
+        self.try_send_with(self.in_hand(), reply.into())
+    }
+
+    #[inline]
+    pub(crate) fn try_send_with(
+        &mut self,
+        in_hand: Option<(MessageId, Option<AskToken>)>,
+        reply: Envelope<R>,
+    ) -> Result<(), Envelope<R>> {
+        let Some(reply) = self.cell.route(in_hand, reply) else { return Ok(()) };
+        self.look_at_link();
+        let back = match &self.link {
+            None => self.cell.try_output(reply),
+            Some(link) => self.cell.try_forward(link, reply),
+        };
+        back.map_or(Ok(()), Err)
     }
 
     /// Waits for room in the output mailbox for a reply that [`try_send`](Self::try_send) gave
@@ -238,7 +250,7 @@ impl<M: Message, R: Message> Context<M, R> {
     ) -> impl Future<Output = Result<(), Stopped>> + Send + use<M, R> {
         let cell = Arc::clone(&self.cell);
         async move {
-            match cell.output(reply).await {
+            match cell.forward(reply).await {
                 true => Ok(()),
                 false => Err(Stopped { kernel: cell.id.clone() }),
             }
@@ -260,6 +272,26 @@ impl<M: Message, R: Message> Context<M, R> {
             Some(runtime) => runtime.address(kernel),
             None => Err(LookupError::NotFound { kernel: kernel.into() }),
         }
+    }
+
+    #[inline]
+    fn look_at_link(&mut self) {
+        let word = self.cell.link_word();
+        if word != self.link_word {
+            self.link = self.cell.link();
+            self.link_word = word;
+        }
+    }
+
+    /// Tells whether the kernel is to end at once, from inside a call that does not return to it.
+    pub(crate) fn must_stop(&self) -> impl Fn() -> bool + Send + use<M, R> {
+        let cell = Arc::clone(&self.cell);
+        move || cell.is_killed() || cell.look(|lifecycle| lifecycle.stop == Some(false))
+    }
+
+    /// The message in hand held so many records.
+    pub(crate) fn count_records(&self, records: usize) {
+        self.cell.telemetry.count_records(records);
     }
 
     /// A reply that was made and finds no way out any more.
@@ -319,9 +351,6 @@ impl<M: Message, R: Message> Context<M, R> {
             // Nobody waits for it any more.
             drop(self.inbox.settle(Outcome::Expired));
         }
-        if let Some(queued_ns) = self.inbox.queued_ns() {
-            self.sample = Some(Sample { queued_ns, delivered_ns: clock::now_ns() });
-        }
         Poll::Ready(Ok(()))
     }
 
@@ -355,8 +384,9 @@ impl<M: Message, R: Message> Context<M, R> {
 
     #[inline]
     fn settle_sample(&mut self) {
-        if let Some(sample) = self.sample.take() {
-            sample.record(&self.cell);
+        if let Some(times) = self.inbox.take_times() {
+            let handler_ns = clock::now_ns().saturating_sub(times.delivered_ns);
+            self.cell.telemetry.record(times.queued_ns, handler_ns);
         }
     }
 }

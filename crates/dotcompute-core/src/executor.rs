@@ -48,7 +48,7 @@ pub trait Executor: Send + Sync + 'static {
     fn name(&self) -> &'static str;
 
     /// Whether its kernels are Rust closures of this program. Not so where they run elsewhere: it
-    /// then drives links only ([`KernelBuilder::launch_link`](crate::KernelBuilder::launch_link)),
+    /// then drives proxies only ([`KernelBuilder::launch_proxy`](crate::KernelBuilder::launch_proxy)),
     /// and a launch with a closure is refused.
     fn runs_closures(&self) -> bool {
         true

@@ -1,10 +1,10 @@
 //! Messages handed on to where a kernel runs, if that is elsewhere: for executors whose kernels are
 //! processes or run on a device.
 //!
-//! Such an executor launches a kernel with a *link* for a body
-//! ([`KernelBuilder::launch_link`](crate::KernelBuilder::launch_link)): a future that takes messages
+//! Such an executor launches a kernel with a *proxy* for a body
+//! ([`KernelBuilder::launch_proxy`](crate::KernelBuilder::launch_proxy)): a future that takes messages
 //! out of the mailbox, hands them on, and brings back replies and what became of each. Every message
-//! that it took is in hand until the link settles it. What it has not settled when it ends (it is
+//! that it took is in hand until the proxy settles it. What it has not settled when it ends (it is
 //! dropped, say, since the kernel was terminated) is settled by the kernel's restart policy if the
 //! far side had received it, and else goes back to where it was queued.
 
@@ -17,7 +17,7 @@ use std::task::{Context as TaskContext, Poll};
 use dotcompute_mailbox::{Books, Inbox, Lent, Outcome, clock};
 
 use crate::ask::AskFailure;
-use crate::context::{Context, Sample};
+use crate::context::Context;
 use crate::dead_letter::{self, DeadLetter, DeadLetterReason};
 use crate::error::{Fault, Stopped};
 use crate::kernel::{Cell, KernelRef};
@@ -29,7 +29,25 @@ pub(crate) struct LentMessage<M> {
     lent: Lent<Envelope<M>>,
     /// Whether the far side has received it.
     delivered: bool,
-    sample: Option<Sample>,
+}
+
+/// All of them, in the order in which they were taken out.
+pub(crate) struct LentMessages<M> {
+    queue: VecDeque<LentMessage<M>>,
+    /// On their way into the queue; empty between calls.
+    fresh: VecDeque<Lent<Envelope<M>>>,
+}
+
+impl<M> LentMessages<M> {
+    pub(crate) fn is_empty(&self) -> bool {
+        self.queue.is_empty()
+    }
+}
+
+impl<M> Default for LentMessages<M> {
+    fn default() -> Self {
+        Self { queue: VecDeque::new(), fresh: VecDeque::new() }
+    }
 }
 
 impl<M> fmt::Debug for LentMessage<M> {
@@ -38,7 +56,7 @@ impl<M> fmt::Debug for LentMessage<M> {
     }
 }
 
-/// For links. Use these or [`receive`](Self::receive) and its kin, not both.
+/// For proxies. Use these or [`receive`](Self::receive) and its kin, not both.
 impl<M: Message, R: Message> Context<M, R> {
     /// Takes up to `max` messages that are still wanted out of the mailbox, behind those that are
     /// lent already; how many, at least one. The last waker given is the one that is woken.
@@ -51,8 +69,8 @@ impl<M: Message, R: Message> Context<M, R> {
         max: usize,
         cx: &mut TaskContext<'_>,
     ) -> Poll<Result<usize, Stopped>> {
-        let mut fresh = std::mem::take(&mut self.fresh);
-        let before = self.lent.len();
+        let mut fresh = std::mem::take(&mut self.lent.fresh);
+        let before = self.lent.queue.len();
         let outcome = loop {
             match self.inbox.poll_lend(max, &mut fresh, cx) {
                 Poll::Pending => break Poll::Pending,
@@ -66,39 +84,37 @@ impl<M: Message, R: Message> Context<M, R> {
                     dead_letter::discard(lent.value);
                     continue;
                 }
-                let sample = lent
-                    .queued_ns
-                    .map(|queued_ns| Sample { queued_ns, delivered_ns: clock::now_ns() });
-                self.lent.push_back(LentMessage { lent, delivered: false, sample });
+                self.lent.queue.push_back(LentMessage { lent, delivered: false });
             }
-            if self.lent.len() > before {
-                break Poll::Ready(Ok(self.lent.len() - before));
+            if self.lent.queue.len() > before {
+                break Poll::Ready(Ok(self.lent.queue.len() - before));
             }
         };
-        self.fresh = fresh;
+        self.lent.fresh = fresh;
         outcome
     }
 
     /// The messages that were lent and are not settled, oldest first.
     pub fn lent(&self) -> impl ExactSizeIterator<Item = &Envelope<M>> + DoubleEndedIterator {
-        self.lent.iter().map(|message| &message.lent.value)
+        self.lent.queue.iter().map(|message| &message.lent.value)
     }
 
     /// Says that the far side has received the oldest `count` of them, so that each was delivered
     /// once, whatever becomes of it.
     pub fn mark_delivered(&mut self, count: usize) {
-        self.lent.iter_mut().take(count).for_each(|message| message.delivered = true);
+        self.lent.queue.iter_mut().take(count).for_each(|message| message.delivered = true);
     }
 
     /// Settles the oldest `count` of them, which were processed.
     pub fn settle_lent(&mut self, count: usize) {
-        let count = count.min(self.lent.len());
+        let count = count.min(self.lent.queue.len());
         self.inbox.settle_lent(count, Outcome::Processed);
-        for message in self.lent.drain(..count) {
-            if let Some(sample) = message.sample {
-                sample.record(&self.cell);
+        for LentMessage { lent, .. } in self.lent.queue.drain(..count) {
+            if let Some(times) = lent.times {
+                let handler_ns = clock::now_ns().saturating_sub(times.delivered_ns);
+                self.cell.telemetry.record(times.queued_ns, handler_ns);
             }
-            dead_letter::discard(message);
+            dead_letter::discard(lent.value);
         }
     }
 
@@ -114,10 +130,9 @@ impl<M: Message, R: Message> Context<M, R> {
         reply: Envelope<R>,
     ) -> Result<(), Envelope<R>> {
         let in_hand = index
-            .and_then(|index| self.lent.get(index))
+            .and_then(|index| self.lent.queue.get(index))
             .map(|message| (message.lent.value.id, message.lent.value.ask));
-        let Some(reply) = self.cell.route(in_hand, reply) else { return Ok(()) };
-        self.cell.try_output(reply).map_or(Ok(()), Err)
+        self.try_send_with(in_hand, reply)
     }
 
     /// Waits until the kernel is to end without finishing what is queued; a future of its own.
@@ -127,7 +142,7 @@ impl<M: Message, R: Message> Context<M, R> {
     }
 }
 
-/// For the far side of a link, where the kernel itself runs.
+/// For the far side of a proxy, where the kernel itself runs.
 impl<M: Message, R: Message> KernelRef<M, R> {
     /// The books, and whether the kernel waits for a message or found none when it looked last; both
     /// as of one instant. When it begins to wait anew, the task of `cx` is woken; of several, the
@@ -137,7 +152,7 @@ impl<M: Message, R: Message> KernelRef<M, R> {
     }
 }
 
-/// The link is gone; what it had not settled is settled as the end of the kernel's run says.
+/// The proxy is gone; what it had not settled is settled as the end of the kernel's run says.
 /// `fault`: that it failed with, or that it was terminated; none if it returned.
 pub(crate) fn settle<M: Message, R: Message>(
     cell: &Cell<M, R>,
@@ -147,7 +162,7 @@ pub(crate) fn settle<M: Message, R: Message>(
     redeliver: bool,
 ) {
     let mut back = VecDeque::new();
-    for LentMessage { mut lent, delivered, .. } in cell.take_lent() {
+    for LentMessage { mut lent, delivered, .. } in cell.take_lent().queue {
         let Some(fault) = fault.filter(|_| delivered) else {
             match delivered {
                 true => {

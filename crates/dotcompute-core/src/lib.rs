@@ -29,6 +29,7 @@
 
 #![deny(unsafe_code)]
 
+pub mod compiled;
 pub mod record;
 pub mod wire;
 
@@ -44,26 +45,30 @@ mod lent;
 mod lifecycle;
 mod message;
 mod options;
+mod pipeline;
+mod relay;
 mod runtime;
 mod supervision;
 mod telemetry;
 mod terminate;
 mod timer;
 
+pub use compiled::{CompiledHandler, RecordBatch};
 pub use context::Context;
 pub use dead_letter::{
     DEAD_LETTERS_MAX, DEAD_LETTERS_MAX_BYTES, DeadLetter, DeadLetterCounts, DeadLetterReason,
 };
+pub use dotcompute_abi as abi;
 pub use dotcompute_macros::Message;
 pub use dotcompute_mailbox::{Backpressure, Band, Books};
 pub use error::{
-    AskError, BoxError, Fault, FaultKind, KernelId, LaunchError, LookupError, ReceiveError,
-    SendError, StateError, Stopped,
+    AskError, BoxError, ConnectError, Fault, FaultKind, KernelId, LaunchError, LookupError,
+    ReceiveError, SendError, StateError, Stopped,
 };
 pub use executor::{Executor, KernelTask};
 pub use handler::{Handler, HandlerCalls, HandlerContext};
 pub use id::{MessageId, ParseMessageIdError};
-pub use kernel::{Address, KernelRef, Receiving, ScopedKernel};
+pub use kernel::{Address, KernelRef, Pipeline, Receiving, ScopedKernel};
 pub use lifecycle::KernelState;
 pub use message::{DEFAULT_PRIORITY, Envelope, Message};
 pub use options::{CAPACITY_MAX, DELIVERIES_MAX, Restart, RestartPolicy};

@@ -11,15 +11,17 @@ use dotcompute_mailbox::sync::lock;
 use dotcompute_mailbox::{Backpressure, wait};
 use tracing::Instrument;
 
+use crate::compiled::{self, CompiledHandler, RecordMessage, RecordReply};
 use crate::context::Context;
 use crate::dead_letter::{DeadLetter, DeadLetterCounts, DeadLetters};
-use crate::error::{BoxError, KernelId, LaunchError, LookupError};
+use crate::error::{BoxError, ConnectError, KernelId, LaunchError, LookupError};
 use crate::executor::{AsyncExecutor, Executor, Executors, KernelTask, ThreadExecutor};
 use crate::handler::{self, Handler};
 use crate::kernel::{Address, AnyCell, Cell, KernelRef, types};
 use crate::lifecycle::KernelState;
 use crate::message::Message;
 use crate::options::{Options, Restart};
+use crate::pipeline::Pipelines;
 use crate::supervision::{BodyFuture, TellWhenDropped, supervise};
 use crate::telemetry::{self, KernelTelemetry};
 use crate::terminate::{self, Termination};
@@ -30,6 +32,7 @@ pub(crate) struct Shared {
     executors: Executors,
     kernels: Mutex<Kernels>,
     pub(crate) dead_letters: DeadLetters,
+    pub(crate) pipelines: Pipelines,
     monitor: Arc<MonitorSignal>,
 }
 
@@ -120,6 +123,7 @@ impl RuntimeBuilder {
                 executors: Executors::new(executors),
                 kernels: Mutex::default(),
                 dead_letters: DeadLetters::default(),
+                pipelines: Pipelines::default(),
                 monitor: Arc::default(),
             }),
         }
@@ -211,6 +215,36 @@ impl Runtime {
                 found,
             }),
         }
+    }
+
+    /// Connects two kernels by their names: see [`KernelRef::connect`], where the types are checked
+    /// by the compiler.
+    ///
+    /// # Errors
+    ///
+    /// See [`ConnectError`]. If the one does not take what the other replies with, the error names
+    /// the types of both.
+    pub fn connect(&self, from: &str, to: &str) -> Result<(), ConnectError> {
+        self.find(from)?.connect(&self.find(to)?, false)
+    }
+
+    /// [`connect`](Self::connect) that allows a cycle of kernels that wait for room: see
+    /// [`KernelRef::connect_allowing_cycle`].
+    ///
+    /// # Errors
+    ///
+    /// See [`ConnectError`].
+    pub fn connect_allowing_cycle(&self, from: &str, to: &str) -> Result<(), ConnectError> {
+        self.find(from)?.connect(&self.find(to)?, true)
+    }
+
+    /// Disconnects the kernel of this name from the next one: see [`KernelRef::disconnect`].
+    ///
+    /// # Errors
+    ///
+    /// If there is no kernel of this name.
+    pub fn disconnect(&self, name: &str) -> Result<bool, LookupError> {
+        Ok(self.shared.pipelines.disconnect(&self.find(name)?))
     }
 
     fn find(&self, name: &str) -> Result<Arc<dyn AnyCell>, LookupError> {
@@ -330,7 +364,7 @@ impl Runtime {
         if executor.runs_closures() != (kind == BodyKind::Closure) {
             let source = match kind {
                 BodyKind::Closure => "it runs no closures of this program, only kernels by name",
-                BodyKind::Link => "it runs closures of this program only",
+                BodyKind::Proxy => "it runs closures of this program only",
             };
             let (executor, source) = (executor.name(), source.into());
             return Err(LaunchError::Executor { kernel: id, executor, source });
@@ -383,8 +417,8 @@ impl fmt::Debug for Runtime {
 enum BodyKind {
     /// The code of the kernel.
     Closure,
-    /// The way to where its code runs.
-    Link,
+    /// What stands for it where its code is not.
+    Proxy,
 }
 
 /// A kernel being described; [`launch`](Self::launch) makes it.
@@ -455,7 +489,7 @@ impl KernelBuilder<'_> {
     }
 
     /// Keeps the replies that nobody has read when the kernel is asked to end, until it has ended
-    /// and they are read; otherwise they become dead letters. For the far side of a link, whose
+    /// and they are read; otherwise they become dead letters. For the far side of a proxy, whose
     /// reader is another process.
     pub fn keep_replies(mut self) -> Self {
         self.options.keep_replies = true;
@@ -481,24 +515,42 @@ impl KernelBuilder<'_> {
         self.runtime.launch(self.id, &self.executor, self.options, BodyKind::Closure, body)
     }
 
-    /// Launches a kernel that runs elsewhere, with a link to it for a body: see
+    /// Launches a kernel that runs elsewhere, with a proxy for a body: see
     /// [`Context::poll_lend`]. For executors that do not
     /// [run closures](crate::Executor::runs_closures); their users call them, not this.
     ///
     /// # Errors
     ///
     /// See [`LaunchError`].
-    pub fn launch_link<M, R, F>(
+    pub fn launch_proxy<M, R, F>(
         self,
-        mut link: impl FnMut(Context<M, R>) -> F + Send + 'static,
+        mut proxy: impl FnMut(Context<M, R>) -> F + Send + 'static,
     ) -> Result<KernelRef<M, R>, LaunchError>
     where
         M: Message,
         R: Message,
         F: Future<Output = Result<(), BoxError>> + Send + 'static,
     {
-        let link = move |context| -> BodyFuture { Box::pin(link(context)) };
-        self.runtime.launch(self.id, &self.executor, self.options, BodyKind::Link, link)
+        let proxy = move |context| -> BodyFuture { Box::pin(proxy(context)) };
+        self.runtime.launch(self.id, &self.executor, self.options, BodyKind::Proxy, proxy)
+    }
+
+    /// Launches a kernel whose code is a compiled handler, which is the same at each restart; its
+    /// state begins anew. `M` and `R` are records of its layouts, or batches of them.
+    ///
+    /// # Errors
+    ///
+    /// See [`LaunchError`]; `Layout` if a type has another layout than the handler.
+    pub fn launch_compiled<M: RecordMessage, R: RecordReply>(
+        self,
+        handler: CompiledHandler,
+    ) -> Result<KernelRef<M, R>, LaunchError> {
+        handler.check::<M, R>(&self.id)?;
+        let handler = Arc::new(handler);
+        let body = move |context| -> BodyFuture {
+            Box::pin(compiled::run::<M, R>(Arc::clone(&handler), context))
+        };
+        self.runtime.launch(self.id, &self.executor, self.options, BodyKind::Closure, body)
     }
 
     /// Launches a kernel whose code is the [`Handler`] that `make` returns, at its activation and

@@ -16,7 +16,7 @@ use crate::bands::Band;
 use crate::books::Books;
 use crate::clock::now_ns;
 use crate::error::{Closed, TryReceiveError};
-use crate::inbox::{Inbox, Outcome};
+use crate::inbox::{Inbox, Outcome, Times};
 use crate::mailbox::{Locked, Mailbox};
 use crate::wait_list::Wakes;
 
@@ -27,8 +27,9 @@ pub struct Lent<T> {
     pub value: T,
     /// The band that it was queued in, and goes back to.
     pub band: Band,
-    /// How long it was queued, in nanoseconds, if that was noted: see [`Inbox::queued_ns`].
-    pub queued_ns: Option<u64>,
+    /// When it was handed out and how long it was queued, if that was noted: see
+    /// [`Inbox::take_times`].
+    pub times: Option<Times>,
 }
 
 /// Whether the inbox waits for a message, as it found out when it looked last.
@@ -119,8 +120,11 @@ impl<T> Locked<'_, T> {
         for _ in 0..max {
             let Some((value, band, stamp)) = self.bands.lend() else { break };
             self.lent += 1;
-            let queued_ns = (stamp != 0).then(|| now_ns().saturating_sub(stamp));
-            out.push_back(Lent { value, band, queued_ns });
+            let times = (stamp != 0).then(|| {
+                let delivered_ns = now_ns();
+                Times { queued_ns: delivered_ns.saturating_sub(stamp), delivered_ns }
+            });
+            out.push_back(Lent { value, band, times });
         }
         self.admit_blocked(wakes);
         Ok(())

@@ -1,4 +1,4 @@
-//! The executor: a thread for each kernel, which keeps the link to its process going.
+//! The executor: a thread for each kernel, which keeps the proxy of its process going.
 
 use std::cell::RefCell;
 use std::pin::pin;

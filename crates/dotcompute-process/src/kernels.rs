@@ -19,8 +19,8 @@ use crate::child::Session;
 use crate::coder::Coder;
 use crate::executor::{Desk, ProcessExecutor};
 use crate::host::Host;
-use crate::link::Link;
 use crate::output::{self, Output, Sink};
+use crate::proxy::Proxy;
 use crate::socket::{ARGS_MAX, Setup};
 use crate::{CHILD_OF, EXECUTOR};
 
@@ -149,6 +149,10 @@ impl Kernels {
     ///
     /// To be called first thing in `main`, before there are threads: a child that came to launch
     /// kernels itself would never end.
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "a child must not run on in a `main` that is its parent's"
+    )]
     pub fn child_main(self) -> Processes {
         if is_child() {
             // Relaxed: this thread is the only one so far.
@@ -306,10 +310,10 @@ impl Processes {
         // Launch takes the resources: the first process runs before the kernel is activated.
         let mut first = Some(starter.start().map_err(|error| refuse(error.into()))?);
         desk.launching(|| {
-            builder.launch_link(move |context| {
+            builder.launch_proxy(move |context| {
                 let session = first.take().map_or_else(|| starter.start(), Ok);
                 let desk = Arc::clone(&starter.desk);
-                async move { Link::new(context, session?, desk, messages, replies).await }
+                async move { Proxy::new(context, session?, desk, messages, replies).await }
             })
         })
     }

@@ -8,7 +8,7 @@
 //!
 //! # Who is there
 //!
-//! In the parent each kernel has a driver thread, on which its *link* is the body of the kernel, and
+//! In the parent each kernel has a driver thread, on which its *proxy* is the body of the kernel, and
 //! a thread that watches the child. In the child the *host* runs a handler on the main thread, or
 //! hands messages to a body on a thread of its own. The child is spawned, never forked: the same
 //! program, which comes to [`Kernels::child_main`] and goes no further.
@@ -30,18 +30,18 @@
 //! # The way of a message
 //!
 //! Positions count the messages handed to one child, from 1; the token of a slot is its position
-//! modulo 2^32. Ids, bands and askers stay in the parent: the link takes an envelope out of the
+//! modulo 2^32. Ids, bands and askers stay in the parent: the proxy takes an envelope out of the
 //! mailbox into a table, in which it is *in hand*, and writes a copy into the ring.
 //!
 //! 1. The child says what it is ready for (`demand`). With a [window](Process::window) of 1, the
 //!    default, that is one message, and only while its kernel waits for one. So a message is either
 //!    queued in the mailbox, where policies, bands and a deactivation see it, or in hand: never in
 //!    between, and at most one is in hand, as with every executor.
-//! 2. The link writes the message and rings. A ring is a window: nothing is taken back out of it.
+//! 2. The proxy writes the message and rings. A ring is a window: nothing is taken back out of it.
 //! 3. The host notes the position (`received`) *before* its kernel sees the message.
 //! 4. Replies go into the other ring under the token of the message they answer. Then, in this
 //!    order: the tail of that ring, `processed` with the new `demand` (one word), and the bell.
-//! 5. The link reads `processed`, then the replies, routes these, and settles the messages. While a
+//! 5. The proxy reads `processed`, then the replies, routes these, and settles the messages. While a
 //!    reply waits for room in the output mailbox its message stays in hand.
 //!
 //! # When the child dies
@@ -50,7 +50,7 @@
 //! one store after its slots were written, and a message of several frames is used when the last
 //! one is there. So what the parent finds is something the child did publish, never half of it. The
 //! end of the process shows in its pidfd; the watcher reaps it and wakes the driver, also if the child
-//! died while about to do so. Then the link reads what is left in the ring, and knows of each message:
+//! died while about to do so. Then the proxy reads what is left in the ring, and knows of each message:
 //!
 //! | | the message | becomes |
 //! |---|---|---|
@@ -103,11 +103,11 @@ mod host;
 #[cfg(target_os = "linux")]
 mod kernels;
 #[cfg(target_os = "linux")]
-mod link;
-#[cfg(target_os = "linux")]
 mod memory;
 #[cfg(target_os = "linux")]
 mod output;
+#[cfg(target_os = "linux")]
+mod proxy;
 #[cfg(target_os = "linux")]
 mod segment;
 #[cfg(target_os = "linux")]

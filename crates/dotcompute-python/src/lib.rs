@@ -2,6 +2,8 @@
 
 mod asyncio;
 mod buffer;
+#[cfg(feature = "conformance")]
+mod conformance;
 mod message;
 mod queues;
 
@@ -13,6 +15,8 @@ mod _native {
     fn init(module: &Bound<'_, PyModule>) -> PyResult<()> {
         super::asyncio::register(module)?;
         super::buffer::register(module)?;
+        #[cfg(feature = "conformance")]
+        super::conformance::register(module)?;
         super::message::register(module)?;
         super::queues::register(module)
     }

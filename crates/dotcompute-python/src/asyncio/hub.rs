@@ -487,7 +487,9 @@ impl Job {
         };
         let Some(mut task) = task else { return };
         let waker = Waker::from(Arc::clone(self));
-        let polled = scope(py, || Pin::new(&mut task).poll(&mut Context::from_waker(&waker)));
+        // A kernel's life may be any future, also one that blocks its thread: not all of Python.
+        let polled =
+            scope(py, || py.detach(|| Pin::new(&mut task).poll(&mut Context::from_waker(&waker))));
         let closed = self.hub.is_closed();
         let (again, over) = {
             let mut state = lock(&self.state);

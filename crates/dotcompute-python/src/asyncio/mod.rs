@@ -22,6 +22,8 @@ mod waiter;
 
 use pyo3::prelude::*;
 
+#[cfg(feature = "conformance")]
+pub(crate) use executor::AsyncioExecutor;
 pub(crate) use held::Held;
 pub(crate) use scope::scope;
 

@@ -16,7 +16,7 @@ use crate::segment::{DRAIN, RUN, STOP};
 type Boxed<T> = Pin<Box<dyn Future<Output = T> + Send>>;
 
 /// Hands messages to one child and brings back its replies, until the kernel or the child ends.
-pub(crate) struct Link<M: Message, R: Message> {
+pub(crate) struct Proxy<M: Message, R: Message> {
     context: Context<M, R>,
     session: Session,
     desk: Arc<Desk>,
@@ -38,7 +38,7 @@ pub(crate) struct Link<M: Message, R: Message> {
     stop: Option<Boxed<()>>,
 }
 
-impl<M: Message, R: Message> Link<M, R> {
+impl<M: Message, R: Message> Proxy<M, R> {
     pub(crate) fn new(
         context: Context<M, R>,
         session: Session,
@@ -197,7 +197,7 @@ impl<M: Message, R: Message> Link<M, R> {
     }
 }
 
-impl<M: Message, R: Message> Future for Link<M, R> {
+impl<M: Message, R: Message> Future for Proxy<M, R> {
     type Output = Result<(), BoxError>;
 
     fn poll(self: Pin<&mut Self>, cx: &mut TaskContext<'_>) -> Poll<Self::Output> {
@@ -205,7 +205,7 @@ impl<M: Message, R: Message> Future for Link<M, R> {
     }
 }
 
-impl<M: Message, R: Message> Drop for Link<M, R> {
+impl<M: Message, R: Message> Drop for Proxy<M, R> {
     fn drop(&mut self) {
         // Dropped while its child runs: whatever that had received may have had its effects.
         let progress = self.session.segment.progress();
