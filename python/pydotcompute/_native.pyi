@@ -528,6 +528,7 @@ class Actor:
         capacity: int,
         reply_capacity: int,
         backpressure: str,
+        exact_priority: bool,
         restart: Any,
         input_type: type | None,
         output_type: type | None,
