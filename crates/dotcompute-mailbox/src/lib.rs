@@ -35,6 +35,7 @@ mod inbox;
 #[cfg(any(test, not(loom)))]
 mod lock;
 mod mailbox;
+mod prefetch;
 mod receive;
 mod send;
 mod sys;
