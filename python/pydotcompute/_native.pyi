@@ -576,7 +576,6 @@ def _after_fork() -> None: ...
 # --- workloads.rs ----------------------------------------------------------------------------
 
 @final
-@disjoint_base
 class PageRankGraph:
     """A graph that is ready to be ranked; see `pydotcompute.workloads.Graph`."""
 
