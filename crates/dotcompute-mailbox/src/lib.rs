@@ -36,6 +36,7 @@ mod inbox;
 mod lock;
 mod mailbox;
 mod receive;
+mod receivers;
 mod send;
 mod sys;
 mod wait_list;
