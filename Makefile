@@ -2,6 +2,7 @@
 #                  builds the Python package and runs its quick start
 # make test        formatting, lints, all tests, documentation: under 15 minutes on 2 cores
 # make check-deep  model checking, ThreadSanitizer, the portable system layer, fuzzing, long chaos
+# make cuda-offline  device code compiled and its machine code checked, without a GPU (in check-deep)
 # make bench       every figure beside its peer or floor, in one run
 
 CARGO ?= cargo
@@ -11,7 +12,8 @@ CHAOS_SECONDS ?= 60
 
 DEVELOP = .venv/bin/maturin develop --quiet --features pyo3/extension-module,conformance
 
-.PHONY: run test test-rust test-python python python-base venv check-deep bench loom tsan portable fuzz chaos tools
+.PHONY: run test test-rust test-python python python-base venv check-deep bench loom tsan portable fuzz chaos \
+	cuda-offline tools
 
 run: tools
 	$(CARGO) build --release -p dotcompute-cli
@@ -51,7 +53,7 @@ test-python: python python-base
 	.venv/bin/python -m pytest
 	.venv-base/bin/python -m pytest
 
-check-deep: loom tsan portable chaos fuzz
+check-deep: loom tsan portable cuda-offline chaos fuzz
 
 bench: tools
 	$(CARGO) build --release -p dotcompute-cli -p dotcompute-bench
@@ -78,6 +80,17 @@ portable: tools
 
 chaos: tools
 	CHAOS_SECONDS=$(CHAOS_SECONDS) $(CARGO) test --release -p dotcompute-conformance --test chaos
+
+# Device sources compiled and linked for every architecture by the code that ships, and their machine
+# code looked at. Takes NVIDIA's compilers (130 MB) into an environment of its own.
+cuda-offline: tools
+	@test -x target/cuda-tools/bin/python || python3 -m venv target/cuda-tools
+	@target/cuda-tools/bin/python -m pip install --quiet --disable-pip-version-check \
+		-r crates/dotcompute-cuda/tests/requirements.txt
+	$(CARGO) clippy -p dotcompute-cuda --features offline --all-targets -- -D warnings
+	folder=$$(echo $(CURDIR)/target/cuda-tools/lib/python3*/site-packages/nvidia/cu13); \
+		DOTCOMPUTE_CUDA_LIBRARIES=$$folder/lib NVDISASM=$$folder/bin/nvdisasm \
+		$(CARGO) test -p dotcompute-cuda --features offline
 
 fuzz: tools
 	cargo fuzz --version >/dev/null 2>&1 || $(CARGO) install --locked cargo-fuzz

@@ -7,11 +7,13 @@ from collections.abc import Callable
 from typing import Any, Self, TypeVar, overload
 
 from pydotcompute.decorators.validators import (
+    _is_int,
     validate_backpressure_strategy,
     validate_block_size,
     validate_grid_size,
     validate_queue_size,
 )
+from pydotcompute.exceptions import InvalidConfigurationError
 
 __all__ = ["RingKernelBuilder", "get_ring_kernel_meta", "is_ring_kernel", "ring_kernel"]
 
@@ -83,6 +85,9 @@ def ring_kernel(
         "block_size": block_size,
         "backpressure_strategy": backpressure,
     }
+    for name, shape in (("grid_size", grid_size), ("block_size", block_size)):
+        if not _is_int(shape):
+            raise InvalidConfigurationError(name, shape, "must be an integer")
     validate_grid_size(grid_size)
     validate_block_size(block_size)
     if backpressure != "drop_newest":

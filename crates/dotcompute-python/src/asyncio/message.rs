@@ -4,6 +4,7 @@ use dotcompute::{Envelope, Message, MessageId};
 use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::types::{PyBool, PyInt};
+use pyo3::{PyTraverseError, PyVisit};
 
 use super::scope::discard;
 
@@ -19,6 +20,11 @@ impl PyMessage {
     #[inline]
     pub(crate) fn object(&self, py: Python<'_>) -> Py<PyAny> {
         self.0.as_ref().map_or_else(|| py.None(), |object| object.clone_ref(py))
+    }
+
+    /// Shows the object to the collector.
+    pub(crate) fn traverse(&self, visit: &PyVisit<'_>) -> Result<(), PyTraverseError> {
+        self.0.as_ref().map_or(Ok(()), |object| visit.call(object))
     }
 
     /// The object, without touching its reference count.
