@@ -22,8 +22,8 @@
 //! So, given the cursor, whoever holds the lock can end a window at any time
 //! ([`Bands::close_window`]), provided that the cursor cannot move meanwhile.
 
-use crate::prefetch;
 use crate::levels::Levels;
+use crate::prefetch;
 use crate::sync::UnsafeCell;
 use std::ptr::NonNull;
 

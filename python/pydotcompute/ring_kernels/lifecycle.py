@@ -72,7 +72,7 @@ class RingKernelConfig:
         (`QueueFullError`), "drop_oldest" or "drop_newest".
     use_fast_queue
         Whether its queues serve four bands of priorities, each in the order of arrival, as
-        `FastMessageQueue` does; else all 256 priorities count, as with `MessageQueue`, at some cost.
+        `FastMessageQueue` does; else all 256 priorities count, as with `MessageQueue`.
 
     Raises
     ------
