@@ -1,7 +1,8 @@
 """A streaming pipeline of three stages: parse, smooth, find peaks.
 
-Each stage is a kernel, and a small task moves what one puts out to the next. The queues are short:
-where a stage is slow, the ones before it wait, up to the source.
+Each stage is a kernel, connected to the next: its replies go straight into the next one's queue. The
+last one runs on a thread of its own. The queues are short: where a stage is slow, the ones before it
+wait, up to the source.
 
 Run: python examples/python/03_pipeline.py
 """
@@ -47,12 +48,12 @@ async def smooth(ctx: KernelContext[Reading, Reading]) -> None:
         await ctx.send(Reading(place=reading.place, value=sum(window) / len(window)))
 
 
-async def find_peaks(ctx: KernelContext[Reading, Peak]) -> None:
+def find_peaks(ctx: KernelContext[Reading, Peak]) -> None:
     while True:
-        reading = await ctx.receive()
+        reading = ctx.receive()
         last = reading.place == COUNT - 1
         if reading.value > 50 or last:
-            await ctx.send(Peak(place=reading.place, value=reading.value, last=last))
+            ctx.send(Peak(place=reading.place, value=reading.value, last=last))
 
 
 COUNT = 1000
@@ -66,10 +67,8 @@ async def main() -> None:
             short = RingKernelConfig(name, input_queue_size=16, output_queue_size=16)
             await runtime.launch(name, stage, config=short)
             await runtime.activate(name)
-
-        async def move(source: str, target: str) -> None:
-            for _ in range(COUNT):
-                await runtime.send(target, await runtime.receive(source))
+        runtime.connect("parse", "smooth")
+        runtime.connect("smooth", "find_peaks")
 
         async def feed() -> None:
             for place in range(COUNT):
@@ -78,10 +77,11 @@ async def main() -> None:
 
         async with asyncio.TaskGroup() as group:
             group.create_task(feed())
-            group.create_task(move("parse", "smooth"))
-            group.create_task(move("smooth", "find_peaks"))
             while not peaks or not peaks[-1].last:
                 peaks.append(await runtime.receive("find_peaks"))
+        # An ask of the first stage is answered by the last one.
+        answer = await runtime.send_and_receive("parse", Line(text=f"{COUNT},500"), timeout=5)
+        assert answer.place == COUNT
 
     found = sorted({peak.place // 100 for peak in peaks if not peak.last})
     print(f"{COUNT} lines through {len(STAGES)} stages: peaks in hundreds {found}")
