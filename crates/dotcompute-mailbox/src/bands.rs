@@ -105,7 +105,7 @@ struct Window<T> {
     seen: u64,
     /// How many of the slots it had passed then.
     passed: u32,
-    /// The band of the rest.
+    /// The band of the rest, or that of the last delivery to the inbox.
     band: Band,
 }
 
@@ -209,6 +209,13 @@ impl<T> Bands<T> {
     /// window must be closed first.
     #[inline]
     fn next_band(&self) -> Option<Band> {
+        if self.len == 0 {
+            return None;
+        }
+        // Most often all messages are in one band, the same as before, and no other need be read.
+        if self.queues[self.window.band as usize].slots.len == self.len {
+            return Some(self.window.band);
+        }
         let mut waiting =
             Band::ALL.into_iter().filter(|&b| !self.queues[b as usize].slots.is_empty());
         let first = waiting.next()?;
@@ -290,7 +297,8 @@ impl<T> Bands<T> {
         let (slot, band) = self.deliver_slot()?;
         self.window.passed = 1;
         self.window.seen += 1;
-        self.window.slots.push_front(slot);
+        self.window.slots = Chain::of(slot);
+        self.window.band = band;
         Some((slot, band))
     }
 
@@ -323,6 +331,9 @@ impl<T> Bands<T> {
     /// stays out.
     pub(crate) fn close_window(&mut self, in_hand: bool) {
         let Window { slots, passed, band, .. } = &mut self.window;
+        if slots.is_empty() {
+            return;
+        }
         let (done, mut rest) = slots.take().split(*passed as usize - usize::from(in_hand));
         match done.len > WARM_MAX {
             true => self.free.append(done),
@@ -532,6 +543,12 @@ impl<T> Chain<T> {
         Self { ends: None, len: 0 }
     }
 
+    /// The chain of one slot.
+    #[inline]
+    fn of(slot: SlotPtr<T>) -> Self {
+        Self { ends: Some((slot, slot)), len: 1 }
+    }
+
     #[inline]
     fn is_empty(&self) -> bool {
         self.ends.is_none()
@@ -547,12 +564,12 @@ impl<T> Chain<T> {
 
     #[inline]
     fn push_back(&mut self, slot: SlotPtr<T>) {
-        self.append(Self { ends: Some((slot, slot)), len: 1 });
+        self.append(Self::of(slot));
     }
 
     #[inline]
     fn push_front(&mut self, slot: SlotPtr<T>) {
-        self.prepend(Self { ends: Some((slot, slot)), len: 1 });
+        self.prepend(Self::of(slot));
     }
 
     #[inline]
@@ -586,8 +603,10 @@ impl<T> Chain<T> {
     /// Puts `other` before this chain.
     #[inline]
     fn prepend(&mut self, mut other: Self) {
-        std::mem::swap(self, &mut other);
-        self.append(other);
+        if !other.is_empty() {
+            std::mem::swap(self, &mut other);
+            self.append(other);
+        }
     }
 
     /// Cuts the chain after `count` slots.

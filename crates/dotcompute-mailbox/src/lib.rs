@@ -37,6 +37,7 @@ mod lock;
 mod mailbox;
 mod prefetch;
 mod receive;
+mod receivers;
 mod send;
 mod sys;
 mod wait_list;
