@@ -1,8 +1,7 @@
 """A streaming pipeline of three stages: parse, smooth, find peaks.
 
-Each stage is a kernel, connected to the next: its replies go straight into the next one's queue. The
-last one runs on a thread of its own. The queues are short: where a stage is slow, the ones before it
-wait, up to the source.
+Each stage is a kernel, connected to the next: its replies go straight into the queue of that. The
+queues are short: where a stage is slow, the ones before it wait, up to the source.
 
 Run: python examples/python/03_pipeline.py
 """
@@ -48,12 +47,12 @@ async def smooth(ctx: KernelContext[Reading, Reading]) -> None:
         await ctx.send(Reading(place=reading.place, value=sum(window) / len(window)))
 
 
-def find_peaks(ctx: KernelContext[Reading, Peak]) -> None:
+async def find_peaks(ctx: KernelContext[Reading, Peak]) -> None:
     while True:
-        reading = ctx.receive()
+        reading = await ctx.receive()
         last = reading.place == COUNT - 1
         if reading.value > 50 or last:
-            ctx.send(Peak(place=reading.place, value=reading.value, last=last))
+            await ctx.send(Peak(place=reading.place, value=reading.value, last=last))
 
 
 COUNT = 1000

@@ -28,6 +28,7 @@ __all__ = [
     "SyncQueue",
     "_after_fork",
     "_close_all",
+    "_join_threads",
     "decode_any_message",
     "decode_message",
     "encode_message",
@@ -574,6 +575,7 @@ class Runtime:
     def _replay(self, kernel_id: str | None) -> int: ...
 
 def _close_all() -> None: ...
+def _join_threads(timeout: float) -> None: ...
 def _after_fork() -> None: ...
 
 # --- workloads.rs ----------------------------------------------------------------------------

@@ -197,6 +197,7 @@ class PipelineError(KernelError):
 
     def __init__(self, kernel_id: str, text: str) -> None:
         self.kernel_id = kernel_id
+        self.text = text
         super().__init__(text[:1].upper() + text[1:])
 
 

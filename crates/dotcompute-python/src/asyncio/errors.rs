@@ -5,7 +5,8 @@ use std::sync::Mutex;
 
 use dotcompute::mailbox::sync::lock;
 use dotcompute::{
-    AskError, ConnectError, Fault, KernelState, LaunchError, LookupError, ReceiveError, SendError, StateError,
+    AskError, ConnectError, Fault, KernelState, LaunchError, LookupError, ReceiveError, SendError,
+    StateError,
 };
 use pyo3::exceptions::PyBaseException;
 use pyo3::prelude::*;
@@ -211,7 +212,10 @@ fn pipeline(py: Python<'_>, kernel: &str, error: &impl fmt::Display) -> PyErr {
 pub(super) fn connect(py: Python<'_>, error: &ConnectError) -> PyErr {
     match error {
         // Gone from the core, known to Python: it has ended.
-        ConnectError::Stopped { kernel } | ConnectError::Lookup(LookupError::NotFound { kernel }) => stopped(py, kernel.as_str(), "connect"),
+        ConnectError::Stopped { kernel }
+        | ConnectError::Lookup(LookupError::NotFound { kernel }) => {
+            stopped(py, kernel.as_str(), "connect")
+        }
         ConnectError::AlreadyConnected { kernel, .. }
         | ConnectError::WrongType { from: kernel, .. }
         | ConnectError::Cycle { kernel, .. } => pipeline(py, kernel.as_str(), error),
