@@ -2,6 +2,7 @@
 #                  builds the Python package and runs its quick start
 # make test        formatting, lints, all tests, documentation: under 15 minutes on 2 cores
 # make check-deep  model checking, ThreadSanitizer, the portable system layer, fuzzing, long chaos
+# make cuda-offline  device code compiled and its machine code checked, without a GPU (in check-deep)
 # make bench       every figure beside its peer or floor, in one run
 
 CARGO ?= cargo
@@ -9,7 +10,10 @@ CARGO ?= cargo
 FUZZ_SECONDS ?= 60
 CHAOS_SECONDS ?= 60
 
-.PHONY: run test test-rust test-python python venv check-deep bench loom tsan portable fuzz chaos tools
+DEVELOP = .venv/bin/maturin develop --quiet --features pyo3/extension-module,conformance
+
+.PHONY: run test test-rust test-python python python-base venv check-deep bench loom tsan portable fuzz chaos \
+	cuda-offline tools
 
 run: tools
 	$(CARGO) build --release -p dotcompute-cli
@@ -29,22 +33,27 @@ test-rust: tools
 # The Python package on the same core, in an environment of its own under .venv. With the
 # conformance suite in it, which its tests run on the asyncio executor.
 python: venv
-	PIP_QUIET=1 VIRTUAL_ENV=$(CURDIR)/.venv .venv/bin/maturin develop --quiet \
-		--extras dev,numba,fast --features pyo3/extension-module,conformance
+	PIP_QUIET=1 VIRTUAL_ENV=$(CURDIR)/.venv $(DEVELOP) --extras dev,numba,fast
+
+# The same without anything optional: no numba, no uvloop.
+python-base: venv
+	@test -x .venv-base/bin/python || python3 -m venv .venv-base
+	PIP_QUIET=1 VIRTUAL_ENV=$(CURDIR)/.venv-base $(DEVELOP) --extras test
 
 venv: tools
 	@test -x .venv/bin/python || python3 -m venv .venv
 	@test -x .venv/bin/maturin || \
 		.venv/bin/python -m pip install --quiet --disable-pip-version-check "maturin>=1.9,<2"
 
-test-python: python
+test-python: python python-base
 	.venv/bin/ruff check python examples
 	.venv/bin/ruff format --check python examples
 	.venv/bin/mypy --strict python/pydotcompute examples/python
 	.venv/bin/python -m mypy.stubtest pydotcompute._native --allowlist python/stubtest-allowlist.txt
 	.venv/bin/python -m pytest
+	.venv-base/bin/python -m pytest
 
-check-deep: loom tsan portable chaos fuzz
+check-deep: loom tsan portable cuda-offline chaos fuzz
 
 bench: tools
 	$(CARGO) build --release -p dotcompute-cli -p dotcompute-bench
@@ -71,6 +80,17 @@ portable: tools
 
 chaos: tools
 	CHAOS_SECONDS=$(CHAOS_SECONDS) $(CARGO) test --release -p dotcompute-conformance --test chaos
+
+# Device sources compiled and linked for every architecture by the code that ships, and their machine
+# code looked at. Takes NVIDIA's compilers (130 MB) into an environment of its own.
+cuda-offline: tools
+	@test -x target/cuda-tools/bin/python || python3 -m venv target/cuda-tools
+	@target/cuda-tools/bin/python -m pip install --quiet --disable-pip-version-check \
+		-r crates/dotcompute-cuda/tests/requirements.txt
+	$(CARGO) clippy -p dotcompute-cuda --features offline --all-targets -- -D warnings
+	folder=$$(echo $(CURDIR)/target/cuda-tools/lib/python3*/site-packages/nvidia/cu13); \
+		DOTCOMPUTE_CUDA_LIBRARIES=$$folder/lib NVDISASM=$$folder/bin/nvdisasm \
+		$(CARGO) test -p dotcompute-cuda --features offline
 
 fuzz: tools
 	cargo fuzz --version >/dev/null 2>&1 || $(CARGO) install --locked cargo-fuzz

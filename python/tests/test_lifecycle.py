@@ -165,6 +165,33 @@ async def test_the_context_of_an_actor():
         await ctx.send(1)
 
 
+async def test_the_queues_of_a_context_are_used_without_waiting():
+    """As PyDotCompute's queues are: by an actor that takes and makes several messages at once."""
+
+    async def actor(ctx):
+        first = await ctx.receive()
+        assert ctx.input_queue.put_nowait("its own")
+        assert len(ctx.input_queue) == 4
+        batch = [first, *ctx.input_queue.get_batch(2)]
+        assert ctx.input_queue.get_nowait() == 3
+        assert ctx.input_queue.get_nowait() == "its own"
+        assert ctx.input_queue.get_nowait() is None
+        assert ctx.output_queue.put_batch([*batch, "one", "too many"]) == 4
+        assert ctx.output_queue.put_nowait("full") is False
+        assert ctx.output_queue.full
+        await ctx.receive()
+
+    config = RingKernelConfig("k", input_queue_size=4, output_queue_size=4)
+    async with managed_kernel("k", actor, config=config) as kernel:
+        await kernel.deactivate()
+        for number in range(4):
+            await kernel.send(number)
+        await kernel.reactivate()
+        assert [await kernel.receive(timeout=5) for _ in range(4)] == [0, 1, 2, "one"]
+        queue = kernel._context.output_queue
+        assert (queue.get_nowait(), queue.clear()) == (None, 0)
+
+
 async def test_a_context_can_be_made_of_queues_by_hand():
     inbox, outbox = asyncio.Queue(), asyncio.Queue()
     inbox.get = functools.partial(lambda get, timeout=None: get(), inbox.get)

@@ -43,6 +43,8 @@ typedef unsigned long long uint64_t;
 
 /* This slot continues the record that the slot before it began. */
 #define DC_FLAG_CONTINUED 1u
+/* This record is no reply but a line of a kernel's log: its level in four bytes, then text. */
+#define DC_FLAG_LOG 2u
 
 /* `format` of a ring of plain slots. */
 #define DC_FORMAT_PLAIN 1u
@@ -74,6 +76,21 @@ typedef unsigned long long uint64_t;
 #define DC_STATE_STOPPED 3u
 /* Gone after a fault; `fault` says which. */
 #define DC_STATE_FAILED 4u
+
+/* The bands of a mailbox: SYSTEM, HIGH, NORMAL, LOW. */
+#define DC_BANDS 4u
+/* Slots that one look at the host's rings reads: one of each band, and the rest of the band */
+/* that is busiest. */
+#define DC_WINDOW_SLOTS 16u
+/* Records that one call of a handler can make: what it emits and sends, and its reply. */
+#define DC_OUTBOX_RECORDS 8u
+/* The token of records that no host's delivery stands behind. */
+#define DC_TOKEN_NONE 4294967295u
+
+/* The bits that hold one of `COMMAND_*`. */
+#define DC_ORDER_COMMAND 255u
+/* Store the cursors and leave: the lease is over, or the host is lost. */
+#define DC_ORDER_LEAVE 256u
 
 /* The handler is done and made no reply. */
 #define DC_HANDLER_DONE (0)
@@ -266,6 +283,279 @@ DC_ASSERT(sizeof(dc_control_block) == 256, "dc_control_block");
 DC_ASSERT(DC_OFFSET(dc_control_block, host) == 0, "dc_control_block.host");
 DC_ASSERT(DC_OFFSET(dc_control_block, kernel) == 128, "dc_control_block.kernel");
 
+/* The way to a ring of tagged slots, for one end of it. */
+typedef struct dc_ring_place {
+    /* The first slot. */
+    uint64_t slots;
+    /* The position that this end publishes; of no use to an end that writes. */
+    uint64_t own;
+    /* The position that the other end publishes; of no use to an end that reads. */
+    uint64_t peer;
+    /* Slots minus one; they are a power of two. */
+    uint32_t mask;
+    /* Messages that fit. */
+    uint32_t capacity;
+} dc_ring_place;
+DC_ASSERT(sizeof(dc_ring_place) == 32, "dc_ring_place");
+DC_ASSERT(DC_OFFSET(dc_ring_place, slots) == 0, "dc_ring_place.slots");
+DC_ASSERT(DC_OFFSET(dc_ring_place, own) == 8, "dc_ring_place.own");
+DC_ASSERT(DC_OFFSET(dc_ring_place, peer) == 16, "dc_ring_place.peer");
+DC_ASSERT(DC_OFFSET(dc_ring_place, mask) == 24, "dc_ring_place.mask");
+DC_ASSERT(DC_OFFSET(dc_ring_place, capacity) == 28, "dc_ring_place.capacity");
+
+/* A seat, as its kernel finds it. The host writes it, while the seat is empty. */
+typedef struct dc_seat {
+    /* The host's rings, most urgent first. */
+    DC_ALIGN(128) dc_ring_place bands[4];
+    /* The ring of replies to the host. */
+    dc_ring_place replies;
+    /* The inbox for other kernels of the device; `slots` is 0 where there is none. */
+    dc_ring_place inbox;
+    /* Its `SeatMirror`. */
+    uint64_t mirror;
+    /* Its `SeatReport`, in the host's memory. */
+    uint64_t report;
+    /* Its `SeatStore`. */
+    uint64_t store;
+    /* The handler's state. */
+    uint64_t state;
+    /* Its `Edge`s to other kernels. */
+    uint64_t edges;
+    /* How many edges there are; at most 32. */
+    uint32_t edge_count;
+    /* Which handler of the set it runs. */
+    uint32_t handler;
+    /* How many records the handler emits and sends for one message at most, besides its reply. */
+    uint32_t max_emit;
+    /* The size of a reply, in bytes; at most 40. */
+    uint32_t reply_bytes;
+} dc_seat;
+DC_ASSERT(sizeof(dc_seat) == 256, "dc_seat");
+DC_ASSERT(DC_OFFSET(dc_seat, bands) == 0, "dc_seat.bands");
+DC_ASSERT(DC_OFFSET(dc_seat, replies) == 128, "dc_seat.replies");
+DC_ASSERT(DC_OFFSET(dc_seat, inbox) == 160, "dc_seat.inbox");
+DC_ASSERT(DC_OFFSET(dc_seat, mirror) == 192, "dc_seat.mirror");
+DC_ASSERT(DC_OFFSET(dc_seat, report) == 200, "dc_seat.report");
+DC_ASSERT(DC_OFFSET(dc_seat, store) == 208, "dc_seat.store");
+DC_ASSERT(DC_OFFSET(dc_seat, state) == 216, "dc_seat.state");
+DC_ASSERT(DC_OFFSET(dc_seat, edges) == 224, "dc_seat.edges");
+DC_ASSERT(DC_OFFSET(dc_seat, edge_count) == 232, "dc_seat.edge_count");
+DC_ASSERT(DC_OFFSET(dc_seat, handler) == 236, "dc_seat.handler");
+DC_ASSERT(DC_OFFSET(dc_seat, max_emit) == 240, "dc_seat.max_emit");
+DC_ASSERT(DC_OFFSET(dc_seat, reply_bytes) == 244, "dc_seat.reply_bytes");
+
+/* What the host tells a seat; in the host's memory. The device reads it as chunks of 16 bytes. */
+typedef struct dc_seat_news {
+    /* The tails of the host's rings, each stored after the slots before it. */
+    DC_ALIGN(128) uint64_t tails[4];
+    /* One of `COMMAND_*`, stored after the tails and slots that it is to cover. */
+    uint32_t command;
+} dc_seat_news;
+DC_ASSERT(sizeof(dc_seat_news) == 128, "dc_seat_news");
+DC_ASSERT(DC_OFFSET(dc_seat_news, tails) == 0, "dc_seat_news.tails");
+DC_ASSERT(DC_OFFSET(dc_seat_news, command) == 32, "dc_seat_news.command");
+
+/* The news, as the service warp passes them on; in the device's memory. */
+typedef struct dc_seat_mirror {
+    /* As in `SeatNews`. */
+    DC_ALIGN(128) uint64_t tails[4];
+    /* `ORDER_*`: the host's command, and what the service warp adds. */
+    uint32_t order;
+} dc_seat_mirror;
+DC_ASSERT(sizeof(dc_seat_mirror) == 128, "dc_seat_mirror");
+DC_ASSERT(DC_OFFSET(dc_seat_mirror, tails) == 0, "dc_seat_mirror.tails");
+DC_ASSERT(DC_OFFSET(dc_seat_mirror, order) == 32, "dc_seat_mirror.order");
+
+/* What a seat tells the host; in the host's memory. A kernel that hangs, or takes its whole */
+/* context down, is named by it. */
+typedef struct dc_seat_report {
+    /* Messages handled when the present window was taken, plus one; 0 while there is none. */
+    DC_ALIGN(128) uint64_t busy;
+    /* Messages handled; behind by less than a quarter of a ring while it is busy. */
+    uint64_t processed;
+    /* Messages that the handler failed at. */
+    uint64_t faulted;
+    /* One of `STATE_*`; written after all the rest. */
+    uint32_t state;
+    /* Why it failed. */
+    int32_t fault;
+    /* What it waits for before it takes a message: 0 nothing, 1 room for replies, 2 room at one of */
+    /* its edges. */
+    uint32_t waiting_on;
+} dc_seat_report;
+DC_ASSERT(sizeof(dc_seat_report) == 128, "dc_seat_report");
+DC_ASSERT(DC_OFFSET(dc_seat_report, busy) == 0, "dc_seat_report.busy");
+DC_ASSERT(DC_OFFSET(dc_seat_report, processed) == 8, "dc_seat_report.processed");
+DC_ASSERT(DC_OFFSET(dc_seat_report, faulted) == 16, "dc_seat_report.faulted");
+DC_ASSERT(DC_OFFSET(dc_seat_report, state) == 24, "dc_seat_report.state");
+DC_ASSERT(DC_OFFSET(dc_seat_report, fault) == 28, "dc_seat_report.fault");
+DC_ASSERT(DC_OFFSET(dc_seat_report, waiting_on) == 32, "dc_seat_report.waiting_on");
+
+/* What of a seat outlives its grid; in the device's memory. Written by the seat. */
+typedef struct dc_seat_store {
+    /* Next positions to read, band by band. */
+    DC_ALIGN(128) uint64_t heads[4];
+    /* Next position to write in the ring of replies. */
+    uint64_t reply_tail;
+    /* Next position to read in the inbox. */
+    uint64_t inbox_head;
+    /* Messages handled. */
+    uint64_t processed;
+    /* Messages that the handler failed at. */
+    uint64_t faulted;
+    /* Replies made. */
+    uint64_t replied;
+    /* Records sent to other kernels of the device. */
+    uint64_t sent;
+    /* Clock ticks of the multiprocessor spent in the handler. */
+    uint64_t handler_ticks;
+    /* Log records for which there was no room. */
+    uint64_t logs_lost;
+    /* One of `STATE_*`; a seat that was stopped or failed stays empty. */
+    uint32_t state;
+    /* Why it failed. */
+    int32_t fault;
+} dc_seat_store;
+DC_ASSERT(sizeof(dc_seat_store) == 128, "dc_seat_store");
+DC_ASSERT(DC_OFFSET(dc_seat_store, heads) == 0, "dc_seat_store.heads");
+DC_ASSERT(DC_OFFSET(dc_seat_store, reply_tail) == 32, "dc_seat_store.reply_tail");
+DC_ASSERT(DC_OFFSET(dc_seat_store, inbox_head) == 40, "dc_seat_store.inbox_head");
+DC_ASSERT(DC_OFFSET(dc_seat_store, processed) == 48, "dc_seat_store.processed");
+DC_ASSERT(DC_OFFSET(dc_seat_store, faulted) == 56, "dc_seat_store.faulted");
+DC_ASSERT(DC_OFFSET(dc_seat_store, replied) == 64, "dc_seat_store.replied");
+DC_ASSERT(DC_OFFSET(dc_seat_store, sent) == 72, "dc_seat_store.sent");
+DC_ASSERT(DC_OFFSET(dc_seat_store, handler_ticks) == 80, "dc_seat_store.handler_ticks");
+DC_ASSERT(DC_OFFSET(dc_seat_store, logs_lost) == 88, "dc_seat_store.logs_lost");
+DC_ASSERT(DC_OFFSET(dc_seat_store, state) == 96, "dc_seat_store.state");
+DC_ASSERT(DC_OFFSET(dc_seat_store, fault) == 100, "dc_seat_store.fault");
+
+/* The way from one kernel to the inbox of another; in the device's memory. What an edge may */
+/* have in flight is its share of the inbox, and the shares sum up to no more than that holds: */
+/* so a ticket, once taken, always has a slot. */
+typedef struct dc_edge {
+    /* The target's slots. */
+    DC_ALIGN(128) uint64_t slots;
+    /* The target's `RingCursor` from which all its edges take tickets. */
+    uint64_t tickets;
+    /* The target's `RingCursor` of what it has read. */
+    uint64_t head;
+    /* This edge's `RingCursor` of what the target has read of it. */
+    uint64_t returned;
+    /* Slots minus one. */
+    uint32_t mask;
+    /* Messages that the inbox holds. */
+    uint32_t capacity;
+    /* How many records of this edge may be in flight. */
+    uint32_t share;
+    /* Its number among the target's edges: the token of what it sends. */
+    uint32_t number;
+    /* The size of a record, in bytes; at most 40. */
+    uint32_t record_bytes;
+    /* Records sent; written by the sender. */
+    uint64_t sent;
+    /* What `returned` was when last looked at; written by the sender. */
+    uint64_t returned_seen;
+    /* What `head` was when last looked at; written by the sender. */
+    uint64_t head_seen;
+} dc_edge;
+DC_ASSERT(sizeof(dc_edge) == 128, "dc_edge");
+DC_ASSERT(DC_OFFSET(dc_edge, slots) == 0, "dc_edge.slots");
+DC_ASSERT(DC_OFFSET(dc_edge, tickets) == 8, "dc_edge.tickets");
+DC_ASSERT(DC_OFFSET(dc_edge, head) == 16, "dc_edge.head");
+DC_ASSERT(DC_OFFSET(dc_edge, returned) == 24, "dc_edge.returned");
+DC_ASSERT(DC_OFFSET(dc_edge, mask) == 32, "dc_edge.mask");
+DC_ASSERT(DC_OFFSET(dc_edge, capacity) == 36, "dc_edge.capacity");
+DC_ASSERT(DC_OFFSET(dc_edge, share) == 40, "dc_edge.share");
+DC_ASSERT(DC_OFFSET(dc_edge, number) == 44, "dc_edge.number");
+DC_ASSERT(DC_OFFSET(dc_edge, record_bytes) == 48, "dc_edge.record_bytes");
+DC_ASSERT(DC_OFFSET(dc_edge, sent) == 56, "dc_edge.sent");
+DC_ASSERT(DC_OFFSET(dc_edge, returned_seen) == 64, "dc_edge.returned_seen");
+DC_ASSERT(DC_OFFSET(dc_edge, head_seen) == 72, "dc_edge.head_seen");
+
+/* What a grid is launched with. */
+typedef struct dc_grid {
+    /* The first `Seat`. */
+    DC_ALIGN(128) uint64_t seats;
+    /* The first `SeatNews`, in the host's memory. */
+    uint64_t news;
+    /* The first `SeatCounters`, in the host's memory. */
+    uint64_t counters;
+    /* The `GridNews`, in the host's memory. */
+    uint64_t grid_news;
+    /* The `GridReport`, in the host's memory. */
+    uint64_t report;
+    /* A `RingCursor` that counts the seats that have left; 0 at launch. */
+    uint64_t left;
+    /* One word of four bytes for each warp, in the host's memory: the epoch in which it began. */
+    uint64_t census;
+    /* How long the grid stays, in nanoseconds; 0: until it is told. */
+    uint64_t lease_ns;
+    /* For how long the host's heartbeat may stand still, in nanoseconds; 0: for ever. */
+    uint64_t silence_ns;
+    /* How many seats there are. */
+    uint32_t seat_count;
+    /* Which lease this is, counted from 1. */
+    uint32_t epoch;
+} dc_grid;
+DC_ASSERT(sizeof(dc_grid) == 128, "dc_grid");
+DC_ASSERT(DC_OFFSET(dc_grid, seats) == 0, "dc_grid.seats");
+DC_ASSERT(DC_OFFSET(dc_grid, news) == 8, "dc_grid.news");
+DC_ASSERT(DC_OFFSET(dc_grid, counters) == 16, "dc_grid.counters");
+DC_ASSERT(DC_OFFSET(dc_grid, grid_news) == 24, "dc_grid.grid_news");
+DC_ASSERT(DC_OFFSET(dc_grid, report) == 32, "dc_grid.report");
+DC_ASSERT(DC_OFFSET(dc_grid, left) == 40, "dc_grid.left");
+DC_ASSERT(DC_OFFSET(dc_grid, census) == 48, "dc_grid.census");
+DC_ASSERT(DC_OFFSET(dc_grid, lease_ns) == 56, "dc_grid.lease_ns");
+DC_ASSERT(DC_OFFSET(dc_grid, silence_ns) == 64, "dc_grid.silence_ns");
+DC_ASSERT(DC_OFFSET(dc_grid, seat_count) == 72, "dc_grid.seat_count");
+DC_ASSERT(DC_OFFSET(dc_grid, epoch) == 76, "dc_grid.epoch");
+
+/* What the host tells a grid; in the host's memory. Read as one chunk of 16 bytes. */
+typedef struct dc_grid_news {
+    /* Counts up while the host lives. */
+    DC_ALIGN(128) uint64_t heartbeat;
+    /* The epoch that is to end before its lease does. */
+    uint32_t quiesce;
+} dc_grid_news;
+DC_ASSERT(sizeof(dc_grid_news) == 128, "dc_grid_news");
+DC_ASSERT(DC_OFFSET(dc_grid_news, heartbeat) == 0, "dc_grid_news.heartbeat");
+DC_ASSERT(DC_OFFSET(dc_grid_news, quiesce) == 8, "dc_grid_news.quiesce");
+
+/* What a grid tells the host; in the host's memory. Written by the service warp. */
+typedef struct dc_grid_report {
+    /* Counts the rounds of the service warp. */
+    DC_ALIGN(128) uint64_t rounds;
+    /* The last epoch whose seats have all left, its counters being exact. */
+    uint32_t ended;
+} dc_grid_report;
+DC_ASSERT(sizeof(dc_grid_report) == 128, "dc_grid_report");
+DC_ASSERT(DC_OFFSET(dc_grid_report, rounds) == 0, "dc_grid_report.rounds");
+DC_ASSERT(DC_OFFSET(dc_grid_report, ended) == 8, "dc_grid_report.ended");
+
+/* The counters of a seat, as the service warp copies them into the host's memory: about once a */
+/* millisecond, and exactly once its seat has left. */
+typedef struct dc_seat_counters {
+    /* As in `SeatStore`. */
+    DC_ALIGN(128) uint64_t processed;
+    /* As in `SeatStore`. */
+    uint64_t faulted;
+    /* As in `SeatStore`. */
+    uint64_t replied;
+    /* As in `SeatStore`. */
+    uint64_t sent;
+    /* As in `SeatStore`. */
+    uint64_t handler_ticks;
+    /* As in `SeatStore`. */
+    uint64_t logs_lost;
+} dc_seat_counters;
+DC_ASSERT(sizeof(dc_seat_counters) == 128, "dc_seat_counters");
+DC_ASSERT(DC_OFFSET(dc_seat_counters, processed) == 0, "dc_seat_counters.processed");
+DC_ASSERT(DC_OFFSET(dc_seat_counters, faulted) == 8, "dc_seat_counters.faulted");
+DC_ASSERT(DC_OFFSET(dc_seat_counters, replied) == 16, "dc_seat_counters.replied");
+DC_ASSERT(DC_OFFSET(dc_seat_counters, sent) == 24, "dc_seat_counters.sent");
+DC_ASSERT(DC_OFFSET(dc_seat_counters, handler_ticks) == 32, "dc_seat_counters.handler_ticks");
+DC_ASSERT(DC_OFFSET(dc_seat_counters, logs_lost) == 40, "dc_seat_counters.logs_lost");
+
 /* What a handler can call, from inside: see `rk_*` below. */
 typedef struct rk_ctx rk_ctx;
 
@@ -273,7 +563,7 @@ typedef struct rk_ctx rk_ctx;
    fault code. `reply` is zeroed before each call. It never blocks and keeps none of its pointers. */
 typedef int32_t (*rk_handler)(const void *message, void *state, void *reply, rk_ctx *ctx);
 
-#ifndef __CUDACC__
+#if !defined(__CUDACC__) && !defined(DC_DEVICE_TWIN)
 typedef struct rk_calls {
     int32_t (*emit)(rk_ctx *, const void *);
     int32_t (*send)(rk_ctx *, uint32_t, const void *);

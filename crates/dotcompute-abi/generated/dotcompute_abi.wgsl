@@ -13,6 +13,8 @@ const DC_TAGGED_CHUNKS: u32 = 4u;
 
 // This slot continues the record that the slot before it began.
 const DC_FLAG_CONTINUED: u32 = 1u;
+// This record is no reply but a line of a kernel's log: its level in four bytes, then text.
+const DC_FLAG_LOG: u32 = 2u;
 
 // The handler is done and made no reply.
 const DC_HANDLER_DONE: i32 = 0;

@@ -41,6 +41,8 @@ pub enum Kind {
     Bytes(usize),
     /// So many words of four bytes.
     Words(usize),
+    /// So many words of eight bytes.
+    Longs(usize),
     /// Another shared struct.
     One(&'static Struct),
     /// So many of another shared struct.
@@ -90,6 +92,10 @@ impl<const N: usize> Shared for [u8; N] {
 
 impl<const N: usize> Shared for [u32; N] {
     const KIND: Kind = Kind::Words(N);
+}
+
+impl<const N: usize> Shared for [u64; N] {
+    const KIND: Kind = Kind::Longs(N);
 }
 
 /// Defines a shared struct: its size, its alignment and the offset of every field are written down

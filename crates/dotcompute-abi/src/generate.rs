@@ -2,7 +2,7 @@
 
 use crate::describe::{Constant, Field, Kind, Struct};
 use crate::ring::RING_MAGIC;
-use crate::{ABI_VERSION, LINE_BYTES, codes, control, handler, ring, slot};
+use crate::{ABI_VERSION, LINE_BYTES, codes, control, device, handler, ring, slot};
 use core::fmt::{self, Write};
 
 const CONSTANTS: &[&[Constant]] = &[
@@ -11,6 +11,8 @@ const CONSTANTS: &[&[Constant]] = &[
     ring::FORMATS,
     control::COMMANDS,
     control::STATES,
+    device::SEATS,
+    device::ORDERS,
     codes::HANDLER_RESULTS,
     codes::FAULTS,
 ];
@@ -66,7 +68,9 @@ pub fn write_c(out: &mut impl Write) -> fmt::Result {
         }
         writeln!(out)?;
     }
-    for part in slot::STRUCTS.iter().chain(ring::STRUCTS).chain(control::STRUCTS) {
+    for part in
+        slot::STRUCTS.iter().chain(ring::STRUCTS).chain(control::STRUCTS).chain(device::STRUCTS)
+    {
         c_struct(out, part)?;
     }
     writeln!(out, "{}", handler::C_TEXT)?;
@@ -94,6 +98,7 @@ fn c_struct(out: &mut impl Write, part: &Struct) -> fmt::Result {
             Kind::U64 => writeln!(out, "uint64_t {name};")?,
             Kind::Bytes(count) => writeln!(out, "uint8_t {name}[{count}];")?,
             Kind::Words(count) => writeln!(out, "uint32_t {name}[{count}];")?,
+            Kind::Longs(count) => writeln!(out, "uint64_t {name}[{count}];")?,
             Kind::One(of) => writeln!(out, "dc_{} {name};", Snake(of.name))?,
             Kind::Many(of, count) => writeln!(out, "dc_{} {name}[{count}];", Snake(of.name))?,
         }
@@ -159,6 +164,7 @@ fn wgsl_struct(out: &mut impl Write, part: &Struct) -> fmt::Result {
             Kind::U64 => writeln!(out, "{name}: vec2<u32>,")?,
             Kind::Bytes(count) => writeln!(out, "{name}: array<u32, {}>,", count / 4)?,
             Kind::Words(count) => writeln!(out, "{name}: array<u32, {count}>,")?,
+            Kind::Longs(count) => writeln!(out, "{name}: array<vec2<u32>, {count}>,")?,
             Kind::One(of) => writeln!(out, "{name}: Dc{},", of.name)?,
             Kind::Many(of, count) => writeln!(out, "{name}: array<Dc{}, {count}>,", of.name)?,
         }

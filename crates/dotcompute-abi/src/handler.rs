@@ -79,7 +79,7 @@ typedef struct rk_ctx rk_ctx;
    fault code. `reply` is zeroed before each call. It never blocks and keeps none of its pointers. */
 typedef int32_t (*rk_handler)(const void *message, void *state, void *reply, rk_ctx *ctx);
 
-#ifndef __CUDACC__
+#if !defined(__CUDACC__) && !defined(DC_DEVICE_TWIN)
 typedef struct rk_calls {
     int32_t (*emit)(rk_ctx *, const void *);
     int32_t (*send)(rk_ctx *, uint32_t, const void *);

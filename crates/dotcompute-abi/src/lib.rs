@@ -21,6 +21,7 @@
 pub mod describe;
 pub mod codes;
 pub mod control;
+pub mod device;
 pub mod generate;
 pub mod handler;
 pub mod ring;
@@ -38,3 +39,6 @@ pub const ABI_VERSION: u32 = 1;
 pub const LINE_BYTES: usize = 128;
 
 const _: () = assert!(cfg!(target_endian = "little"), "the shared layouts are little-endian");
+
+/// The header for C, C++ and CUDA, as it lies in `generated/`.
+pub const C_HEADER: &str = include_str!("../generated/dotcompute_abi.h");

@@ -31,6 +31,8 @@ shared_constants! {
     FLAGS: u32;
     /// This slot continues the record that the slot before it began.
     FLAG_CONTINUED = 1;
+    /// This record is no reply but a line of a kernel's log: its level in four bytes, then text.
+    FLAG_LOG = 2;
 }
 
 shared_struct! {

@@ -11,7 +11,7 @@ use dotcompute_mailbox::{Inbox, Outcome, clock, wait};
 use crate::dead_letter::DeadLetterReason;
 use crate::error::{KernelId, LookupError, ReceiveError, Stopped};
 use crate::id::MessageId;
-use crate::kernel::{Address, Cell};
+use crate::kernel::{Address, Cell, Link};
 use crate::message::{AskToken, Envelope, Message, Taken};
 use crate::runtime::Runtime;
 use crate::timer;
@@ -24,31 +24,28 @@ const BUDGET: u32 = 128;
 /// One message at a time is *in hand*: from the receive that delivered it to the next receive, or
 /// until the body ends. If the body fails meanwhile, that message becomes a dead letter or is
 /// delivered again, as the kernel's [`Restart`](crate::Restart) says.
+#[repr(C)] // In the order of use: what every receive touches lies together.
 pub struct Context<M: Message, R: Message> {
-    cell: Arc<Cell<M, R>>,
     inbox: Inbox<Envelope<M>>,
+    budget: u32,
     /// The message in hand, if the body took it out of its envelope.
     taken: Option<Taken>,
-    budget: u32,
-    sample: Option<Sample>,
-}
-
-/// A message whose times are taken.
-#[derive(Clone, Copy)]
-struct Sample {
-    queued_ns: u64,
-    delivered_ns: u64,
+    cell: Arc<Cell<M, R>>,
+    /// Where replies go, if not to the output mailbox, as it was when the word was read.
+    link: Option<Arc<Link<R>>>,
+    link_word: u32,
 }
 
 impl<M: Message, R: Message> Context<M, R> {
     /// `None` while an earlier context of the kernel is alive.
     pub(crate) fn new(cell: &Arc<Cell<M, R>>) -> Option<Self> {
         Some(Self {
-            cell: Arc::clone(cell),
             inbox: cell.mailbox.inbox()?,
-            taken: None,
             budget: BUDGET,
-            sample: None,
+            taken: None,
+            cell: Arc::clone(cell),
+            link: None,
+            link_word: 0,
         })
     }
 
@@ -141,7 +138,8 @@ impl<M: Message, R: Message> Context<M, R> {
     }
 
     /// Replies to the message in hand: to its asker, or into the output mailbox if it was only
-    /// sent. Waits while the output mailbox is full, if its policy is to block.
+    /// sent; or, if this kernel is [connected](crate::KernelRef::connect), to the next one. Waits while
+    /// the mailbox of these is full, if its policy is to block.
     ///
     /// # Errors
     ///
@@ -175,7 +173,19 @@ impl<M: Message, R: Message> Context<M, R> {
     pub async fn send(&mut self, reply: impl Into<Envelope<R>>) -> Result<(), Stopped> {
         let reply = reply.into();
         let Some(reply) = self.cell.route(self.in_hand(), reply) else { return Ok(()) };
-        match self.cell.output(reply).await {
+        self.look_at_link();
+        let back = match &self.link {
+            None => match self.cell.output(reply).await {
+                Ok(true) => return Ok(()),
+                Ok(false) => return Err(self.stopped()),
+                Err(back) => back,
+            },
+            Some(link) => match self.cell.try_forward(link, reply) {
+                None => return Ok(()),
+                Some(back) => back,
+            },
+        };
+        match self.cell.forward(back).await {
             true => Ok(()),
             false => Err(self.stopped()),
         }
@@ -200,7 +210,12 @@ impl<M: Message, R: Message> Context<M, R> {
     #[inline]
     pub fn try_send(&mut self, reply: impl Into<Envelope<R>>) -> Result<(), Envelope<R>> {
         let Some(reply) = self.cell.route(self.in_hand(), reply.into()) else { return Ok(()) };
-        self.cell.try_output(reply).map_or(Ok(()), Err)
+        self.look_at_link();
+        let back = match &self.link {
+            None => self.cell.try_output(reply),
+            Some(link) => self.cell.try_forward(link, reply),
+        };
+        back.map_or(Ok(()), Err)
     }
 
     /// Waits for room in the output mailbox for a reply that [`try_send`](Self::try_send) gave
@@ -219,7 +234,7 @@ impl<M: Message, R: Message> Context<M, R> {
     ) -> impl Future<Output = Result<(), Stopped>> + Send + use<M, R> {
         let cell = Arc::clone(&self.cell);
         async move {
-            match cell.output(reply).await {
+            match cell.forward(reply).await {
                 true => Ok(()),
                 false => Err(Stopped { kernel: cell.id.clone() }),
             }
@@ -240,6 +255,15 @@ impl<M: Message, R: Message> Context<M, R> {
         match self.runtime() {
             Some(runtime) => runtime.address(kernel),
             None => Err(LookupError::NotFound { kernel: kernel.into() }),
+        }
+    }
+
+    #[inline]
+    fn look_at_link(&mut self) {
+        let word = self.cell.link_word();
+        if word != self.link_word {
+            self.link = self.cell.link();
+            self.link_word = word;
         }
     }
 
@@ -311,9 +335,6 @@ impl<M: Message, R: Message> Context<M, R> {
             // Nobody waits for it any more.
             drop(self.inbox.settle(Outcome::Expired));
         }
-        if let Some(queued_ns) = self.inbox.queued_ns() {
-            self.sample = Some(Sample { queued_ns, delivered_ns: clock::now_ns() });
-        }
         Poll::Ready(Ok(()))
     }
 
@@ -347,9 +368,9 @@ impl<M: Message, R: Message> Context<M, R> {
 
     #[inline]
     fn settle_sample(&mut self) {
-        if let Some(sample) = self.sample.take() {
-            let handler_ns = clock::now_ns().saturating_sub(sample.delivered_ns);
-            self.cell.telemetry.record(sample.queued_ns, handler_ns);
+        if let Some(times) = self.inbox.take_times() {
+            let handler_ns = clock::now_ns().saturating_sub(times.delivered_ns);
+            self.cell.telemetry.record(times.queued_ns, handler_ns);
         }
     }
 }

@@ -1,6 +1,7 @@
 //! What ring kernels exchange: messages, and the envelope that each travels in.
 
 use std::mem::size_of_val;
+use std::num::NonZeroU32;
 
 use crate::id::MessageId;
 
@@ -80,7 +81,8 @@ pub struct Envelope<M> {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct AskToken {
     pub(crate) index: u32,
-    pub(crate) generation: u32,
+    /// Not 0, which is how an envelope says that nobody waits.
+    pub(crate) generation: NonZeroU32,
 }
 
 /// What stays of an envelope whose message was taken out.

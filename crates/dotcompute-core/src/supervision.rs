@@ -98,7 +98,7 @@ async fn live<M: Message, R: Message>(
         let ended = Supervised {
             cell,
             body: &mut body,
-            context: Some(context),
+            context: Some(Box::new(context)),
             running: None,
             waker: None,
         }
@@ -151,7 +151,8 @@ async fn live<M: Message, R: Message>(
         cell.change(|lifecycle| lifecycle.restarting(fault));
         cell.forget_received_asks();
         let stop = cell.until(|lifecycle| lifecycle.stop);
-        let stopped = timer::timeout_at(timer::after(pause), stop).await.is_some();
+        // Boxed, as the context is.
+        let stopped = Box::pin(timer::timeout_at(timer::after(pause), stop)).await.is_some();
         if stopped {
             // A drain that finds the kernel in its back-off still gets its turn.
             if cell.look(|lifecycle| lifecycle.stop) != Some(true) {
@@ -234,7 +235,9 @@ fn settle_message_in_hand<M: Message, R: Message>(
 struct Supervised<'a, M: Message, R: Message, B> {
     cell: &'a Arc<Cell<M, R>>,
     body: &'a mut B,
-    context: Option<Context<M, R>>,
+    /// For the body, until it is called. Boxed, since it would lie unused between what every poll
+    /// reads.
+    context: Option<Box<Context<M, R>>>,
     running: Option<BodyFuture>,
     /// The waker that a kill knows of.
     waker: Option<Waker>,
@@ -291,7 +294,7 @@ where
 {
     fn step(&mut self, cx: &mut TaskContext<'_>) -> Poll<Result<(), BoxError>> {
         if let Some(context) = self.context.take() {
-            self.running = Some((self.body)(context));
+            self.running = Some((self.body)(*context));
         }
         match &mut self.running {
             Some(running) => running.as_mut().poll(cx),

@@ -4,7 +4,7 @@
 //! and then for every 64th; the percentiles and the busy share are therefore estimates from that
 //! sample.
 //!
-//! The cost on the message path: a message whose times are taken costs four readings of the clock and
+//! The cost on the message path: a message whose times are taken costs three readings of the clock and
 //! two entries in histograms more than another, some 0.2 µs; one in 64 of that, by default, is lost in
 //! the noise. `dotcompute bench --only telemetry` measures both, in the same run against a kernel
 //! that times its first message only. Publishing costs the path nothing: it copies snapshots.

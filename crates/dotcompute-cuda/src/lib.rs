@@ -5,15 +5,22 @@
 //! why and what to do, never a panic. [`Probe`] asks for all of them at once.
 //!
 //! What is here: the [`driver`], the compiler [`nvrtc`], the linker [`nvjitlink`] and the telemetry
-//! of [`nvml`], each as far as something here uses it. There is no executor yet.
+//! of [`nvml`], each as far as something here uses it; the device's side of the protocol between
+//! mailboxes and a resident grid, under `device/`; and how handlers are linked with it into an
+//! [`Image`]. There is no executor yet.
 
+mod cache;
 pub mod driver;
+mod image;
 mod library;
 pub mod nvjitlink;
 pub mod nvml;
 pub mod nvrtc;
 mod probe;
+mod source;
 pub mod toolkit;
 
+pub use cache::Cache;
+pub use image::{BuildError, CudaHandler, Image, Variant};
 pub use library::{Absent, CallError, Version};
 pub use probe::{Found, LibraryReport, Probe};

@@ -22,6 +22,7 @@
 //! So, given the cursor, whoever holds the lock can end a window at any time
 //! ([`Bands::close_window`]), provided that the cursor cannot move meanwhile.
 
+use crate::prefetch;
 use crate::sync::UnsafeCell;
 use std::ptr::NonNull;
 
@@ -248,10 +249,11 @@ impl<T> Bands<T> {
 
     /// Takes the oldest message of the most urgent band out; this is no delivery. The window must
     /// be closed.
-    pub(crate) fn remove_first(&mut self) -> Option<T> {
-        let slot = self.queues.iter_mut().find_map(|queue| queue.slots.pop_front())?;
+    pub(crate) fn remove_first(&mut self) -> Option<(Band, T)> {
+        let first = |band: Band| Some((band, self.queues[band as usize].slots.pop_front()?));
+        let (band, slot) = Band::ALL.into_iter().find_map(first)?;
         self.len -= 1;
-        Some(self.empty(slot))
+        Some((band, self.empty(slot)))
     }
 
     /// Calls `each` with every queued message, in the order of [`remove_first`](Self::remove_first).
@@ -414,17 +416,9 @@ impl<T> SlotPtr<T> {
     /// may be any other slot, or none.
     #[inline]
     pub(crate) fn prefetch_ahead(self) {
-        let first = self.0.as_ptr().wrapping_add(PREFETCH_AHEAD).cast::<i8>();
-        for line in [first, first.wrapping_add(64)] {
-            #[cfg(all(target_arch = "x86_64", not(miri)))]
-            // SAFETY: a prefetch changes nothing that a program can observe, and no address makes
-            // it fault.
-            unsafe {
-                std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_ET0 }>(line);
-            }
-            #[cfg(not(all(target_arch = "x86_64", not(miri))))]
-            let _ = line;
-        }
+        let first = self.0.as_ptr().wrapping_add(PREFETCH_AHEAD).cast::<u8>();
+        prefetch::for_writing(first);
+        prefetch::for_writing(first.wrapping_add(64));
     }
 
     /// The slot after this one, which is not its chain's last.

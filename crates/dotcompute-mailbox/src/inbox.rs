@@ -21,6 +21,15 @@ pub enum Outcome {
     DeadLettered,
 }
 
+/// When a message came out of the mailbox, and how long it was in there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Times {
+    /// How long it was queued, in nanoseconds.
+    pub queued_ns: u64,
+    /// When it was handed out, as [`clock::now_ns`](crate::clock::now_ns) tells the time.
+    pub delivered_ns: u64,
+}
+
 /// The unique receiving end of a [`Mailbox`] for a kernel, made by [`Mailbox::inbox`].
 ///
 /// One message at a time is *in hand*: it counts as neither queued nor processed until it is
@@ -46,7 +55,8 @@ struct End<T> {
     ahead: Option<(SlotPtr<T>, Band, usize)>,
     /// The cursor as this inbox last wrote it.
     progress: Progress,
-    queued_ns: Option<u64>,
+    /// Of the message in hand, if they were taken.
+    times: Option<Times>,
     /// The place in the line of receivers, while waiting.
     key: Option<Key>,
 }
@@ -67,7 +77,7 @@ impl<T> Inbox<T> {
         let hand = locked.bands.slot_in_hand().zip(band);
         let progress = locked.observe();
         drop(locked);
-        let end = End { hand, ahead: None, progress, queued_ns: None, key: None };
+        let end = End { hand, ahead: None, progress, times: None, key: None };
         Some(Self { mailbox: Arc::clone(mailbox), end })
     }
 
@@ -143,11 +153,13 @@ impl<T> Inbox<T> {
         self.end.take()
     }
 
-    /// How long the message in hand was queued, in nanoseconds; known for the first message and for
-    /// every 64th ([`STAMP_EVERY`](crate::STAMP_EVERY), or what
-    /// [`Mailbox::stamping`](crate::Mailbox::stamping) said), and for its first delivery only.
-    pub fn queued_ns(&self) -> Option<u64> {
-        self.end.queued_ns
+    /// The times of the message in hand; known for the first message and for every 64th
+    /// ([`STAMP_EVERY`](crate::STAMP_EVERY), or what
+    /// [`Mailbox::stamping`](crate::Mailbox::stamping) said), for its first delivery only, and told
+    /// only once.
+    #[inline]
+    pub fn take_times(&mut self) -> Option<Times> {
+        self.end.times.take()
     }
 
     /// How many messages can be received at once without the lock. A hint: the mailbox may take
@@ -253,7 +265,7 @@ impl<T> End<T> {
         self.set_progress(locked, self.progress.settled());
         self.hand = None;
         self.ahead = None;
-        self.queued_ns = None;
+        self.times = None;
     }
 
     /// Writes the cursor, and clears a stop mark in it: the inbox has taken notice.
@@ -268,7 +280,10 @@ impl<T> End<T> {
         self.hand = Some((slot, band));
         // SAFETY: the slot in hand is the inbox's alone, and the inbox keeps the mailbox alive.
         let stamp = unsafe { slot.take_stamp() };
-        self.queued_ns = (stamp != 0).then(|| now_ns().saturating_sub(stamp));
+        self.times = (stamp != 0).then(|| {
+            let delivered_ns = now_ns();
+            Times { queued_ns: delivered_ns.saturating_sub(stamp), delivered_ns }
+        });
     }
 }
 

@@ -35,6 +35,7 @@ mod inbox;
 #[cfg(any(test, not(loom)))]
 mod lock;
 mod mailbox;
+mod prefetch;
 mod receive;
 mod send;
 mod sys;
@@ -43,7 +44,7 @@ mod wait_list;
 pub use bands::{Band, PASSED_OVER_MAX};
 pub use books::Books;
 pub use error::{Closed, ReceiveError, SendError, TryReceiveError, TrySendError};
-pub use inbox::{Inbox, Outcome};
-pub use mailbox::{Admission, Backpressure, Close, Mailbox, STAMP_EVERY};
+pub use inbox::{Inbox, Outcome, Times};
+pub use mailbox::{Admission, Backpressure, Close, Diverted, Mailbox, STAMP_EVERY};
 pub use receive::{Receive, ReceiveBatch, ReceiveOwned};
 pub use send::Send;

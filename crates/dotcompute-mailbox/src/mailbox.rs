@@ -74,10 +74,24 @@ pub enum Admission<T> {
 /// How [`Mailbox::close`] treats messages that are still queued.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Close {
+    /// They are still handed out; [`Mailbox::reopen`] can end this, and only this.
+    Diverted,
     /// They are still handed out.
     Drain,
     /// They stay where they are, for [`Mailbox::take_all`].
     Now,
+}
+
+/// What [`Mailbox::divert`] leaves to be done: dropping it wakes whoever waited at either mailbox.
+#[must_use = "drop it once no lock is held"]
+pub struct Diverted {
+    _wakes: [Wakes; 2],
+}
+
+impl fmt::Debug for Diverted {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Diverted")
+    }
 }
 
 /// The first message and every one that follows at this distance, in the order of admission, is
@@ -141,6 +155,7 @@ pub(crate) struct State<T> {
     dropped_newest: u64,
     expired: u64,
     dead_lettered: u64,
+    forwarded: u64,
     /// Deliveries to the inbox that did not end as processed.
     unprocessed: u64,
     pub(crate) rejected: u64,
@@ -181,6 +196,7 @@ impl<T> Mailbox<T> {
             dropped_newest: 0,
             expired: 0,
             dead_lettered: 0,
+            forwarded: 0,
             unprocessed: 0,
             rejected: 0,
             redelivered: 0,
@@ -430,13 +446,42 @@ impl<T> Mailbox<T> {
     /// an error. Closing for good follows on draining, never the other way round.
     pub fn close(&self, mode: Close) {
         let mut wakes = Wakes::default();
-        let mut locked = self.lock();
-        locked.recall();
-        locked.closed = locked.closed.max(Some(mode));
-        while let Some((_, waker)) = locked.senders.serve() {
-            wakes.push(waker);
+        self.lock().shut(mode, &mut wakes);
+    }
+
+    /// Closes this mailbox ([`Close::Diverted`]) and moves what is queued in it to the end of `to`:
+    /// each message to its band there, also beyond the capacity of `to` and whatever its policy is.
+    /// Each counts as forwarded here and as accepted there. One step to everyone else: what was sent
+    /// here before is moved, what is sent after is refused. Whoever has to be told of it is told when
+    /// the result is dropped.
+    ///
+    /// It holds the locks of both, this one's first: nobody may divert the other way meanwhile.
+    ///
+    /// # Errors
+    ///
+    /// [`Closed`] if `to` is closed. Nothing has changed then.
+    pub fn divert(&self, to: &Self) -> Result<Diverted, Closed> {
+        let (mut wakes, mut there) = (Wakes::default(), Wakes::default());
+        let mut from = self.lock();
+        let mut to = to.lock();
+        if to.closed.is_some() {
+            return Err(Closed);
         }
-        locked.notify_all(&mut wakes);
+        from.recall();
+        while let Some((band, value)) = from.bands.remove_first() {
+            from.forwarded += 1;
+            to.admit(band, value, &mut there);
+        }
+        from.shut(Close::Diverted, &mut wakes);
+        Ok(Diverted { _wakes: [wakes, there] })
+    }
+
+    /// Accepts messages again, if the mailbox was closed by [`divert`](Self::divert) only.
+    pub fn reopen(&self) {
+        let mut locked = self.lock();
+        if locked.closed == Some(Close::Diverted) {
+            locked.closed = None;
+        }
     }
 
     /// Empties the mailbox: calls `each` with every queued message, the most urgent band first and
@@ -456,7 +501,7 @@ impl<T> Mailbox<T> {
         let mut wakes = Wakes::default();
         let mut locked = self.lock();
         locked.recall();
-        let value = locked.bands.remove_first()?;
+        let (_, value) = locked.bands.remove_first()?;
         locked.dead_lettered += 1;
         locked.admit_blocked(&mut wakes);
         if locked.bands.len() == 0 {
@@ -510,6 +555,7 @@ impl<T> Mailbox<T> {
             dropped_newest: state.dropped_newest,
             expired: state.expired,
             dead_lettered: state.dead_lettered,
+            forwarded: state.forwarded,
             in_hand,
             queued: state.bands.len() as u64,
             rejected: state.rejected,
@@ -544,7 +590,7 @@ impl<T> Mailbox<T> {
         self.len() >= self.capacity
     }
 
-    /// Whether the mailbox is closed. If so, it stays so.
+    /// Whether the mailbox is closed. If so, it stays so, unless it was only diverted.
     pub fn is_closed(&self) -> bool {
         self.lock().closed.is_some()
     }
@@ -731,6 +777,15 @@ impl<T> Locked<'_, T> {
         }
         let waker = context.waker().clone();
         Some(self.senders.add(band as usize, value, waker))
+    }
+
+    fn shut(&mut self, mode: Close, wakes: &mut Wakes) {
+        self.recall();
+        self.closed = self.closed.max(Some(mode));
+        while let Some((_, waker)) = self.senders.serve() {
+            wakes.push(waker);
+        }
+        self.notify_all(wakes);
     }
 
     /// Counts the message in hand out, which is about to be settled.

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, Self, TypeVar, overload
 
 from pydotcompute.decorators.validators import (
+    _is_int,
     validate_backpressure_strategy,
     validate_block_size,
     validate_grid_size,
@@ -106,6 +107,9 @@ def ring_kernel(
         "block_size": block_size,
         "backpressure_strategy": backpressure,
     }
+    for name, shape in (("grid_size", grid_size), ("block_size", block_size)):
+        if not _is_int(shape):
+            raise InvalidConfigurationError(name, shape, "must be an integer")
     validate_grid_size(grid_size)
     validate_block_size(block_size)
     if backpressure != "drop_newest":

@@ -491,7 +491,8 @@ def make_record(cls: type) -> RecordType:
 
 
 def _hints(cls: type) -> dict[str, Any]:
-    local = {**vars(cls), cls.__name__: cls}
+    # What `message` found of the names of a function that defines the class.
+    local = {**vars(cls), **vars(cls).get("__message_names__", {}), cls.__name__: cls}
     try:
         return typing.get_type_hints(cls, localns=local, include_extras=True)
     except NameError as error:

@@ -4,6 +4,8 @@ Importing it installs uvloop's event loop policy where uvloop is there, unless t
 variable ``PYDOTCOMPUTE_NO_UVLOOP`` is not empty.
 """
 
+from typing import TYPE_CHECKING
+
 from pydotcompute.ring_kernels._loop import (
     create_optimized_loop,
     get_loop_info,
@@ -18,40 +20,71 @@ from pydotcompute.ring_kernels._loop import (
 install_uvloop()
 
 # The policy comes first, so that whatever is imported below finds it.
+from pydotcompute import _lazy  # noqa: E402
 from pydotcompute.ring_kernels.array_message import ArrayMessage, array_message  # noqa: E402
-from pydotcompute.ring_kernels.buffer_registry import (  # noqa: E402
-    BufferHandle,
-    BufferRegistry,
-    get_buffer,
-    get_buffer_registry,
-    register_buffer,
-    release_buffer,
-)
-from pydotcompute.ring_kernels.cython_kernel import (  # noqa: E402
-    CythonKernelConfig,
-    CythonKernelContext,
-    CythonKernelState,
-    CythonRingKernel,
-    is_cython_kernel_available,
-)
-from pydotcompute.ring_kernels.fast_queue import (  # noqa: E402
-    FastMessageQueue,
-    PriorityBand,
-    RingBuffer,
-)
 from pydotcompute.ring_kernels.lifecycle import KernelState, RingKernel  # noqa: E402
 from pydotcompute.ring_kernels.message import RingKernelMessage, message  # noqa: E402
-from pydotcompute.ring_kernels.queue import MessageQueue  # noqa: E402
 from pydotcompute.ring_kernels.runtime import RingKernelRuntime  # noqa: E402
-from pydotcompute.ring_kernels.sync_queue import SPSCQueue, SyncQueue  # noqa: E402
-from pydotcompute.ring_kernels.telemetry import GPUMonitor, RingKernelTelemetry  # noqa: E402
-from pydotcompute.ring_kernels.threaded_kernel import (  # noqa: E402
-    ThreadedKernelConfig,
-    ThreadedKernelContext,
-    ThreadedKernelPool,
-    ThreadedKernelState,
-    ThreadedRingKernel,
-)
+
+if TYPE_CHECKING:
+    from pydotcompute.ring_kernels.buffer_registry import (
+        BufferHandle,
+        BufferRegistry,
+        get_buffer,
+        get_buffer_registry,
+        register_buffer,
+        release_buffer,
+    )
+    from pydotcompute.ring_kernels.cython_kernel import (
+        CythonKernelConfig,
+        CythonKernelContext,
+        CythonKernelState,
+        CythonRingKernel,
+        is_cython_kernel_available,
+    )
+    from pydotcompute.ring_kernels.fast_queue import FastMessageQueue, PriorityBand, RingBuffer
+    from pydotcompute.ring_kernels.queue import MessageQueue
+    from pydotcompute.ring_kernels.sync_queue import SPSCQueue, SyncQueue
+    from pydotcompute.ring_kernels.telemetry import GPUMonitor, RingKernelTelemetry
+    from pydotcompute.ring_kernels.threaded_kernel import (
+        ThreadedKernelConfig,
+        ThreadedKernelContext,
+        ThreadedKernelPool,
+        ThreadedKernelState,
+        ThreadedRingKernel,
+    )
+else:
+    __getattr__, __dir__ = _lazy.attach(
+        __name__,
+        {
+            "buffer_registry": [
+                "BufferHandle",
+                "BufferRegistry",
+                "get_buffer",
+                "get_buffer_registry",
+                "register_buffer",
+                "release_buffer",
+            ],
+            "cython_kernel": [
+                "CythonKernelConfig",
+                "CythonKernelContext",
+                "CythonKernelState",
+                "CythonRingKernel",
+                "is_cython_kernel_available",
+            ],
+            "fast_queue": ["FastMessageQueue", "PriorityBand", "RingBuffer"],
+            "queue": ["MessageQueue"],
+            "sync_queue": ["SPSCQueue", "SyncQueue"],
+            "telemetry": ["GPUMonitor", "RingKernelTelemetry"],
+            "threaded_kernel": [
+                "ThreadedKernelConfig",
+                "ThreadedKernelContext",
+                "ThreadedKernelPool",
+                "ThreadedKernelState",
+                "ThreadedRingKernel",
+            ],
+        },
+    )
 
 __all__ = [
     "ArrayMessage",

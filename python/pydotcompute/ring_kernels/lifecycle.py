@@ -13,11 +13,12 @@ import contextlib
 import contextvars
 import functools
 import inspect
+import itertools
 import logging
 import os
 import time
 import weakref
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable
 from dataclasses import dataclass
 from enum import Enum, auto
 from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar
@@ -221,6 +222,24 @@ class _QueueView:
 
     def __len__(self) -> int:
         return self.qsize
+
+    def get_nowait(self) -> Any:
+        return self._kernel._receive_now() if self._replies else self._context._receive_now()
+
+    def put_nowait(self, message: Any) -> bool:
+        if self._replies:
+            return bool(self._context._send_now(message))
+        return self._kernel._offer(message)
+
+    def get_batch(self, max_count: int) -> list[Any]:
+        # Counted beforehand, since None may be a message.
+        return [self.get_nowait() for _ in range(min(max_count, self.qsize))]
+
+    def put_batch(self, messages: Iterable[Any]) -> int:
+        return sum(1 for _ in itertools.takewhile(self.put_nowait, messages))
+
+    def clear(self) -> int:
+        return len(self.get_batch(self.qsize))
 
     def get_stats(self) -> dict[str, int]:
         books = self._kernel._books(self._replies)

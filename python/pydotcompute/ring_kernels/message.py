@@ -22,6 +22,7 @@ that its annotations name. Messages are not thread-safe: one thread at a time ch
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import dataclasses
 import enum
@@ -320,29 +321,27 @@ def message(
     if layout not in (None, "record"):
         raise ValueError(f"layout should be None or 'record', got {layout!r}")
     if cls is None:
-        return _plain_message if layout is None else _record_message
-    return _plain_message(cls) if layout is None else _record_message(cls)
+        return lambda cls: _decorate(cls, layout, sys._getframe(1))
+    return _decorate(cls, layout, sys._getframe(1))
 
 
-def _plain_message(cls: type[T]) -> type[T]:
-    made = _make(cls, RingKernelMessage)
+def _decorate(cls: type[T], layout: str | None, frame: types.FrameType) -> type[T]:
+    made = _make(cls, RingKernelMessage, frame)
+    if layout == "record":
+        from pydotcompute.handlers.record import make_record
+
+        if not issubclass(made, _native.MessageBase):
+            raise TypeError(f"record '{cls.__name__}': its bases have a fixed layout of their own")
+        make_record(made)
     _register(made)
     return made
 
 
-def _record_message(cls: type[T]) -> type[T]:
-    from pydotcompute.handlers.record import make_record
-
-    made = _make(cls, RingKernelMessage)
-    if not issubclass(made, _native.MessageBase):
-        raise TypeError(f"record '{cls.__name__}': its bases have a fixed layout of their own")
-    make_record(made)
-    _register(made)
-    return made
-
-
-def _make(cls: type[T], base: type[RingKernelMessage]) -> type[T]:
-    """Make a message class, derived from `base`, of a plain class or a dataclass."""
+def _make(cls: type[T], base: type[RingKernelMessage], frame: types.FrameType) -> type[T]:
+    """Make a message class, derived from `base`, of a plain class or a dataclass that the code of
+    `frame` defines."""
+    if "<locals>" in cls.__qualname__ and (names := _local_names(cls, frame)):
+        cls.__message_names__ = names  # type: ignore[attr-defined]
     appended = False
     own_init = "__init__" in cls.__dict__
     if "__dataclass_fields__" not in cls.__dict__:
@@ -363,6 +362,25 @@ def _make(cls: type[T], base: type[RingKernelMessage]) -> type[T]:
         return _rebuild(cls, base, own_init)
     except TypeError:
         return _methods_only(cls)
+
+
+def _local_names(cls: type, frame: types.FrameType | None) -> dict[str, Any]:
+    """Find what the annotations of a class mean that is defined in a function: where they are
+    strings, nobody but the function knows."""
+    wanted: set[str] = set()
+    for annotation in inspect.get_annotations(cls).values():
+        if isinstance(annotation, str):
+            with contextlib.suppress(SyntaxError):
+                wanted.update(compile(annotation, "<annotation>", "eval").co_names)
+    found: dict[str, Any] = {}
+    module = vars(sys.modules[cls.__module__]) if cls.__module__ in sys.modules else {}
+    while wanted and frame is not None and frame.f_globals is module:
+        local = frame.f_locals
+        if local is module:
+            break
+        found = {name: local[name] for name in wanted if name in local} | found
+        frame = frame.f_back
+    return found
 
 
 def _append_fields(cls: type, base: type[RingKernelMessage]) -> None:
@@ -528,7 +546,8 @@ def _evaluate(cls: type, name: str, annotation: str) -> Any:
         if name in inspect.get_annotations(base):
             module = sys.modules.get(base.__module__)
             # The class itself, which may be local to a function.
-            local = {**vars(base), base.__name__: base}
+            names = vars(base).get("__message_names__", {})
+            local = {**names, **vars(base), base.__name__: base}
             try:
                 return eval(annotation, dict(vars(module)) if module else {}, local)
             except Exception:

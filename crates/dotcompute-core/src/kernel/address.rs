@@ -13,7 +13,7 @@ use crate::timer;
 /// The sending side of a kernel that takes `M`, whatever it replies with. Cloning is cheap.
 pub struct Address<M> {
     kernel: KernelId,
-    to: Arc<dyn Accept<M>>,
+    pub(crate) to: Arc<dyn Accept<M>>,
 }
 
 impl<M: Message, R: Message> KernelRef<M, R> {
@@ -35,7 +35,7 @@ impl<M: Message> Address<M> {
     ///
     /// See [`SendError`].
     pub async fn send(&self, message: impl Into<Envelope<M>>) -> Result<(), SendError<M>> {
-        send(&*self.to, message.into(), None).await
+        send(&*self.to, message, None).await
     }
 
     /// As [`KernelRef::send_timeout`].
@@ -48,7 +48,7 @@ impl<M: Message> Address<M> {
         message: impl Into<Envelope<M>>,
         timeout: Duration,
     ) -> Result<(), SendError<M>> {
-        send(&*self.to, message.into(), timer::after(timeout)).await
+        send(&*self.to, message, timer::after(timeout)).await
     }
 
     /// As [`KernelRef::try_send`].

@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use dotcompute::mailbox::sync::{AtomicBool, Ordering, lock};
 use dotcompute::{
-    Backpressure, Envelope, FaultKind, KernelRef, Restart, RestartPolicy, Runtime, Terminate,
-    Termination,
+    Backpressure, Envelope, FaultKind, KernelRef, Restart, RestartPolicy, Runtime, SendError,
+    Terminate, Termination,
 };
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
@@ -149,6 +149,15 @@ fn backpressure_of(name: &str) -> PyResult<Backpressure> {
     })
 }
 
+impl Drop for Actor {
+    fn drop(&mut self) {
+        // Nobody can ask for it any more.
+        if let Some(fault) = self.kernel.get().and_then(Kernel::fault) {
+            errors::clear(&fault);
+        }
+    }
+}
+
 #[pymethods]
 impl Actor {
     #[new]
@@ -173,16 +182,29 @@ impl Actor {
 
     fn __traverse__(&self, visit: pyo3::PyVisit<'_>) -> Result<(), pyo3::PyTraverseError> {
         // The types that it keeps are not visited: they are classes, and outlive it.
+        // Nor are the messages to it: while its function runs, that holds it, and once it has ended
+        // they are dead letters.
         self.held.traverse(&visit)?;
-        let fault = self.kernel.get().and_then(Kernel::fault);
-        fault.map_or(Ok(()), |fault| errors::traverse(&fault, &visit))
+        let Some(kernel) = self.kernel.get() else { return Ok(()) };
+        if let Some(fault) = kernel.fault() {
+            errors::traverse(&fault, &visit)?;
+        }
+        let mut outcome = Ok(());
+        kernel.inspect_replies(|reply| {
+            if outcome.is_ok() {
+                outcome = reply.message.traverse(&visit);
+            }
+        });
+        outcome
     }
 
-    fn __clear__(&self) {
+    fn __clear__(&self, py: Python<'_>) {
         self.held.clear();
-        if let Some(fault) = self.kernel.get().and_then(Kernel::fault) {
+        let Some(kernel) = self.kernel.get() else { return };
+        if let Some(fault) = kernel.fault() {
             errors::clear(&fault);
         }
+        scope(py, || while let Ok(Some(_)) = kernel.receive_now() {});
     }
 
     /// The kernel's name.
@@ -291,6 +313,28 @@ impl Actor {
     fn _reactivate(&self, py: Python<'_>) -> PyResult<()> {
         let kernel = self.kernel(py, "reactivate")?;
         scope(py, || kernel.reactivate()).map_err(|error| errors::state(py, &error))
+    }
+
+    /// Sends a message if that needs no waiting; whether it was taken.
+    fn _offer(&self, message: &Bound<'_, PyAny>) -> PyResult<bool> {
+        let py = message.py();
+        let kernel = self.kernel(py, "send message")?;
+        let envelope = self.envelope(message, true)?;
+        match scope(py, || kernel.offer(envelope)) {
+            Ok(refused) => Ok(refused.is_none()),
+            Err(SendError::Full { .. }) => Ok(false),
+            Err(error) => Err(errors::send(py, error, None, self.capacity())),
+        }
+    }
+
+    /// The next reply, or `None` if there is none now.
+    fn _receive_now(&self, py: Python<'_>) -> PyResult<Option<Py<PyAny>>> {
+        let kernel = self.kernel(py, "receive message")?;
+        match scope(py, || kernel.receive_now()) {
+            Ok(None) => Ok(None),
+            Ok(Some(reply)) => PyMessage::into_object(reply, py, self.reply_record()).map(Some),
+            Err(error) => Err(errors::receive(py, error, None)),
+        }
     }
 
     /// Asks the kernel to end, and does not wait.

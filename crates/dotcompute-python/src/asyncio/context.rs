@@ -381,6 +381,21 @@ impl ActorContext {
         awaitable::new(py, Operation::ContextReceive(receive))
     }
 
+    /// The next message, or `None` if there is none now or the kernel is to end.
+    fn _receive_now(&self, py: Python<'_>) -> PyResult<Option<Py<PyAny>>> {
+        let mut ticket = 0;
+        let mut now = TaskContext::from_waker(Waker::noop());
+        match self.cell.poll_receive(py, &mut ticket, &mut now, false) {
+            Poll::Ready(message) => message.map(|message| message.object(py, None)).transpose(),
+            Poll::Pending => Ok(None),
+        }
+    }
+
+    /// Sends a reply if there is room for it; whether there was.
+    fn _send_now(&self, py: Python<'_>, message: &Bound<'_, PyAny>) -> PyResult<bool> {
+        Ok(self.cell.start_send(py, message)?.is_none())
+    }
+
     /// Sends a reply.
     fn send(slf: &Bound<'_, Self>, message: Py<PyAny>) -> PyResult<Py<PyAny>> {
         let py = slf.py();

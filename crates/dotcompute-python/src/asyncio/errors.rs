@@ -66,7 +66,8 @@ pub(super) fn traverse(fault: &Fault, visit: &PyVisit<'_>) -> Result<(), PyTrave
     }
 }
 
-/// Gives up the exception that a fault came from.
+/// Gives up the exception that a fault came from: only its text is left. Dead letters and records
+/// may keep the fault for long, and the exception would keep all that its frames hold.
 pub(super) fn clear(fault: &Fault) {
     if let Some(fault) = origin(fault) {
         let error = lock(&fault.error).take();
@@ -147,12 +148,22 @@ pub(super) fn type_mismatch(
     raise(expected.py(), "TypeValidationError", (expected, actual.get_type(), context))
 }
 
-pub(super) fn send(py: Python<'_>, error: SendError<PyMessage>, seconds: Option<f64>) -> PyErr {
+/// A send that found the queue of so many messages full until its time was over.
+pub(super) fn stayed_full(py: Python<'_>, kernel: &str, capacity: usize, seconds: f64) -> PyErr {
+    raise(py, "SendTimeoutError", (kernel, capacity, seconds))
+}
+
+pub(super) fn send(
+    py: Python<'_>,
+    error: SendError<PyMessage>,
+    seconds: Option<f64>,
+    capacity: usize,
+) -> PyErr {
     const OPERATION: &str = "send message";
     match &error {
         SendError::Full { kernel, capacity, .. } => full(py, kernel.as_str(), *capacity),
         SendError::Timeout { kernel, .. } => {
-            timed_out(py, kernel.as_str(), seconds.unwrap_or_default(), "send")
+            stayed_full(py, kernel.as_str(), capacity, seconds.unwrap_or_default())
         }
         SendError::NotActive { kernel, state, .. } => {
             wrong_state(py, kernel.as_str(), state_name(*state), OPERATION)
@@ -185,7 +196,7 @@ pub(super) fn ask(
     capacity: usize,
 ) -> PyErr {
     match error {
-        AskError::NotSent(error) => send(py, error, seconds),
+        AskError::NotSent(error) => send(py, error, seconds, capacity),
         AskError::Timeout { kernel } => {
             timed_out(py, kernel.as_str(), seconds.unwrap_or_default(), "receive")
         }
@@ -210,7 +221,11 @@ pub(super) fn launch(py: Python<'_>, error: &LaunchError) -> PyErr {
         LaunchError::InvalidOption { option, value, expected, .. } => raise(
             py,
             "InvalidConfigurationError",
-            (*option, value.as_str(), format!("must be {expected}")),
+            // The core quotes a name, and knows kernels by theirs.
+            match *option {
+                "name" => ("kernel_id", value.trim_matches('"'), format!("must be {expected}")),
+                option => (option, value.as_str(), format!("must be {expected}")),
+            },
         ),
         other => raise(py, "KernelError", (other.to_string(),)),
     }

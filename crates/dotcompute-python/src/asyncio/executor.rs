@@ -89,7 +89,7 @@ struct Report {
 #[pyclass(frozen, module = "pydotcompute._native")]
 struct Done {
     report: Arc<Report>,
-    kernel: String,
+    kernel: Kernel,
 }
 
 #[pymethods]
@@ -113,14 +113,18 @@ impl Done {
     }
 }
 
-/// That the kernel itself was stopped is a clean end.
-fn fault_of(py: Python<'_>, kernel: &str, error: PyErr) -> Result<(), BoxError> {
+/// That the kernel itself was stopped is a clean end. A kernel keeps the exception of its latest
+/// fault only.
+fn fault_of(py: Python<'_>, kernel: &Kernel, error: PyErr) -> Result<(), BoxError> {
     let stopped = errors::class(py, "KernelStoppedError")?;
     if error.is_instance(py, &stopped) {
         let of = error.value(py).getattr(intern!(py, "kernel_id"))?;
-        if of.extract::<&str>().is_ok_and(|of| of == kernel) {
+        if of.extract::<&str>().is_ok_and(|of| of == kernel.id().as_str()) {
             return Ok(());
         }
+    }
+    if let Some(fault) = kernel.fault() {
+        errors::clear(&fault);
     }
     Err(Box::new(PyFault::new(py, error)))
 }
@@ -154,14 +158,13 @@ impl ActorRun {
         let Some(kernel) = kernel else {
             return Poll::Ready(Err("the kernel was started before it was launched".into()));
         };
-        let id = kernel.id().as_str().to_owned();
         let shared = Arc::clone(&self.spec.shared);
-        let cell = Arc::new(ContextCell::new(core, kernel, shared, self.spec.threaded));
+        let cell = Arc::new(ContextCell::new(core, kernel.clone(), shared, self.spec.threaded));
         self.cell = Some(Arc::clone(&cell));
         let started = Python::try_attach(|py| {
             let handle = Py::new(py, ContextHandle { cell })?;
             let report = Arc::clone(&self.report);
-            let done = Py::new(py, Done { report, kernel: id.clone() })?;
+            let done = Py::new(py, Done { report, kernel: kernel.clone() })?;
             let task = self.spec.start.bind(py).call1((handle, done))?;
             Ok(match task.is_none() {
                 true => None,
@@ -175,7 +178,7 @@ impl ActorRun {
                 self.task = task;
                 Poll::Pending
             }
-            Some(Err(error)) => Poll::Ready(Python::attach(|py| fault_of(py, &id, error))),
+            Some(Err(error)) => Poll::Ready(Python::attach(|py| fault_of(py, &kernel, error))),
         }
     }
 }

@@ -6,6 +6,7 @@ use dotcompute::{DeadLetter, Envelope, Message, MessageId, RecordBatch};
 use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::types::{PyBool, PyInt};
+use pyo3::{PyTraverseError, PyVisit};
 
 use super::scope::discard;
 use crate::records::Delivered;
@@ -44,6 +45,15 @@ impl PyMessage {
         match &self.0 {
             Content::Object(object) => object.clone_ref(py),
             Content::Records(_) | Content::Taken => py.None(),
+        }
+    }
+
+    /// Shows the object to the collector.
+    pub(crate) fn traverse(&self, visit: &PyVisit<'_>) -> Result<(), PyTraverseError> {
+        match &self.0 {
+            Content::Object(object) => visit.call(object),
+            // A batch is in no cycle: an array leads to no kernel.
+            Content::Records(_) | Content::Taken => Ok(()),
         }
     }
 

@@ -236,14 +236,14 @@ fn poll_send(
     if !wait {
         return match scope(py, || kernel.offer(envelope)) {
             Ok(None) => Ok(Poll::Ready(py.None())),
-            Err(error) => Err(errors::send(py, error, timeout)),
+            Err(error) => Err(errors::send(py, error, timeout, actor.capacity())),
             Ok(Some(_)) if duration(timeout)? == Some(Duration::ZERO) => {
-                Err(errors::timed_out(py, kernel.id().as_str(), 0.0, "send"))
+                Err(errors::stayed_full(py, kernel.id().as_str(), actor.capacity(), 0.0))
             }
             Ok(Some(_)) => Ok(Poll::Pending),
         };
     }
-    let kernel = kernel.clone();
+    let (kernel, capacity) = (kernel.clone(), actor.capacity());
     let within = duration(timeout)?;
     *waiting = Some(Box::pin(async move {
         let sent = match within {
@@ -252,7 +252,7 @@ fn poll_send(
         };
         Python::attach(|py| match sent {
             Ok(()) => Ok(py.None()),
-            Err(error) => Err(errors::send(py, error, timeout)),
+            Err(error) => Err(errors::send(py, error, timeout, capacity)),
         })
     }));
     match poll_waiting(py, waiting, cx) {

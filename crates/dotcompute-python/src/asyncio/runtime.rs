@@ -68,11 +68,22 @@ impl NativeRuntime {
 
     fn __traverse__(&self, visit: pyo3::PyVisit<'_>) -> Result<(), pyo3::PyTraverseError> {
         visit.call(&self.kernels)?;
-        self.held.traverse(&visit)
+        self.held.traverse(&visit)?;
+        // A message may lead back to whoever sent it. The faults in the letters are the kernels' to
+        // show, which have the same ones.
+        let mut outcome = Ok(());
+        self.core().dead_letters(|letter| {
+            if let (Ok(()), Some(message)) = (&outcome, letter.message::<PyMessage>()) {
+                outcome = message.traverse(&visit);
+            }
+        });
+        outcome
     }
 
-    fn __clear__(&self) {
+    fn __clear__(&self, py: Python<'_>) {
         self.held.clear();
+        let core = self.core();
+        scope(py, || drop(core.take_dead_letters(|_| true)));
     }
 
     /// The kernels by their ids.

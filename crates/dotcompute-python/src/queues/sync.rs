@@ -13,8 +13,8 @@ use pyo3::types::PyDict;
 
 use super::timeout::Timeout;
 use super::{
-    Item, PLAIN, blocking, capacity, class_name, clear, full_error, mailbox, maxsize, rounded,
-    timeout_error, traverse,
+    Item, PLAIN, blocking, capacity, class_name, clear, mailbox, maxsize, rounded,
+    stayed_full_error, timeout_error, traverse,
 };
 
 fn put_nowait(mailbox: &Mailbox<Item>, item: Item) -> bool {
@@ -113,11 +113,12 @@ impl SyncQueue {
 
     #[pyo3(signature = (item, timeout=None))]
     fn put(&self, py: Python<'_>, item: Item, timeout: Option<Timeout>) -> PyResult<bool> {
-        match blocking::put(py, &self.mailbox, item, timeout.unwrap_or_default())? {
+        let timeout = timeout.unwrap_or_default();
+        match blocking::put(py, &self.mailbox, item, timeout)? {
             Ok(()) => Ok(true),
             Err(SendError::Closed(_)) => Err(shut_down()),
             Err(SendError::Full(_) | SendError::Timeout(_)) => {
-                Err(full_error(py, SYNC_NAME, self.maxsize))
+                Err(stayed_full_error(py, SYNC_NAME, self.maxsize, timeout))
             }
         }
     }

@@ -293,6 +293,61 @@ fn a_closed_mailbox_is_drained_first_or_not_at_all() {
 }
 
 #[test]
+fn what_is_diverted_goes_on_in_its_band_and_order_beyond_the_capacity_there() {
+    let from = Mailbox::new(3, Backpressure::Block);
+    let to = Mailbox::new(1, Backpressure::DropNewest);
+    let mut inbox = to.inbox().unwrap();
+    for (band, value) in [(Band::Normal, 1), (Band::High, 2), (Band::Normal, 3)] {
+        send(&from, band, value);
+    }
+    send(&to, Band::Normal, 0);
+    let mut blocked = from.send(Band::Normal, 4);
+    assert!(poll_once(&mut blocked).is_pending());
+    let mut receiver = from.receive();
+    drop(from.divert(&to).unwrap());
+    assert_eq!(poll_once(&mut blocked), Poll::Ready(Err(SendError::Closed(4))));
+    assert_eq!(poll_once(&mut receiver), Poll::Ready(Err(Closed)));
+    assert_eq!(to.len(), 4);
+    assert!(matches!(to.try_send(Band::High, 9), Ok(Admission::DroppedNewest(9))));
+    assert_eq!(drain(&mut inbox), [2, 0, 1, 3]);
+    let books = from.books();
+    assert_eq!((books.accepted, books.forwarded, books.processed), (3, 3, 0));
+    assert!(books.balance() && to.books().balance());
+    assert_eq!((to.books().accepted, to.books().dropped_newest), (5, 1));
+    // Afterwards it is a mailbox again, unless it was closed for good.
+    from.reopen();
+    send(&from, Band::Normal, 5);
+    assert_eq!(from.try_receive(), Ok(5));
+    drop(from.divert(&to).unwrap());
+    from.close(Close::Drain);
+    from.reopen();
+    assert!(from.is_closed());
+}
+
+#[test]
+fn nothing_is_diverted_to_a_closed_mailbox() {
+    let [from, to] = [(); 2].map(|()| Mailbox::new(3, Backpressure::Block));
+    send(&from, Band::Normal, 1);
+    to.close(Close::Drain);
+    assert!(from.divert(&to).is_err());
+    assert!(!from.is_closed());
+    assert_eq!(from.try_receive(), Ok(1));
+}
+
+#[test]
+fn a_diverted_message_wakes_who_waits_for_it() {
+    let [from, to] = [(); 2].map(|()| Mailbox::new(3, Backpressure::Block));
+    send(&from, Band::Normal, 1);
+    let receiver = Arc::clone(&to);
+    let waiting = thread::spawn(move || receiver.receive_blocking(None));
+    while to.lock().receivers.waiting() == 0 {
+        thread::yield_now();
+    }
+    drop(from.divert(&to).unwrap());
+    assert_eq!(waiting.join().unwrap(), Ok(1));
+}
+
+#[test]
 fn a_pause_takes_the_window_back() {
     let mailbox = Mailbox::new(5, Backpressure::Block);
     let mut inbox = mailbox.inbox().unwrap();
@@ -354,7 +409,7 @@ fn every_64th_message_is_stamped() {
     }
     for value in 0..200 {
         inbox.try_next().unwrap();
-        assert_eq!(inbox.queued_ns().is_some(), value % STAMP_EVERY == 0);
+        assert_eq!(inbox.take_times().is_some(), value % STAMP_EVERY == 0);
     }
 }
 

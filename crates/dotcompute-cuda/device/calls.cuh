@@ -1,0 +1,92 @@
+// What handlers call: see dotcompute.cuh. All run on a seat's first lane.
+#pragma once
+
+#include "seat.cuh"
+
+// The next place in the outbox, cleared; null if it is full. `limit` leaves the last to the reply.
+DC_FN dc_tagged_record *dc_next_record(rk_ctx *ctx, uint32_t target, uint16_t bytes,
+                                       uint16_t flags) {
+    if (ctx->made == DC_REPLY_PLACE)
+        return nullptr;
+    dc_tagged_record *record = &ctx->out[ctx->made];
+    for (uint32_t word = 0; word < 12; ++word)
+        dc_words(record)[word] = 0;
+    record->header.token = ctx->token;
+    record->header.payload_bytes = bytes;
+    record->header.flags = flags;
+    ctx->target[ctx->made++] = uint8_t(target);
+    return record;
+}
+
+DC_FN void dc_copy(uint8_t *to, const void *from, uint32_t bytes) {
+    const uint8_t *source = static_cast<const uint8_t *>(from);
+    if (((reinterpret_cast<uint64_t>(from) | bytes) & 3) == 0) {
+        DC_ROLLED for (uint32_t word = 0; word < bytes / 4; ++word)
+            reinterpret_cast<uint32_t *>(to)[word] = static_cast<const uint32_t *>(from)[word];
+    } else {
+        DC_ROLLED for (uint32_t byte = 0; byte < bytes; ++byte)
+            to[byte] = source[byte];
+    }
+}
+
+// The first fault counts.
+DC_FN int32_t dc_fail(rk_ctx *ctx, int32_t code) {
+    if (ctx->fault == 0)
+        ctx->fault = code;
+    return code;
+}
+
+DC_FN int32_t dc_make(rk_ctx *ctx, uint32_t target, const void *record, uint32_t bytes) {
+    dc_tagged_record *place = nullptr;
+    if (ctx->emitted < ctx->seat->max_emit)
+        place = dc_next_record(ctx, target, uint16_t(bytes), 0);
+    if (place == nullptr)
+        return dc_fail(ctx, DC_FAULT_EMIT_LIMIT);
+    ctx->emitted += 1;
+    dc_copy(place->payload, record, bytes);
+    return 0;
+}
+
+DC_HANDLER int32_t rk_emit(rk_ctx *ctx, const void *record) {
+    return dc_make(ctx, 0, record, ctx->seat->reply_bytes);
+}
+
+DC_HANDLER int32_t rk_send(rk_ctx *ctx, uint32_t target, const void *record) {
+    if (target >= ctx->seat->edge_count)
+        return dc_fail(ctx, DC_FAULT_BOUNDS);
+    const dc_edge &edge = dc_at<dc_edge>(ctx->seat->edges)[target];
+    const int32_t result = dc_make(ctx, target + 1, record, edge.record_bytes);
+    if (result == 0)
+        ctx->out[ctx->made - 1].header.token = edge.number;
+    return result;
+}
+
+DC_HANDLER void rk_log(rk_ctx *ctx, int32_t level, const char *text, uint64_t bytes) {
+    const uint32_t kept = bytes < 36 ? uint32_t(bytes) : 36;
+    // Places that the handler may still need for records stay free.
+    const bool room = ctx->made + (ctx->seat->max_emit - ctx->emitted) < DC_REPLY_PLACE;
+    dc_tagged_record *place =
+        room ? dc_next_record(ctx, 0, uint16_t(4 + kept), DC_FLAG_LOG) : nullptr;
+    if (place == nullptr) {
+        ctx->logs_lost += 1;
+        return;
+    }
+    dc_copy(place->payload, &level, 4);
+    DC_ROLLED for (uint32_t byte = 0; byte < kept; ++byte)
+        place->payload[4 + byte] = uint8_t(text[byte]);
+}
+
+DC_HANDLER int32_t rk_fault(rk_ctx *ctx, int32_t code, const char *text, uint64_t bytes) {
+    const int32_t fault = code < 0 ? code : DC_FAULT_BAD_RESULT;
+    rk_log(ctx, 40, text, bytes);
+    return dc_fail(ctx, fault);
+}
+
+DC_HANDLER int32_t rk_tick(rk_ctx *ctx) {
+    const uint32_t order = dc_load_gpu(DC_SYNC_NONE, ctx->order);
+    if ((order & DC_ORDER_COMMAND) == DC_COMMAND_KILL)
+        return dc_fail(ctx, DC_FAULT_DEADLINE);
+    return 0;
+}
+
+DC_HANDLER uint64_t rk_clock(rk_ctx *) { return dc_clock_ns(); }

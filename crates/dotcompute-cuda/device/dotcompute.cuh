@@ -1,0 +1,28 @@
+// What a handler is written against. Include it, and define
+//
+//     extern "C" __device__ int32_t name(const In *, State *, Out *, rk_ctx *);
+//
+// The runtime defines the rk_* functions where the handlers are linked, and they are inlined.
+#pragma once
+
+#include "dotcompute_abi.h"
+
+#if defined(__CUDACC__)
+#define DC_HANDLER extern "C" __device__
+#else
+#define DC_HANDLER extern "C"
+#endif
+
+// Emits one more reply before the one that the handler returns: 0, or the fault code to return.
+DC_HANDLER int32_t rk_emit(rk_ctx *ctx, const void *record);
+// Sends a record to the target of this number, of those declared: 0, or the fault code to return.
+DC_HANDLER int32_t rk_send(rk_ctx *ctx, uint32_t target, const void *record);
+// Logs a text of so many bytes of UTF-8, at a level of 10 (debug) to 40 (error). What does not fit
+// into 36 bytes, or into the outbox of the message in hand, is cut off or counted as lost.
+DC_HANDLER void rk_log(rk_ctx *ctx, int32_t level, const char *text, uint64_t bytes);
+// Fails the message in hand: return what it returns.
+DC_HANDLER int32_t rk_fault(rk_ctx *ctx, int32_t code, const char *text, uint64_t bytes);
+// Whether to go on: 0, or the fault code to return. For handlers with long loops.
+DC_HANDLER int32_t rk_tick(rk_ctx *ctx);
+// A monotonic clock, in nanoseconds; on some devices it ticks once in a microsecond.
+DC_HANDLER uint64_t rk_clock(rk_ctx *ctx);

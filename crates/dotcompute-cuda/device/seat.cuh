@@ -1,0 +1,356 @@
+// One ring kernel, from the moment its grid takes its seat up to the moment it leaves it.
+#pragma once
+
+#include "dotcompute.cuh"
+#include "ring.cuh"
+
+// Calls the handler of this number. Defined where the handlers are linked.
+DC_HANDLER int32_t dc_dispatch(uint32_t handler, const void *message, void *state, void *reply,
+                               rk_ctx *ctx);
+
+// How many empty looks at the host's rings in a row make a seat tell what it has freed, and how many
+// make it listen for bells in the device's memory instead of looking over the bus.
+#define DC_LOOKS_UNTIL_SETTLED 8u
+#define DC_LOOKS_UNTIL_BELLS 64u
+#define DC_PAUSE_NS 256u
+
+// The last record of an outbox is the reply that the handler returns.
+#define DC_REPLY_PLACE (DC_OUTBOX_RECORDS - 1u)
+
+// What a handler's functions work on.
+struct rk_ctx {
+    const dc_seat *seat;
+    dc_tagged_record *out;
+    const uint32_t *order;
+    // The token of the message in hand.
+    uint32_t token;
+    // Records in the outbox, and how many of them are not of the log.
+    uint32_t made;
+    uint32_t emitted;
+    int32_t fault;
+    uint32_t logs_lost;
+    // Where each record goes: 0 to the host, or the number of an edge plus one.
+    uint8_t target[DC_OUTBOX_RECORDS];
+};
+
+// What a seat keeps in the multiprocessor.
+struct dc_stage {
+    dc_tagged_record in[DC_WINDOW_SLOTS];
+    dc_tagged_record out[DC_OUTBOX_RECORDS];
+    // Next positions to read, and what of them the senders know.
+    uint64_t heads[DC_SOURCES];
+    uint64_t freed[DC_SOURCES];
+    rk_ctx context;
+};
+
+// What a seat keeps in registers.
+struct dc_run {
+    const dc_seat *seat;
+    dc_seat_mirror *mirror;
+    dc_seat_report *report;
+    dc_seat_store *store;
+    uint64_t reply_tail, reply_head;
+    uint64_t processed, faulted, replied, sent, handler_ticks;
+    uint32_t state;
+    int32_t fault;
+    uint32_t waiting_on;
+    bool busy;
+};
+
+// Whether there is room for all that one call of the handler can make; tells the host if not.
+DC_FN bool dc_has_room(dc_run &run) {
+    const dc_ring_place &ring = run.seat->replies;
+    uint32_t lacking = 0;
+    if (run.reply_tail + DC_OUTBOX_RECORDS - run.reply_head > ring.capacity) {
+        // SYNC(ring.free) acquire: pairs with the release in `Consumer::publish` of the mailbox.
+        // Makes visible that the slots before the head were read.
+        run.reply_head =
+            dc_from_first(dc_load_sys(DC_SYNC_RING_FREE, dc_at<uint64_t>(ring.peer)));
+        dc_fence_acquire_sys();
+        if (run.reply_tail + DC_OUTBOX_RECORDS - run.reply_head > ring.capacity)
+            lacking = 1;
+    }
+    const uint32_t edges = run.seat->edge_count;
+    if (edges != 0 && lacking == 0 &&
+        !dc_edges_have_room(dc_at<dc_edge>(run.seat->edges), edges, run.seat->max_emit))
+        lacking = 2;
+    if (lacking != run.waiting_on) {
+        run.waiting_on = lacking;
+        DC_FIRST_LANE dc_store_sys(DC_SYNC_NONE, &run.report->waiting_on, lacking);
+    }
+    return lacking == 0;
+}
+
+// Calls the handler for one staged record and publishes what it made; false if it failed.
+DC_FN bool dc_handle(dc_run &run, dc_stage *stage, const dc_tagged_record *message,
+                     uint32_t token) {
+    int32_t result = 0;
+    uint64_t ticks = 0;
+    DC_FIRST_LANE {
+        rk_ctx *context = &stage->context;
+        context->token = token;
+        context->made = 0;
+        context->emitted = 0;
+        context->fault = 0;
+        dc_tagged_record *reply = &stage->out[DC_REPLY_PLACE];
+        for (uint32_t word = 0; word < 12; ++word)
+            dc_words(reply)[word] = 0;
+        const uint64_t start = dc_clock_ticks();
+        result = dc_dispatch(run.seat->handler, message->payload, dc_at<void>(run.seat->state),
+                             reply->payload, context);
+        ticks = dc_clock_ticks() - start;
+        if (context->fault != 0)
+            result = context->fault;
+        else if (result > DC_HANDLER_REPLY)
+            result = DC_FAULT_BAD_RESULT;
+        reply->header.token = token;
+        reply->header.payload_bytes = uint16_t(run.seat->reply_bytes);
+        context->target[DC_REPLY_PLACE] = 0;
+    }
+    result = int32_t(dc_from_first(uint32_t(result)));
+    run.handler_ticks += dc_from_first(ticks);
+    dc_sync_warp();
+    // A fault discards all but the log.
+    const uint32_t made = stage->context.made;
+    uint32_t to_host = result == DC_HANDLER_REPLY ? 1u << DC_REPLY_PLACE : 0;
+    for (uint32_t record = 0; record < made; ++record) {
+        const bool logged = stage->out[record].header.flags & DC_FLAG_LOG;
+        const uint32_t target = stage->context.target[record];
+        if (target == 0 && (result >= 0 || logged)) {
+            to_host |= 1u << record;
+        } else if (target != 0 && result >= 0) {
+            dc_send(&dc_at<dc_edge>(run.seat->edges)[target - 1], &stage->out[record]);
+            run.sent += 1;
+        }
+    }
+    if (to_host != 0) {
+        const uint32_t count = dc_publish(run.seat->replies, run.reply_tail, stage->out, to_host);
+        run.reply_tail += count;
+        run.replied += count;
+    }
+    if (result < 0) {
+        run.fault = result;
+        run.faulted += 1;
+        return false;
+    }
+    run.processed += 1;
+    return true;
+}
+
+// Tells the senders what was read, and everyone how far the kernel is.
+DC_FN void dc_settle(dc_run &run, dc_stage *stage) {
+    dc_sync_warp();
+    // All that this warp has read lies before what follows.
+    dc_fence_sys();
+    DC_EACH_LANE(lane) {
+        if (lane < DC_BANDS && stage->freed[lane] != stage->heads[lane]) {
+            stage->freed[lane] = stage->heads[lane];
+            // SYNC(ring.free) release: pairs with the acquire in `Producer::room` of the mailbox.
+            // Makes visible that the slots before the head were read.
+            dc_store_sys(DC_SYNC_RING_FREE, dc_at<uint64_t>(run.seat->bands[lane].own),
+                         stage->heads[lane]);
+        }
+    }
+    DC_FIRST_LANE {
+        dc_store_sys(DC_SYNC_NONE, &run.report->processed, run.processed);
+        dc_store_gpu(DC_SYNC_NONE, &run.store->processed, run.processed);
+        dc_store_gpu(DC_SYNC_NONE, &run.store->faulted, run.faulted);
+        dc_store_gpu(DC_SYNC_NONE, &run.store->replied, run.replied);
+        dc_store_gpu(DC_SYNC_NONE, &run.store->sent, run.sent);
+        dc_store_gpu(DC_SYNC_NONE, &run.store->handler_ticks, run.handler_ticks);
+        dc_store_gpu(DC_SYNC_NONE, &run.store->logs_lost, uint64_t(stage->context.logs_lost));
+    }
+}
+
+// Whether a quarter of some ring was read since the senders were told.
+DC_FN bool dc_should_settle(const dc_run &run, const dc_stage *stage) {
+    uint32_t due = 0;
+    DC_EACH_LANE(lane) {
+        const bool is_due = lane < DC_BANDS && stage->heads[lane] - stage->freed[lane] >
+                                                   run.seat->bands[lane].capacity / 4;
+        DC_BALLOT(due, lane, is_due);
+    }
+    return due != 0;
+}
+
+DC_FN void dc_tell_busy(dc_run &run, bool busy) {
+    if (run.busy != busy) {
+        run.busy = busy;
+        const uint64_t word = busy ? run.processed + 1 : 0;
+        DC_FIRST_LANE dc_store_sys(DC_SYNC_NONE, &run.report->busy, word);
+    }
+}
+
+// Tells the host of a new state, after all else that it is to find.
+DC_FN void dc_tell_state(dc_run &run, uint32_t state) {
+    if (run.state != state) {
+        run.state = state;
+        DC_FIRST_LANE {
+            dc_store_sys(DC_SYNC_NONE, &run.report->faulted, run.faulted);
+            dc_store_sys(DC_SYNC_NONE, reinterpret_cast<uint32_t *>(&run.report->fault),
+                         uint32_t(run.fault));
+            dc_fence_sys();
+            // SYNC(device.report) release: pairs with the host's acquire of the state. Makes
+            // visible the rest of the report.
+            dc_store_sys(DC_SYNC_REPORT, &run.report->state, state);
+        }
+    }
+}
+
+// Whether the service warp has passed on that a band has more than was read.
+DC_FN bool dc_bells_ring(const dc_run &run, const dc_stage *stage) {
+    uint32_t ringing = 0;
+    DC_EACH_LANE(lane) {
+        // The slots themselves say what is there; a bell only says where to look.
+        const bool rings = lane < DC_BANDS && dc_load_gpu(DC_SYNC_NONE, &run.mirror->tails[lane]) !=
+                                                  stage->heads[lane];
+        DC_BALLOT(ringing, lane, rings);
+    }
+    return ringing != 0;
+}
+
+// Handles what is staged, most urgent first; false if the handler failed. Stops early where there is
+// no room: what was not handled stays in its ring.
+DC_FN bool dc_handle_staged(dc_run &run, dc_stage *stage, uint32_t staged, uint32_t busiest) {
+    uint32_t left = staged;
+    bool good = true;
+    while (left != 0 && good && dc_has_room(run)) {
+        const uint32_t source = dc_lowest_bit(left) / 5;
+        const uint32_t number = dc_staged_of(staged, source) - dc_staged_of(left, source);
+        const bool inbox = source == DC_INBOX;
+        const uint32_t place = number + (inbox ? 0 : dc_place_of(source, busiest));
+        const dc_tagged_record *message = &stage->in[place];
+        good = dc_handle(run, stage, message, inbox ? DC_TOKEN_NONE : message->header.token);
+        DC_FIRST_LANE stage->heads[source] += 1;
+        dc_sync_warp();
+        left -= dc_staged(source, 1);
+    }
+    const uint32_t taken = dc_staged_of(staged, DC_INBOX) - dc_staged_of(left, DC_INBOX);
+    if (taken != 0)
+        dc_free_inbox(run.seat->inbox, stage->heads[DC_INBOX], stage->in, taken);
+    return good;
+}
+
+// The band with most staged records; `busiest` where there are none.
+DC_FN uint32_t dc_busiest(uint32_t staged, uint32_t busiest) {
+    for (uint32_t band = 0; band < DC_BANDS; ++band)
+        if (dc_staged_of(staged, band) > dc_staged_of(staged, busiest))
+            busiest = band;
+    return busiest;
+}
+
+DC_FN void dc_sit_down(dc_run &run, dc_stage *stage, const dc_seat *seat) {
+    run.seat = seat;
+    run.mirror = dc_at<dc_seat_mirror>(seat->mirror);
+    run.report = dc_at<dc_seat_report>(seat->report);
+    run.store = dc_at<dc_seat_store>(seat->store);
+    run.reply_tail = run.store->reply_tail;
+    // As if the ring were full: the first message looks.
+    run.reply_head = run.reply_tail - seat->replies.capacity;
+    run.processed = run.store->processed;
+    run.faulted = run.store->faulted;
+    run.replied = run.store->replied;
+    run.sent = run.store->sent;
+    run.handler_ticks = run.store->handler_ticks;
+    run.state = run.store->state;
+    run.fault = run.store->fault;
+    run.waiting_on = 0;
+    run.busy = false;
+    DC_FIRST_LANE {
+        for (uint32_t band = 0; band < DC_BANDS; ++band)
+            stage->heads[band] = stage->freed[band] = run.store->heads[band];
+        stage->heads[DC_INBOX] = stage->freed[DC_INBOX] = run.store->inbox_head;
+        stage->context.seat = seat;
+        stage->context.out = stage->out;
+        stage->context.order = &run.mirror->order;
+        stage->context.logs_lost = uint32_t(run.store->logs_lost);
+    }
+    dc_sync_warp();
+}
+
+// Stores what the next grid needs, and says that the seat is empty.
+DC_FN void dc_leave(dc_run &run, dc_stage *stage, uint64_t *left) {
+    DC_FIRST_LANE {
+        for (uint32_t band = 0; band < DC_BANDS; ++band)
+            run.store->heads[band] = stage->heads[band];
+        run.store->inbox_head = stage->heads[DC_INBOX];
+        run.store->reply_tail = run.reply_tail;
+        run.store->state = run.state;
+        run.store->fault = run.fault;
+        dc_fence_gpu();
+        // SYNC(device.left) release: pairs with the acquire in `dc_serve`. Makes visible the store.
+        dc_count_gpu(DC_SYNC_LEFT, left);
+    }
+}
+
+// Runs the ring kernel of a seat until it is told to end, fails, or the grid leaves.
+DC_FN void dc_sit(const dc_grid &grid, const dc_seat *seat, dc_stage *stage) {
+    dc_run run;
+    dc_sit_down(run, stage, seat);
+    const bool has_inbox = seat->inbox.slots != 0;
+    uint32_t busiest = DC_BANDS / 2, looks = 0, turn = 0;
+    bool draining = false, leaves = false;
+    while (run.state != DC_STATE_STOPPED && run.state != DC_STATE_FAILED && !leaves) {
+        // Not waited for before the looks below are under way, too.
+        // SYNC(device.order) acquire: pairs with the release in `dc_serve`. Makes visible what the
+        // host sent before it gave the command.
+        uint32_t order = dc_load_gpu(DC_SYNC_ORDER, &run.mirror->order);
+        // The host's rings and the inbox begin in turn, so that neither keeps the other waiting.
+        const bool over_bus = draining || looks < DC_LOOKS_UNTIL_BELLS || dc_bells_ring(run, stage);
+        uint32_t staged = 0;
+        for (uint32_t look = 0; look < 2 && staged == 0; ++look) {
+            if (has_inbox && (look ^ turn) != 0)
+                staged = dc_look_at_inbox(seat, stage->in, stage->heads[DC_INBOX]);
+            else if (over_bus && (look ^ turn) == 0)
+                staged = dc_look_at_host(seat, stage->in, stage->heads, busiest);
+        }
+        turn ^= 1;
+        order = dc_from_first(order);
+        const uint32_t command = order & DC_ORDER_COMMAND;
+        leaves = order & DC_ORDER_LEAVE;
+        uint32_t state = DC_STATE_RUNNING;
+        bool settles = false, busy = run.busy;
+        if (leaves || command == DC_COMMAND_HOLD || command >= DC_COMMAND_STOP) {
+            state = command >= DC_COMMAND_STOP   ? DC_STATE_STOPPED
+                    : command == DC_COMMAND_HOLD ? DC_STATE_HOLDING
+                                                 : run.state;
+            settles = leaves || state != run.state;
+            busy = false;
+            looks = 0;
+        } else if (staged != 0) {
+            dc_tell_busy(run, true);
+            busy = true;
+            if (!dc_handle_staged(run, stage, staged, busiest)) {
+                state = DC_STATE_FAILED;
+                settles = true;
+                busy = false;
+            } else {
+                busiest = dc_busiest(staged, busiest);
+                settles = dc_should_settle(run, stage);
+            }
+            looks = run.waiting_on == 0 ? 0 : looks + (looks <= DC_LOOKS_UNTIL_BELLS);
+        } else if (draining) {
+            // This look began after the command was seen: nothing that it covers is left.
+            state = DC_STATE_STOPPED;
+            settles = true;
+            busy = false;
+        } else {
+            looks += looks <= DC_LOOKS_UNTIL_BELLS;
+        }
+        if (looks == DC_LOOKS_UNTIL_SETTLED) {
+            settles = true;
+            busy = run.waiting_on != 0;
+        }
+        if (settles)
+            dc_settle(run, stage);
+        dc_tell_busy(run, busy);
+        dc_tell_state(run, state);
+        if (command == DC_COMMAND_DRAIN && !draining) {
+            draining = true;
+            dc_fence_acquire_sys();
+        }
+        if (looks > DC_LOOKS_UNTIL_BELLS || state == DC_STATE_HOLDING)
+            dc_pause(DC_PAUSE_NS);
+    }
+    dc_leave(run, stage, dc_at<uint64_t>(grid.left));
+}
