@@ -535,6 +535,7 @@ class Actor:
         capacity: int,
         reply_capacity: int,
         backpressure: str,
+        exact_priority: bool,
         restart: Any,
         input_type: type | None,
         output_type: type | None,
@@ -660,7 +661,6 @@ def _after_fork() -> None: ...
 # --- workloads.rs ----------------------------------------------------------------------------
 
 @final
-@disjoint_base
 class PageRankGraph:
     """A graph that is ready to be ranked; see `pydotcompute.workloads.Graph`."""
 
