@@ -12,16 +12,21 @@ __all__ = [
     "Actor",
     "ActorContext",
     "Awaitable",
+    "CompiledHandler",
     "ContextHandle",
     "FastMessageQueue",
     "FastSPSCQueue",
+    "HandlerCall",
     "HostBuffer",
     "HostPool",
     "HostView",
     "LayoutHandle",
+    "Lease",
     "MessageBase",
     "MessageQueueBase",
     "PageRankGraph",
+    "RecordLayout",
+    "RecordMemory",
     "RingBuffer",
     "Runtime",
     "SPSCQueue",
@@ -531,9 +536,20 @@ class Actor:
         capacity: int,
         reply_capacity: int,
         backpressure: str,
+        exact_priority: bool,
         restart: Any,
         input_type: type | None,
         output_type: type | None,
+    ) -> None: ...
+    def _launch_compiled(
+        self,
+        runtime: Runtime,
+        handler: CompiledHandler,
+        *,
+        capacity: int,
+        reply_capacity: int,
+        backpressure: str,
+        restart: Any,
     ) -> None: ...
     def _activate(self) -> None: ...
     def _deactivate(self) -> None: ...
@@ -548,6 +564,75 @@ class Actor:
     def send_and_receive(self, message: Any, timeout: float | None = None) -> Awaitable[Any]: ...
     def _telemetry(self) -> dict[str, Any] | None: ...
     def _books(self, replies: bool) -> dict[str, int]: ...
+
+# --- records/ --------------------------------------------------------------------------------
+
+@final
+class RecordLayout:
+    """How a struct of C lays out named fields."""
+
+    MESSAGE_BYTES_MAX: int
+    def __new__(
+        cls, name: str, fields: list[tuple[str, str | RecordLayout, list[int]]]
+    ) -> RecordLayout: ...
+    @property
+    def name(self) -> str: ...
+    @property
+    def nbytes(self) -> int: ...
+    @property
+    def alignment(self) -> int: ...
+    @property
+    def offsets(self) -> list[int]: ...
+    @property
+    def c_name(self) -> str: ...
+    def c_struct(self) -> str: ...
+    def agrees_with(self, other: RecordLayout) -> bool: ...
+    def __eq__(self, other: object, /) -> bool: ...
+    def __hash__(self) -> int: ...
+
+@final
+class RecordMemory:
+    """The bytes of a batch, read only, through the buffer protocol."""
+
+    def __len__(self) -> int: ...
+    def __buffer__(self, flags: int, /) -> memoryview: ...
+
+@final
+class Lease:
+    """An array that a batch is in: it cannot be written to while this lives."""
+
+@final
+class HandlerCall:
+    """One message on its way through an interpreted handler."""
+
+    def input(self) -> bytes: ...
+    def state(self) -> bytes: ...
+    def set_state(self, bytes: bytes) -> None: ...
+    def set_record(self, index: int) -> None: ...
+    def is_single(self) -> bool: ...
+    def is_fine(self, result: int) -> bool: ...
+    def push_reply(self, record: bytes) -> None: ...
+    def emit(self, record: bytes) -> int: ...
+    def send(self, target: int, record: bytes) -> int: ...
+    def log(self, level: int, text: str) -> None: ...
+    def fault(self, code: int, text: str) -> int: ...
+    def tick(self) -> int: ...
+
+@final
+class CompiledHandler:
+    """What a kernel of a compiled handler is launched from."""
+
+    def __new__(
+        cls,
+        code: tuple[Any, ...],
+        input: Any,
+        output: Any | None,
+        state: RecordLayout | None,
+        initial: bytes,
+        max_emit: int,
+        targets: list[tuple[str, RecordLayout]],
+    ) -> CompiledHandler: ...
+    def state_bytes(self, timeout: float) -> bytes: ...
 
 @disjoint_base
 class Runtime:

@@ -210,6 +210,7 @@ class RingKernelRuntime(_native.Runtime):
         input_type: type | None = None,
         output_type: type | None = None,
         restart: Restart | str | None = None,
+        state: Any = None,
     ) -> RingKernel[Any, Any]:
         """Make a kernel; it is LAUNCHED then, and waits to be activated.
 
@@ -219,14 +220,19 @@ class RingKernelRuntime(_native.Runtime):
             Its name, unique in this runtime.
         kernel_func
             An ``async def`` function (a task of the running loop) or a plain one (a thread), called
-            with a `KernelContext`. None: the one registered under the name.
+            with a `KernelContext`; or a compiled handler (a thread): see `pydotcompute.handlers`.
+            None: the one registered under the name.
         config, input_type, output_type
             As for `RingKernel`; what is not given is taken from the decorator or the registry.
         restart
             Whether and how it is started again after a fault: "on_fault", "always", or a `Restart`.
+        state
+            What the state of a compiled handler is at first: see `RingKernel`.
 
         Raises
         ------
+        KernelCompilationError
+            numba cannot compile the handler: says where and why.
         KernelAlreadyExistsError
             If the name is in use.
         KernelNotFoundError
@@ -253,6 +259,7 @@ class RingKernelRuntime(_native.Runtime):
             input_type=input_type if input_type is not None else settings.get("input_type"),
             output_type=output_type if output_type is not None else settings.get("output_type"),
             restart=restart,
+            state=state,
         )
         self._begin()
         kernel._launch_in(self)

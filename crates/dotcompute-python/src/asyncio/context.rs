@@ -14,7 +14,9 @@ use super::actor::Kernel;
 use super::awaitable;
 use super::errors;
 use super::held::Held;
-use super::message::{PyMessage, correlation_id_of, full_envelope, message_id_of, plain_envelope};
+use super::message::{
+    PyMessage, Seen, correlation_id_of, full_envelope, message_id_of, plain_envelope,
+};
 use super::operation::{ContextReceive, Operation, Pending, duration};
 use super::python;
 use super::scope::scope;
@@ -125,7 +127,7 @@ impl ContextCell {
         ticket: &mut u64,
         cx: &mut TaskContext<'_>,
         wait: bool,
-    ) -> Poll<Option<Py<PyAny>>> {
+    ) -> Poll<Option<Seen>> {
         scope(py, || {
             let mut guard = lock(&self.inner);
             let inner = &mut *guard;
@@ -159,7 +161,7 @@ impl ContextCell {
                 }
                 Poll::Ready(received) => {
                     let message = match received {
-                        Ok(()) => core.envelope().map(|envelope| envelope.message.object(py)),
+                        Ok(()) => core.envelope().map(|envelope| PyMessage::seen(envelope, py)),
                         Err(_stopped) => None,
                     };
                     if *ticket != 0 {
@@ -294,12 +296,12 @@ impl ContextCell {
         });
         match outcome {
             Ok(()) => {
-                let inner = lock(&self.inner);
-                let message = inner
-                    .core
-                    .as_ref()
-                    .and_then(|core| core.envelope().map(|envelope| envelope.message.object(py)));
-                Ok(message.unwrap_or_else(|| py.None()))
+                let message = {
+                    let inner = lock(&self.inner);
+                    let envelope = inner.core.as_ref().and_then(Context::envelope);
+                    envelope.map(|envelope| PyMessage::seen(envelope, py))
+                };
+                message.map_or_else(|| Ok(py.None()), |message| message.object(py, None))
             }
             Err(Some(error)) => Err(errors::receive(py, error, timeout)),
             Err(None) => Err(PyRuntimeError::new_err(
@@ -419,12 +421,12 @@ impl ActorContext {
     }
 
     /// The next message, or `None` if there is none now or the kernel is to end.
-    fn _receive_now(&self, py: Python<'_>) -> Option<Py<PyAny>> {
+    fn _receive_now(&self, py: Python<'_>) -> PyResult<Option<Py<PyAny>>> {
         let mut ticket = 0;
         let mut now = TaskContext::from_waker(Waker::noop());
         match self.cell.poll_receive(py, &mut ticket, &mut now, false) {
-            Poll::Ready(message) => message,
-            Poll::Pending => None,
+            Poll::Ready(message) => message.map(|message| message.object(py, None)).transpose(),
+            Poll::Pending => Ok(None),
         }
     }
 

@@ -22,10 +22,12 @@ mod waiter;
 
 use pyo3::prelude::*;
 
+pub(crate) use errors::PyFault;
 #[cfg(feature = "conformance")]
 pub(crate) use executor::AsyncioExecutor;
 pub(crate) use held::Held;
-pub(crate) use scope::scope;
+pub(crate) use message::PyMessage;
+pub(crate) use scope::{discard, scope};
 
 use crate::queues::QueueOperation;
 

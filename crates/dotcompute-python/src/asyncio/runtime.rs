@@ -12,7 +12,7 @@ use super::actor::{Actor, core_runtime, name_of};
 use super::awaitable;
 use super::errors;
 use super::held::Held;
-use super::message::PyMessage;
+use super::message::{PyMessage, Seen};
 use super::operation::{Operation, Receive, Target, duration};
 use super::scope::scope;
 
@@ -218,9 +218,10 @@ impl NativeRuntime {
         }
         let list = PyList::empty(py);
         for letter in letters {
+            let message = letter.message.map(|message| message.object(py, None)).transpose()?;
             list.append((
                 letter.kernel,
-                letter.message,
+                message,
                 letter.reason,
                 letter.delivery_count,
                 letter.to_kernel,
@@ -241,7 +242,7 @@ impl NativeRuntime {
 /// What is said of a dead letter. Made under the core's lock: it runs no Python code.
 struct Letter {
     kernel: String,
-    message: Option<Py<PyAny>>,
+    message: Option<Seen>,
     reason: String,
     delivery_count: u8,
     to_kernel: bool,
@@ -253,7 +254,7 @@ impl Letter {
         let since = letter.at.duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
         Self {
             kernel: letter.kernel.as_str().to_owned(),
-            message: letter.message::<PyMessage>().map(|message| message.object(py)),
+            message: letter.message::<PyMessage>().map(|message| Seen::dead(message, letter, py)),
             reason: letter.reason.to_string(),
             delivery_count: letter.delivery_count,
             to_kernel: letter.to_kernel,
