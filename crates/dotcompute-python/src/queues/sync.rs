@@ -284,11 +284,7 @@ impl FastSpscQueue {
     }
 
     #[pyo3(signature = (item, timeout_sec=1.0))]
-    fn put_wait(
-        this: &Bound<'_, Self>,
-        item: Item,
-        timeout_sec: Option<f64>,
-    ) -> PyResult<bool> {
+    fn put_wait(this: &Bound<'_, Self>, item: Item, timeout_sec: Option<f64>) -> PyResult<bool> {
         let timeout = timeout_sec.map(Timeout::after).transpose()?;
         this.as_super().get().put(this.py(), item, timeout)
     }
