@@ -76,6 +76,7 @@ pub(crate) struct Options {
     pub(crate) sample_every: u64,
     /// Replies that nobody has read when it is terminated can still be read.
     pub(crate) keep_replies: bool,
+    pub(crate) exact_priority: bool,
 }
 
 impl Default for Options {
@@ -89,6 +90,7 @@ impl Default for Options {
             watchdog: Some(Duration::from_secs(30)),
             sample_every: dotcompute_mailbox::STAMP_EVERY,
             keep_replies: false,
+            exact_priority: false,
         }
     }
 }

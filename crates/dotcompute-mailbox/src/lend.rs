@@ -73,7 +73,7 @@ impl<T> Inbox<T> {
         let mut locked = mailbox.lock();
         end.settle_hand(&mut locked);
         let outcome = locked.lend(max, out, &mut wakes);
-        locked.finish_receive(outcome, &mut end.key, context, &mut wakes)
+        locked.finish_receive(outcome, &mut end.place, context, &mut wakes)
     }
 
     /// Counts `count` messages that were lent as settled by `outcome`; their values are the

@@ -34,11 +34,13 @@ mod cursor;
 mod error;
 mod inbox;
 mod lend;
+mod levels;
 #[cfg(any(test, not(loom)))]
 mod lock;
 mod mailbox;
 mod prefetch;
 mod receive;
+mod receivers;
 mod send;
 mod sys;
 mod wait_list;
