@@ -32,6 +32,7 @@ mod books;
 mod cursor;
 mod error;
 mod inbox;
+mod levels;
 #[cfg(any(test, not(loom)))]
 mod lock;
 mod mailbox;

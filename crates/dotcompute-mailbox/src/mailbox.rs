@@ -181,10 +181,39 @@ impl<T> Mailbox<T> {
     ///
     /// If `capacity` or `every` is 0.
     pub fn stamping(capacity: usize, backpressure: Backpressure, every: u64) -> Arc<Self> {
+        Self::with(capacity, backpressure, every, None)
+    }
+
+    /// As [`stamping`](Self::stamping), with an order inside each band too: a message goes before
+    /// those of a lower `rank`. Equal ones keep their order. While others of the band wait, the
+    /// highest rank gets at most [`PASSED_OVER_MAX`](crate::PASSED_OVER_MAX) deliveries in a row;
+    /// then one of the others does, each in its turn. [`Backpressure::DropOldest`] drops from the
+    /// lowest rank.
+    ///
+    /// `rank` is called under the lock. Each delivery takes the lock, so this is slower.
+    ///
+    /// # Panics
+    ///
+    /// If `capacity` or `every` is 0.
+    pub fn ranked(
+        capacity: usize,
+        backpressure: Backpressure,
+        every: u64,
+        rank: fn(&T) -> u8,
+    ) -> Arc<Self> {
+        Self::with(capacity, backpressure, every, Some(rank))
+    }
+
+    fn with(
+        capacity: usize,
+        backpressure: Backpressure,
+        every: u64,
+        rank: Option<fn(&T) -> u8>,
+    ) -> Arc<Self> {
         assert!(every > 0, "messages should be stamped at a distance of at least 1");
         assert!(capacity > 0, "a mailbox's capacity should be at least 1");
         let state = State {
-            bands: Bands::new(),
+            bands: Bands::new(rank),
             senders: WaitList::new(),
             receivers: Receivers::new(),
             closed: None,

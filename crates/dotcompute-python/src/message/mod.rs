@@ -19,11 +19,11 @@ mod layout;
 mod slots;
 mod types;
 
-use dotcompute::DEFAULT_PRIORITY;
-use pyo3::exceptions::PyException;
+use dotcompute::{DEFAULT_PRIORITY, MessageId};
+use pyo3::exceptions::{PyException, PyTypeError};
 use pyo3::intern;
 use pyo3::prelude::*;
-use pyo3::types::PyString;
+use pyo3::types::{PyString, PyType};
 
 pub(crate) fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add("MessageBase", constructor::message_base(module.py())?)?;
@@ -78,6 +78,38 @@ pub(crate) fn correlation_of(message: &Bound<'_, PyAny>) -> PyResult<Option<u128
     }
     let id = attribute(message, intern!(message.py(), "correlation_id"))?;
     Ok(id.and_then(|id| types::uuid_bits(&id)))
+}
+
+/// Makes a message one that was received: with this id, priority and correlation.
+pub(crate) fn set_header(
+    message: &Bound<'_, PyAny>,
+    id: MessageId,
+    correlation_id: Option<MessageId>,
+    priority: u8,
+) -> PyResult<()> {
+    if let Some(mut native) = base::native(message) {
+        native.id = id::Id::from_bits(id.as_u128());
+        native.correlation = correlation_id.map(|id| id::Id::from_bits(id.as_u128()));
+        native.priority = priority;
+        return Ok(());
+    }
+    Err(PyTypeError::new_err("a record that is a message has a native base"))
+}
+
+/// What went wrong as a `Message...Error` about a class; what is no `Exception` as it is.
+#[cold]
+fn explained(name: &str, class: &Bound<'_, PyType>, error: PyErr) -> PyErr {
+    let py = class.py();
+    if !error.is_instance_of::<PyException>(py) {
+        return error;
+    }
+    let explain = || {
+        let outer = py.import("pydotcompute.exceptions")?.getattr(name)?;
+        let outer = PyErr::from_value(outer.call1((class, error.value(py)))?);
+        outer.set_cause(py, Some(error.clone_ref(py)));
+        Ok::<_, PyErr>(outer)
+    };
+    explain().unwrap_or_else(|other| other)
 }
 
 /// An attribute, if the object has it and it is not None.
