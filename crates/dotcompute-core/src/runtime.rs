@@ -9,7 +9,6 @@ use std::time::Duration;
 
 use dotcompute_mailbox::sync::lock;
 use dotcompute_mailbox::{Backpressure, wait};
-use tracing::Instrument;
 
 use crate::compiled::{self, CompiledHandler, RecordMessage, RecordReply};
 use crate::context::Context;
@@ -392,7 +391,7 @@ impl Runtime {
         }
         let guard = TellWhenDropped::new(&cell);
         let span = tracing::info_span!("ring_kernel", kernel = %id, executor = executor.name());
-        let task = KernelTask::new(supervise(guard, body).instrument(span));
+        let task = KernelTask::new(supervise(guard, body), span);
         if let Err(source) = executor.start(&id, task) {
             self.shared.remove(&*cell);
             return Err(LaunchError::Executor { kernel: id, executor: executor.name(), source });
