@@ -489,7 +489,13 @@ impl<T> SlotPtr<T> {
         // SAFETY: as the caller promised.
         let slot = unsafe { self.slot() };
         // SAFETY: nobody else is at the slot (caller).
-        slot.stamp.with_mut(|stamp| unsafe { std::mem::take(&mut *stamp) })
+        let stamp = slot.stamp.with(|stamp| unsafe { *stamp });
+        // Most are 0 already, and the line need not be written.
+        if stamp != 0 {
+            // SAFETY: as above.
+            slot.stamp.with_mut(|stamp| unsafe { *stamp = 0 });
+        }
+        stamp
     }
 
     /// The value, if it is still there.

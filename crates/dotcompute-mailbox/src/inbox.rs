@@ -219,7 +219,11 @@ impl<T> End<T> {
     #[inline]
     fn advance(&mut self, mailbox: &Mailbox<T>) -> bool {
         // First, and without the lock: a destructor that panics leaves its own message in hand.
-        drop(self.take());
+        // A value without one is left where it is: its slot then is only read here, and its lines
+        // need not come back from this core for the next value.
+        if std::mem::needs_drop::<T>() {
+            drop(self.take());
+        }
         let Some((slot, band, left)) = self.ahead else { return false };
         let Some(progress) = mailbox.cursor().advance(self.progress) else { return false };
         self.progress = progress;
