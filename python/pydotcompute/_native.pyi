@@ -5,6 +5,7 @@ from types import GenericAlias
 from typing import Any, Generic, Self, TypeVar, final
 from uuid import UUID
 
+import numpy.typing as npt
 from typing_extensions import Buffer, disjoint_base
 
 __all__ = [
@@ -20,6 +21,7 @@ __all__ = [
     "LayoutHandle",
     "MessageBase",
     "MessageQueueBase",
+    "PageRankGraph",
     "RingBuffer",
     "Runtime",
     "SPSCQueue",
@@ -528,6 +530,7 @@ class Actor:
         capacity: int,
         reply_capacity: int,
         backpressure: str,
+        exact_priority: bool,
         restart: Any,
         input_type: type | None,
         output_type: type | None,
@@ -570,3 +573,26 @@ class Runtime:
 
 def _close_all() -> None: ...
 def _after_fork() -> None: ...
+
+# --- workloads.rs ----------------------------------------------------------------------------
+
+@final
+class PageRankGraph:
+    """A graph that is ready to be ranked; see `pydotcompute.workloads.Graph`."""
+
+    def __new__(cls, nodes: int, edges: npt.NDArray[Any], threads: int) -> PageRankGraph: ...
+    @property
+    def nodes(self) -> int: ...
+    @property
+    def links(self) -> int: ...
+    @property
+    def nbytes(self) -> int: ...
+    def rank_f32(
+        self, scores: npt.NDArray[Any], query: tuple[float, float, int, list[tuple[int, float]]]
+    ) -> tuple[int, float, bool]:
+        """Rank into `scores`, which is `float32`."""
+
+    def rank_f64(
+        self, scores: npt.NDArray[Any], query: tuple[float, float, int, list[tuple[int, float]]]
+    ) -> tuple[int, float, bool]:
+        """Rank into `scores`, which is `float64`."""

@@ -498,3 +498,36 @@ async def test_a_kernel_that_failed_is_collected():
     await asyncio.sleep(0)
     gc.collect()
     assert gone() is None
+
+
+@pytest.mark.parametrize(("use_fast_queue", "order"), [(True, "adbcef"), (False, "abcdef")])
+async def test_use_fast_queue_chooses_between_bands_and_all_priorities(use_fast_queue, order):
+    """Four bands, each in the order of arrival, as FastMessageQueue; or as MessageQueue."""
+    priorities = {"d": 100, "b": 130, "c": 129, "a": 255, "e": 64, "f": 0}
+    served = []
+
+    async def actor(ctx):
+        while len(served) < 6:
+            served.append(await ctx.receive())
+        for name in reversed(order):
+            await ctx.send(Named(name, priorities[name]))
+        done.set()
+        await ctx.receive()
+
+    done = asyncio.Event()
+    config = RingKernelConfig("k", use_fast_queue=use_fast_queue)
+    async with managed_kernel("k", actor, config=config) as kernel:
+        await kernel.deactivate()
+        for name, priority in priorities.items():
+            await kernel.send(Named(name, priority))
+        await kernel.reactivate()
+        await asyncio.wait_for(done.wait(), 10)
+        assert "".join(message.name for message in served) == order
+        replies = [(await kernel.receive(timeout=5)).name for _ in range(6)]
+        assert "".join(replies) == ("aecbdf" if use_fast_queue else order)
+
+
+class Named:
+    def __init__(self, name, priority):
+        self.name = name
+        self.priority = priority

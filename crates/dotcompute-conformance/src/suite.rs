@@ -27,6 +27,7 @@ macro_rules! conformance_suite {
                 a_mailbox_holds_exactly_its_capacity
                 capacity_counts_all_bands_together
                 a_more_urgent_band_goes_first_and_each_band_keeps_its_order
+                with_exact_priorities_the_more_urgent_goes_first_inside_a_band_too
                 a_message_has_the_priority_of_its_type_unless_it_is_sent_with_another
                 capacity_is_a_limit_and_not_a_reservation
                 a_waiting_lower_band_gets_one_after_256_in_a_row_from_higher_ones

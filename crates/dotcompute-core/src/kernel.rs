@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, Weak};
 use std::task::Waker;
 
 use dotcompute_mailbox::sync::{AtomicU32, AtomicU64, Ordering, lock};
-use dotcompute_mailbox::{Books, Mailbox};
+use dotcompute_mailbox::{Backpressure, Books, Mailbox, STAMP_EVERY};
 
 use crate::ask::Asks;
 use crate::error::{Fault, KernelId, StateError};
@@ -58,6 +58,18 @@ pub(crate) struct Cell<M, R> {
     pub(crate) runtime: Weak<Shared>,
 }
 
+fn mailbox<M: Message>(
+    capacity: usize,
+    backpressure: Backpressure,
+    sample_every: u64,
+    exact_priority: bool,
+) -> Arc<Mailbox<Envelope<M>>> {
+    match exact_priority {
+        false => Mailbox::stamping(capacity, backpressure, sample_every),
+        true => Mailbox::ranked(capacity, backpressure, sample_every, |envelope| envelope.priority),
+    }
+}
+
 impl<M: Message, R: Message> Cell<M, R> {
     pub(crate) fn new(
         id: KernelId,
@@ -66,12 +78,18 @@ impl<M: Message, R: Message> Cell<M, R> {
         runtime: &Arc<Shared>,
     ) -> Arc<Self> {
         Arc::new(Self {
-            mailbox: Mailbox::stamping(
+            mailbox: mailbox(
                 options.capacity,
                 options.backpressure,
                 options.sample_every,
+                options.exact_priority,
             ),
-            replies: Mailbox::new(options.reply_capacity, options.reply_backpressure),
+            replies: mailbox(
+                options.reply_capacity,
+                options.reply_backpressure,
+                STAMP_EVERY,
+                options.exact_priority,
+            ),
             id,
             options,
             executor,

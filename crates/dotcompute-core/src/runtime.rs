@@ -465,6 +465,13 @@ impl KernelBuilder<'_> {
         self
     }
 
+    /// Whether all 256 priorities count, of messages and of replies, and not only the four bands: no
+    /// by default. Then each delivery takes the mailbox's lock.
+    pub fn exact_priority(mut self, exact: bool) -> Self {
+        self.options.exact_priority = exact;
+        self
+    }
+
     /// Launches the kernel with `body`, which is called at its activation and at each restart. The
     /// kernel has its resources then, and waits to be activated.
     ///

@@ -32,11 +32,13 @@ mod books;
 mod cursor;
 mod error;
 mod inbox;
+mod levels;
 #[cfg(any(test, not(loom)))]
 mod lock;
 mod mailbox;
 mod prefetch;
 mod receive;
+mod receivers;
 mod send;
 mod sys;
 mod wait_list;

@@ -32,6 +32,7 @@ use crate::inbox::{Inbox, Outcome};
 #[cfg(not(loom))]
 use crate::lock::{Guard, Lock, lock};
 use crate::receive::{Receive, ReceiveBatch, ReceiveOwned};
+use crate::receivers::{Place, Receivers};
 use crate::send::Send;
 // The models of the mailbox use the model checker's own mutex: it knows how that waits, and need not
 // explore each retry. The lock has a model of its own.
@@ -143,14 +144,14 @@ pub(crate) struct State<T> {
     stamp_in: u32,
     accepted: u64,
     high_water: usize,
-    pub(crate) bands: Bands<T>,
-    /// Who waits for a message, the inbox included. Served means: told to look.
+    /// Who waits for a message, the inbox included.
     ///
     /// While somebody waits unserved and messages can be handed out, at least as many were served
     /// as there are messages; each of these looks again, or passes it on when it is cancelled.
-    pub(crate) receivers: WaitList<(), 1>,
+    receivers: Receivers,
     /// Blocked sends with their messages, a line per band.
     pub(crate) senders: WaitList<T, 4>,
+    pub(crate) bands: Bands<T>,
     dropped_oldest: u64,
     dropped_newest: u64,
     expired: u64,
@@ -180,12 +181,41 @@ impl<T> Mailbox<T> {
     ///
     /// If `capacity` or `every` is 0.
     pub fn stamping(capacity: usize, backpressure: Backpressure, every: u64) -> Arc<Self> {
+        Self::with(capacity, backpressure, every, None)
+    }
+
+    /// As [`stamping`](Self::stamping), with an order inside each band too: a message goes before
+    /// those of a lower `rank`. Equal ones keep their order. While others of the band wait, the
+    /// highest rank gets at most [`PASSED_OVER_MAX`](crate::PASSED_OVER_MAX) deliveries in a row;
+    /// then one of the others does, each in its turn. [`Backpressure::DropOldest`] drops from the
+    /// lowest rank.
+    ///
+    /// `rank` is called under the lock. Each delivery takes the lock, so this is slower.
+    ///
+    /// # Panics
+    ///
+    /// If `capacity` or `every` is 0.
+    pub fn ranked(
+        capacity: usize,
+        backpressure: Backpressure,
+        every: u64,
+        rank: fn(&T) -> u8,
+    ) -> Arc<Self> {
+        Self::with(capacity, backpressure, every, Some(rank))
+    }
+
+    fn with(
+        capacity: usize,
+        backpressure: Backpressure,
+        every: u64,
+        rank: Option<fn(&T) -> u8>,
+    ) -> Arc<Self> {
         assert!(every > 0, "messages should be stamped at a distance of at least 1");
         assert!(capacity > 0, "a mailbox's capacity should be at least 1");
         let state = State {
-            bands: Bands::new(),
+            bands: Bands::new(rank),
             senders: WaitList::new(),
-            receivers: WaitList::new(),
+            receivers: Receivers::new(),
             closed: None,
             paused: false,
             has_inbox: false,
@@ -795,10 +825,7 @@ impl<T> Locked<'_, T> {
         if self.bands.len() > self.high_water {
             self.note_high_water();
         }
-        match self.receivers.waiting() {
-            0 => None,
-            _ => self.next_to_tell(),
-        }
+        self.next_to_tell()
     }
 
     /// The inbox reads another band than the one that gets a message.
@@ -944,12 +971,11 @@ impl<T> Locked<'_, T> {
     }
 
     /// The waker of the next receiver in line, which counts as told, if there is something to see.
-    #[cold]
+    #[inline]
     fn next_to_tell(&mut self) -> Option<Waker> {
-        if self.receivers.waiting() == 0 || self.can_deliver() == Err(TryReceiveError::Empty) {
-            return None;
-        }
-        self.receivers.serve().and_then(|(_, waker)| waker)
+        let is_told =
+            self.receivers.waiting() > 0 && self.can_deliver() != Err(TryReceiveError::Empty);
+        if is_told { self.receivers.serve() } else { None }
     }
 
     /// Tells as many receivers to look as will find something. A closed mailbox has something for
@@ -962,12 +988,13 @@ impl<T> Locked<'_, T> {
         }
     }
 
-    /// Ends a receiver's look at the mailbox: if it found nothing it waits in line, under `key`,
-    /// else it leaves the line.
+    /// Ends a receiver's look at the mailbox: if it found nothing it waits, at `place`, else it
+    /// leaves.
+    #[inline]
     pub(crate) fn finish_receive<R>(
         &mut self,
         outcome: Result<R, TryReceiveError>,
-        key: &mut Option<Key>,
+        place: &mut Option<Place>,
         context: &Context<'_>,
         wakes: &mut Wakes,
     ) -> Poll<Result<R, Closed>> {
@@ -975,26 +1002,20 @@ impl<T> Locked<'_, T> {
             Ok(found) => Ok(found),
             Err(TryReceiveError::Closed) => Err(Closed),
             Err(TryReceiveError::Empty) => {
-                match *key {
-                    Some(key) => {
-                        wakes.discard(self.receivers.set_waker(key, context));
-                        self.receivers.rejoin(key);
-                    }
-                    None => *key = Some(self.receivers.add(0, (), context.waker().clone())),
-                }
+                wakes.discard(self.receivers.wait(place, context));
                 return Poll::Pending;
             }
         };
-        if let Some(key) = key.take() {
-            wakes.discard(self.receivers.remove(key).1);
+        if let Some(place) = place.take() {
+            wakes.discard(self.receivers.leave(place).1);
         }
         Poll::Ready(outcome)
     }
 
     /// Ends a wait that will not look again: if it was told of a message, the next one is.
-    pub(crate) fn cancel_receive(&mut self, key: Key, wakes: &mut Wakes) {
-        let was_served = self.receivers.is_served(key);
-        wakes.discard(self.receivers.remove(key).1);
+    pub(crate) fn cancel_receive(&mut self, place: Place, wakes: &mut Wakes) {
+        let (was_served, waker) = self.receivers.leave(place);
+        wakes.discard(waker);
         if was_served {
             self.notify_one(wakes);
         }

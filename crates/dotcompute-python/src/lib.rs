@@ -6,6 +6,7 @@ mod buffer;
 mod conformance;
 mod message;
 mod queues;
+mod workloads;
 
 #[pyo3::pymodule]
 mod _native {
@@ -18,6 +19,7 @@ mod _native {
         #[cfg(feature = "conformance")]
         super::conformance::register(module)?;
         super::message::register(module)?;
-        super::queues::register(module)
+        super::queues::register(module)?;
+        super::workloads::register(module)
     }
 }

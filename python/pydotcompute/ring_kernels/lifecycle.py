@@ -71,7 +71,8 @@ class RingKernelConfig:
         What happens to a message for a full input queue: "block" (its sender waits), "reject"
         (`QueueFullError`), "drop_oldest" or "drop_newest".
     use_fast_queue
-        Kept for programs that set it; there is one kind of mailbox.
+        Whether its queues serve four bands of priorities, each in the order of arrival, as
+        `FastMessageQueue` does; else all 256 priorities count, as with `MessageQueue`.
 
     Raises
     ------
@@ -416,6 +417,7 @@ class RingKernel(_native.Actor, Generic[In, Out]):
             capacity=config.input_queue_size,
             reply_capacity=config.output_queue_size,
             backpressure=config.backpressure_strategy,
+            exact_priority=not config.use_fast_queue,
             restart=self._restart,
             input_type=_as_type(self._input_type),
             output_type=_as_type(self._output_type),

@@ -189,7 +189,7 @@ impl Actor {
     /// Launches the kernel in `runtime`.
     #[expect(clippy::too_many_arguments, reason = "called once, from the Python half, by name")]
     #[pyo3(signature = (runtime, start, *, threaded, capacity, reply_capacity, backpressure,
-                        restart, input_type, output_type))]
+                        exact_priority, restart, input_type, output_type))]
     fn _launch(
         &self,
         py: Python<'_>,
@@ -199,6 +199,7 @@ impl Actor {
         capacity: usize,
         reply_capacity: usize,
         backpressure: &str,
+        exact_priority: bool,
         restart: Option<&Bound<'_, PyAny>>,
         input_type: Option<Py<PyAny>>,
         output_type: Option<Py<PyAny>>,
@@ -222,6 +223,7 @@ impl Actor {
                 .capacity(capacity)
                 .reply_capacity(reply_capacity)
                 .backpressure(backpressure)
+                .exact_priority(exact_priority)
                 .restart(restart)
                 .watchdog(None)
                 .launch(move |context| ActorRun::new(Arc::clone(&body), context))

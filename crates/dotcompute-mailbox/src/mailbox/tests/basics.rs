@@ -516,6 +516,52 @@ fn a_mailbox_drops_what_it_holds_once() {
     assert_eq!(alive.load(Ordering::Relaxed), 0);
 }
 
+/// Notes the order in which several are woken.
+struct Bell(usize, Arc<std::sync::Mutex<Vec<usize>>>);
+
+impl Wake for Bell {
+    fn wake(self: Arc<Self>) {
+        self.1.lock().unwrap().push(self.0);
+    }
+}
+
+#[test]
+fn receivers_are_told_in_the_order_in_which_they_came_the_inbox_among_them() {
+    for inbox_at in 0..4 {
+        let mailbox = Mailbox::new(8, Backpressure::Block);
+        let mut inbox = mailbox.inbox().unwrap();
+        let mut receivers: Vec<_> = (0..4).map(|_| mailbox.receive()).collect();
+        let told = Arc::default();
+        let mut look = |who: usize| {
+            let waker = Arc::new(Bell(who, Arc::clone(&told))).into();
+            let context = &mut Context::from_waker(&waker);
+            match who == inbox_at {
+                true => inbox.poll_next(context).is_ready(),
+                false => Pin::new(&mut receivers[who]).poll(context).is_ready(),
+            }
+        };
+        // The second time they were told before, and find nothing.
+        for _ in 0..2 {
+            assert!((0..4).all(|who| !look(who)));
+            for value in 0..4 {
+                send(&mailbox, Band::Normal, value);
+            }
+            assert_eq!(std::mem::take(&mut *told.lock().unwrap()), [0, 1, 2, 3]);
+            while mailbox.try_receive().is_ok() {}
+        }
+        // Whoever was told, found nothing and waits again is behind those who waited meanwhile.
+        assert!((0..4).all(|who| !look(who)));
+        send(&mailbox, Band::Normal, 0);
+        assert_eq!(mailbox.try_receive(), Ok(0));
+        assert!(!look(0));
+        for value in 0..4 {
+            send(&mailbox, Band::Normal, value);
+        }
+        assert_eq!(*told.lock().unwrap(), [0, 1, 2, 3, 0]);
+        assert!((0..4).all(&mut look), "a message for each");
+    }
+}
+
 struct Bomb(AtomicUsize);
 
 impl Wake for Bomb {
