@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::task::{Context as TaskContext, Poll};
 use std::time::{Duration, Instant};
 
-use dotcompute_mailbox::{Inbox, Outcome, clock, wait};
+use dotcompute_mailbox::{Inbox, Outcome, Times, clock, wait};
 
 use crate::dead_letter::DeadLetterReason;
 use crate::error::{KernelId, LookupError, ReceiveError, Stopped};
@@ -342,9 +342,14 @@ impl<M: Message, R: Message> Context<M, R> {
     /// while they have their turn.
     #[inline]
     fn poll_turn(&mut self, cx: &mut TaskContext<'_>) -> Poll<()> {
-        if self.budget > 0 {
-            return Poll::Ready(());
+        match self.budget {
+            0 => self.end_turn(cx),
+            _ => Poll::Ready(()),
         }
+    }
+
+    #[cold]
+    fn end_turn(&mut self, cx: &mut TaskContext<'_>) -> Poll<()> {
         self.budget = BUDGET;
         self.settle_sample();
         self.note_in_hand();
@@ -369,9 +374,14 @@ impl<M: Message, R: Message> Context<M, R> {
     #[inline]
     fn settle_sample(&mut self) {
         if let Some(times) = self.inbox.take_times() {
-            let handler_ns = clock::now_ns().saturating_sub(times.delivered_ns);
-            self.cell.telemetry.record(times.queued_ns, handler_ns);
+            self.record(times);
         }
+    }
+
+    #[cold]
+    fn record(&self, times: Times) {
+        let handler_ns = clock::now_ns().saturating_sub(times.delivered_ns);
+        self.cell.telemetry.record(times.queued_ns, handler_ns);
     }
 }
 

@@ -31,6 +31,15 @@ pub struct Times {
     pub delivered_ns: u64,
 }
 
+impl Times {
+    /// Those of a message that was admitted at `stamp` and is delivered now.
+    #[cold]
+    fn since(stamp: u64) -> Self {
+        let delivered_ns = now_ns();
+        Self { queued_ns: delivered_ns.saturating_sub(stamp), delivered_ns }
+    }
+}
+
 /// The unique receiving end of a [`Mailbox`] for a kernel, made by [`Mailbox::inbox`].
 ///
 /// One message at a time is *in hand*: it counts as neither queued nor processed until it is
@@ -100,10 +109,16 @@ impl<T> Inbox<T> {
     /// A message is received exactly when this returns ready; waiting can be given up at any time.
     #[inline]
     pub fn poll_next(&mut self, context: &mut Context<'_>) -> Poll<Result<(), Closed>> {
-        let Self { mailbox, end } = self;
-        if end.advance(mailbox) {
-            return Poll::Ready(Ok(()));
+        match self.end.advance(&self.mailbox) {
+            true => Poll::Ready(Ok(())),
+            false => self.poll_locked(context),
         }
+    }
+
+    /// Apart, so that what most receives do can be inlined into the loop of the body.
+    #[inline(never)]
+    fn poll_locked(&mut self, context: &mut Context<'_>) -> Poll<Result<(), Closed>> {
+        let Self { mailbox, end } = self;
         let mut wakes = Wakes::default();
         let mut locked = mailbox.lock();
         let outcome = end.receive(&mut locked, &mut wakes);
@@ -285,10 +300,7 @@ impl<T> End<T> {
         self.hand = Some((slot, band));
         // SAFETY: the slot in hand is the inbox's alone, and the inbox keeps the mailbox alive.
         let stamp = unsafe { slot.take_stamp() };
-        self.times = (stamp != 0).then(|| {
-            let delivered_ns = now_ns();
-            Times { queued_ns: delivered_ns.saturating_sub(stamp), delivered_ns }
-        });
+        self.times = if stamp == 0 { None } else { Some(Times::since(stamp)) };
     }
 }
 
