@@ -6,6 +6,7 @@ mod buffer;
 mod conformance;
 mod message;
 mod queues;
+mod records;
 mod workloads;
 
 #[pyo3::pymodule]
@@ -20,6 +21,7 @@ mod _native {
         super::conformance::register(module)?;
         super::message::register(module)?;
         super::queues::register(module)?;
+        super::records::register(module)?;
         super::workloads::register(module)
     }
 }

@@ -33,7 +33,7 @@ import threading
 import types
 import typing
 from collections.abc import Callable, Iterable
-from typing import Any, TypeVar, cast, dataclass_transform, overload
+from typing import Any, Literal, TypeVar, cast, dataclass_transform, overload
 from uuid import UUID
 
 from pydotcompute import _native
@@ -283,17 +283,25 @@ def _is_related(cls: type, name: str, qualified: str | None) -> bool:
 @overload
 def message(cls: type[T]) -> type[T]: ...
 @overload
-def message(cls: None = None) -> Callable[[type[T]], type[T]]: ...
+def message(
+    cls: None = None, *, layout: Literal["record"] | None = None
+) -> Callable[[type[T]], type[T]]: ...
 
 
 @dataclass_transform(eq_default=True, field_specifiers=(dataclasses.field, dataclasses.Field))
-def message(cls: type[T] | None = None) -> type[T] | Callable[[type[T]], type[T]]:
+def message(
+    cls: type[T] | None = None, *, layout: Literal["record"] | None = None
+) -> type[T] | Callable[[type[T]], type[T]]:
     """Turn a class into a message; used as `@message` or `@message()`.
 
     A plain class becomes a dataclass, with `message_id`, `priority` and `correlation_id` after its
     own fields. An existing dataclass (`@message` above `@dataclass`) keeps its fields as they are.
     Either way the result derives from `RingKernelMessage`, keeps its fields in slots, and is known
     to `get_message_type` by its name.
+
+    With ``layout="record"`` its own fields (not the header) also have the layout of a struct of C,
+    so that compiled handlers take it, and arrays of it are batches: see `handlers.record`,
+    which says what a field can be. It stays a message like any other.
 
     The result is a new class (as of `dataclass(slots=True)`), which takes the place of the
     decorated one also in its own methods. A class that cannot get a native base (because its
@@ -310,9 +318,21 @@ def message(cls: type[T] | None = None) -> type[T] | Callable[[type[T]], type[T]
     >>> deserialize_message(reading.serialize()).celsius
     21.5
     """
+    if layout not in (None, "record"):
+        raise ValueError(f"layout should be None or 'record', got {layout!r}")
     if cls is None:
-        return cast("Callable[[type[T]], type[T]]", message)
-    made = _make(cls, RingKernelMessage, sys._getframe(1))
+        return lambda cls: _decorate(cls, layout, sys._getframe(1))
+    return _decorate(cls, layout, sys._getframe(1))
+
+
+def _decorate(cls: type[T], layout: str | None, frame: types.FrameType) -> type[T]:
+    made = _make(cls, RingKernelMessage, frame)
+    if layout == "record":
+        from pydotcompute.handlers.record import make_record
+
+        if not issubclass(made, _native.MessageBase):
+            raise TypeError(f"record '{cls.__name__}': its bases have a fixed layout of their own")
+        make_record(made)
     _register(made)
     return made
 
