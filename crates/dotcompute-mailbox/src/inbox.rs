@@ -109,13 +109,25 @@ impl<T> Inbox<T> {
     /// A message is received exactly when this returns ready; waiting can be given up at any time.
     #[inline]
     pub fn poll_next(&mut self, context: &mut Context<'_>) -> Poll<Result<(), Closed>> {
-        match self.end.advance(&self.mailbox) {
+        match self.advance() {
             true => Poll::Ready(Ok(())),
             false => self.poll_locked(context),
         }
     }
 
-    /// Apart, so that what most receives do can be inlined into the loop of the body.
+    /// Settles the message in hand as processed and receives the next one, if that takes no lock:
+    /// what most receives do while messages wait. If false, nothing has changed, but the value in
+    /// hand is dropped: [`poll_next`](Self::poll_next) does the rest.
+    ///
+    /// # Panics
+    ///
+    /// As [`poll_next`](Self::poll_next).
+    #[inline(always)]
+    pub fn advance(&mut self) -> bool {
+        self.end.advance(&self.mailbox)
+    }
+
+    /// Apart, so that the rest can be inlined.
     #[inline(never)]
     fn poll_locked(&mut self, context: &mut Context<'_>) -> Poll<Result<(), Closed>> {
         let Self { mailbox, end } = self;
@@ -178,6 +190,12 @@ impl<T> Inbox<T> {
         self.end.times.take()
     }
 
+    /// Whether [`take_times`](Self::take_times) has something to tell.
+    #[inline]
+    pub fn has_times(&self) -> bool {
+        self.end.times.is_some()
+    }
+
     /// How many messages can be received at once without the lock. A hint: the mailbox may take
     /// them back at any time, to hand out something more urgent first.
     pub fn window_remaining(&self) -> usize {
@@ -232,7 +250,7 @@ impl<T> End<T> {
     }
 
     /// Receives the next message of the window, without the lock; false if that cannot be.
-    #[inline]
+    #[inline(always)]
     fn advance(&mut self, mailbox: &Mailbox<T>) -> bool {
         // First, and without the lock: a destructor that panics leaves its own message in hand.
         // A value without one is left where it is: its slot then is only read here, and its lines

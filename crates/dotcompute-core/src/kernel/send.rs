@@ -78,6 +78,7 @@ impl<M: Message, R: Message> KernelRef<M, R> {
     /// # Errors
     ///
     /// See [`SendError`].
+    #[inline]
     pub fn send_blocking(
         &self,
         message: impl Into<Envelope<M>>,
@@ -383,6 +384,7 @@ async fn wait_for_room<M: Message>(
     sent(to, outcome)
 }
 
+#[inline]
 pub(super) fn send_blocking<M: Message>(
     to: &(impl Accept<M> + ?Sized),
     envelope: Envelope<M>,
