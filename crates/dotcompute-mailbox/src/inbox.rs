@@ -32,9 +32,14 @@ pub struct Times {
 }
 
 impl Times {
-    /// Those of a message that was admitted at `stamp` and is delivered now.
+    /// Those of a message that was admitted at `stamp`, if not 0, and is delivered now.
+    #[inline]
+    pub(crate) fn since(stamp: u64) -> Option<Self> {
+        if stamp == 0 { None } else { Some(Self::taken(stamp)) }
+    }
+
     #[cold]
-    fn since(stamp: u64) -> Self {
+    fn taken(stamp: u64) -> Self {
         let delivered_ns = now_ns();
         Self { queued_ns: delivered_ns.saturating_sub(stamp), delivered_ns }
     }
@@ -53,12 +58,12 @@ impl Times {
 /// Dropping the inbox leaves a message in hand where it is: the mailbox's next inbox has it in hand
 /// again.
 pub struct Inbox<T> {
-    mailbox: Arc<Mailbox<T>>,
-    end: End<T>,
+    pub(crate) mailbox: Arc<Mailbox<T>>,
+    pub(crate) end: End<T>,
 }
 
 /// The inbox apart from its mailbox, so that this can be locked while the rest changes.
-struct End<T> {
+pub(crate) struct End<T> {
     /// The message in hand: its slot and band.
     hand: Option<(SlotPtr<T>, Band)>,
     /// What may be taken without the lock, if any: the first slot, its band, and how many.
@@ -68,7 +73,7 @@ struct End<T> {
     /// Of the message in hand, if they were taken.
     times: Option<Times>,
     /// Where it waits, while it does.
-    place: Option<Place>,
+    pub(crate) place: Option<Place>,
 }
 
 // SAFETY: the end hands `T` by value and by `&mut` to whoever has it. Its slots are kept alive by
@@ -134,6 +139,7 @@ impl<T> Inbox<T> {
         let mut wakes = Wakes::default();
         let mut locked = mailbox.lock();
         let outcome = end.receive(&mut locked, &mut wakes);
+        locked.set_awaited(outcome == Err(TryReceiveError::Empty), &mut wakes);
         locked.finish_receive(outcome, &mut end.place, context, &mut wakes)
     }
 
@@ -155,7 +161,9 @@ impl<T> Inbox<T> {
         }
         let mut wakes = Wakes::default();
         let mut locked = mailbox.lock();
-        end.receive(&mut locked, &mut wakes)
+        let outcome = end.receive(&mut locked, &mut wakes);
+        locked.set_awaited(outcome == Err(TryReceiveError::Empty), &mut wakes);
+        outcome
     }
 
     /// The message in hand, if there is one and its value was not taken.
@@ -297,7 +305,7 @@ impl<T> End<T> {
 
     /// Ends the window and the message in hand; its outcome has been counted.
     #[inline]
-    fn settle_hand(&mut self, locked: &mut Locked<'_, T>) {
+    pub(crate) fn settle_hand(&mut self, locked: &mut Locked<'_, T>) {
         locked.observe();
         locked.bands.close_window(false);
         self.set_progress(locked, self.progress.settled());
@@ -318,7 +326,7 @@ impl<T> End<T> {
         self.hand = Some((slot, band));
         // SAFETY: the slot in hand is the inbox's alone, and the inbox keeps the mailbox alive.
         let stamp = unsafe { slot.take_stamp() };
-        self.times = if stamp == 0 { None } else { Some(Times::since(stamp)) };
+        self.times = Times::since(stamp);
     }
 }
 
