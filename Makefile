@@ -72,6 +72,10 @@ tsan: tools
 		$(CARGO) test \
 		-p dotcompute-mailbox --test tsan_ring --test tsan_mailbox \
 		--target $$(rustc -vV | sed -n 's/^host: //p') --target-dir target/tsan
+	RUSTC_BOOTSTRAP=1 DOTCOMPUTE_TSAN=1 \
+		RUSTFLAGS="-Zsanitizer=thread -Cunsafe-allow-abi-mismatch=sanitizer -Clink-arg=-rdynamic" \
+		$(CARGO) test -p dotcompute-cuda --test tsan_device \
+		--target $$(rustc -vV | sed -n 's/^host: //p') --target-dir target/tsan
 
 # The twin of the system calls for other systems, tested on this one.
 portable: tools
