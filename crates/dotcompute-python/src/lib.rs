@@ -6,6 +6,8 @@ mod buffer;
 mod conformance;
 mod message;
 mod queues;
+mod records;
+mod workloads;
 
 #[pyo3::pymodule]
 mod _native {
@@ -18,6 +20,8 @@ mod _native {
         #[cfg(feature = "conformance")]
         super::conformance::register(module)?;
         super::message::register(module)?;
-        super::queues::register(module)
+        super::queues::register(module)?;
+        super::records::register(module)?;
+        super::workloads::register(module)
     }
 }
