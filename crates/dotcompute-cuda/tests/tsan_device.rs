@@ -56,7 +56,7 @@ fn main() {
         let told = String::from_utf8_lossy(&run.stderr);
         let noticed = told.contains("WARNING: ThreadSanitizer: data race");
         assert!(!run.status.success() && noticed, "{edge} is broken and nobody notices: {told}");
-        println!("{edge} broken: noticed");
+        eprintln!("{edge} broken: noticed");
     }
 }
 
