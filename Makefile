@@ -64,7 +64,7 @@ bench: tools
 loom: tools
 	RUSTFLAGS="--cfg loom" LOOM_MAX_PREEMPTIONS=2 $(CARGO) test --release \
 		-p dotcompute-mailbox --lib --target-dir target/loom -- loom
-	RUSTFLAGS="--cfg loom" $(CARGO) test --release \
+	RUSTFLAGS="--cfg loom" LOOM_MAX_PREEMPTIONS=3 $(CARGO) test --release \
 		-p dotcompute-cuda --test loom_protocol --target-dir target/loom
 
 # std is not instrumented on a stable toolchain, so only harnesses that share no lock, channel or

@@ -172,8 +172,8 @@ fn ring(broken: Broken) {
     });
 }
 
-/// Two kernels send to a third, whose inbox has two slots and gives each of them a share of one. A
-/// sender has its share back when it sees so, and its slot when it sees the head.
+/// Two kernels have sent to a third, whose inbox has two slots and gives each of them a share of one,
+/// and one sends again: it has its share back when it sees so, and its slot when it sees the head.
 fn inbox(broken: Broken) {
     #[derive(Default)]
     struct Inbox {
@@ -185,10 +185,10 @@ fn inbox(broken: Broken) {
     }
 
     impl Inbox {
-        fn send(&self, edge: usize, sent: u64, broken: Broken) -> bool {
+        fn send(&self, edge: usize, sent: u64, broken: Broken) {
             // `dc_edges_have_room`: nothing is ordered by it.
-            if sent - self.returned[edge].load(Ordering::Relaxed) >= 1 {
-                return false;
+            while sent - self.returned[edge].load(Ordering::Relaxed) >= 1 {
+                thread::yield_now();
             }
             let position = self.tickets.fetch_add(1, Ordering::Relaxed);
             if broken != Broken::TicketIsEnough && position >= 2 {
@@ -204,7 +204,6 @@ fn inbox(broken: Broken) {
             // The edge's number tells whose share it is.
             let data = position * 2 + edge as u64;
             self.slots[position as usize % 2].write(position / 2 + 1, data);
-            true
         }
 
         fn take(&self, position: u64, broken: Broken) -> bool {
@@ -235,23 +234,18 @@ fn inbox(broken: Broken) {
 
     loom::model(move || {
         let inbox = Arc::new(Inbox::default());
-        let other = {
-            let inbox = Arc::clone(&inbox);
-            thread::spawn(move || inbox.send(1, 0, broken))
-        };
+        inbox.send(0, 0, broken);
+        inbox.send(1, 0, broken);
         let sender = {
             let inbox = Arc::clone(&inbox);
-            thread::spawn(move || {
-                if inbox.send(0, 0, broken) {
-                    inbox.send(0, 1, broken);
-                }
-            })
+            // Once it has its share back, into the slot of its first.
+            thread::spawn(move || inbox.send(0, 1, broken))
         };
-        let mut position = 0;
-        for _ in 0..2 {
-            position += u64::from(inbox.take(position, broken));
+        for position in 0..2 {
+            while !inbox.take(position, broken) {
+                thread::yield_now();
+            }
         }
-        other.join().unwrap();
         sender.join().unwrap();
     });
 }

@@ -4,7 +4,6 @@ use std::fmt;
 
 use dotcompute_abi::TaggedRecord;
 use dotcompute_abi::control::STATE_ABSENT;
-use dotcompute_abi::device as abi;
 use dotcompute_mailbox::Band;
 use dotcompute_mailbox::ring::{Consumer, Polls, Producer, PushError, Tagged};
 use dotcompute_mailbox::sync::{AtomicU32, AtomicU64, Ordering};
@@ -43,6 +42,7 @@ struct CountersLine {
 /// Loom's atomics are larger than the words they stand for.
 #[cfg(not(loom))]
 const _: () = {
+    use dotcompute_abi::device as abi;
     use std::mem::offset_of;
 
     assert!(size_of::<News>() == size_of::<abi::SeatNews>());
