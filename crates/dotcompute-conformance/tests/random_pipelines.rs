@@ -190,7 +190,7 @@ fn run(stages: &[Stage], late: bool) {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(200))]
+    #![proptest_config(ProptestConfig { cases: 200, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
     fn a_random_graph_of_connected_kernels_does_what_a_plain_model_does(
