@@ -45,6 +45,10 @@ typedef unsigned long long uint64_t;
 #define DC_FLAG_CONTINUED 1u
 /* This record is no reply but a line of a kernel's log: its level in four bytes, then text. */
 #define DC_FLAG_LOG 2u
+/* The record begins with the id of the message that it answers, between processes. */
+#define DC_FLAG_CORRELATED 4u
+/* The next record, of the same token, goes on with this one's message, between processes. */
+#define DC_FLAG_MORE 8u
 
 /* `format` of a ring of plain slots. */
 #define DC_FORMAT_PLAIN 1u

@@ -12,6 +12,7 @@ use crate::dead_letter::DeadLetterReason;
 use crate::error::{KernelId, LookupError, ReceiveError, Stopped};
 use crate::id::MessageId;
 use crate::kernel::{Address, Cell, Link};
+use crate::lent::LentMessages;
 use crate::message::{AskToken, Envelope, Message, Taken};
 use crate::runtime::Runtime;
 use crate::timer;
@@ -26,15 +27,20 @@ const BUDGET: u32 = 128;
 /// delivered again, as the kernel's [`Restart`](crate::Restart) says.
 #[repr(C)] // In the order of use: what every receive touches lies together.
 pub struct Context<M: Message, R: Message> {
-    inbox: Inbox<Envelope<M>>,
+    pub(crate) inbox: Inbox<Envelope<M>>,
     budget: u32,
     /// The message in hand, if the body took it out of its envelope.
     taken: Option<Taken>,
-    cell: Arc<Cell<M, R>>,
+    pub(crate) cell: Arc<Cell<M, R>>,
     /// Where replies go, if not to the output mailbox, as it was when the word was read.
     link: Option<Arc<Link<R>>>,
     link_word: u32,
+    /// Messages that were handed on to where the kernel runs: see `lent.rs`.
+    pub(crate) lent: LentMessages<M>,
 }
+
+/// Nothing in it is ever pinned, whatever the messages are.
+impl<M: Message, R: Message> Unpin for Context<M, R> {}
 
 impl<M: Message, R: Message> Context<M, R> {
     /// `None` while an earlier context of the kernel is alive.
@@ -46,6 +52,7 @@ impl<M: Message, R: Message> Context<M, R> {
             cell: Arc::clone(cell),
             link: None,
             link_word: 0,
+            lent: LentMessages::default(),
         })
     }
 
@@ -209,7 +216,16 @@ impl<M: Message, R: Message> Context<M, R> {
     /// [`output`](Self::output).
     #[inline]
     pub fn try_send(&mut self, reply: impl Into<Envelope<R>>) -> Result<(), Envelope<R>> {
-        let Some(reply) = self.cell.route(self.in_hand(), reply.into()) else { return Ok(()) };
+        self.try_send_with(self.in_hand(), reply.into())
+    }
+
+    #[inline]
+    pub(crate) fn try_send_with(
+        &mut self,
+        in_hand: Option<(MessageId, Option<AskToken>)>,
+        reply: Envelope<R>,
+    ) -> Result<(), Envelope<R>> {
+        let Some(reply) = self.cell.route(in_hand, reply) else { return Ok(()) };
         self.look_at_link();
         let back = match &self.link {
             None => self.cell.try_output(reply),
@@ -283,7 +299,7 @@ impl<M: Message, R: Message> Context<M, R> {
         self.cell.dead_reply(reply, DeadLetterReason::NoRoom);
     }
 
-    fn stopped(&self) -> Stopped {
+    pub(crate) fn stopped(&self) -> Stopped {
         Stopped { kernel: self.cell.id.clone() }
     }
 
@@ -380,6 +396,9 @@ impl<M: Message, R: Message> Drop for Context<M, R> {
         self.settle_sample();
         if let Some(taken) = self.taken {
             self.cell.set_taken(taken);
+        }
+        if !self.lent.is_empty() {
+            self.cell.set_lent(std::mem::take(&mut self.lent));
         }
     }
 }
