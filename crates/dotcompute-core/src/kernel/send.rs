@@ -81,6 +81,7 @@ impl<M: Message, R: Message> KernelRef<M, R> {
     /// # Errors
     ///
     /// See [`SendError`].
+    #[inline]
     pub fn send_blocking(
         &self,
         message: impl Into<Envelope<M>>,
@@ -381,6 +382,7 @@ async fn wait_for_room<M: Message>(
     sent(to, outcome)
 }
 
+#[inline]
 pub(super) fn send_blocking<M: Message>(
     to: &(impl Accept<M> + ?Sized),
     envelope: Envelope<M>,
