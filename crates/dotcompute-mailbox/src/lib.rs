@@ -49,4 +49,4 @@ pub use error::{Closed, ReceiveError, SendError, TryReceiveError, TrySendError};
 pub use inbox::{Inbox, Outcome, Times};
 pub use mailbox::{Admission, Backpressure, Close, Diverted, Mailbox, STAMP_EVERY};
 pub use receive::{Receive, ReceiveBatch, ReceiveOwned};
-pub use send::Send;
+pub use send::{Begun, Blocked, Send};
