@@ -51,6 +51,13 @@ pub trait Executor: Send + Sync + 'static {
     /// The name under which kernels choose it at launch.
     fn name(&self) -> &'static str;
 
+    /// Whether its kernels are Rust closures of this program. Not so where they run elsewhere: it
+    /// then drives proxies only ([`KernelBuilder::launch_proxy`](crate::KernelBuilder::launch_proxy)),
+    /// and a launch with a closure is refused.
+    fn runs_closures(&self) -> bool {
+        true
+    }
+
     /// Begins to drive `task`, the life of `kernel`, and returns at once.
     ///
     /// # Errors

@@ -12,6 +12,7 @@ use dotcompute_mailbox::{Backpressure, Books, Mailbox, STAMP_EVERY};
 
 use crate::ask::Asks;
 use crate::error::{Fault, KernelId, StateError};
+use crate::lent::LentMessages;
 use crate::lifecycle::{KernelState, Lifecycle};
 use crate::message::{Envelope, Message, Taken};
 use crate::options::Options;
@@ -55,6 +56,8 @@ pub(crate) struct Cell<M, R> {
     runner: Mutex<Option<Waker>>,
     /// What is known of the message in hand where a body took it and then ended.
     taken: Mutex<Option<Taken>>,
+    /// What a body that ended had handed on and not settled.
+    lent: Mutex<LentMessages<M>>,
     pub(crate) telemetry: Telemetry,
     pub(crate) runtime: Weak<Shared>,
 }
@@ -101,6 +104,7 @@ impl<M: Message, R: Message> Cell<M, R> {
             control: AtomicU32::new(0),
             runner: Mutex::new(None),
             taken: Mutex::new(None),
+            lent: Mutex::default(),
             telemetry: Telemetry::default(),
             runtime: Arc::downgrade(runtime),
         })

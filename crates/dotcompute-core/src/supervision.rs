@@ -14,6 +14,7 @@ use crate::context::Context;
 use crate::dead_letter::{self, DeadLetter, DeadLetterReason};
 use crate::error::{BoxError, Fault, ReceiveError, Stopped};
 use crate::kernel::Cell;
+use crate::lent;
 use crate::message::Message;
 use crate::options::{DELIVERIES_MAX, RestartPolicy};
 use crate::telemetry::Telemetry;
@@ -194,12 +195,20 @@ fn settle_message_in_hand<M: Message, R: Message>(
     let Some(mut inbox) = cell.mailbox.inbox() else { return };
     let taken = cell.taken();
     let fault = match ended {
-        Ended::Returned => {
-            dead_letter::discard(inbox.settle(Outcome::Processed));
-            return;
+        Ended::Returned => None,
+        Ended::Faulted(fault) => Some(fault.clone()),
+        Ended::Killed => {
+            Some(Fault::new("the kernel was terminated while it had the message in hand"))
         }
-        Ended::Faulted(fault) => fault.clone(),
-        Ended::Killed => Fault::new("the kernel was terminated while it had the message in hand"),
+    };
+    let failure = || match ended {
+        Ended::Faulted(fault) => AskFailure::Failed(fault.clone()),
+        _ => AskFailure::Stopped,
+    };
+    lent::settle(cell, &mut inbox, fault.as_ref(), &failure, redeliver);
+    let Some(fault) = fault else {
+        dead_letter::discard(inbox.settle(Outcome::Processed));
+        return;
     };
     if redeliver
         && let Some(envelope) = inbox.current_mut()
@@ -225,13 +234,7 @@ fn settle_message_in_hand<M: Message, R: Message>(
     cell.dead_letter(letter);
     // Last: whoever is told finds the letter.
     if let Some(token) = ask {
-        cell.fail_ask(
-            token,
-            match ended {
-                Ended::Killed => AskFailure::Stopped,
-                _ => AskFailure::Failed(fault),
-            },
-        );
+        cell.fail_ask(token, failure());
     }
 }
 

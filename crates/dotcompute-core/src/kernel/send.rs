@@ -80,6 +80,7 @@ impl<M: Message, R: Message> KernelRef<M, R> {
     /// # Errors
     ///
     /// See [`SendError`].
+    #[inline]
     pub fn send_blocking(
         &self,
         message: impl Into<Envelope<M>>,
@@ -443,6 +444,7 @@ pub(super) async fn send_until<M: Message>(
     }
 }
 
+#[inline]
 pub(super) fn send_blocking<M: Message>(
     to: &(impl Accept<M> + ?Sized),
     envelope: Envelope<M>,
