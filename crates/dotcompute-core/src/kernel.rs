@@ -7,7 +7,7 @@ use std::fmt;
 use std::sync::{Arc, Mutex, Weak};
 use std::task::Waker;
 
-use dotcompute_mailbox::sync::{AtomicU32, AtomicU64, Ordering, lock};
+use dotcompute_mailbox::sync::{AtomicU32, AtomicU64, Lock, Ordering, lock};
 use dotcompute_mailbox::{Backpressure, Books, Mailbox, STAMP_EVERY};
 
 use crate::ask::Asks;
@@ -46,7 +46,7 @@ pub(crate) struct Cell<M, R> {
     pub(crate) options: Options,
     pub(crate) executor: &'static str,
     pub(crate) replies: Arc<Mailbox<Envelope<R>>>,
-    asks: Mutex<Asks<R>>,
+    asks: Lock<Asks<R>>,
     /// Where its replies go instead of `replies`, while it is connected.
     link: Mutex<Option<Arc<Link<R>>>>,
     /// Replies that went there.
@@ -138,7 +138,7 @@ impl<M: Message, R: Message> Cell<M, R> {
             id,
             options,
             executor,
-            asks: Mutex::new(Asks::new()),
+            asks: Lock::new(Asks::new()),
             link: Mutex::new(None),
             forwarded: AtomicU64::new(0),
             lifecycle: Mutex::new(Lifecycle::new()),

@@ -97,7 +97,7 @@ impl<M: Message, R: Message> Cell<M, R> {
             Some(fault) => AskFailure::Failed(fault.clone()),
             None => AskFailure::Stopped,
         };
-        let told = lock(&self.asks).close(failure.clone());
+        let told = self.asks.lock().close(failure.clone());
         tell_all(told, Some(&self.id));
         if let Some(runtime) = self.runtime.upgrade() {
             match self.state() {
