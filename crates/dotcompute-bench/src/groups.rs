@@ -5,13 +5,14 @@ use crate::load::IDLE;
 use crate::{memory, ours, peers};
 
 /// The groups in the order of the table, each with what it is about.
-pub(crate) const GROUPS: [(&str, &str); 9] = [
+pub(crate) const GROUPS: [(&str, &str); 10] = [
     ("ring", "the typed ring between two threads, 64-byte records"),
     ("mailbox", "the mailbox with bands and books, on one thread"),
     ("ask", "a question and its answer, asker and kernel on one thread"),
     ("throughput", "messages to one kernel on a thread of its own"),
     ("hop", "one message round a ring of 1000 kernels on one thread"),
     ("pipelines", "kernels connected to kernels"),
+    ("process", "a kernel in a process of its own, records of 56 bytes"),
     ("telemetry", "what taking times costs a message, sender and kernel on one thread"),
     ("pagerank", "links gone over a second, f32, two threads"),
     ("memory", "idle kernels of capacity 1024, in a child process"),
@@ -359,6 +360,39 @@ pub(crate) const ROWS: &[Row] = &[
         size: Size::Timed,
         ours: ours::pipeline::chunks,
         other: Other::Side(peers::crossbeam::pipeline),
+    },
+    Row {
+        id: "process.round_trip",
+        what: "ask a handler in a child process; all threads wait as they see fit",
+        unit: Unit::Nanoseconds,
+        against: "two atomic words, both ends spin",
+        goal: Some(2.0),
+        cores: 2,
+        size: Size::Timed,
+        ours: ours::process::ask,
+        other: Other::Side(peers::raw::atomic_round_trip),
+    },
+    Row {
+        id: "process.round_trip.parked",
+        what: "the same with both processes on one core",
+        unit: Unit::Nanoseconds,
+        against: "two futex words on one core",
+        goal: Some(1.3),
+        cores: 1,
+        size: Size::Timed,
+        ours: ours::process::ask_one_core,
+        other: Other::Side(peers::raw::futex_round_trip_one_core),
+    },
+    Row {
+        id: "process.throughput",
+        what: "send from one thread to a handler in a child process, a window of 1024",
+        unit: Unit::MillionPerSecond,
+        against: "ten million a second",
+        goal: Some(1.0),
+        cores: 2,
+        size: Size::Timed,
+        ours: ours::process::send,
+        other: Other::Limit(10.0),
     },
     Row {
         id: "telemetry.default",

@@ -70,6 +70,8 @@ struct Arguments {
 }
 
 fn main() -> ExitCode {
+    // The children of the rows about processes are this program; there it does not return.
+    let _ = ours::process::processes();
     let arguments = Arguments::parse();
     let outcome = match (arguments.idle, arguments.count) {
         (Some(population), Some(count)) => idle(population, count),

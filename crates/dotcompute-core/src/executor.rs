@@ -1,7 +1,8 @@
 //! Where a kernel's loop runs.
 //!
 //! An executor is given the whole supervised life of a kernel as one future and drives it to its
-//! end. What it must do, every executor shows by passing the conformance suite.
+//! end. What it must do, every executor of closures shows by passing the conformance
+//! suite.
 
 use std::fmt;
 use std::future::Future;

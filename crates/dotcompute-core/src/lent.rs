@@ -99,6 +99,11 @@ impl<M: Message, R: Message> Context<M, R> {
         self.lent.queue.iter().map(|message| &message.lent.value)
     }
 
+    /// The `index`th oldest of them.
+    pub fn lent_at(&self, index: usize) -> Option<&Envelope<M>> {
+        self.lent.queue.get(index).map(|message| &message.lent.value)
+    }
+
     /// Says that the far side has received the oldest `count` of them, so that each was delivered
     /// once, whatever becomes of it.
     pub fn mark_delivered(&mut self, count: usize) {
