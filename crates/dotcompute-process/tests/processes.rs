@@ -4,6 +4,7 @@
 #![cfg(target_os = "linux")]
 #![expect(clippy::unwrap_used, reason = "a test")]
 
+use std::io::{BufRead, BufReader};
 use std::process::Command;
 use std::sync::mpsc::{Receiver, channel};
 use std::sync::{Mutex, OnceLock};
@@ -14,7 +15,8 @@ use dotcompute_core::{
     KernelState, LaunchError, Message, Restart, RestartPolicy, Runtime, Terminate, Termination,
 };
 use dotcompute_process::{Coder, Kernels, Process, Processes};
-use rustix::process::{Pid, Signal, kill_process, test_kill_process};
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::process::{Pid, PidfdFlags, Signal, kill_process, pidfd_open, test_kill_process};
 
 #[derive(Clone, Copy, Debug, PartialEq, Message)]
 #[message(record, crate = "dotcompute_core")]
@@ -354,6 +356,42 @@ fn a_child_that_does_not_end_is_killed_at_the_deadline() {
     let how = Terminate::drain().within(Duration::from_millis(200));
     assert_eq!(holds.terminate_blocking(how), Termination::Cancelled);
     eventually(|| test_kill_process(pid(child)).is_err());
+}
+
+/// Tells a process that it is the parent which the next test kills.
+const DOOMED: &str = "DOTCOMPUTE_TEST_DOOMED";
+
+/// No test by itself: launches a kernel, says which process runs it, and waits to be killed.
+#[test]
+#[expect(clippy::print_stdout, reason = "how it says so")]
+fn doomed_parent() {
+    if std::env::var_os(DOOMED).is_none() {
+        return;
+    }
+    let stage = stage();
+    let holds = launch(&stage, "orphan", "holds", RestartPolicy::Never);
+    println!("\nchild {}", ask(&holds, 0).unwrap());
+    loop {
+        std::thread::park();
+    }
+}
+
+#[test]
+fn a_child_ends_with_its_parent_however_that_ends() {
+    let mut parent = Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", "doomed_parent", "--nocapture"])
+        .env(DOOMED, "1")
+        .stdout(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut lines = BufReader::new(parent.stdout.take().unwrap()).lines();
+    let child = lines.find_map(|line| line.unwrap().strip_prefix("child ").map(str::to_owned));
+    let child = pidfd_open(pid(child.unwrap().parse().unwrap()), PidfdFlags::empty()).unwrap();
+    parent.kill().unwrap();
+    parent.wait().unwrap();
+    let timeout = rustix::event::Timespec { tv_sec: 60, tv_nsec: 0 };
+    let ready = poll(&mut [PollFd::new(&child, PollFlags::IN)], Some(&timeout)).unwrap();
+    assert_eq!(ready, 1, "the child should have ended");
 }
 
 #[test]
