@@ -60,10 +60,13 @@ pub(crate) struct Writer {
     flags: u16,
     /// Slots that are to be published together.
     staged: Vec<PlainSlot>,
+    /// At least so many slots of the ring are free, those for what is staged included. To look anew
+    /// for each message would fetch the line that the reader writes.
+    room: usize,
 }
 
 impl Writer {
-    /// Begins a message; `fill` appends its bytes. The one before must have been staged whole.
+    /// Begins a message, of always the same ring; `fill` appends its bytes. The one before must have been staged whole.
     pub(crate) fn begin<E>(
         &mut self,
         token: u32,
@@ -104,8 +107,12 @@ impl Writer {
         while !self.is_idle() {
             let left = self.bytes.len() - self.written;
             let length = left.min(frame_max);
-            if self.staged.len() + length.div_ceil(SLOT) > ring.free() {
-                return false;
+            let needed = self.staged.len() + length.div_ceil(SLOT);
+            if needed > self.room {
+                self.room = ring.free();
+                if needed > self.room {
+                    return false;
+                }
             }
             let more = if length < left { FLAG_MORE as u16 } else { 0 };
             let frame = &self.bytes[self.written..self.written + length];
@@ -130,6 +137,7 @@ impl Writer {
         let pushed = ring.push_slice(&self.staged);
         debug_assert_eq!(pushed, self.staged.len(), "there should be room for what was staged");
         self.staged.clear();
+        self.room -= pushed;
         pushed > 0
     }
 }
