@@ -197,7 +197,7 @@ struct Axis {
 }
 
 impl Axis {
-    /// Whole powers of ten, or of two within one, around all values.
+    /// Around all values, with a little room.
     fn around(values: impl Iterator<Item = f64>, left: f64, right: f64) -> Self {
         let finite = values.filter(|value| value.is_finite() && *value > 0.0);
         let (low, high) = finite
@@ -212,10 +212,14 @@ impl Axis {
         self.left + (self.right - self.left) * share
     }
 
-    /// Where to write a number: 1, 2 and 5 times the powers of ten, or the powers alone if many.
+    /// Where to write a number: the powers of ten, and what lies between them if they are few.
     fn marks(&self) -> Vec<f64> {
         let decades = (self.high / self.low).log10();
-        let steps: &[f64] = if decades > 3.0 { &[1.0] } else { &[1.0, 2.0, 5.0] };
+        let steps: &[f64] = match decades {
+            many if many > 3.0 => &[1.0],
+            some if some > 0.7 => &[1.0, 2.0, 5.0],
+            _ => &[1.0, 1.25, 1.5, 2.0, 2.5, 3.0, 4.0, 5.0, 6.0, 8.0],
+        };
         let first = self.low.log10().floor() as i32;
         let last = self.high.log10().ceil() as i32;
         (first..=last)
@@ -272,8 +276,10 @@ fn bars(page: &mut String, rows: &[&Shown]) {
                 row.colour(),
             ),
         );
+        let mut end = from.max(to);
         if let (Some(q1), Some(q3)) = (row.ratio_q1, row.ratio_q3) {
             let (a, b) = (axis.at(row.times(q1)), axis.at(row.times(q3)));
+            end = end.max(a).max(b);
             write(
                 page,
                 format_args!(
@@ -298,7 +304,7 @@ fn bars(page: &mut String, rows: &[&Shown]) {
             page,
             format_args!(
                 "<text x=\"{:.1}\" y=\"{:.1}\">{}\u{d7}</text></g>",
-                from.max(to) + 8.0,
+                end + 8.0,
                 middle + 4.0,
                 number(row.times(ratio))
             ),
