@@ -9,6 +9,8 @@ CARGO ?= cargo
 # How long the parts of check-deep run that could run for ever.
 FUZZ_SECONDS ?= 60
 CHAOS_SECONDS ?= 60
+# How many child processes the chaos test kills while a million messages flow.
+CHAOS_KILLS ?= 4000
 
 DEVELOP = .venv/bin/maturin develop --quiet --features pyo3/extension-module,conformance
 
@@ -64,6 +66,8 @@ bench: tools
 loom: tools
 	RUSTFLAGS="--cfg loom" LOOM_MAX_PREEMPTIONS=2 $(CARGO) test --release \
 		-p dotcompute-mailbox --lib --target-dir target/loom -- loom
+	RUSTFLAGS="--cfg loom" LOOM_MAX_PREEMPTIONS=3 $(CARGO) test --release \
+		-p dotcompute-cuda --test loom_protocol --target-dir target/loom
 
 # std is not instrumented on a stable toolchain, so only harnesses that share no lock, channel or
 # Arc of std with the code under test: see the files' headers.
@@ -71,6 +75,10 @@ tsan: tools
 	RUSTC_BOOTSTRAP=1 RUSTFLAGS="-Zsanitizer=thread -Cunsafe-allow-abi-mismatch=sanitizer" \
 		$(CARGO) test \
 		-p dotcompute-mailbox --test tsan_ring --test tsan_mailbox \
+		--target $$(rustc -vV | sed -n 's/^host: //p') --target-dir target/tsan
+	RUSTC_BOOTSTRAP=1 DOTCOMPUTE_TSAN=1 \
+		RUSTFLAGS="-Zsanitizer=thread -Cunsafe-allow-abi-mismatch=sanitizer -Clink-arg=-rdynamic" \
+		$(CARGO) test -p dotcompute-cuda --test tsan_device \
 		--target $$(rustc -vV | sed -n 's/^host: //p') --target-dir target/tsan
 
 # The twin of the system calls for other systems, tested on this one.
@@ -80,6 +88,7 @@ portable: tools
 
 chaos: tools
 	CHAOS_SECONDS=$(CHAOS_SECONDS) $(CARGO) test --release -p dotcompute-conformance --test chaos
+	CHAOS_KILLS=$(CHAOS_KILLS) CHAOS_MESSAGES=1000000 $(CARGO) test --release -p dotcompute-process --test chaos
 
 # Device sources compiled and linked for every architecture by the code that ships, and their machine
 # code looked at. Takes NVIDIA's compilers (130 MB) into an environment of its own.
