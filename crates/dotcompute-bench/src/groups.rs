@@ -5,12 +5,13 @@ use crate::load::IDLE;
 use crate::{memory, ours, peers};
 
 /// The groups in the order of the table, each with what it is about.
-pub(crate) const GROUPS: [(&str, &str); 7] = [
+pub(crate) const GROUPS: [(&str, &str); 8] = [
     ("ring", "the typed ring between two threads, 64-byte records"),
     ("mailbox", "the mailbox with bands and books, on one thread"),
     ("ask", "a question and its answer, asker and kernel on one thread"),
     ("throughput", "messages to one kernel on a thread of its own"),
     ("hop", "one message round a ring of 1000 kernels on one thread"),
+    ("handlers", "a compiled handler as a kernel on a thread of its own, 64-byte records"),
     ("telemetry", "what taking times costs a message, sender and kernel on one thread"),
     ("memory", "idle kernels of capacity 1024, in a child process"),
 ];
@@ -335,6 +336,39 @@ pub(crate) const ROWS: &[Row] = &[
         size: Size::Timed,
         ours: ours::hop::hops,
         other: Other::Side(peers::tokio::hops),
+    },
+    Row {
+        id: "handlers.batches",
+        what: "per record, in batches of 1000, sent ahead and received from another thread",
+        unit: Unit::Nanoseconds,
+        against: "the handler called in a loop over the same arrays, one thread",
+        goal: Some(1.3),
+        cores: 2,
+        size: Size::Timed,
+        ours: ours::handlers::batches,
+        other: Other::Side(peers::raw::handled_in_a_loop),
+    },
+    Row {
+        id: "handlers.singles",
+        what: "per record, single records sent ahead and received from another thread",
+        unit: Unit::Nanoseconds,
+        against: "two rtrb rings and a worker that calls the handler",
+        goal: Some(1.3),
+        cores: 2,
+        size: Size::Timed,
+        ours: ours::handlers::singles,
+        other: Other::Side(peers::rtrb::pipeline_handler),
+    },
+    Row {
+        id: "handlers.two_cores",
+        what: "batches of 1000 with some work for each record, over two kernels",
+        unit: Unit::MillionPerSecond,
+        against: "the same over one kernel",
+        goal: Some(1.8),
+        cores: 2,
+        size: Size::Timed,
+        ours: ours::handlers::two_kernels,
+        other: Other::Side(ours::handlers::one_kernel),
     },
     Row {
         id: "telemetry.default",
