@@ -31,8 +31,10 @@ __all__ = [
     "Runtime",
     "SPSCQueue",
     "SyncQueue",
+    "ThreadQueue",
     "_after_fork",
     "_close_all",
+    "_join_threads",
     "decode_any_message",
     "decode_message",
     "encode_message",
@@ -195,8 +197,8 @@ class FastMessageQueue(Generic[_T]):
 
         Raises
         ------
-        QueueFullError
-            If there is no room in time.
+        SendTimeoutError
+            If there is no room in time: a `QueueFullError` and a `QueueTimeoutError`.
         """
     def get(self, *, timeout: float | None = None) -> Awaitable[_T]:
         """Take the next message; wait for one.
@@ -295,7 +297,7 @@ class MessageQueueBase(Generic[_T]):
         ------
         QueueFullError
             If there is no room and the strategy is to reject.
-        QueueTimeoutError
+        SendTimeoutError
             If there is no room in time and the strategy is to block.
         """
     def get(self, *, timeout: float | None = None) -> Awaitable[_T]:
@@ -322,7 +324,36 @@ class MessageQueueBase(Generic[_T]):
     def __len__(self) -> int: ...
 
 @disjoint_base
-class SyncQueue(Generic[_T]):
+class ThreadQueue(Generic[_T]):
+    """What the queues between threads have in common.
+
+    Any number of producers and consumers may use them, whatever their names say. Thread-safe; a
+    thread that waits has released the GIL.
+    """
+
+    def __class_getitem__(cls, key: Any) -> GenericAlias: ...
+    @property
+    def empty(self) -> bool:
+        """Whether it holds none now."""
+    @property
+    def full(self) -> bool:
+        """Whether it has no room now."""
+    @property
+    def closed(self) -> bool:
+        """Whether it was shut down: why a put was refused that found room."""
+    def _offer(self, item: _T, timeout: float | None) -> bool: ...
+    def _take(self, timeout: float | None, default: Any, spin_wait_ns: int = 0) -> _T | Any: ...
+    def put_nowait(self, item: _T) -> bool:
+        """Put an object without waiting; False if the queue is full or shut down."""
+    def get_nowait(self, default: Any = None) -> _T | Any:
+        """Take the next object if there is one, else `default`."""
+    def clear(self) -> int:
+        """Drop all; tell how many."""
+    def shutdown(self) -> None:
+        """Take nothing more, and wake everybody who waits. What is queued may still be taken."""
+    def __len__(self) -> int: ...
+
+class SyncQueue(ThreadQueue[_T]):
     """A queue between threads that raises when something cannot be.
 
     Parameters
@@ -332,28 +363,18 @@ class SyncQueue(Generic[_T]):
     """
 
     def __new__(cls, maxsize: int = 4096) -> Self: ...
-    def __class_getitem__(cls, key: Any) -> GenericAlias: ...
     @property
     def maxsize(self) -> int:
         """The most that it holds; 0: no limit."""
     @property
     def qsize(self) -> int:
         """How many it holds now."""
-    @property
-    def empty(self) -> bool:
-        """Whether it holds none now."""
-    @property
-    def full(self) -> bool:
-        """Whether it has no room now."""
-    @property
-    def closed(self) -> bool:
-        """Whether it was shut down."""
     def put(self, item: _T, timeout: float | None = None) -> bool:
         """Put an object; wait for room. Returns True.
 
         Raises
         ------
-        QueueFullError
+        SendTimeoutError
             If there is no room within `timeout` seconds.
         RuntimeError
             If the queue is shut down.
@@ -368,25 +389,11 @@ class SyncQueue(Generic[_T]):
         RuntimeError
             If the queue is shut down and empty.
         """
-    def _offer(self, item: _T, timeout: float | None) -> bool: ...
-    def _take(self, timeout: float | None, default: Any, spin_wait_ns: int = 0) -> _T | Any: ...
-    def put_nowait(self, item: _T) -> bool:
-        """Put an object without waiting; False if the queue is full or shut down."""
-    def get_nowait(self) -> _T | None:
-        """Take the next object if there is one."""
-    def clear(self) -> int:
-        """Drop all; tell how many."""
-    def shutdown(self) -> None:
-        """Take nothing more, and wake everybody who waits. What is queued may still be taken."""
     def get_stats(self) -> dict[str, int]:
         """Tell current_size, max_size, total_enqueued and total_dequeued."""
-    def __len__(self) -> int: ...
 
-@disjoint_base
-class SPSCQueue(Generic[_T]):
+class SPSCQueue(ThreadQueue[_T]):
     """A queue between threads that returns a value when something cannot be.
-
-    Any number of producers and consumers may use it, whatever its name says.
 
     Parameters
     ----------
@@ -395,22 +402,12 @@ class SPSCQueue(Generic[_T]):
     """
 
     def __new__(cls, capacity: int = 4096) -> Self: ...
-    def __class_getitem__(cls, key: Any) -> GenericAlias: ...
     @property
     def capacity(self) -> int:
         """The most that it holds."""
     @property
     def size(self) -> int:
         """How many it holds now."""
-    @property
-    def empty(self) -> bool:
-        """Whether it holds none now."""
-    @property
-    def full(self) -> bool:
-        """Whether it has no room now."""
-    @property
-    def closed(self) -> bool:
-        """Whether it was shut down: why a put was refused that found room."""
     def put(self, item: _T, timeout: float | None = None) -> bool:
         """Put an object; wait for room.
 
@@ -421,23 +418,9 @@ class SPSCQueue(Generic[_T]):
 
         `default` if none came within `timeout` seconds, or the queue is shut down and empty.
         """
-    def _offer(self, item: _T, timeout: float | None) -> bool: ...
-    def _take(self, timeout: float | None, default: Any, spin_wait_ns: int = 0) -> _T | Any: ...
-    def put_nowait(self, item: _T) -> bool:
-        """Put an object without waiting; False if the queue is full or shut down."""
-    def get_nowait(self, default: Any = None) -> _T | Any:
-        """Take the next object if there is one, else `default`."""
-    def clear(self) -> int:
-        """Drop all; tell how many."""
-    def shutdown(self) -> None:
-        """Take nothing more, and wake everybody who waits. What is queued may still be taken."""
-    def __len__(self) -> int: ...
 
-@disjoint_base
-class FastSPSCQueue(Generic[_T]):
+class FastSPSCQueue(ThreadQueue[_T]):
     """A queue between threads whose plain `put` and `get` do not wait.
-
-    Any number of producers and consumers may use it, whatever its name says.
 
     Parameters
     ----------
@@ -446,32 +429,16 @@ class FastSPSCQueue(Generic[_T]):
     """
 
     def __new__(cls, capacity: int = 4096) -> Self: ...
-    def __class_getitem__(cls, key: Any) -> GenericAlias: ...
     @property
     def capacity(self) -> int:
         """The most that it holds."""
     @property
     def size(self) -> int:
         """How many it holds now."""
-    @property
-    def empty(self) -> bool:
-        """Whether it holds none now."""
-    @property
-    def full(self) -> bool:
-        """Whether it has no room now."""
-    @property
-    def closed(self) -> bool:
-        """Whether it was shut down: why a put was refused that found room."""
     def put(self, item: _T) -> bool:
         """Put an object, also None; False if the queue is full or shut down."""
     def get(self) -> _T | None:
         """Take the next object; None if there is none."""
-    def _offer(self, item: _T, timeout: float | None) -> bool: ...
-    def _take(self, timeout: float | None, default: Any, spin_wait_ns: int = 0) -> _T | Any: ...
-    def put_nowait(self, item: _T) -> bool:
-        """`put`, under the name of the other queues."""
-    def get_nowait(self, default: Any = None) -> _T | Any:
-        """Take the next object if there is one, else `default`."""
     def put_wait(self, item: _T, timeout_sec: float | None = 1.0) -> bool:
         """Put an object; wait for room at most `timeout_sec` seconds; None: for ever."""
     def get_wait(self, timeout_sec: float | None = 1.0, default: Any = None) -> _T | Any:
@@ -479,11 +446,6 @@ class FastSPSCQueue(Generic[_T]):
 
         `default` if none came, or the queue is shut down and empty.
         """
-    def clear(self) -> int:
-        """Drop all; tell how many."""
-    def shutdown(self) -> None:
-        """Take nothing more, and wake everybody who waits. What is queued may still be taken."""
-    def __len__(self) -> int: ...
 
 # --- asyncio ---------------------------------------------------------------------------------
 
@@ -650,12 +612,16 @@ class Runtime:
     def send_and_receive(
         self, kernel_id: str, message: Any, *, timeout: float | None = None
     ) -> Awaitable[Any]: ...
+    def _connect(self, from_id: str, to_id: str, allow_cycle: bool) -> None: ...
+    def _disconnect(self, kernel_id: str) -> bool: ...
+    def _connected_to(self, kernel_id: str) -> str | None: ...
     def _dead_letters(
         self, kernel_id: str | None, take: bool
     ) -> list[tuple[str, Any, str, int, bool, float]]: ...
     def _replay(self, kernel_id: str | None) -> int: ...
 
 def _close_all() -> None: ...
+def _join_threads(timeout: float) -> None: ...
 def _after_fork() -> None: ...
 
 # --- workloads.rs ----------------------------------------------------------------------------

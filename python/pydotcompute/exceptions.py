@@ -32,6 +32,7 @@ __all__ = [
     "MessageError",
     "MessageSerializationError",
     "MetalError",
+    "PipelineError",
     "PyDotComputeError",
     "QueueError",
     "QueueFullError",
@@ -181,6 +182,23 @@ class KernelAlreadyExistsError(KernelError):
     def __init__(self, kernel_id: str) -> None:
         self.kernel_id = kernel_id
         super().__init__(f"Kernel '{kernel_id}' is already registered")
+
+
+class PipelineError(KernelError):
+    """Kernels cannot be connected so, or a connected kernel cannot be used so.
+
+    Parameters
+    ----------
+    kernel_id
+        The kernel that is or was to be connected to another one.
+    text
+        What is wrong, and what to do.
+    """
+
+    def __init__(self, kernel_id: str, text: str) -> None:
+        self.kernel_id = kernel_id
+        self.text = text
+        super().__init__(text[:1].upper() + text[1:])
 
 
 # --- messages --------------------------------------------------------------------------------

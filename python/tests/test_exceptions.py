@@ -14,6 +14,7 @@ BASES = [
     (e.KernelStateError, e.KernelError),
     (e.KernelFailedError, e.KernelStateError),
     (e.KernelStoppedError, e.KernelStateError),
+    (e.PipelineError, e.KernelError),
     (e.KernelAlreadyExistsError, e.KernelError),
     (e.MessageError, e.PyDotComputeError),
     (e.MessageSerializationError, e.MessageError),
@@ -112,6 +113,11 @@ MADE = [
         e.KernelStoppedError,
         {"kernel_id": "X", "operation": "send message"},
         "Cannot send message: kernel 'X' was stopped",
+    ),
+    (
+        e.PipelineError,
+        {"kernel_id": "X", "text": "ring kernel 'X' is connected"},
+        "Ring kernel 'X' is connected",
     ),
     (
         e.MSLCompilationError,

@@ -5,6 +5,7 @@ pub(crate) mod handlers;
 pub(crate) mod hop;
 pub(crate) mod idle;
 pub(crate) mod mailbox;
+pub(crate) mod pagerank;
 pub(crate) mod ring;
 pub(crate) mod telemetry;
 pub(crate) mod throughput;

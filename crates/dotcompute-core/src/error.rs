@@ -487,6 +487,8 @@ pub enum ConnectError {
          or let one of them reject or drop"
     )]
     Cycle {
+        /// The kernel to connect.
+        kernel: KernelId,
         /// The cycle.
         path: String,
     },

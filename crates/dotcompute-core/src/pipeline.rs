@@ -109,7 +109,7 @@ impl Pipelines {
     ) -> Result<Diverted, ConnectError> {
         let mut edges = lock(&self.edges);
         if !allow_cycle && let Some(path) = edges.waits_for(from, to) {
-            return Err(ConnectError::Cycle { path });
+            return Err(ConnectError::Cycle { kernel: from.id().clone(), path });
         }
         let diverted = link()?;
         let edge = Edge { from: Arc::downgrade(from), to: Arc::downgrade(to), next: key(&**to) };

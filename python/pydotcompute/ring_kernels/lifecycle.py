@@ -596,6 +596,7 @@ def _at_exit() -> None:
     _native._close_all()
     for runtime in list(_runtimes):
         runtime._shutdown_blocking(2.0)
+    _native._join_threads(2.0)
 
 
 atexit.register(_at_exit)

@@ -16,7 +16,11 @@ from types import TracebackType
 from typing import Any
 
 from pydotcompute import _native
-from pydotcompute.exceptions import KernelAlreadyExistsError, KernelNotFoundError
+from pydotcompute.exceptions import (
+    KernelAlreadyExistsError,
+    KernelNotFoundError,
+    TypeValidationError,
+)
 from pydotcompute.ring_kernels import _loop
 from pydotcompute.ring_kernels.lifecycle import (
     KernelState,
@@ -284,6 +288,67 @@ class RingKernelRuntime(_native.Runtime):
         finally:
             if kernel._stopping or kernel.state is KernelState.TERMINATED:
                 self._forget(kernel)
+
+    def connect(self, from_id: str, to_id: str, *, allow_cycle: bool = False) -> None:
+        """Connect two kernels: the replies of the one go straight into the mailbox of the other.
+
+        They do so without a hop through the event loop, and with the backpressure of the other
+        kernel: where that is to block, the one waits with its reply, and in the end its senders do.
+        Either kernel may run on the event loop or on a thread, and need not be active yet. Replies
+        that wait to be received go first.
+
+        `send_and_receive` to a connected kernel gets the reply of the last one. To `receive` from a
+        connected kernel is an error. If a kernel fails, the asks in it and on the way to it fail,
+        and whoever is connected to it waits until it was restarted, or is terminated. When the
+        other kernel ends or is terminated the one is disconnected, and keeps its replies, for
+        `receive` or for the next kernel that it is connected to. A message that is passed on has
+        the id, the correlation and the priority that the reply has.
+
+        Parameters
+        ----------
+        from_id, to_id
+            The names of the kernels. A kernel is connected to one kernel at most; any number may be
+            connected to one.
+        allow_cycle
+            Whether the kernels may form a cycle in which all wait for room, and so could come to
+            wait for each other for ever.
+
+        Raises
+        ------
+        TypeValidationError
+            If the other kernel's input type does not take the one's output type. Where types were
+            not given, each reply is looked at.
+        PipelineError
+            If the kernel is connected already, or a cycle is not allowed.
+        KernelNotFoundError, KernelStoppedError
+            If there is no such kernel, or it has ended.
+        """
+        kernel, to = self._get(from_id), self._get(to_id)
+        output_type, input_type = kernel._output_type, to._input_type
+        if (
+            isinstance(output_type, type)
+            and isinstance(input_type, type)
+            and not (issubclass(output_type, input_type) or issubclass(input_type, output_type))
+        ):
+            where = f"connection of kernel '{from_id}' to kernel '{to_id}'"
+            raise TypeValidationError(input_type, output_type, where)
+        self._connect(from_id, to_id, allow_cycle)
+
+    def disconnect(self, kernel_id: str) -> bool:
+        """Disconnect a kernel from the next one: its replies are its own again, to be received.
+
+        Asks that are not past it fail with `PipelineError`.
+
+        Returns
+        -------
+        bool
+            Whether it was connected.
+        """
+        return self._disconnect(kernel_id)
+
+    def connected_to(self, kernel_id: str) -> str | None:
+        """The name of the kernel that a kernel is connected to."""
+        return self._connected_to(kernel_id)
 
     def get_kernel_state(self, kernel_id: str) -> KernelState:
         """The state of a kernel."""

@@ -105,6 +105,10 @@ impl Actor {
         &self.id
     }
 
+    pub(super) fn input_type(&self, py: Python<'_>) -> Option<Py<PyAny>> {
+        lock(&self.input_type).as_ref().map(|kind| kind.clone_ref(py))
+    }
+
     pub(super) fn capacity(&self) -> usize {
         self.capacity.get().copied().unwrap_or_default()
     }
@@ -479,6 +483,7 @@ impl Actor {
             ("dropped_newest", books.dropped_newest),
             ("expired", books.expired),
             ("dead_lettered", books.dead_lettered),
+            ("forwarded", books.forwarded),
             ("in_hand", books.in_hand),
             ("queued", books.queued),
             ("rejected", books.rejected),

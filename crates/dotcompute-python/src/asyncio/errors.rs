@@ -4,7 +4,10 @@ use std::fmt;
 use std::sync::Mutex;
 
 use dotcompute::mailbox::sync::lock;
-use dotcompute::{AskError, Fault, KernelState, LaunchError, ReceiveError, SendError, StateError};
+use dotcompute::{
+    AskError, ConnectError, Fault, KernelState, LaunchError, LookupError, ReceiveError, SendError,
+    StateError,
+};
 use pyo3::exceptions::PyBaseException;
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
@@ -185,6 +188,7 @@ pub(super) fn receive(py: Python<'_>, error: ReceiveError, seconds: Option<f64>)
         }
         ReceiveError::Failed { kernel, fault } => failed(py, kernel.as_str(), fault, OPERATION),
         ReceiveError::Stopped { kernel } => stopped(py, kernel.as_str(), OPERATION),
+        ReceiveError::Connected { kernel } => pipeline(py, kernel.as_str(), &error),
         other => raise(py, "KernelError", (other.to_string(),)),
     }
 }
@@ -205,6 +209,25 @@ pub(super) fn ask(
             failed(py, kernel.as_str(), &fault, "receive message")
         }
         AskError::Stopped { kernel } => stopped(py, kernel.as_str(), "receive message"),
+        AskError::Disconnected { ref kernel } => pipeline(py, kernel.as_str(), &error),
+        other => raise(py, "KernelError", (other.to_string(),)),
+    }
+}
+
+fn pipeline(py: Python<'_>, kernel: &str, error: &impl fmt::Display) -> PyErr {
+    raise(py, "PipelineError", (kernel, error.to_string()))
+}
+
+pub(super) fn connect(py: Python<'_>, error: &ConnectError) -> PyErr {
+    match error {
+        // Gone from the core, known to Python: it has ended.
+        ConnectError::Stopped { kernel }
+        | ConnectError::Lookup(LookupError::NotFound { kernel }) => {
+            stopped(py, kernel.as_str(), "connect")
+        }
+        ConnectError::AlreadyConnected { kernel, .. }
+        | ConnectError::WrongType { from: kernel, .. }
+        | ConnectError::Cycle { kernel, .. } => pipeline(py, kernel.as_str(), error),
         other => raise(py, "KernelError", (other.to_string(),)),
     }
 }

@@ -4,8 +4,9 @@ use std::future::Future;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex};
 use std::task::{Context as TaskContext, Poll, Waker};
+use std::time::{Duration, Instant};
 
-use dotcompute::mailbox::sync::lock;
+use dotcompute::mailbox::sync::{AtomicU64, Ordering, lock};
 use dotcompute::mailbox::wait;
 use dotcompute::{BoxError, Context, Executor, KernelId, KernelTask};
 use pyo3::intern;
@@ -16,6 +17,7 @@ use super::context::{ContextCell, ContextHandle, Shared};
 use super::errors::{self, PyFault};
 use super::hub::Hub;
 use super::message::PyMessage;
+use super::operation::duration;
 
 /// Kernels on the event loop that runs on the launching thread, or on a given one.
 pub(crate) struct AsyncioExecutor;
@@ -41,13 +43,59 @@ impl Executor for ThreadExecutor {
 
     fn start(&self, kernel: &KernelId, task: KernelTask) -> Result<(), BoxError> {
         let name = format!("rk-{kernel}").replace('\0', "?");
+        let here = ThreadOfAKernel::enter();
         let body = move || {
+            let _here = here;
             let _running = wait::running();
             wait::block_on(task);
         };
         without_signals(|| std::thread::Builder::new().name(name).spawn(body))?;
         Ok(())
     }
+}
+
+/// How many threads of kernels may run Python code.
+static THREADS: AtomicU64 = AtomicU64::new(0);
+
+/// A thread of a kernel, as long as it may run Python code.
+struct ThreadOfAKernel(());
+
+impl ThreadOfAKernel {
+    fn enter() -> Self {
+        // Relaxed: a count; nothing is published by it.
+        THREADS.fetch_add(1, Ordering::Relaxed);
+        Self(())
+    }
+}
+
+impl Drop for ThreadOfAKernel {
+    fn drop(&mut self) {
+        // SYNC(threads.gone) release: pairs with the acquire in `_join_threads`, which finds the
+        // thread out of the interpreter.
+        THREADS.fetch_sub(1, Ordering::Release);
+    }
+}
+
+/// The child of a fork has none of these threads.
+pub(super) fn forget_threads() {
+    // Relaxed: the calling thread is the only one.
+    THREADS.store(0, Ordering::Relaxed);
+}
+
+/// Waits until no kernel has a thread, at most so many seconds: for the end of the process. A thread
+/// that comes back into an interpreter that is ending, to tell an event loop of its kernel's end,
+/// say, is torn down by it in the middle of Rust code, and that is a crash.
+#[pyfunction]
+pub(super) fn _join_threads(py: Python<'_>, timeout: f64) -> PyResult<()> {
+    let within = duration(Some(timeout))?.unwrap_or_default();
+    let begin = Instant::now();
+    // SYNC(threads.gone) acquire: pairs with the release where a thread ends.
+    py.detach(|| {
+        while THREADS.load(Ordering::Acquire) > 0 && begin.elapsed() < within {
+            std::thread::park_timeout(Duration::from_millis(1));
+        }
+    });
+    Ok(())
 }
 
 /// Calls `f` with all signals blocked, as threads that it starts then have them.

@@ -38,6 +38,7 @@ pub(crate) fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<runtime::NativeRuntime>()?;
     module.add("Awaitable", object::type_of::<awaitable::Awaitable>(module.py())?)?;
     module.add_function(wrap_pyfunction!(hub::_close_all, module)?)?;
+    module.add_function(wrap_pyfunction!(executor::_join_threads, module)?)?;
     module.add_function(wrap_pyfunction!(hub::_after_fork, module)?)?;
     Ok(())
 }

@@ -159,6 +159,43 @@ impl NativeRuntime {
         awaitable::new(slf.py(), Operation::Ask { target, message, timeout, waiting: None })
     }
 
+    /// Connects two kernels; the replies of the one go to the other.
+    fn _connect(
+        &self,
+        from_id: &Bound<'_, PyAny>,
+        to_id: &Bound<'_, PyAny>,
+        allow_cycle: bool,
+    ) -> PyResult<()> {
+        let py = from_id.py();
+        let (from, to) = (self.find(from_id)?, self.find(to_id)?);
+        let (from, to) = (from.get(), to.get());
+        from.kernel(py, "connect")?;
+        to.kernel(py, "connect")?;
+        let core = self.core();
+        let connected = scope(py, || match allow_cycle {
+            false => core.connect(from.id(), to.id()),
+            true => core.connect_allowing_cycle(from.id(), to.id()),
+        });
+        connected.map_err(|error| errors::connect(py, &error))?;
+        from.shared.set_next(&to.shared, to.input_type(py));
+        Ok(())
+    }
+
+    /// Disconnects a kernel from the next one; whether it was connected.
+    fn _disconnect(&self, kernel_id: &Bound<'_, PyAny>) -> PyResult<bool> {
+        let py = kernel_id.py();
+        let actor = self.find(kernel_id)?;
+        let kernel = actor.get().kernel(py, "disconnect")?;
+        Ok(scope(py, || kernel.disconnect()))
+    }
+
+    /// The name of the kernel that a kernel is connected to.
+    fn _connected_to(&self, kernel_id: &Bound<'_, PyAny>) -> PyResult<Option<String>> {
+        let actor = self.find(kernel_id)?;
+        let kernel = actor.get().kernel(kernel_id.py(), "look at")?;
+        Ok(kernel.connected_to().map(|next| next.to_string()))
+    }
+
     /// The dead letters, oldest first, each as a tuple; `take`: they are dead letters no more.
     #[pyo3(signature = (kernel_id, take))]
     fn _dead_letters<'py>(

@@ -146,6 +146,7 @@ fn class_name(class: &Bound<'_, PyType>) -> PyResult<String> {
 }
 
 pub(crate) fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
+    module.add_class::<sync::ThreadQueue>()?;
     module.add_class::<sync::SyncQueue>()?;
     module.add_class::<sync::SpscQueue>()?;
     module.add_class::<sync::FastSpscQueue>()?;
