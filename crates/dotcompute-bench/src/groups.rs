@@ -5,7 +5,7 @@ use crate::load::IDLE;
 use crate::{memory, ours, peers};
 
 /// The groups in the order of the table, each with what it is about.
-pub(crate) const GROUPS: [(&str, &str); 8] = [
+pub(crate) const GROUPS: [(&str, &str); 9] = [
     ("ring", "the typed ring between two threads, 64-byte records"),
     ("mailbox", "the mailbox with bands and books, on one thread"),
     ("ask", "a question and its answer, asker and kernel on one thread"),
