@@ -5,13 +5,14 @@ use crate::load::IDLE;
 use crate::{memory, ours, peers};
 
 /// The groups in the order of the table, each with what it is about.
-pub(crate) const GROUPS: [(&str, &str); 9] = [
+pub(crate) const GROUPS: [(&str, &str); 10] = [
     ("ring", "the typed ring between two threads, 64-byte records"),
     ("mailbox", "the mailbox with bands and books, on one thread"),
     ("ask", "a question and its answer, asker and kernel on one thread"),
     ("throughput", "messages to one kernel on a thread of its own"),
     ("hop", "one message round a ring of 1000 kernels on one thread"),
     ("handlers", "a compiled handler as a kernel on a thread of its own, 64-byte records"),
+    ("pipelines", "kernels connected to kernels"),
     ("telemetry", "what taking times costs a message, sender and kernel on one thread"),
     ("pagerank", "links gone over a second, f32, two threads"),
     ("memory", "idle kernels of capacity 1024, in a child process"),
@@ -370,6 +371,28 @@ pub(crate) const ROWS: &[Row] = &[
         size: Size::Timed,
         ours: ours::handlers::two_kernels,
         other: Other::Side(ours::handlers::one_kernel),
+    },
+    Row {
+        id: "pipelines.hop",
+        what: "one message, per hop, by reply to the connected kernel; one pinned thread",
+        unit: Unit::Nanoseconds,
+        against: "our own kernel that sends to the next",
+        goal: Some(0.9),
+        cores: 1,
+        size: Size::Timed,
+        ours: ours::pipeline::hops,
+        other: Other::Side(ours::hop::hops),
+    },
+    Row {
+        id: "pipelines.stages",
+        what: "records in chunks of 64 through 3 connected kernels to a fourth, a thread each",
+        unit: Unit::MillionPerSecond,
+        against: "crossbeam-channel, a thread each",
+        goal: Some(0.95),
+        cores: 2,
+        size: Size::Timed,
+        ours: ours::pipeline::chunks,
+        other: Other::Side(peers::crossbeam::pipeline),
     },
     Row {
         id: "telemetry.default",

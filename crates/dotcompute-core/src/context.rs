@@ -6,12 +6,13 @@ use std::sync::Arc;
 use std::task::{Context as TaskContext, Poll};
 use std::time::{Duration, Instant};
 
-use dotcompute_mailbox::{Inbox, Outcome, clock, wait};
+use dotcompute_mailbox::{Inbox, Outcome, Times, clock, wait};
 
 use crate::dead_letter::DeadLetterReason;
 use crate::error::{KernelId, LookupError, ReceiveError, Stopped};
 use crate::id::MessageId;
 use crate::kernel::{Address, Cell, Link};
+use crate::lent::LentMessages;
 use crate::message::{AskToken, Envelope, Message, Taken};
 use crate::runtime::Runtime;
 use crate::timer;
@@ -26,15 +27,20 @@ const BUDGET: u32 = 128;
 /// delivered again, as the kernel's [`Restart`](crate::Restart) says.
 #[repr(C)] // In the order of use: what every receive touches lies together.
 pub struct Context<M: Message, R: Message> {
-    inbox: Inbox<Envelope<M>>,
+    pub(crate) inbox: Inbox<Envelope<M>>,
     budget: u32,
     /// The message in hand, if the body took it out of its envelope.
     taken: Option<Taken>,
-    cell: Arc<Cell<M, R>>,
+    pub(crate) cell: Arc<Cell<M, R>>,
     /// Where replies go, if not to the output mailbox, as it was when the word was read.
     link: Option<Arc<Link<R>>>,
     link_word: u32,
+    /// Messages that were handed on to where the kernel runs: see `lent.rs`.
+    pub(crate) lent: LentMessages<M>,
 }
+
+/// Nothing in it is ever pinned, whatever the messages are.
+impl<M: Message, R: Message> Unpin for Context<M, R> {}
 
 impl<M: Message, R: Message> Context<M, R> {
     /// `None` while an earlier context of the kernel is alive.
@@ -46,6 +52,7 @@ impl<M: Message, R: Message> Context<M, R> {
             cell: Arc::clone(cell),
             link: None,
             link_word: 0,
+            lent: LentMessages::default(),
         })
     }
 
@@ -77,8 +84,17 @@ impl<M: Message, R: Message> Context<M, R> {
     /// A message is delivered exactly when the future is ready; nothing is lost before.
     #[inline]
     pub async fn receive(&mut self) -> Result<&M, Stopped> {
-        std::future::poll_fn(|cx| self.poll_receive(cx)).await?;
+        self.next().await?;
         Ok(self.message())
+    }
+
+    /// [`receive`](Self::receive) without a look at the message.
+    #[inline]
+    pub(crate) async fn next(&mut self) -> Result<(), Stopped> {
+        match self.advance() {
+            true => Ok(()),
+            false => std::future::poll_fn(|cx| self.poll_receive(cx)).await,
+        }
     }
 
     /// [`receive`](Self::receive) that gives up after `timeout`. The message before is settled in
@@ -209,7 +225,16 @@ impl<M: Message, R: Message> Context<M, R> {
     /// [`output`](Self::output).
     #[inline]
     pub fn try_send(&mut self, reply: impl Into<Envelope<R>>) -> Result<(), Envelope<R>> {
-        let Some(reply) = self.cell.route(self.in_hand(), reply.into()) else { return Ok(()) };
+        self.try_send_with(self.in_hand(), reply.into())
+    }
+
+    #[inline]
+    pub(crate) fn try_send_with(
+        &mut self,
+        in_hand: Option<(MessageId, Option<AskToken>)>,
+        reply: Envelope<R>,
+    ) -> Result<(), Envelope<R>> {
+        let Some(reply) = self.cell.route(in_hand, reply) else { return Ok(()) };
         self.look_at_link();
         let back = match &self.link {
             None => self.cell.try_output(reply),
@@ -283,7 +308,7 @@ impl<M: Message, R: Message> Context<M, R> {
         self.cell.dead_reply(reply, DeadLetterReason::NoRoom);
     }
 
-    fn stopped(&self) -> Stopped {
+    pub(crate) fn stopped(&self) -> Stopped {
         Stopped { kernel: self.cell.id.clone() }
     }
 
@@ -302,6 +327,34 @@ impl<M: Message, R: Message> Context<M, R> {
             (None, Some(taken)) => Some((taken.id, taken.ask)),
             (None, None) => None,
         }
+    }
+
+    /// Receives the next message if there is nothing else to do: no lock to take, no time to note, no
+    /// destructor to run, nobody's turn, nobody who asked. So it is most of the time while messages
+    /// wait. If false, [`poll_receive`](Self::poll_receive) does the rest.
+    #[inline(always)]
+    fn advance(&mut self) -> bool {
+        if std::mem::needs_drop::<M>()
+            || self.budget == 0
+            || self.inbox.has_times()
+            || !self.inbox.advance()
+        {
+            return false;
+        }
+        self.taken = None;
+        self.budget -= 1;
+        self.inbox.current().is_none_or(|envelope| envelope.ask.is_none()) || self.is_wanted()
+    }
+
+    /// Whether the message that was just delivered is still wanted; if not, it is settled.
+    fn is_wanted(&mut self) -> bool {
+        let asked = self.inbox.current().and_then(|envelope| envelope.ask);
+        let is_wanted = asked.is_none_or(|token| self.cell.ask_received(token));
+        if !is_wanted {
+            // Nobody waits for it any more.
+            drop(self.inbox.settle(Outcome::Expired));
+        }
+        is_wanted
     }
 
     /// [`receive`](Self::receive) in poll form, for executors that wait in a way of their own:
@@ -328,23 +381,24 @@ impl<M: Message, R: Message> Context<M, R> {
                 Poll::Ready(Ok(())) => {}
             }
             self.budget = self.budget.saturating_sub(1);
-            let asked = self.inbox.current().and_then(|envelope| envelope.ask);
-            if asked.is_none_or(|token| self.cell.ask_received(token)) {
-                break;
+            if self.is_wanted() {
+                return Poll::Ready(Ok(()));
             }
-            // Nobody waits for it any more.
-            drop(self.inbox.settle(Outcome::Expired));
         }
-        Poll::Ready(Ok(()))
     }
 
     /// Lets others of the executor run, once in a while. The message in hand is done with, also
     /// while they have their turn.
     #[inline]
     fn poll_turn(&mut self, cx: &mut TaskContext<'_>) -> Poll<()> {
-        if self.budget > 0 {
-            return Poll::Ready(());
+        match self.budget {
+            0 => self.end_turn(cx),
+            _ => Poll::Ready(()),
         }
+    }
+
+    #[cold]
+    fn end_turn(&mut self, cx: &mut TaskContext<'_>) -> Poll<()> {
         self.budget = BUDGET;
         self.settle_sample();
         self.note_in_hand();
@@ -369,9 +423,14 @@ impl<M: Message, R: Message> Context<M, R> {
     #[inline]
     fn settle_sample(&mut self) {
         if let Some(times) = self.inbox.take_times() {
-            let handler_ns = clock::now_ns().saturating_sub(times.delivered_ns);
-            self.cell.telemetry.record(times.queued_ns, handler_ns);
+            self.record(times);
         }
+    }
+
+    #[cold]
+    fn record(&self, times: Times) {
+        let handler_ns = clock::now_ns().saturating_sub(times.delivered_ns);
+        self.cell.telemetry.record(times.queued_ns, handler_ns);
     }
 }
 
@@ -380,6 +439,9 @@ impl<M: Message, R: Message> Drop for Context<M, R> {
         self.settle_sample();
         if let Some(taken) = self.taken {
             self.cell.set_taken(taken);
+        }
+        if !self.lent.is_empty() {
+            self.cell.set_lent(std::mem::take(&mut self.lent));
         }
     }
 }

@@ -31,6 +31,20 @@ pub struct Times {
     pub delivered_ns: u64,
 }
 
+impl Times {
+    /// Those of a message that was admitted at `stamp`, if not 0, and is delivered now.
+    #[inline]
+    pub(crate) fn since(stamp: u64) -> Option<Self> {
+        if stamp == 0 { None } else { Some(Self::taken(stamp)) }
+    }
+
+    #[cold]
+    fn taken(stamp: u64) -> Self {
+        let delivered_ns = now_ns();
+        Self { queued_ns: delivered_ns.saturating_sub(stamp), delivered_ns }
+    }
+}
+
 /// The unique receiving end of a [`Mailbox`] for a kernel, made by [`Mailbox::inbox`].
 ///
 /// One message at a time is *in hand*: it counts as neither queued nor processed until it is
@@ -44,12 +58,12 @@ pub struct Times {
 /// Dropping the inbox leaves a message in hand where it is: the mailbox's next inbox has it in hand
 /// again.
 pub struct Inbox<T> {
-    mailbox: Arc<Mailbox<T>>,
-    end: End<T>,
+    pub(crate) mailbox: Arc<Mailbox<T>>,
+    pub(crate) end: End<T>,
 }
 
 /// The inbox apart from its mailbox, so that this can be locked while the rest changes.
-struct End<T> {
+pub(crate) struct End<T> {
     /// The message in hand: its slot and band.
     hand: Option<(SlotPtr<T>, Band)>,
     /// What may be taken without the lock, if any: the first slot, its band, and how many.
@@ -59,7 +73,7 @@ struct End<T> {
     /// Of the message in hand, if they were taken.
     times: Option<Times>,
     /// Where it waits, while it does.
-    place: Option<Place>,
+    pub(crate) place: Option<Place>,
 }
 
 // SAFETY: the end hands `T` by value and by `&mut` to whoever has it. Its slots are kept alive by
@@ -100,13 +114,32 @@ impl<T> Inbox<T> {
     /// A message is received exactly when this returns ready; waiting can be given up at any time.
     #[inline]
     pub fn poll_next(&mut self, context: &mut Context<'_>) -> Poll<Result<(), Closed>> {
-        let Self { mailbox, end } = self;
-        if end.advance(mailbox) {
-            return Poll::Ready(Ok(()));
+        match self.advance() {
+            true => Poll::Ready(Ok(())),
+            false => self.poll_locked(context),
         }
+    }
+
+    /// Settles the message in hand as processed and receives the next one, if that takes no lock:
+    /// what most receives do while messages wait. If false, nothing has changed, but the value in
+    /// hand is dropped: [`poll_next`](Self::poll_next) does the rest.
+    ///
+    /// # Panics
+    ///
+    /// As [`poll_next`](Self::poll_next).
+    #[inline(always)]
+    pub fn advance(&mut self) -> bool {
+        self.end.advance(&self.mailbox)
+    }
+
+    /// Apart, so that the rest can be inlined.
+    #[inline(never)]
+    fn poll_locked(&mut self, context: &mut Context<'_>) -> Poll<Result<(), Closed>> {
+        let Self { mailbox, end } = self;
         let mut wakes = Wakes::default();
         let mut locked = mailbox.lock();
         let outcome = end.receive(&mut locked, &mut wakes);
+        locked.set_awaited(outcome == Err(TryReceiveError::Empty), &mut wakes);
         locked.finish_receive(outcome, &mut end.place, context, &mut wakes)
     }
 
@@ -128,7 +161,9 @@ impl<T> Inbox<T> {
         }
         let mut wakes = Wakes::default();
         let mut locked = mailbox.lock();
-        end.receive(&mut locked, &mut wakes)
+        let outcome = end.receive(&mut locked, &mut wakes);
+        locked.set_awaited(outcome == Err(TryReceiveError::Empty), &mut wakes);
+        outcome
     }
 
     /// The message in hand, if there is one and its value was not taken.
@@ -161,6 +196,12 @@ impl<T> Inbox<T> {
     #[inline]
     pub fn take_times(&mut self) -> Option<Times> {
         self.end.times.take()
+    }
+
+    /// Whether [`take_times`](Self::take_times) has something to tell.
+    #[inline]
+    pub fn has_times(&self) -> bool {
+        self.end.times.is_some()
     }
 
     /// How many messages can be received at once without the lock. A hint: the mailbox may take
@@ -217,10 +258,14 @@ impl<T> End<T> {
     }
 
     /// Receives the next message of the window, without the lock; false if that cannot be.
-    #[inline]
+    #[inline(always)]
     fn advance(&mut self, mailbox: &Mailbox<T>) -> bool {
         // First, and without the lock: a destructor that panics leaves its own message in hand.
-        drop(self.take());
+        // A value without one is left where it is: its slot then is only read here, and its lines
+        // need not come back from this core for the next value.
+        if std::mem::needs_drop::<T>() {
+            drop(self.take());
+        }
         let Some((slot, band, left)) = self.ahead else { return false };
         let Some(progress) = mailbox.cursor().advance(self.progress) else { return false };
         self.progress = progress;
@@ -260,7 +305,7 @@ impl<T> End<T> {
 
     /// Ends the window and the message in hand; its outcome has been counted.
     #[inline]
-    fn settle_hand(&mut self, locked: &mut Locked<'_, T>) {
+    pub(crate) fn settle_hand(&mut self, locked: &mut Locked<'_, T>) {
         locked.observe();
         locked.bands.close_window(false);
         self.set_progress(locked, self.progress.settled());
@@ -281,10 +326,7 @@ impl<T> End<T> {
         self.hand = Some((slot, band));
         // SAFETY: the slot in hand is the inbox's alone, and the inbox keeps the mailbox alive.
         let stamp = unsafe { slot.take_stamp() };
-        self.times = (stamp != 0).then(|| {
-            let delivered_ns = now_ns();
-            Times { queued_ns: delivered_ns.saturating_sub(stamp), delivered_ns }
-        });
+        self.times = Times::since(stamp);
     }
 }
 
