@@ -323,7 +323,7 @@ pub(crate) const ROWS: &[Row] = &[
         against: "crossbeam-channel bounded, 4 threads to 1",
         goal: Some(1.0),
         cores: 2,
-        size: Size::Timed,
+        size: Size::Scheduled,
         ours: ours::throughput::senders,
         other: Other::Side(peers::crossbeam::senders),
     },
