@@ -328,6 +328,17 @@ pub(crate) const ROWS: &[Row] = &[
         other: Other::Side(peers::crossbeam::senders),
     },
     Row {
+        id: "throughput.senders_one_core",
+        what: "the same with all threads pinned to one core, where none contend",
+        unit: Unit::MillionPerSecond,
+        against: "crossbeam-channel bounded, 4 threads to 1",
+        goal: Some(1.0),
+        cores: 1,
+        size: Size::Scheduled,
+        ours: ours::throughput::senders_one_core,
+        other: Other::Side(peers::crossbeam::senders_one_core),
+    },
+    Row {
         id: "hop.tokio",
         what: "one message, per hop, async kernels; one pinned thread, tokio current_thread",
         unit: Unit::Nanoseconds,
