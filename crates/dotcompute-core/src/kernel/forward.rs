@@ -49,7 +49,7 @@ impl<M: Message, R: Message> Cell<M, R> {
         let band = Band::from_priority(reply.priority);
         match to.mailbox().offer(band, reply) {
             Ok(admission) => {
-                Telemetry::count(&self.forwarded);
+                Telemetry::count(self.forwarded());
                 admitted(to, admission);
                 None
             }
@@ -211,7 +211,10 @@ impl<M: Message, R: Message> Cell<M, R> {
         let mut link = lock(&self.link);
         let taken = link.take_if(|present| wanted(present))?;
         self.note_link(false);
-        self.replies.reopen();
+        // Where others share the output, an ended kernel leaves it as it is.
+        if self.output.is_none() || !self.has_ended() {
+            self.replies.reopen();
+        }
         Some(taken)
     }
 }
@@ -242,7 +245,7 @@ impl<M: Message, R: Message> Forwarding<'_, M, R> {
 
     fn count(&self, sent: Sent<R>) -> Forwarded<R> {
         let admission = sent?;
-        Telemetry::count(&self.cell.forwarded);
+        Telemetry::count(self.cell.forwarded());
         admitted(self.to, admission);
         Ok(())
     }
