@@ -354,7 +354,7 @@ pub(crate) const ROWS: &[Row] = &[
         what: "one message, per hop, by reply to the connected kernel; one pinned thread",
         unit: Unit::Nanoseconds,
         against: "our own kernel that sends to the next",
-        goal: Some(0.9),
+        goal: Some(1.1),
         cores: 1,
         size: Size::Timed,
         ours: ours::pipeline::hops,
