@@ -31,14 +31,14 @@ use crate::error::{Closed, ReceiveError, SendError, TryReceiveError, TrySendErro
 use crate::inbox::{Inbox, Outcome};
 use crate::lend::Awaited;
 #[cfg(not(loom))]
-use crate::lock::{Guard, Lock, lock};
+use crate::lock::{Guard, Lock};
 use crate::receive::{Receive, ReceiveBatch, ReceiveOwned};
 use crate::receivers::{Place, Receivers};
-use crate::send::Send;
+use crate::send::{Begun, Blocked, Send};
 // The models of the mailbox use the model checker's own mutex: it knows how that waits, and need not
 // explore each retry. The lock has a model of its own.
 #[cfg(loom)]
-use crate::sync::{Mutex as Lock, MutexGuard as Guard, lock};
+use crate::sync::{Mutex as Lock, MutexGuard as Guard};
 use crate::wait::block_on_until;
 use crate::wait_list::{Key, WaitList, Wakes};
 use std::collections::VecDeque;
@@ -289,6 +289,29 @@ impl<T> Mailbox<T> {
     /// future was not polled again), or drops it; it holds no one up.
     pub fn send(&self, band: Band, value: T) -> Send<'_, T> {
         Send::new(self, band, value)
+    }
+
+    /// The first poll of a [`send`](Self::send), for futures that do not want to hold the message
+    /// until then: sends, or waits in line for room, under one lock. `context`'s task is woken when
+    /// a send that waits has ended.
+    #[inline]
+    pub fn begin_send(&self, band: Band, value: T, context: &Context<'_>) -> Begun<'_, T> {
+        let mut wakes = Wakes::default();
+        let mut locked = self.lock();
+        Begun::Ended(match locked.offer(band, value, &mut wakes) {
+            Ok(admission) => Ok(admission),
+            Err(TrySendError::Closed(value)) => Err(SendError::Closed(value)),
+            Err(TrySendError::Full(value)) if self.backpressure == Backpressure::Block => {
+                match locked.block(band, value, context, &mut wakes) {
+                    None => Ok(Admission::Accepted),
+                    Some(key) => return Begun::Blocked(Blocked::new(self, key)),
+                }
+            }
+            Err(TrySendError::Full(value)) => {
+                locked.rejected += 1;
+                Err(SendError::Full(value))
+            }
+        })
     }
 
     /// [`send`](Self::send) on the calling thread, which sleeps while it waits, at most until
@@ -656,7 +679,11 @@ impl<T> Mailbox<T> {
 
     #[inline]
     pub(crate) fn lock(&self) -> Locked<'_, T> {
-        Locked { mailbox: self, state: lock(&self.state) }
+        #[cfg(not(loom))]
+        let state = self.state.lock();
+        #[cfg(loom)]
+        let state = crate::sync::lock(&self.state);
+        Locked { mailbox: self, state }
     }
 
     #[inline]

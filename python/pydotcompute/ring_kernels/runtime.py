@@ -13,7 +13,7 @@ import time
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any
+from typing import Any, Literal
 
 from pydotcompute import _native
 from pydotcompute.exceptions import (
@@ -211,6 +211,8 @@ class RingKernelRuntime(_native.Runtime):
         output_type: type | None = None,
         restart: Restart | str | None = None,
         state: Any = None,
+        executor: Literal["process"] | None = None,
+        window: int = 1,
     ) -> RingKernel[Any, Any]:
         """Make a kernel; it is LAUNCHED then, and waits to be activated.
 
@@ -228,6 +230,9 @@ class RingKernelRuntime(_native.Runtime):
             Whether and how it is started again after a fault: "on_fault", "always", or a `Restart`.
         state
             What the state of a compiled handler is at first: see `RingKernel`.
+        executor, window
+            "process": in a process of its own, and how many messages that is handed at a time: see
+            `RingKernel`.
 
         Raises
         ------
@@ -260,6 +265,8 @@ class RingKernelRuntime(_native.Runtime):
             output_type=output_type if output_type is not None else settings.get("output_type"),
             restart=restart,
             state=state,
+            executor=executor,
+            window=window,
         )
         self._begin()
         kernel._launch_in(self)

@@ -1,11 +1,14 @@
 //! Handles for sending only.
 
+use std::collections::VecDeque;
 use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
 use super::KernelRef;
-use super::send::{Accept, send, send_blocking};
+use super::send::{
+    Accept, send, send_batch, send_batch_blocking, send_blocking, send_until, try_send_batch,
+};
 use crate::error::{KernelId, SendError};
 use crate::message::{Envelope, Message};
 use crate::timer;
@@ -37,7 +40,7 @@ impl<M: Message> Address<M> {
         &self,
         message: impl Into<Envelope<M>>,
     ) -> impl Future<Output = Result<(), SendError<M>>> {
-        send(&*self.to, message, None)
+        send(&*self.to, message)
     }
 
     /// As [`KernelRef::send_timeout`].
@@ -50,7 +53,7 @@ impl<M: Message> Address<M> {
         message: impl Into<Envelope<M>>,
         timeout: Duration,
     ) -> Result<(), SendError<M>> {
-        send(&*self.to, message, timer::after(timeout)).await
+        send_until(&*self.to, message, timer::after(timeout)).await
     }
 
     /// As [`KernelRef::try_send`].
@@ -73,6 +76,47 @@ impl<M: Message> Address<M> {
         timeout: Option<Duration>,
     ) -> Result<(), SendError<M>> {
         send_blocking(&*self.to, message.into(), timeout.and_then(timer::after))
+    }
+
+    /// As [`KernelRef::try_send_batch`].
+    ///
+    /// # Errors
+    ///
+    /// As there.
+    pub fn try_send_batch(
+        &self,
+        messages: &mut VecDeque<Envelope<M>>,
+    ) -> Result<usize, SendError<M>> {
+        try_send_batch(&*self.to, messages)
+    }
+
+    /// As [`KernelRef::send_batch`].
+    ///
+    /// # Errors
+    ///
+    /// As there.
+    ///
+    /// # Cancel safety
+    ///
+    /// As there.
+    pub async fn send_batch(
+        &self,
+        messages: &mut VecDeque<Envelope<M>>,
+    ) -> Result<(), SendError<M>> {
+        send_batch(&*self.to, messages).await
+    }
+
+    /// As [`KernelRef::send_batch_blocking`].
+    ///
+    /// # Errors
+    ///
+    /// As there.
+    pub fn send_batch_blocking(
+        &self,
+        messages: &mut VecDeque<Envelope<M>>,
+        timeout: Option<Duration>,
+    ) -> Result<(), SendError<M>> {
+        send_batch_blocking(&*self.to, messages, timeout.and_then(timer::after))
     }
 }
 

@@ -35,6 +35,11 @@ impl<M: Message, R: Message> Cell<M, R> {
         }
     }
 
+    /// The kernel that this one is connected to.
+    pub(crate) fn next(&self) -> Option<Arc<dyn Accept<R>>> {
+        self.link().map(|link| Arc::clone(&link.to))
+    }
+
     /// The link as it is once whoever changes it now has done so.
     fn settled_link(&self) -> (u32, Option<Arc<Link<R>>>) {
         let link = lock(&self.link);
@@ -43,8 +48,11 @@ impl<M: Message, R: Message> Cell<M, R> {
 
     /// Forwards a reply as far as that takes no waiting; else it comes back, for
     /// [`forward`](Self::forward).
-    pub(crate) fn try_forward(&self, link: &Link<R>, reply: Envelope<R>) -> Option<Envelope<R>> {
-        let to = &*link.to;
+    pub(crate) fn try_forward(
+        &self,
+        to: &dyn Accept<R>,
+        reply: Envelope<R>,
+    ) -> Option<Envelope<R>> {
         let reply = self.hand_over(to, reply)?;
         let band = Band::from_priority(reply.priority);
         match to.mailbox().offer(band, reply) {
@@ -135,7 +143,7 @@ impl<M: Message, R: Message> Cell<M, R> {
     /// The reply answers an ask that waits elsewhere, if this is the kernel that is to answer it;
     /// otherwise the way to that one is cut, and the ask fails.
     pub(super) fn answer_elsewhere(&self, reply: Envelope<R>) {
-        let origin = reply.ask.and_then(|token| lock(&self.asks).hand_over(token));
+        let origin = reply.ask.and_then(|token| self.asks.lock().hand_over(token));
         let Some(origin) = origin else {
             self.dead_reply(reply, DeadLetterReason::LateReply);
             return;
@@ -156,7 +164,7 @@ impl<M: Message, R: Message> Cell<M, R> {
     #[inline]
     fn hand_over(&self, to: &dyn Accept<R>, mut reply: Envelope<R>) -> Option<Envelope<R>> {
         let Some(token) = reply.ask else { return Some(reply) };
-        let origin = lock(&self.asks).hand_over(token);
+        let origin = self.asks.lock().hand_over(token);
         reply.ask = origin.and_then(|origin| to.relay(reply.id, origin));
         self.unless_late(reply)
     }
@@ -164,7 +172,7 @@ impl<M: Message, R: Message> Cell<M, R> {
     /// The reply was not accepted there: undoes [`hand_over`](Self::hand_over).
     fn take_back(&self, to: &dyn Accept<R>, mut reply: Envelope<R>) -> Option<Envelope<R>> {
         let Some(token) = reply.ask else { return Some(reply) };
-        let passed = to.take_back(token).map(|origin| lock(&self.asks).pass(reply.id, origin));
+        let passed = to.take_back(token).map(|origin| self.asks.lock().pass(reply.id, origin));
         reply.ask = match passed {
             Some(Ok(token)) => Some(token),
             Some(Err(tell)) => {
@@ -211,7 +219,10 @@ impl<M: Message, R: Message> Cell<M, R> {
         let mut link = lock(&self.link);
         let taken = link.take_if(|present| wanted(present))?;
         self.note_link(false);
-        self.replies.reopen();
+        // Where others share the output, an ended kernel leaves it as it is.
+        if self.output.is_none() || !self.has_ended() {
+            self.replies.reopen();
+        }
         Some(taken)
     }
 }

@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use dotcompute::mailbox::sync::{AtomicBool, Ordering, lock};
 use dotcompute::{
-    Backpressure, Envelope, FaultKind, KernelRef, Restart, RestartPolicy, Runtime, SendError,
-    Terminate, Termination,
+    Backpressure, Envelope, FaultKind, KernelBuilder, KernelRef, Restart, RestartPolicy, Runtime,
+    SendError, Terminate, Termination,
 };
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
@@ -28,11 +28,13 @@ pub(super) type Kernel = KernelRef<PyMessage, PyMessage>;
 
 /// A core runtime with the executors of Python.
 pub(super) fn core_runtime() -> Runtime {
-    Runtime::builder()
+    let builder = Runtime::builder()
         .name("pydotcompute")
         .executor(Arc::new(AsyncioExecutor))
-        .executor(Arc::new(ThreadExecutor))
-        .build()
+        .executor(Arc::new(ThreadExecutor));
+    #[cfg(target_os = "linux")]
+    let builder = builder.executor(dotcompute::process::executor());
+    builder.build()
 }
 
 /// See the module.
@@ -153,6 +155,62 @@ fn backpressure_of(name: &str) -> PyResult<Backpressure> {
     })
 }
 
+/// What can be said about a kernel of any kind at its launch.
+pub(super) struct Settings {
+    capacity: usize,
+    reply_capacity: usize,
+    backpressure: Backpressure,
+    exact_priority: bool,
+    restart: Restart,
+}
+
+impl Settings {
+    pub(super) fn new(
+        capacity: usize,
+        reply_capacity: usize,
+        backpressure: &str,
+        exact_priority: bool,
+        restart: Option<&Bound<'_, PyAny>>,
+    ) -> PyResult<Self> {
+        let (backpressure, restart) = (backpressure_of(backpressure)?, restart_of(restart)?);
+        Ok(Self { capacity, reply_capacity, backpressure, exact_priority, restart })
+    }
+
+    pub(super) fn apply<'a>(&self, builder: KernelBuilder<'a>) -> KernelBuilder<'a> {
+        builder
+            .capacity(self.capacity)
+            .reply_capacity(self.reply_capacity)
+            .backpressure(self.backpressure)
+            .exact_priority(self.exact_priority)
+            .restart(self.restart)
+            .watchdog(None)
+    }
+}
+
+impl Actor {
+    /// Notes the types of messages and replies, before the launch.
+    pub(super) fn prepare(
+        &self,
+        py: Python<'_>,
+        input_type: Option<Py<PyAny>>,
+        output_type: Option<Py<PyAny>>,
+    ) -> PyResult<()> {
+        if self.kernel.get().is_some() {
+            return Err(errors::wrong_state(py, &self.id, self.state(), "launch"));
+        }
+        // Relaxed: before the kernel is launched.
+        self.typed.store(input_type.is_some(), Ordering::Relaxed);
+        *lock(&self.input_type) = input_type;
+        self.shared.set_output_type(output_type);
+        Ok(())
+    }
+
+    pub(super) fn launched(&self, kernel: Kernel, capacity: usize) {
+        let _ = self.capacity.set(capacity);
+        let _ = self.kernel.set(kernel);
+    }
+}
+
 impl Drop for Actor {
     fn drop(&mut self) {
         // Nobody can ask for it any more.
@@ -220,7 +278,7 @@ impl Actor {
     /// Launches the kernel in `runtime`.
     #[expect(clippy::too_many_arguments, reason = "called once, from the Python half, by name")]
     #[pyo3(signature = (runtime, start, *, threaded, capacity, reply_capacity, backpressure,
-                        exact_priority, restart, input_type, output_type))]
+                        exact_priority, restart, input_type, output_type, far_side=false))]
     fn _launch(
         &self,
         py: Python<'_>,
@@ -234,38 +292,32 @@ impl Actor {
         restart: Option<&Bound<'_, PyAny>>,
         input_type: Option<Py<PyAny>>,
         output_type: Option<Py<PyAny>>,
+        far_side: bool,
     ) -> PyResult<()> {
-        let restart = restart_of(restart)?;
-        let backpressure = backpressure_of(backpressure)?;
-        if self.kernel.get().is_some() {
-            return Err(errors::wrong_state(py, &self.id, self.state(), "launch"));
+        let settings =
+            Settings::new(capacity, reply_capacity, backpressure, exact_priority, restart)?;
+        self.prepare(py, input_type, output_type)?;
+        if far_side {
+            // Those who ask are in the parent, which finds their asks by the ids of replies.
+            self.shared.set_asked();
         }
-        // Relaxed: before the kernel is launched.
-        self.typed.store(input_type.is_some(), Ordering::Relaxed);
-        *lock(&self.input_type) = input_type;
-        self.shared.set_output_type(output_type);
         let core = runtime.core();
         let shared = Arc::clone(&self.shared);
         let spec = Arc::new(Spec { start, kernel: Mutex::new(None), shared, threaded });
         let body = Arc::clone(&spec);
         let launched = scope(py, || {
-            core.kernel(self.id.as_str())
+            let builder = settings.apply(core.kernel(self.id.as_str()));
+            let builder = if far_side { builder.keep_replies() } else { builder };
+            builder
                 .executor(if threaded { "thread" } else { "asyncio" })
-                .capacity(capacity)
-                .reply_capacity(reply_capacity)
-                .backpressure(backpressure)
-                .exact_priority(exact_priority)
-                .restart(restart)
-                .watchdog(None)
                 .launch(move |context| ActorRun::new(Arc::clone(&body), context))
         });
         let kernel = match launched {
             Ok(kernel) => kernel,
             Err(error) => return Err(errors::launch(py, &error)),
         };
-        let _ = self.capacity.set(capacity);
         *lock(&spec.kernel) = Some(kernel.clone());
-        let _ = self.kernel.set(kernel);
+        self.launched(kernel, capacity);
         Ok(())
     }
 
