@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::future::Future;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::task::{Context as TaskContext, Poll};
 use std::time::{Duration, Instant};
 
@@ -14,7 +14,7 @@ use crate::id::MessageId;
 use crate::kernel::{Accept, Address, Cell};
 use crate::lent::LentMessages;
 use crate::message::{AskToken, Envelope, Message, Taken};
-use crate::runtime::Runtime;
+use crate::runtime::{Runtime, Shared};
 use crate::timer;
 
 /// How many messages a kernel receives in one go before it lets others of its executor run.
@@ -269,6 +269,10 @@ impl<M: Message, R: Message> Context<M, R> {
     /// The runtime that this kernel lives in; `None` once it is gone.
     pub fn runtime(&self) -> Option<Runtime> {
         self.cell.runtime.upgrade().map(Runtime::from_shared)
+    }
+
+    pub(crate) fn weak_runtime(&self) -> Weak<Shared> {
+        Weak::clone(&self.cell.runtime)
     }
 
     /// The address of another kernel that takes `N`, by its name.
