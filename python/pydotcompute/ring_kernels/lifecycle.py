@@ -530,6 +530,9 @@ class RingKernel(_native.Actor, Generic[In, Out]):
         captured = (self._captured or contextvars.copy_context()).copy()
         result = captured.run(self._kernel_func, context)
         if not inspect.isawaitable(result):
+            if inspect.isgenerator(result) or inspect.isasyncgen(result):
+                # Nothing of it has run, and nobody would drive it.
+                raise TypeError(f"the function of kernel {self.kernel_id!r} must not yield")
             return None
         coroutine: Coroutine[Any, Any, Any]
         coroutine = result if asyncio.iscoroutine(result) else _await(result)
