@@ -363,7 +363,6 @@ const DOOMED: &str = "DOTCOMPUTE_TEST_DOOMED";
 
 /// No test by itself: launches a kernel, says which process runs it, and waits to be killed.
 #[test]
-#[expect(clippy::print_stdout, reason = "how it says so")]
 fn doomed_parent() {
     if std::env::var_os(DOOMED).is_none() {
         return;
