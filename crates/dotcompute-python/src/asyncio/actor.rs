@@ -150,8 +150,8 @@ impl Actor {
         fault.map_or(Ok(()), |fault| errors::traverse(&fault, &visit))
     }
 
-    fn __clear__(&self) {
-        self.held.clear();
+    fn __clear__(&self, py: Python<'_>) {
+        self.held.clear(py);
         if let Some(fault) = self.kernel.get().and_then(Kernel::fault) {
             errors::clear(&fault);
         }

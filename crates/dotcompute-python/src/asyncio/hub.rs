@@ -20,6 +20,7 @@ use pyo3::exceptions::PyRuntimeError;
 use pyo3::types::PyDict;
 use pyo3::{ffi, intern, prelude::*};
 
+use super::attached::Attached;
 use super::executor::without_signals;
 use super::held::Held;
 use super::python::names;
@@ -52,7 +53,9 @@ pub(crate) struct Hub {
     event_loop: Py<PyAny>,
     thread: Mutex<ThreadId>,
     state: Mutex<State>,
-    spares: Mutex<Vec<Py<PyAny>>>,
+    spares: Attached<Vec<Py<PyAny>>>,
+    /// A hint, to spare the lock: whether there is something on the list.
+    has_ready: AtomicBool,
     depth: AtomicU32,
     helped: AtomicU32,
     closed: AtomicBool,
@@ -151,7 +154,8 @@ impl Hub {
                 exit: None,
                 drain: None,
             }),
-            spares: Mutex::default(),
+            spares: Attached::default(),
+            has_ready: AtomicBool::new(false),
             depth: AtomicU32::new(0),
             helped: AtomicU32::new(0),
             closed: AtomicBool::new(false),
@@ -188,6 +192,8 @@ impl Hub {
                 return;
             }
             state.ready.push_back(ready);
+            // Relaxed: written under the lock, and whoever misses it does not miss the drain.
+            self.has_ready.store(true, Ordering::Relaxed);
             !std::mem::replace(&mut state.scheduled, true)
         };
         if schedule && let Some(hub) = schedule_later(Arc::clone(self)) {
@@ -251,8 +257,17 @@ impl Hub {
         outcome
     }
 
+    #[inline]
     fn next(&self) -> Option<Ready> {
-        lock(&self.state).ready.pop_front()
+        // Relaxed: as in `push`.
+        if !self.has_ready.load(Ordering::Relaxed) {
+            return None;
+        }
+        let mut state = lock(&self.state);
+        let ready = state.ready.pop_front();
+        // Relaxed: as in `push`.
+        self.has_ready.store(!state.ready.is_empty(), Ordering::Relaxed);
+        ready
     }
 
     #[inline]
@@ -271,7 +286,7 @@ impl Hub {
         // Relaxed: only the thread that runs the loop uses them.
         if self.depth.load(Ordering::Relaxed) >= DEPTH
             || self.helped.load(Ordering::Relaxed) >= HELPS
-            || lock(&self.state).ready.is_empty()
+            || !self.has_ready.load(Ordering::Relaxed)
         {
             return false;
         }
@@ -321,7 +336,7 @@ impl Hub {
         py: Python<'_>,
         event_loop: &Bound<'_, PyAny>,
     ) -> PyResult<Py<PyAny>> {
-        let spare = lock(&self.spares).pop();
+        let spare = self.spares.with(py, Vec::pop);
         match spare {
             Some(spare) => Ok(spare),
             None => waiter::new(py, self, event_loop.clone().unbind()),
@@ -329,11 +344,15 @@ impl Hub {
     }
 
     /// Takes back a waiter that nobody refers to any more.
-    pub(super) fn keep_spare(&self, waiter: Py<PyAny>) {
-        let mut spares = lock(&self.spares);
-        if spares.len() < SPARES && !self.is_closed() {
-            spares.push(waiter);
-        }
+    pub(super) fn keep_spare(&self, py: Python<'_>, waiter: Py<PyAny>) {
+        let over = self.spares.with(py, |spares| {
+            if spares.len() < SPARES && !self.is_closed() {
+                spares.push(waiter);
+                return None;
+            }
+            Some(waiter)
+        });
+        drop(over);
     }
 
     /// The callback's turn comes with the loop's own list.
@@ -396,13 +415,13 @@ impl Hub {
             (jobs, std::mem::take(&mut state.ready), state.drain.take())
         };
         lock(&HUBS).retain(|hub| !Arc::ptr_eq(hub, self));
-        let spares = std::mem::take(&mut *lock(&self.spares));
+        let spares = self.spares.with(py, std::mem::take);
         scope(py, || {
             for job in jobs.into_values() {
                 job.abandon();
             }
         });
-        self.held.clear();
+        self.held.clear(py);
         drop((ready, drain, spares));
     }
 }

@@ -234,7 +234,7 @@ fn poll_send(
     actor.check_input(message)?;
     let kernel = actor.kernel(py, "send message")?;
     let envelope =
-        if actor.shared.is_asked() { full_envelope(message) } else { plain_envelope(message) };
+        if actor.shared.is_asked() { full_envelope(message)? } else { plain_envelope(message)? };
     if !wait {
         return match scope(py, || kernel.offer(envelope)) {
             Ok(None) => Ok(Poll::Ready(py.None())),
@@ -335,7 +335,7 @@ fn ask(
     actor.check_input(message)?;
     let kernel = actor.kernel(py, "send message")?.clone();
     actor.shared.set_asked();
-    let envelope = full_envelope(message);
+    let envelope = full_envelope(message)?;
     let within = duration(timeout)?;
     let capacity = actor.capacity();
     Ok(Box::pin(async move {

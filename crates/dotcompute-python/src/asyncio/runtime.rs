@@ -71,8 +71,8 @@ impl NativeRuntime {
         self.held.traverse(&visit)
     }
 
-    fn __clear__(&self) {
-        self.held.clear();
+    fn __clear__(&self, py: Python<'_>) {
+        self.held.clear(py);
     }
 
     /// The kernels by their ids.

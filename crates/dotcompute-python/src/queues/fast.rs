@@ -11,10 +11,10 @@ use super::line::Try;
 use super::timeout::Timeout;
 use super::waiting::{self, Queue};
 use super::{
-    Item, band_counts, class_name, clear, full_error, mailbox, maxsize, priority_of, timeout_error,
-    traverse,
+    Item, band_counts, class_name, clear, full_error, mailbox, maxsize, timeout_error, traverse,
 };
 use crate::asyncio::Held;
+use crate::message::priority_of;
 
 /// A queue for asyncio with four priority bands, each in the order of arrival.
 #[pyclass(
@@ -189,8 +189,8 @@ impl FastMessageQueue {
         traverse(&self.mailbox, visit)
     }
 
-    fn __clear__(&self) {
-        self.held.clear();
+    fn __clear__(&self, py: Python<'_>) {
+        self.held.clear(py);
         clear(&self.mailbox);
     }
 }
