@@ -1,7 +1,7 @@
 """A streaming pipeline of three stages: parse, smooth, find peaks.
 
-Each stage is a kernel, and a small task moves what one puts out to the next. The queues are short:
-where a stage is slow, the ones before it wait, up to the source.
+Each stage is a kernel, connected to the next: its replies go straight into the queue of that. The
+queues are short: where a stage is slow, the ones before it wait, up to the source.
 
 Run: python examples/python/03_pipeline.py
 """
@@ -66,10 +66,8 @@ async def main() -> None:
             short = RingKernelConfig(name, input_queue_size=16, output_queue_size=16)
             await runtime.launch(name, stage, config=short)
             await runtime.activate(name)
-
-        async def move(source: str, target: str) -> None:
-            for _ in range(COUNT):
-                await runtime.send(target, await runtime.receive(source))
+        runtime.connect("parse", "smooth")
+        runtime.connect("smooth", "find_peaks")
 
         async def feed() -> None:
             for place in range(COUNT):
@@ -78,10 +76,11 @@ async def main() -> None:
 
         async with asyncio.TaskGroup() as group:
             group.create_task(feed())
-            group.create_task(move("parse", "smooth"))
-            group.create_task(move("smooth", "find_peaks"))
             while not peaks or not peaks[-1].last:
                 peaks.append(await runtime.receive("find_peaks"))
+        # An ask of the first stage is answered by the last one.
+        answer = await runtime.send_and_receive("parse", Line(text=f"{COUNT},500"), timeout=5)
+        assert answer.place == COUNT
 
     found = sorted({peak.place // 100 for peak in peaks if not peak.last})
     print(f"{COUNT} lines through {len(STAGES)} stages: peaks in hundreds {found}")

@@ -6,7 +6,7 @@ Run: python examples/python/06_priority_and_backpressure.py
 import asyncio
 
 from pydotcompute import RingKernelRuntime, message
-from pydotcompute.exceptions import QueueFullError, QueueTimeoutError
+from pydotcompute.exceptions import QueueFullError
 from pydotcompute.ring_kernels.lifecycle import KernelContext, RingKernelConfig
 
 
@@ -40,7 +40,7 @@ async def when_full(runtime: RingKernelRuntime, strategy: str) -> str:
         try:
             for name in ("a", "b", "c"):
                 await runtime.send(strategy, Job(name=name), timeout=0.05)
-        except (QueueFullError, QueueTimeoutError) as error:
+        except QueueFullError as error:
             outcome = type(error).__name__
         else:
             outcome = "accepted"
@@ -61,7 +61,7 @@ async def main() -> None:
         print(f"{strategy}: {outcome}")
     assert served == ["urgent", "one", "two", "low"]
     assert outcomes == {
-        "block": "QueueTimeoutError, ab left",
+        "block": "SendTimeoutError, ab left",
         "reject": "QueueFullError, ab left",
         "drop_oldest": "accepted, bc left",
         "drop_newest": "accepted, ab left",

@@ -5,27 +5,36 @@ from types import GenericAlias
 from typing import Any, Generic, Self, TypeVar, final
 from uuid import UUID
 
+import numpy.typing as npt
 from typing_extensions import Buffer, disjoint_base
 
 __all__ = [
     "Actor",
     "ActorContext",
     "Awaitable",
+    "CompiledHandler",
     "ContextHandle",
     "FastMessageQueue",
     "FastSPSCQueue",
+    "HandlerCall",
     "HostBuffer",
     "HostPool",
     "HostView",
     "LayoutHandle",
+    "Lease",
     "MessageBase",
     "MessageQueueBase",
+    "PageRankGraph",
+    "RecordLayout",
+    "RecordMemory",
     "RingBuffer",
     "Runtime",
     "SPSCQueue",
     "SyncQueue",
+    "ThreadQueue",
     "_after_fork",
     "_close_all",
+    "_join_threads",
     "decode_any_message",
     "decode_message",
     "encode_message",
@@ -188,8 +197,8 @@ class FastMessageQueue(Generic[_T]):
 
         Raises
         ------
-        QueueFullError
-            If there is no room in time.
+        SendTimeoutError
+            If there is no room in time: a `QueueFullError` and a `QueueTimeoutError`.
         """
     def get(self, *, timeout: float | None = None) -> Awaitable[_T]:
         """Take the next message; wait for one.
@@ -288,7 +297,7 @@ class MessageQueueBase(Generic[_T]):
         ------
         QueueFullError
             If there is no room and the strategy is to reject.
-        QueueTimeoutError
+        SendTimeoutError
             If there is no room in time and the strategy is to block.
         """
     def get(self, *, timeout: float | None = None) -> Awaitable[_T]:
@@ -315,7 +324,36 @@ class MessageQueueBase(Generic[_T]):
     def __len__(self) -> int: ...
 
 @disjoint_base
-class SyncQueue(Generic[_T]):
+class ThreadQueue(Generic[_T]):
+    """What the queues between threads have in common.
+
+    Any number of producers and consumers may use them, whatever their names say. Thread-safe; a
+    thread that waits has released the GIL.
+    """
+
+    def __class_getitem__(cls, key: Any) -> GenericAlias: ...
+    @property
+    def empty(self) -> bool:
+        """Whether it holds none now."""
+    @property
+    def full(self) -> bool:
+        """Whether it has no room now."""
+    @property
+    def closed(self) -> bool:
+        """Whether it was shut down: why a put was refused that found room."""
+    def _offer(self, item: _T, timeout: float | None) -> bool: ...
+    def _take(self, timeout: float | None, default: Any, spin_wait_ns: int = 0) -> _T | Any: ...
+    def put_nowait(self, item: _T) -> bool:
+        """Put an object without waiting; False if the queue is full or shut down."""
+    def get_nowait(self, default: Any = None) -> _T | Any:
+        """Take the next object if there is one, else `default`."""
+    def clear(self) -> int:
+        """Drop all; tell how many."""
+    def shutdown(self) -> None:
+        """Take nothing more, and wake everybody who waits. What is queued may still be taken."""
+    def __len__(self) -> int: ...
+
+class SyncQueue(ThreadQueue[_T]):
     """A queue between threads that raises when something cannot be.
 
     Parameters
@@ -325,28 +363,18 @@ class SyncQueue(Generic[_T]):
     """
 
     def __new__(cls, maxsize: int = 4096) -> Self: ...
-    def __class_getitem__(cls, key: Any) -> GenericAlias: ...
     @property
     def maxsize(self) -> int:
         """The most that it holds; 0: no limit."""
     @property
     def qsize(self) -> int:
         """How many it holds now."""
-    @property
-    def empty(self) -> bool:
-        """Whether it holds none now."""
-    @property
-    def full(self) -> bool:
-        """Whether it has no room now."""
-    @property
-    def closed(self) -> bool:
-        """Whether it was shut down."""
     def put(self, item: _T, timeout: float | None = None) -> bool:
         """Put an object; wait for room. Returns True.
 
         Raises
         ------
-        QueueFullError
+        SendTimeoutError
             If there is no room within `timeout` seconds.
         RuntimeError
             If the queue is shut down.
@@ -361,25 +389,11 @@ class SyncQueue(Generic[_T]):
         RuntimeError
             If the queue is shut down and empty.
         """
-    def _offer(self, item: _T, timeout: float | None) -> bool: ...
-    def _take(self, timeout: float | None, default: Any, spin_wait_ns: int = 0) -> _T | Any: ...
-    def put_nowait(self, item: _T) -> bool:
-        """Put an object without waiting; False if the queue is full or shut down."""
-    def get_nowait(self) -> _T | None:
-        """Take the next object if there is one."""
-    def clear(self) -> int:
-        """Drop all; tell how many."""
-    def shutdown(self) -> None:
-        """Take nothing more, and wake everybody who waits. What is queued may still be taken."""
     def get_stats(self) -> dict[str, int]:
         """Tell current_size, max_size, total_enqueued and total_dequeued."""
-    def __len__(self) -> int: ...
 
-@disjoint_base
-class SPSCQueue(Generic[_T]):
+class SPSCQueue(ThreadQueue[_T]):
     """A queue between threads that returns a value when something cannot be.
-
-    Any number of producers and consumers may use it, whatever its name says.
 
     Parameters
     ----------
@@ -388,22 +402,12 @@ class SPSCQueue(Generic[_T]):
     """
 
     def __new__(cls, capacity: int = 4096) -> Self: ...
-    def __class_getitem__(cls, key: Any) -> GenericAlias: ...
     @property
     def capacity(self) -> int:
         """The most that it holds."""
     @property
     def size(self) -> int:
         """How many it holds now."""
-    @property
-    def empty(self) -> bool:
-        """Whether it holds none now."""
-    @property
-    def full(self) -> bool:
-        """Whether it has no room now."""
-    @property
-    def closed(self) -> bool:
-        """Whether it was shut down: why a put was refused that found room."""
     def put(self, item: _T, timeout: float | None = None) -> bool:
         """Put an object; wait for room.
 
@@ -414,23 +418,9 @@ class SPSCQueue(Generic[_T]):
 
         `default` if none came within `timeout` seconds, or the queue is shut down and empty.
         """
-    def _offer(self, item: _T, timeout: float | None) -> bool: ...
-    def _take(self, timeout: float | None, default: Any, spin_wait_ns: int = 0) -> _T | Any: ...
-    def put_nowait(self, item: _T) -> bool:
-        """Put an object without waiting; False if the queue is full or shut down."""
-    def get_nowait(self, default: Any = None) -> _T | Any:
-        """Take the next object if there is one, else `default`."""
-    def clear(self) -> int:
-        """Drop all; tell how many."""
-    def shutdown(self) -> None:
-        """Take nothing more, and wake everybody who waits. What is queued may still be taken."""
-    def __len__(self) -> int: ...
 
-@disjoint_base
-class FastSPSCQueue(Generic[_T]):
+class FastSPSCQueue(ThreadQueue[_T]):
     """A queue between threads whose plain `put` and `get` do not wait.
-
-    Any number of producers and consumers may use it, whatever its name says.
 
     Parameters
     ----------
@@ -439,32 +429,16 @@ class FastSPSCQueue(Generic[_T]):
     """
 
     def __new__(cls, capacity: int = 4096) -> Self: ...
-    def __class_getitem__(cls, key: Any) -> GenericAlias: ...
     @property
     def capacity(self) -> int:
         """The most that it holds."""
     @property
     def size(self) -> int:
         """How many it holds now."""
-    @property
-    def empty(self) -> bool:
-        """Whether it holds none now."""
-    @property
-    def full(self) -> bool:
-        """Whether it has no room now."""
-    @property
-    def closed(self) -> bool:
-        """Whether it was shut down: why a put was refused that found room."""
     def put(self, item: _T) -> bool:
         """Put an object, also None; False if the queue is full or shut down."""
     def get(self) -> _T | None:
         """Take the next object; None if there is none."""
-    def _offer(self, item: _T, timeout: float | None) -> bool: ...
-    def _take(self, timeout: float | None, default: Any, spin_wait_ns: int = 0) -> _T | Any: ...
-    def put_nowait(self, item: _T) -> bool:
-        """`put`, under the name of the other queues."""
-    def get_nowait(self, default: Any = None) -> _T | Any:
-        """Take the next object if there is one, else `default`."""
     def put_wait(self, item: _T, timeout_sec: float | None = 1.0) -> bool:
         """Put an object; wait for room at most `timeout_sec` seconds; None: for ever."""
     def get_wait(self, timeout_sec: float | None = 1.0, default: Any = None) -> _T | Any:
@@ -472,11 +446,6 @@ class FastSPSCQueue(Generic[_T]):
 
         `default` if none came, or the queue is shut down and empty.
         """
-    def clear(self) -> int:
-        """Drop all; tell how many."""
-    def shutdown(self) -> None:
-        """Take nothing more, and wake everybody who waits. What is queued may still be taken."""
-    def __len__(self) -> int: ...
 
 # --- asyncio ---------------------------------------------------------------------------------
 
@@ -501,6 +470,8 @@ class ActorContext:
     def receive(self, timeout: float | None = None) -> Any: ...
     def send(self, message: Any) -> Any: ...
     def wait_active(self) -> Any: ...
+    def _receive_now(self) -> Any: ...
+    def _send_now(self, message: Any) -> bool: ...
 
 @disjoint_base
 class Actor:
@@ -526,14 +497,27 @@ class Actor:
         capacity: int,
         reply_capacity: int,
         backpressure: str,
+        exact_priority: bool,
         restart: Any,
         input_type: type | None,
         output_type: type | None,
+    ) -> None: ...
+    def _launch_compiled(
+        self,
+        runtime: Runtime,
+        handler: CompiledHandler,
+        *,
+        capacity: int,
+        reply_capacity: int,
+        backpressure: str,
+        restart: Any,
     ) -> None: ...
     def _activate(self) -> None: ...
     def _deactivate(self) -> None: ...
     def _reactivate(self) -> None: ...
     def _stop(self, drain: bool) -> None: ...
+    def _offer(self, message: Any) -> bool: ...
+    def _receive_now(self) -> Any: ...
     def _terminate(self, timeout: float, drain: bool) -> Awaitable[Any]: ...
     def _ended(self) -> Awaitable[Any]: ...
     def send(self, message: Any, timeout: float | None = None) -> Awaitable[Any]: ...
@@ -541,6 +525,75 @@ class Actor:
     def send_and_receive(self, message: Any, timeout: float | None = None) -> Awaitable[Any]: ...
     def _telemetry(self) -> dict[str, Any] | None: ...
     def _books(self, replies: bool) -> dict[str, int]: ...
+
+# --- records/ --------------------------------------------------------------------------------
+
+@final
+class RecordLayout:
+    """How a struct of C lays out named fields."""
+
+    MESSAGE_BYTES_MAX: int
+    def __new__(
+        cls, name: str, fields: list[tuple[str, str | RecordLayout, list[int]]]
+    ) -> RecordLayout: ...
+    @property
+    def name(self) -> str: ...
+    @property
+    def nbytes(self) -> int: ...
+    @property
+    def alignment(self) -> int: ...
+    @property
+    def offsets(self) -> list[int]: ...
+    @property
+    def c_name(self) -> str: ...
+    def c_struct(self) -> str: ...
+    def agrees_with(self, other: RecordLayout) -> bool: ...
+    def __eq__(self, other: object, /) -> bool: ...
+    def __hash__(self) -> int: ...
+
+@final
+class RecordMemory:
+    """The bytes of a batch, read only, through the buffer protocol."""
+
+    def __len__(self) -> int: ...
+    def __buffer__(self, flags: int, /) -> memoryview: ...
+
+@final
+class Lease:
+    """An array that a batch is in: it cannot be written to while this lives."""
+
+@final
+class HandlerCall:
+    """One message on its way through an interpreted handler."""
+
+    def input(self) -> bytes: ...
+    def state(self) -> bytes: ...
+    def set_state(self, bytes: bytes) -> None: ...
+    def set_record(self, index: int) -> None: ...
+    def is_single(self) -> bool: ...
+    def is_fine(self, result: int) -> bool: ...
+    def push_reply(self, record: bytes) -> None: ...
+    def emit(self, record: bytes) -> int: ...
+    def send(self, target: int, record: bytes) -> int: ...
+    def log(self, level: int, text: str) -> None: ...
+    def fault(self, code: int, text: str) -> int: ...
+    def tick(self) -> int: ...
+
+@final
+class CompiledHandler:
+    """What a kernel of a compiled handler is launched from."""
+
+    def __new__(
+        cls,
+        code: tuple[Any, ...],
+        input: Any,
+        output: Any | None,
+        state: RecordLayout | None,
+        initial: bytes,
+        max_emit: int,
+        targets: list[tuple[str, RecordLayout]],
+    ) -> CompiledHandler: ...
+    def state_bytes(self, timeout: float) -> bytes: ...
 
 @disjoint_base
 class Runtime:
@@ -559,10 +612,37 @@ class Runtime:
     def send_and_receive(
         self, kernel_id: str, message: Any, *, timeout: float | None = None
     ) -> Awaitable[Any]: ...
+    def _connect(self, from_id: str, to_id: str, allow_cycle: bool) -> None: ...
+    def _disconnect(self, kernel_id: str) -> bool: ...
+    def _connected_to(self, kernel_id: str) -> str | None: ...
     def _dead_letters(
         self, kernel_id: str | None, take: bool
     ) -> list[tuple[str, Any, str, int, bool, float]]: ...
     def _replay(self, kernel_id: str | None) -> int: ...
 
 def _close_all() -> None: ...
+def _join_threads(timeout: float) -> None: ...
 def _after_fork() -> None: ...
+
+# --- workloads.rs ----------------------------------------------------------------------------
+
+@final
+class PageRankGraph:
+    """A graph that is ready to be ranked; see `pydotcompute.workloads.Graph`."""
+
+    def __new__(cls, nodes: int, edges: npt.NDArray[Any], threads: int) -> PageRankGraph: ...
+    @property
+    def nodes(self) -> int: ...
+    @property
+    def links(self) -> int: ...
+    @property
+    def nbytes(self) -> int: ...
+    def rank_f32(
+        self, scores: npt.NDArray[Any], query: tuple[float, float, int, list[tuple[int, float]]]
+    ) -> tuple[int, float, bool]:
+        """Rank into `scores`, which is `float32`."""
+
+    def rank_f64(
+        self, scores: npt.NDArray[Any], query: tuple[float, float, int, list[tuple[int, float]]]
+    ) -> tuple[int, float, bool]:
+        """Rank into `scores`, which is `float64`."""

@@ -32,10 +32,12 @@ __all__ = [
     "MessageError",
     "MessageSerializationError",
     "MetalError",
+    "PipelineError",
     "PyDotComputeError",
     "QueueError",
     "QueueFullError",
     "QueueTimeoutError",
+    "SendTimeoutError",
     "TypeValidationError",
     "ValidationError",
 ]
@@ -45,7 +47,8 @@ def _rebuild(
     cls: type[PyDotComputeError], args: tuple[Any, ...], state: dict[str, Any]
 ) -> PyDotComputeError:
     """Make an exception from its parts, without its constructor (whose arguments `args` is not)."""
-    error = cls.__new__(cls)
+    # Of `Exception` itself: a class with a second builtin base finds that base's `__new__` first.
+    error = Exception.__new__(cls)
     error.args = args
     error.__dict__.update(state)
     cause = state.get("cause")
@@ -134,7 +137,7 @@ class KernelFailedError(KernelStateError):
     ) -> None:
         super().__init__(kernel_id, current_state, operation)
         self.cause = cause
-        text = f"Cannot {operation} kernel '{kernel_id}': it failed"
+        text = f"Cannot {operation}: kernel '{kernel_id}' failed"
         if cause is not None:
             text += f" with {type(cause).__name__}: {cause}"
         self.args = (text,)
@@ -179,6 +182,23 @@ class KernelAlreadyExistsError(KernelError):
     def __init__(self, kernel_id: str) -> None:
         self.kernel_id = kernel_id
         super().__init__(f"Kernel '{kernel_id}' is already registered")
+
+
+class PipelineError(KernelError):
+    """Kernels cannot be connected so, or a connected kernel cannot be used so.
+
+    Parameters
+    ----------
+    kernel_id
+        The kernel that is or was to be connected to another one.
+    text
+        What is wrong, and what to do.
+    """
+
+    def __init__(self, kernel_id: str, text: str) -> None:
+        self.kernel_id = kernel_id
+        self.text = text
+        super().__init__(text[:1].upper() + text[1:])
 
 
 # --- messages --------------------------------------------------------------------------------
@@ -248,7 +268,9 @@ class QueueFullError(QueueError):
         self.kernel_id = kernel_id
         self.queue_size = queue_size
         self.queue_name = queue_name
-        super().__init__(f"{queue_name} for kernel '{kernel_id}' is full (size: {queue_size})")
+        QueueError.__init__(
+            self, f"{queue_name} for kernel '{kernel_id}' is full (size: {queue_size})"
+        )
 
 
 class QueueTimeoutError(QueueError):
@@ -268,9 +290,33 @@ class QueueTimeoutError(QueueError):
         self.kernel_id = kernel_id
         self.timeout = timeout
         self.operation = operation
-        super().__init__(
-            f"Timeout ({timeout}s) waiting to {operation} message for kernel '{kernel_id}'"
+        QueueError.__init__(
+            self, f"Timeout ({timeout}s) waiting to {operation} message for kernel '{kernel_id}'"
         )
+
+
+class SendTimeoutError(QueueFullError, QueueTimeoutError):
+    """The queue was full until the time for sending ran out.
+
+    Parameters
+    ----------
+    kernel_id
+        The kernel that the queue belongs to, or the queue's own name.
+    queue_size
+        How many messages it holds.
+    timeout
+        The time that was allowed, in seconds.
+    queue_name
+        Which of the kernel's queues it is.
+    """
+
+    def __init__(
+        self, kernel_id: str, queue_size: int, timeout: float, queue_name: str = "Input queue"
+    ) -> None:
+        QueueTimeoutError.__init__(self, kernel_id, timeout, "send")
+        text = str(self)
+        QueueFullError.__init__(self, kernel_id, queue_size, queue_name)
+        self.args = (f"{self}. {text}",)
 
 
 # --- memory ----------------------------------------------------------------------------------

@@ -14,6 +14,7 @@ BASES = [
     (e.KernelStateError, e.KernelError),
     (e.KernelFailedError, e.KernelStateError),
     (e.KernelStoppedError, e.KernelStateError),
+    (e.PipelineError, e.KernelError),
     (e.KernelAlreadyExistsError, e.KernelError),
     (e.MessageError, e.PyDotComputeError),
     (e.MessageSerializationError, e.MessageError),
@@ -21,6 +22,8 @@ BASES = [
     (e.QueueError, e.PyDotComputeError),
     (e.QueueFullError, e.QueueError),
     (e.QueueTimeoutError, e.QueueError),
+    (e.SendTimeoutError, e.QueueFullError),
+    (e.SendTimeoutError, e.QueueTimeoutError),
     (e.BufferError, e.PyDotComputeError),
     (e.BufferNotAllocatedError, e.BufferError),
     (e.BufferSyncError, e.BufferError),
@@ -90,6 +93,33 @@ MADE = [
         "Backend 'B' is not available: r",
     ),
     (
+        e.SendTimeoutError,
+        {"kernel_id": "X", "queue_size": 4, "timeout": 0.5},
+        "Input queue for kernel 'X' is full (size: 4). "
+        "Timeout (0.5s) waiting to send message for kernel 'X'",
+    ),
+    (
+        e.MemoryLimitError,
+        {"requested_bytes": 3, "limit_bytes": 2, "used_bytes": 1},
+        "Cannot allocate 3 bytes: 1 of at most 2 bytes are in use. Free buffers, or raise the "
+        "limit with set_limit().",
+    ),
+    (
+        e.KernelFailedError,
+        {"kernel_id": "X", "cause": CAUSE, "operation": "send message"},
+        "Cannot send message: kernel 'X' failed with ValueError: why",
+    ),
+    (
+        e.KernelStoppedError,
+        {"kernel_id": "X", "operation": "send message"},
+        "Cannot send message: kernel 'X' was stopped",
+    ),
+    (
+        e.PipelineError,
+        {"kernel_id": "X", "text": "ring kernel 'X' is connected"},
+        "Ring kernel 'X' is connected",
+    ),
+    (
         e.MSLCompilationError,
         {"shader_name": "S", "error_message": "m"},
         "Failed to compile MSL shader 'S': m",
@@ -127,6 +157,11 @@ def test_arguments_become_attributes_and_text(cls, arguments, text):
             assert getattr(error, name) == value
 
 
+def test_every_class_is_made_in_these_tests():
+    plain = {cls for cls in map(vars(e).get, e.__all__) if cls.__init__ is Exception.__init__}
+    assert {vars(e)[name] for name in e.__all__} == plain | {cls for cls, _, _ in MADE}
+
+
 @pytest.mark.parametrize(("cls", "arguments", "text"), MADE)
 def test_d14_exceptions_with_several_arguments_can_be_pickled(cls, arguments, text):
     error = cls(**arguments)
@@ -151,7 +186,7 @@ def test_the_base_classes_take_any_arguments():
 def test_a_failed_kernel_tells_its_cause():
     error = e.KernelFailedError("k", CAUSE, "receive message")
     assert error.__cause__ is CAUSE
-    assert str(error) == "Cannot receive message kernel 'k': it failed with ValueError: why"
+    assert str(error) == "Cannot receive message: kernel 'k' failed with ValueError: why"
     assert (error.kernel_id, error.current_state) == ("k", "TERMINATED")
     assert repr(pickle.loads(pickle.dumps(error)).__cause__) == repr(CAUSE)
 

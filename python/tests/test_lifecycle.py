@@ -165,6 +165,33 @@ async def test_the_context_of_an_actor():
         await ctx.send(1)
 
 
+async def test_the_queues_of_a_context_are_used_without_waiting():
+    """As PyDotCompute's queues are: by an actor that takes and makes several messages at once."""
+
+    async def actor(ctx):
+        first = await ctx.receive()
+        assert ctx.input_queue.put_nowait("its own")
+        assert len(ctx.input_queue) == 4
+        batch = [first, *ctx.input_queue.get_batch(2)]
+        assert ctx.input_queue.get_nowait() == 3
+        assert ctx.input_queue.get_nowait() == "its own"
+        assert ctx.input_queue.get_nowait() is None
+        assert ctx.output_queue.put_batch([*batch, "one", "too many"]) == 4
+        assert ctx.output_queue.put_nowait("full") is False
+        assert ctx.output_queue.full
+        await ctx.receive()
+
+    config = RingKernelConfig("k", input_queue_size=4, output_queue_size=4)
+    async with managed_kernel("k", actor, config=config) as kernel:
+        await kernel.deactivate()
+        for number in range(4):
+            await kernel.send(number)
+        await kernel.reactivate()
+        assert [await kernel.receive(timeout=5) for _ in range(4)] == [0, 1, 2, "one"]
+        queue = kernel._context.output_queue
+        assert (queue.get_nowait(), queue.clear()) == (None, 0)
+
+
 async def test_a_context_can_be_made_of_queues_by_hand():
     inbox, outbox = asyncio.Queue(), asyncio.Queue()
     inbox.get = functools.partial(lambda get, timeout=None: get(), inbox.get)
@@ -471,3 +498,36 @@ async def test_a_kernel_that_failed_is_collected():
     await asyncio.sleep(0)
     gc.collect()
     assert gone() is None
+
+
+@pytest.mark.parametrize(("use_fast_queue", "order"), [(True, "adbcef"), (False, "abcdef")])
+async def test_use_fast_queue_chooses_between_bands_and_all_priorities(use_fast_queue, order):
+    """Four bands, each in the order of arrival, as FastMessageQueue; or as MessageQueue."""
+    priorities = {"d": 100, "b": 130, "c": 129, "a": 255, "e": 64, "f": 0}
+    served = []
+
+    async def actor(ctx):
+        while len(served) < 6:
+            served.append(await ctx.receive())
+        for name in reversed(order):
+            await ctx.send(Named(name, priorities[name]))
+        done.set()
+        await ctx.receive()
+
+    done = asyncio.Event()
+    config = RingKernelConfig("k", use_fast_queue=use_fast_queue)
+    async with managed_kernel("k", actor, config=config) as kernel:
+        await kernel.deactivate()
+        for name, priority in priorities.items():
+            await kernel.send(Named(name, priority))
+        await kernel.reactivate()
+        await asyncio.wait_for(done.wait(), 10)
+        assert "".join(message.name for message in served) == order
+        replies = [(await kernel.receive(timeout=5)).name for _ in range(6)]
+        assert "".join(replies) == ("aecbdf" if use_fast_queue else order)
+
+
+class Named:
+    def __init__(self, name, priority):
+        self.name = name
+        self.priority = priority

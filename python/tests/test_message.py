@@ -33,6 +33,7 @@ from hypothesis import strategies as st
 
 from pydotcompute import _native
 from pydotcompute.exceptions import MessageDeserializationError, MessageSerializationError
+from pydotcompute.ring_kernels import array_message
 from pydotcompute.ring_kernels.message import (
     RingKernelMessage,
     deserialize_message,
@@ -642,6 +643,33 @@ def test_d10_annotations_are_honoured():
     assert type(read.points[0]) is Point
     assert type(read.raw) is bytearray
     assert b"__tuples__" not in data
+
+
+def test_annotations_of_classes_inside_a_function_are_honoured():
+    """With the annotations as strings (see the top of this file), only the function knows them."""
+
+    class Mode(enum.Enum):
+        FAST = 1
+
+    @message
+    class Inner:
+        mode: Mode = Mode.FAST
+
+    class Outer:
+        @message
+        class Order:
+            mode: typing.Optional[Mode] = None  # noqa: UP045
+            inner: list[Inner] = field(default_factory=list)
+            unknown: NoSuchName = 5  # noqa: F821
+
+    order = Outer.Order(mode=Mode.FAST, inner=[Inner(Mode.FAST)])
+    assert Outer.Order.deserialize(order.serialize()) == order
+
+    @array_message
+    class Arrays:
+        mode: Mode = Mode.FAST
+
+    assert Arrays.deserialize(Arrays().serialize()).mode is Mode.FAST
 
 
 def test_d10_what_no_reader_could_find_is_an_error():

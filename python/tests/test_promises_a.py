@@ -1,16 +1,18 @@
 """The promises of section A, actors and lifecycle, each kept through the public API.
 
-A20 and A24 are shown in test_validators.py and test_queue.py.
+A24 is shown for queues in test_fast_queue.py.
 """
 
 import asyncio
 import contextlib
 import functools
+import gc
 import logging
 import subprocess
 import sys
 import threading
 import time
+import weakref
 
 import pytest
 
@@ -500,6 +502,13 @@ def test_a19_registering_an_id_again_is_told(caplog):
     assert any("test_a19" in record.getMessage() for record in caplog.records)
 
 
+@pytest.mark.parametrize("size", [0, -1, 1 << 40, "10", 1.5, True])
+def test_a20_queue_sizes_out_of_range_and_of_a_wrong_type_are_refused(size):
+    for name in ("input_queue_size", "output_queue_size"):
+        with pytest.raises((ValueError, TypeError)):
+            RingKernelConfig("k", **{name: size})
+
+
 async def test_a21_a_message_from_another_thread_wakes_the_actor():
     async with RingKernelRuntime() as runtime:
         kernel = await started(runtime, "echo", echo)
@@ -567,6 +576,19 @@ async def test_a23_an_actor_can_end_itself(by):
         assert runtime.kernel_ids == (["ends"] if by == "kernel" else [])
 
 
+async def test_a24_a_cancelled_receive_is_cancelled_and_loses_nothing():
+    async with RingKernelRuntime() as runtime:
+        await started(runtime, "echo", echo)
+        for _ in range(20):
+            receiver = asyncio.create_task(runtime.receive("echo", timeout=LIMIT))
+            await asyncio.sleep(0)
+            await runtime.send("echo", "kept")
+            receiver.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await receiver
+            assert await runtime.receive("echo", timeout=LIMIT) == "kept"
+
+
 @pytest.mark.parametrize("what", ["receive", "ask", "send", "fast", "priority", "ring", "thread"])
 async def test_a_waiting_task_that_nobody_refers_to_goes_on(what):
     """As with asyncio's own queues, what is waited for keeps the Task that waits."""
@@ -617,9 +639,6 @@ async def test_a_waiting_task_that_nobody_refers_to_goes_on(what):
 
 @pytest.mark.parametrize("restart", [None, "on_fault"])
 def test_a_failed_actor_leaks_nothing_of_its_frame(restart):
-    import gc
-    import weakref
-
     class Big:
         pass
 
@@ -645,3 +664,32 @@ def test_a_failed_actor_leaks_nothing_of_its_frame(restart):
     gc.collect()
     assert refs
     assert all(ref() is None for ref in refs)
+
+
+class Leads:
+    """A message that leads to its runtime."""
+
+
+@pytest.mark.parametrize("where", ["queued", "in hand", "replied"])
+def test_a_message_that_leads_to_its_runtime_is_collected_with_it(where):
+    async def holds(ctx):
+        await ctx.receive()
+        await asyncio.Event().wait()
+
+    async def main():
+        runtime = RingKernelRuntime()
+        await started(runtime, "k", {"replied": echo}.get(where, holds))
+        if where == "queued":
+            await runtime.deactivate("k")
+        leads = Leads()
+        leads.runtime = runtime
+        await runtime.send("k", leads)
+        taken = "in_hand" if where == "in hand" else "queued"
+        while runtime._kernels["k"]._books(where == "replied")[taken] == 0:
+            await asyncio.sleep(0)
+        # Whoever shuts it down has dead letters, whoever forgets to a kernel that has failed.
+        return weakref.ref(leads), weakref.ref(runtime)
+
+    refs = asyncio.run(main())
+    gc.collect()
+    assert [ref() for ref in refs] == [None, None]

@@ -10,7 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pydotcompute.exceptions import QueueFullError, QueueTimeoutError
+from pydotcompute.exceptions import QueueFullError, QueueTimeoutError, SendTimeoutError
+from pydotcompute.ring_kernels import FastMessageQueue, SyncQueue
+from pydotcompute.ring_kernels.lifecycle import RingKernelConfig, managed_kernel
 from pydotcompute.ring_kernels.queue import BackpressureStrategy, MessageQueue, PriorityItem
 
 BOUND_S = 10.0
@@ -210,3 +212,31 @@ def test_against_a_model(
     assert totals["total_enqueued"] == (
         totals["total_dequeued"] + totals["total_dropped"] + totals["current_size"]
     )
+
+
+async def test_b9_a_send_that_times_out_says_the_same_everywhere():
+    """That the queue is full, and that the time is over: a program may expect either."""
+
+    async def waits(ctx):
+        await ctx.receive()
+
+    fast, fifo = FastMessageQueue(1), MessageQueue(1, use_priority=False)
+    sync = SyncQueue(1)
+    async with managed_kernel("k", waits, config=RingKernelConfig("k", input_queue_size=1)) as k:
+        await k.deactivate()
+        for timeout in (0, 0.01):
+            for send in (fast.put, fifo.put, k.send):
+                if timeout == 0:
+                    await send(1)
+                with pytest.raises(SendTimeoutError) as caught:
+                    await send(2, timeout=timeout)
+                assert isinstance(caught.value, QueueFullError)
+                assert isinstance(caught.value, QueueTimeoutError)
+                told = caught.value
+                assert (told.queue_size, told.timeout, told.operation) == (1, timeout, "send")
+            with pytest.raises(SendTimeoutError):
+                await k.send_and_receive(3, timeout=timeout)
+            if timeout == 0:
+                sync.put(1)
+            with pytest.raises(SendTimeoutError):
+                sync.put(2, timeout=timeout)

@@ -105,6 +105,7 @@ def test_everything_given(registered):
         {"output_queue_size": 1_000_001},
         {"queue_size": "5"},
         {"grid_size": 0},
+        {"grid_size": (2, 2)},
         {"block_size": 2048},
         {"backpressure": "drop everything"},
     ],

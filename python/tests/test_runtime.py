@@ -2,6 +2,7 @@
 
 import asyncio
 import inspect
+import os
 import subprocess
 import sys
 import time
@@ -357,3 +358,34 @@ assert os.waitpid(child, 0)[1] == 0
         [sys.executable, "-c", program], capture_output=True, text=True, timeout=25, check=False
     )
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("without_uvloop", ["", "1"])
+def test_a_program_may_end_while_the_thread_of_a_kernel_tells_of_its_end(without_uvloop):
+    program = """
+import asyncio
+from pydotcompute import RingKernelRuntime
+
+def echo(ctx):
+    while True:
+        ctx.send(ctx.receive())
+
+async def main():
+    async with RingKernelRuntime() as runtime:
+        for name in ("a", "b", "c"):
+            await runtime.launch(name, echo)
+            await runtime.activate(name)
+            await runtime.send_and_receive(name, 7, timeout=10)
+
+asyncio.run(main())
+"""
+    for _ in range(6):
+        done = subprocess.run(
+            [sys.executable, "-c", program],
+            capture_output=True,
+            text=True,
+            timeout=25,
+            check=False,
+            env={**os.environ, "PYDOTCOMPUTE_NO_UVLOOP": without_uvloop},
+        )
+        assert done.returncode == 0, done.stderr

@@ -4,7 +4,7 @@ use std::sync::{Barrier, mpsc};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::harness::{Slice, Wrong, expect};
+use crate::harness::{Slice, Stopwatch, Wrong, expect};
 use crate::os;
 
 /// The capacity of every queue and mailbox in the table.
@@ -49,6 +49,41 @@ impl Record {
     }
 }
 
+/// The 56 bytes of a record that share a line with eight bytes of the ring's, every word its
+/// sequence number.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Payload([u64; 7]);
+
+/// What travels in the rows about rings: every word its sequence number.
+pub(crate) trait Numbered: Copy + Send {
+    fn numbered(sequence: u64) -> Self;
+    fn is(&self, sequence: u64) -> bool;
+}
+
+impl Numbered for Record {
+    #[inline(always)]
+    fn numbered(sequence: u64) -> Self {
+        Self::new(sequence)
+    }
+
+    #[inline(always)]
+    fn is(&self, sequence: u64) -> bool {
+        self.is(sequence)
+    }
+}
+
+impl Numbered for Payload {
+    #[inline(always)]
+    fn numbered(sequence: u64) -> Self {
+        Self([sequence; 7])
+    }
+
+    #[inline(always)]
+    fn is(&self, sequence: u64) -> bool {
+        self.0.iter().fold(0, |wrong, word| wrong | (word ^ sequence)) == 0
+    }
+}
+
 /// Checks that numbers arrive in order and without a gap.
 #[derive(Debug, Default)]
 pub(crate) struct InOrder {
@@ -58,7 +93,7 @@ pub(crate) struct InOrder {
 
 impl InOrder {
     #[inline(always)]
-    pub(crate) fn record(&mut self, record: &Record) {
+    pub(crate) fn record(&mut self, record: &impl Numbered) {
         self.broken |= !record.is(self.next);
         self.next += 1;
     }
@@ -109,6 +144,23 @@ pub(crate) fn two_threads(
         let (started, producers) = os::joined(producing.join())?;
         Ok(Slice { preemptions: consumers + producers, ..Slice::took(ended - started) })
     })
+}
+
+/// Runs a caller, which sends everything and takes it back, on the first core and a worker, which
+/// passes it on, on the second.
+pub(crate) fn pipeline(
+    caller: impl FnOnce() -> Result<(), Wrong> + Send,
+    worker: impl FnOnce() -> Result<(), Wrong> + Send,
+) -> Result<Slice, Wrong> {
+    round_trip(
+        Placement::TwoCores,
+        || {
+            let watch = Stopwatch::start();
+            caller()?;
+            Ok(watch.stop())
+        },
+        worker,
+    )
 }
 
 /// Where the two ends of a round trip run.

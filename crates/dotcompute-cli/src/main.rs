@@ -1,9 +1,10 @@
 //! The `dotcompute` command: what a machine offers, a stream of readings through two ring kernels,
-//! and the benchmarks.
+//! the ranks of a graph, and the benchmarks.
 
 mod bench;
 mod failure;
 mod info;
+mod pagerank;
 mod stream;
 
 use std::io::IsTerminal as _;
@@ -25,6 +26,7 @@ Examples:
   dotcompute info
   dotcompute stream data/nyc-wind-2013.csv
   dotcompute stream --help
+  dotcompute pagerank EDGES --tolerance 1e-8 --output ranks.csv
 
 Exit status: 0 done; 1 bad input or a failure; 2 wrong usage; 3 an optional part is not there;
 130 interrupted.
@@ -34,6 +36,7 @@ RUST_LOG=debug shows what the runtime does, on standard error.";
 enum Command {
     Info(info::Arguments),
     Stream(Box<stream::Arguments>),
+    Pagerank(Box<pagerank::Arguments>),
     Bench(bench::Arguments),
 }
 
@@ -54,6 +57,7 @@ fn main() -> ExitCode {
     let done = match arguments.command {
         Command::Info(arguments) => info::run(&arguments),
         Command::Stream(arguments) => stream::run(&arguments),
+        Command::Pagerank(arguments) => pagerank::run(&arguments),
         Command::Bench(arguments) => bench::run(&arguments),
     };
     match done {

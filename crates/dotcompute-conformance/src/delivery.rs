@@ -133,6 +133,22 @@ pub fn a_more_urgent_band_goes_first_and_each_band_keeps_its_order(stage: &Stage
     quiet(&gated.kernel);
 }
 
+pub fn with_exact_priorities_the_more_urgent_goes_first_inside_a_band_too(stage: &Stage) {
+    let gated = Gated::busy(stage.kernel("exact").exact_priority(true));
+    for (priority, number) in
+        [(100, 1), (130, 2), (70, 3), (255, 4), (0, 5), (130, 6), (129, 7), (254, 8), (1, 9)]
+    {
+        gated.kernel.try_send(at(priority, number)).unwrap();
+    }
+    gated.gate.open(2);
+    gated.arrives(4);
+    gated.arrives(8);
+    // It overtakes what is queued, also while the kernel is reading it.
+    gated.kernel.try_send(at(255, 10)).unwrap();
+    assert_eq!(gated.release(8), [10, 2, 6, 7, 1, 3, 9, 5]);
+    quiet(&gated.kernel);
+}
+
 #[derive(Message)]
 #[message(priority = 230)]
 struct Urgent {

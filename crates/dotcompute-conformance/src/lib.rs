@@ -41,6 +41,8 @@ pub mod faults;
 #[allow(missing_docs, reason = "the name of a promise is its documentation")]
 pub mod lifecycle;
 #[allow(missing_docs, reason = "the name of a promise is its documentation")]
+pub mod pipelines;
+#[allow(missing_docs, reason = "the name of a promise is its documentation")]
 pub mod restarts;
 #[allow(missing_docs, reason = "the name of a promise is its documentation")]
 pub mod telemetry;

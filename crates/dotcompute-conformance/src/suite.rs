@@ -27,6 +27,7 @@ macro_rules! conformance_suite {
                 a_mailbox_holds_exactly_its_capacity
                 capacity_counts_all_bands_together
                 a_more_urgent_band_goes_first_and_each_band_keeps_its_order
+                with_exact_priorities_the_more_urgent_goes_first_inside_a_band_too
                 a_message_has_the_priority_of_its_type_unless_it_is_sent_with_another
                 capacity_is_a_limit_and_not_a_reservation
                 a_waiting_lower_band_gets_one_after_256_in_a_row_from_higher_ones
@@ -142,6 +143,32 @@ macro_rules! conformance_suite {
                 a_replay_obeys_the_policy_of_its_mailbox
                 no_message_outlives_the_runtime_or_is_dropped_twice
             }
+            pipelines {
+                replies_go_straight_to_the_next_kernel_in_order_and_the_books_say_so
+                a_full_pipeline_holds_its_senders_back
+                a_kernel_may_be_filled_by_a_connection_before_it_is_active
+                a_deactivated_stage_holds_those_before_it_back
+                receiving_from_a_connected_kernel_is_an_error_also_for_who_waits
+                an_ask_of_a_pipeline_is_answered_by_its_last_kernel
+                an_ask_through_a_kernel_gets_the_type_that_it_waits_for_or_an_error
+                an_asker_gets_the_first_reply_and_later_ones_are_dead_letters
+                a_stage_skips_the_message_of_an_ask_that_has_ended
+                a_message_that_is_passed_on_has_the_priority_and_the_id_of_the_reply
+                the_next_kernels_policy_decides_and_an_ask_that_it_drops_is_told
+                a_failed_stage_fails_the_asks_in_it_and_on_their_way
+                a_failed_stage_pauses_its_senders_until_it_is_terminated
+                a_connection_outlives_restarts_of_either_kernel_and_nothing_is_lost
+                replies_that_wait_to_be_read_go_first_when_their_kernel_is_connected
+                a_reply_that_waits_for_room_goes_where_its_kernel_is_connected_to
+                a_disconnected_kernel_keeps_its_replies_and_its_asks_fail
+                a_stage_that_ends_is_disconnected_and_can_be_replaced_without_loss
+                draining_a_pipeline_lets_all_come_out_at_the_end
+                a_stop_reaches_who_waits_for_room_in_the_next_kernel_and_every_asker
+                a_reply_that_its_body_gives_up_is_counted_exactly
+                a_cycle_of_kernels_that_wait_is_refused_unless_it_is_allowed
+                kernels_are_connected_by_name_if_their_types_agree
+                what_cannot_be_connected_is_refused_and_changes_nothing
+            }
             telemetry {
                 counts_are_exact
                 times_are_taken_for_the_first_message_and_every_64th
@@ -215,6 +242,7 @@ mod tests {
             ("lifecycle", include_str!("lifecycle.rs")),
             ("termination", include_str!("termination.rs")),
             ("dead_letters", include_str!("dead_letters.rs")),
+            ("pipelines", include_str!("pipelines.rs")),
             ("telemetry", include_str!("telemetry.rs")),
         ];
         for (module, source) in modules {

@@ -8,9 +8,11 @@ use std::collections::{HashMap, VecDeque};
 use std::num::NonZeroU32;
 use std::task::{Poll, Waker};
 
-use crate::error::Fault;
+use crate::error::{Fault, KernelId};
 use crate::id::MessageId;
 use crate::message::{AskToken, Envelope};
+use crate::pipeline::Key;
+use crate::relay::Origin;
 
 /// How many asks that have ended are remembered, so that a late reply to one of them is known as
 /// such and does not land among the replies that nobody asked for.
@@ -24,14 +26,61 @@ pub(crate) enum AskFailure {
     Dropped,
     Stopped,
     Failed(Fault),
+    /// The kernel was disconnected from the next one.
+    Disconnected,
+    /// The last kernel replies with this type, which is not the one that is waited for.
+    WrongType(&'static str),
+    /// It went wrong in this kernel, on the way.
+    In(Box<(KernelId, AskFailure)>),
+}
+
+impl AskFailure {
+    /// The same as seen from another kernel: it says where it happened.
+    pub(crate) fn in_kernel(self, kernel: &KernelId) -> Self {
+        match self {
+            Self::In(_) => self,
+            here => Self::In(Box::new((kernel.clone(), here))),
+        }
+    }
+}
+
+/// Whom to tell of the end of an ask, once the lock is released.
+#[derive(Debug)]
+#[must_use = "somebody waits"]
+pub(crate) enum Tell {
+    Nobody,
+    Wake(Waker),
+    /// The ask waits elsewhere.
+    Fail(Origin, AskFailure),
+}
+
+/// Who waits for the answer to an ask.
+#[derive(Debug)]
+enum Asker {
+    Task(Option<Waker>),
+    /// It waits elsewhere; this kernel is a stage on the way there.
+    Origin(Origin),
 }
 
 #[derive(Debug)]
 enum State<R> {
     /// Not in use; the next free place.
     Free(u32),
-    Waiting(Option<Waker>),
+    Waiting(Asker),
+    /// The kernel has made the reply that carries on the ask, and this is still on its way out.
+    Passing(Origin),
     Ended(Result<Envelope<R>, AskFailure>),
+}
+
+/// What a kernel learns of the ask of a message that it is about to receive.
+#[derive(Debug)]
+pub(crate) enum Received {
+    /// It waits for an answer.
+    Waiting,
+    /// It waits for an answer if it does so there.
+    At(Origin),
+    /// It has ended: the message is to be skipped.
+    Ended,
 }
 
 #[derive(Debug)]
@@ -50,6 +99,9 @@ struct Entry<R> {
 pub(crate) enum Routed<R> {
     /// It answered an ask: wake the asker.
     Answered(Option<Waker>),
+    /// It carries on an ask that waits elsewhere, which its token names until it is
+    /// [handed over](Asks::hand_over), to the kernel that is to answer it.
+    Passing(Envelope<R>, Key),
     /// It belongs to an ask that has ended: a dead letter.
     Late(Envelope<R>),
     /// Nobody asked for it: it goes to the output mailbox.
@@ -87,8 +139,29 @@ impl<R> Asks<R> {
     pub(crate) fn register(&mut self, id: MessageId) -> AskToken {
         let state = match &self.closed {
             Some(failure) => State::Ended(Err(failure.clone())),
-            None => State::Waiting(None),
+            None => State::Waiting(Asker::Task(None)),
         };
+        self.enter(id, state)
+    }
+
+    /// Registers an ask that waits elsewhere, under the id of its message here. If that cannot be,
+    /// whom to tell.
+    pub(crate) fn relay(&mut self, id: MessageId, origin: Origin) -> Result<AskToken, Tell> {
+        match &self.closed {
+            Some(failure) => Err(Tell::Fail(origin, failure.clone())),
+            None => Ok(self.enter(id, State::Waiting(Asker::Origin(origin)))),
+        }
+    }
+
+    /// Takes back a reply that could not be handed over.
+    pub(crate) fn pass(&mut self, id: MessageId, origin: Origin) -> Result<AskToken, Tell> {
+        match &self.closed {
+            Some(failure) => Err(Tell::Fail(origin, failure.clone())),
+            None => Ok(self.enter(id, State::Passing(origin))),
+        }
+    }
+
+    fn enter(&mut self, id: MessageId, state: State<R>) -> AskToken {
         let waiting = matches!(state, State::Waiting(_));
         let index = if self.free == NONE {
             let index = u32::try_from(self.entries.len()).expect("fewer than 2^32 asks");
@@ -127,7 +200,7 @@ impl<R> Asks<R> {
         let entry = &mut self.entries[token.index as usize];
         debug_assert_eq!(entry.generation, token.generation, "an ask is polled by its owner");
         match &mut entry.state {
-            State::Waiting(known) => {
+            State::Waiting(Asker::Task(known)) => {
                 if !known.as_ref().is_some_and(|known| known.will_wake(waker)) {
                     *stale = known.replace(waker.clone());
                 }
@@ -139,7 +212,9 @@ impl<R> Asks<R> {
                 };
                 Poll::Ready(result)
             }
-            State::Free(_) => unreachable!("an ask is polled by its owner"),
+            State::Waiting(Asker::Origin(_)) | State::Passing(_) | State::Free(_) => {
+                unreachable!("an ask is polled by its owner")
+            }
         }
     }
 
@@ -163,10 +238,54 @@ impl<R> Asks<R> {
         self.release(token.index);
     }
 
-    /// The kernel has received the message of this ask. `false`: the ask has ended, skip it.
-    pub(crate) fn received(&mut self, token: AskToken) -> bool {
+    /// Takes back an ask that waits elsewhere and whose message was not accepted, as if it had never
+    /// been here; `None` if it has ended here.
+    pub(crate) fn take_back(&mut self, token: AskToken) -> Option<Origin> {
+        self.waiting(token)?;
+        self.unindex(token.index);
+        match self.release(token.index) {
+            State::Waiting(Asker::Origin(origin)) => Some(origin),
+            _ => None,
+        }
+    }
+
+    /// A reply that carries on an ask is on its way elsewhere: the ask that waits there. `None` if it
+    /// has ended here.
+    pub(crate) fn hand_over(&mut self, token: AskToken) -> Option<Origin> {
+        let entry = self.entries.get(token.index as usize)?;
+        if entry.generation != token.generation || !matches!(entry.state, State::Passing(_)) {
+            return None;
+        }
+        match self.release(token.index) {
+            State::Passing(origin) => Some(origin),
+            _ => None,
+        }
+    }
+
+    /// Whether the ask still waits.
+    pub(crate) fn waits(&mut self, token: AskToken) -> bool {
+        self.waiting(token).is_some()
+    }
+
+    /// Answers the ask, under the id of what was asked; the reply comes back if the ask has ended.
+    pub(crate) fn answer_here(
+        &mut self,
+        token: AskToken,
+        mut reply: Envelope<R>,
+    ) -> Result<Tell, Envelope<R>> {
+        let Some(entry) = self.waiting(token) else { return Err(reply) };
+        reply.correlation_id = Some(entry.id);
+        Ok(self.end(token.index, Ok(reply)))
+    }
+
+    /// The kernel has received the message of this ask.
+    pub(crate) fn received(&mut self, token: AskToken) -> Received {
         let newest = self.newest;
-        let Some(entry) = self.waiting(token) else { return false };
+        let Some(entry) = self.waiting(token) else { return Received::Ended };
+        let received = match &entry.state {
+            State::Waiting(Asker::Origin(origin)) => Received::At(origin.clone()),
+            _ => Received::Waiting,
+        };
         if !entry.received {
             entry.received = true;
             entry.older = newest;
@@ -177,7 +296,15 @@ impl<R> Asks<R> {
             }
             self.newest = token.index;
         }
-        true
+        received
+    }
+
+    /// Forgets an ask that has ended where it waited.
+    pub(crate) fn expire(&mut self, token: AskToken) {
+        if self.waiting(token).is_some() {
+            self.forget(token.index);
+            self.release(token.index);
+        }
     }
 
     /// Finds where `reply` belongs; `in_hand` is the ask of the message that the kernel is at.
@@ -223,22 +350,44 @@ impl<R> Asks<R> {
         Routed::Output(reply)
     }
 
-    /// Fails one ask; its waker is to be called.
-    pub(crate) fn fail(&mut self, token: AskToken, failure: AskFailure) -> Option<Waker> {
-        self.waiting(token)?;
-        self.end(token.index, Err(failure))
+    /// Fails one ask.
+    pub(crate) fn fail(&mut self, token: AskToken, failure: AskFailure) -> Tell {
+        if self.waiting(token).is_some() {
+            return self.end(token.index, Err(failure));
+        }
+        self.hand_over(token).map_or(Tell::Nobody, |origin| Tell::Fail(origin, failure))
     }
 
-    /// Fails every ask, now and from now on; the wakers are to be called.
-    pub(crate) fn close(&mut self, failure: AskFailure) -> Vec<Waker> {
-        let mut wakers = Vec::new();
+    /// Fails every ask, now and from now on.
+    pub(crate) fn close(&mut self, failure: AskFailure) -> Vec<Tell> {
+        let mut told = self.fail_those_passing_through(&failure);
         for index in 0..self.entries.len() {
             if matches!(self.entries[index].state, State::Waiting(_)) {
-                wakers.extend(self.end(index as u32, Err(failure.clone())));
+                told.push(self.end(index as u32, Err(failure.clone())));
             }
         }
         self.closed = Some(failure);
-        wakers
+        told
+    }
+
+    /// Fails every ask that waits elsewhere and is not past this kernel.
+    pub(crate) fn fail_those_passing_through(&mut self, failure: &AskFailure) -> Vec<Tell> {
+        let mut told = Vec::new();
+        for index in 0..self.entries.len() {
+            let index = index as u32;
+            match &self.entries[index as usize].state {
+                State::Waiting(Asker::Origin(_)) => self.forget(index),
+                State::Passing(_) => {}
+                _ => continue,
+            }
+            match self.release(index) {
+                State::Waiting(Asker::Origin(origin)) | State::Passing(origin) => {
+                    told.push(Tell::Fail(origin, failure.clone()));
+                }
+                _ => unreachable!("an ask that waits elsewhere"),
+            }
+        }
+        told
     }
 
     /// The kernel starts anew: what it had received it no longer knows of, so a reply without a
@@ -268,16 +417,31 @@ impl<R> Asks<R> {
         }
     }
 
-    fn answer_at(&mut self, index: u32, reply: Envelope<R>) -> Routed<R> {
-        Routed::Answered(self.end(index, Ok(reply)))
+    fn answer_at(&mut self, index: u32, mut reply: Envelope<R>) -> Routed<R> {
+        let entry = &mut self.entries[index as usize];
+        if let State::Waiting(Asker::Origin(origin)) = &entry.state {
+            reply.ask = Some(AskToken { index, generation: entry.generation });
+            let end = origin.end;
+            entry.state = State::Passing(origin.clone());
+            self.forget(index);
+            return Routed::Passing(reply, end);
+        }
+        match self.end(index, Ok(reply)) {
+            Tell::Wake(waker) => Routed::Answered(Some(waker)),
+            _ => Routed::Answered(None),
+        }
     }
 
     /// Waiting → ended.
-    fn end(&mut self, index: u32, result: Result<Envelope<R>, AskFailure>) -> Option<Waker> {
+    fn end(&mut self, index: u32, result: Result<Envelope<R>, AskFailure>) -> Tell {
         self.forget(index);
         let entry = &mut self.entries[index as usize];
         match std::mem::replace(&mut entry.state, State::Ended(result)) {
-            State::Waiting(waker) => waker,
+            State::Waiting(Asker::Task(waker)) => waker.map_or(Tell::Nobody, Tell::Wake),
+            State::Waiting(Asker::Origin(origin)) => match self.release(index) {
+                State::Ended(Err(failure)) => Tell::Fail(origin, failure),
+                _ => unreachable!("a reply to an ask that waits elsewhere is passed on"),
+            },
             _ => unreachable!("only a waiting ask ends"),
         }
     }
@@ -342,6 +506,12 @@ mod tests {
         Envelope::with_parts(id(own), correlation.map(id), 128, value)
     }
 
+    fn receive(asks: &mut Asks<u32>, tokens: &[AskToken]) {
+        for &token in tokens {
+            assert!(matches!(asks.received(token), Received::Waiting));
+        }
+    }
+
     fn result(asks: &mut Asks<u32>, token: AskToken) -> Option<u32> {
         match asks.poll(token, Waker::noop(), &mut None) {
             Poll::Ready(Ok(reply)) => Some(reply.message),
@@ -353,7 +523,7 @@ mod tests {
     fn a_reply_goes_to_the_ask_that_its_correlation_names_in_any_order() {
         let mut asks = asks();
         let (a, b) = (asks.register(id(1)), asks.register(id(2)));
-        assert!(asks.received(a) && asks.received(b));
+        receive(&mut asks, &[a, b]);
         assert!(matches!(asks.route(None, reply(10, Some(2), 22)), Routed::Answered(_)));
         assert!(matches!(asks.route(None, reply(11, Some(1), 11)), Routed::Answered(_)));
         assert_eq!((result(&mut asks, a), result(&mut asks, b)), (Some(11), Some(22)));
@@ -364,7 +534,7 @@ mod tests {
     fn an_echo_goes_to_the_ask_of_the_same_id() {
         let mut asks = asks();
         let (a, b) = (asks.register(id(1)), asks.register(id(2)));
-        assert!(asks.received(a) && asks.received(b));
+        receive(&mut asks, &[a, b]);
         assert!(matches!(asks.route(None, reply(2, None, 22)), Routed::Answered(_)));
         assert_eq!(result(&mut asks, b), Some(22));
         assert_eq!(result(&mut asks, a), None);
@@ -374,7 +544,7 @@ mod tests {
     fn a_reply_without_a_name_goes_to_the_oldest_ask_received_and_then_to_the_output() {
         let mut asks = asks();
         let (a, b, c) = (asks.register(id(1)), asks.register(id(2)), asks.register(id(3)));
-        assert!(asks.received(b) && asks.received(a));
+        receive(&mut asks, &[b, a]);
         for (n, token) in [(22, b), (11, a)] {
             assert!(matches!(asks.route(None, reply(99, None, n)), Routed::Answered(_)));
             assert_eq!(result(&mut asks, token), Some(n));
@@ -387,7 +557,7 @@ mod tests {
     fn a_reply_to_a_message_that_was_only_sent_never_takes_another_ask() {
         let mut asks = asks();
         let a = asks.register(id(1));
-        assert!(asks.received(a));
+        receive(&mut asks, &[a]);
         let hand = Some((id(7), None));
         assert!(matches!(asks.route(hand, reply(20, Some(7), 0)), Routed::Output(_)));
         assert!(matches!(asks.route(hand, reply(7, None, 0)), Routed::Output(_)));
@@ -399,13 +569,13 @@ mod tests {
     fn a_reply_to_an_ended_ask_is_late_by_hand_by_name_and_by_echo() {
         let mut asks = asks();
         let a = asks.register(id(1));
-        assert!(asks.received(a));
+        receive(&mut asks, &[a]);
         assert!(asks.cancel(a).is_none());
         let hand = Some((id(1), Some(a)));
         assert!(matches!(asks.route(hand, reply(20, Some(1), 0)), Routed::Late(_)));
         assert!(matches!(asks.route(None, reply(21, Some(1), 0)), Routed::Late(_)));
         assert!(matches!(asks.route(None, reply(1, None, 0)), Routed::Late(_)));
-        assert!(!asks.received(a), "a cancelled ask is skipped");
+        assert!(matches!(asks.received(a), Received::Ended), "a cancelled ask is skipped");
         // Its place is taken by another ask, which the old token does not reach.
         let b = asks.register(id(2));
         assert_eq!(b.index, a.index);
@@ -435,7 +605,7 @@ mod tests {
     fn close_fails_every_ask_now_and_later() {
         let mut asks = asks();
         let a = asks.register(id(1));
-        asks.close(AskFailure::Stopped);
+        assert!(matches!(asks.close(AskFailure::Stopped)[..], [Tell::Nobody]));
         let b = asks.register(id(2));
         for token in [a, b] {
             assert!(matches!(
@@ -449,7 +619,7 @@ mod tests {
     fn after_a_restart_only_a_named_reply_reaches_an_old_ask() {
         let mut asks = asks();
         let a = asks.register(id(1));
-        assert!(asks.received(a));
+        receive(&mut asks, &[a]);
         asks.forget_received();
         assert!(matches!(asks.route(None, reply(20, None, 0)), Routed::Output(_)));
         assert!(matches!(asks.route(None, reply(20, Some(1), 9)), Routed::Answered(_)));

@@ -11,7 +11,7 @@ use dotcompute_mailbox::{Inbox, Outcome, clock, wait};
 use crate::dead_letter::DeadLetterReason;
 use crate::error::{KernelId, LookupError, ReceiveError, Stopped};
 use crate::id::MessageId;
-use crate::kernel::{Address, Cell};
+use crate::kernel::{Address, Cell, Link};
 use crate::message::{AskToken, Envelope, Message, Taken};
 use crate::runtime::Runtime;
 use crate::timer;
@@ -31,6 +31,9 @@ pub struct Context<M: Message, R: Message> {
     /// The message in hand, if the body took it out of its envelope.
     taken: Option<Taken>,
     cell: Arc<Cell<M, R>>,
+    /// Where replies go, if not to the output mailbox, as it was when the word was read.
+    link: Option<Arc<Link<R>>>,
+    link_word: u32,
 }
 
 impl<M: Message, R: Message> Context<M, R> {
@@ -41,6 +44,8 @@ impl<M: Message, R: Message> Context<M, R> {
             budget: BUDGET,
             taken: None,
             cell: Arc::clone(cell),
+            link: None,
+            link_word: 0,
         })
     }
 
@@ -133,7 +138,8 @@ impl<M: Message, R: Message> Context<M, R> {
     }
 
     /// Replies to the message in hand: to its asker, or into the output mailbox if it was only
-    /// sent. Waits while the output mailbox is full, if its policy is to block.
+    /// sent; or, if this kernel is [connected](crate::KernelRef::connect), to the next one. Waits while
+    /// the mailbox of these is full, if its policy is to block.
     ///
     /// # Errors
     ///
@@ -167,7 +173,19 @@ impl<M: Message, R: Message> Context<M, R> {
     pub async fn send(&mut self, reply: impl Into<Envelope<R>>) -> Result<(), Stopped> {
         let reply = reply.into();
         let Some(reply) = self.cell.route(self.in_hand(), reply) else { return Ok(()) };
-        match self.cell.output(reply).await {
+        self.look_at_link();
+        let back = match &self.link {
+            None => match self.cell.output(reply).await {
+                Ok(true) => return Ok(()),
+                Ok(false) => return Err(self.stopped()),
+                Err(back) => back,
+            },
+            Some(link) => match self.cell.try_forward(link, reply) {
+                None => return Ok(()),
+                Some(back) => back,
+            },
+        };
+        match self.cell.forward(back).await {
             true => Ok(()),
             false => Err(self.stopped()),
         }
@@ -192,7 +210,12 @@ impl<M: Message, R: Message> Context<M, R> {
     #[inline]
     pub fn try_send(&mut self, reply: impl Into<Envelope<R>>) -> Result<(), Envelope<R>> {
         let Some(reply) = self.cell.route(self.in_hand(), reply.into()) else { return Ok(()) };
-        self.cell.try_output(reply).map_or(Ok(()), Err)
+        self.look_at_link();
+        let back = match &self.link {
+            None => self.cell.try_output(reply),
+            Some(link) => self.cell.try_forward(link, reply),
+        };
+        back.map_or(Ok(()), Err)
     }
 
     /// Waits for room in the output mailbox for a reply that [`try_send`](Self::try_send) gave
@@ -211,7 +234,7 @@ impl<M: Message, R: Message> Context<M, R> {
     ) -> impl Future<Output = Result<(), Stopped>> + Send + use<M, R> {
         let cell = Arc::clone(&self.cell);
         async move {
-            match cell.output(reply).await {
+            match cell.forward(reply).await {
                 true => Ok(()),
                 false => Err(Stopped { kernel: cell.id.clone() }),
             }
@@ -232,6 +255,15 @@ impl<M: Message, R: Message> Context<M, R> {
         match self.runtime() {
             Some(runtime) => runtime.address(kernel),
             None => Err(LookupError::NotFound { kernel: kernel.into() }),
+        }
+    }
+
+    #[inline]
+    fn look_at_link(&mut self) {
+        let word = self.cell.link_word();
+        if word != self.link_word {
+            self.link = self.cell.link();
+            self.link_word = word;
         }
     }
 

@@ -30,8 +30,11 @@ pub enum DeadLetterReason {
     Unread,
     /// A reply to an ask that had already ended.
     LateReply,
-    /// A reply for which the output mailbox had no room when the kernel had to stop.
+    /// A reply for which the output mailbox, or that of the next kernel, had no room.
     NoRoom,
+    /// A reply to an ask that waits for another type than the last kernel of its pipeline replies
+    /// with.
+    WrongType,
 }
 
 impl fmt::Display for DeadLetterReason {
@@ -41,7 +44,8 @@ impl fmt::Display for DeadLetterReason {
             Self::Undelivered => f.write_str("queued when the kernel ended"),
             Self::Unread => f.write_str("a reply unread when the kernel was terminated"),
             Self::LateReply => f.write_str("a reply to an ask that had ended"),
-            Self::NoRoom => f.write_str("a reply without room when the kernel stopped"),
+            Self::NoRoom => f.write_str("a reply without room"),
+            Self::WrongType => f.write_str("a reply of another type than its ask waits for"),
         }
     }
 }

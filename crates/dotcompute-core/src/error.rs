@@ -301,6 +301,15 @@ pub enum ReceiveError {
         #[source]
         fault: Fault,
     },
+    /// The kernel is connected: its replies go to the next kernel.
+    #[error(
+        "the replies of ring kernel '{kernel}' go to the kernel that it is connected to: receive \
+         from the last one"
+    )]
+    Connected {
+        /// The kernel.
+        kernel: KernelId,
+    },
 }
 
 /// Why an ask got no reply.
@@ -328,7 +337,7 @@ pub enum AskError<M> {
         /// The kernel.
         kernel: KernelId,
     },
-    /// The kernel failed before it answered.
+    /// The kernel, or one that it is connected to, failed before it answered.
     #[error("ring kernel '{kernel}' failed before it answered: {fault}")]
     Failed {
         /// The kernel.
@@ -336,6 +345,23 @@ pub enum AskError<M> {
         /// Why.
         #[source]
         fault: Fault,
+    },
+    /// The kernel was disconnected from the next one before the ask was past it.
+    #[error("ring kernel '{kernel}' was disconnected before the answer came")]
+    Disconnected {
+        /// The kernel.
+        kernel: KernelId,
+    },
+    /// The kernel is connected, and the last kernel of the pipeline replies with another type.
+    #[error(
+        "ring kernel '{kernel}' is connected, and its asks are answered with {found}: ask the \
+         pipeline that `connect` returned"
+    )]
+    WrongType {
+        /// The kernel.
+        kernel: KernelId,
+        /// What the last kernel replies with.
+        found: &'static str,
     },
 }
 
@@ -425,6 +451,60 @@ pub enum LaunchError {
     ShuttingDown {
         /// The kernel.
         kernel: KernelId,
+    },
+}
+
+/// Why two kernels could not be connected.
+#[derive(Clone, Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ConnectError {
+    /// No kernel of that name.
+    #[error(transparent)]
+    Lookup(#[from] LookupError),
+    /// The one does not take what the other replies with.
+    #[error("cannot connect ring kernel '{from}', {replies}, to ring kernel '{to}', {takes}")]
+    WrongType {
+        /// The kernel to connect.
+        from: KernelId,
+        /// Its types.
+        replies: String,
+        /// The kernel to connect it to.
+        to: KernelId,
+        /// Its types.
+        takes: String,
+    },
+    /// The kernel is connected already, and a kernel has one next kernel.
+    #[error("ring kernel '{kernel}' is connected to '{to}': disconnect it first")]
+    AlreadyConnected {
+        /// The kernel.
+        kernel: KernelId,
+        /// The kernel that it is connected to.
+        to: KernelId,
+    },
+    /// The kernels would form a cycle in which all could wait for each other for ever.
+    #[error(
+        "connecting {path} closes a cycle of kernels whose senders wait for room: allow the cycle, \
+         or let one of them reject or drop"
+    )]
+    Cycle {
+        /// The kernel to connect.
+        kernel: KernelId,
+        /// The cycle.
+        path: String,
+    },
+    /// A kernel has ended or is ending.
+    #[error("ring kernel '{kernel}' is stopped")]
+    Stopped {
+        /// The kernel.
+        kernel: KernelId,
+    },
+    /// The kernels belong to different runtimes.
+    #[error("ring kernels '{from}' and '{to}' belong to different runtimes")]
+    OtherRuntime {
+        /// The kernel to connect.
+        from: KernelId,
+        /// The kernel to connect it to.
+        to: KernelId,
     },
 }
 

@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, Weak};
 use std::task::Waker;
 
 use dotcompute_mailbox::sync::{AtomicU32, AtomicU64, Ordering, lock};
-use dotcompute_mailbox::{Books, Mailbox};
+use dotcompute_mailbox::{Backpressure, Books, Mailbox, STAMP_EVERY};
 
 use crate::ask::Asks;
 use crate::error::{Fault, KernelId, StateError};
@@ -21,7 +21,9 @@ use crate::telemetry::{KernelTelemetry, Telemetry};
 mod address;
 mod any;
 mod ask;
+mod connect;
 mod end;
+mod forward;
 mod life;
 mod receive;
 mod reply;
@@ -29,7 +31,9 @@ mod send;
 
 pub use address::Address;
 pub(crate) use any::{AnyCell, types};
+pub use connect::Pipeline;
 pub use end::ScopedKernel;
+pub(crate) use forward::Link;
 pub use receive::Receiving;
 
 /// What everyone who deals with one kernel shares.
@@ -40,6 +44,10 @@ pub(crate) struct Cell<M, R> {
     pub(crate) mailbox: Arc<Mailbox<Envelope<M>>>,
     pub(crate) replies: Arc<Mailbox<Envelope<R>>>,
     asks: Mutex<Asks<R>>,
+    /// Where its replies go instead of `replies`, while it is connected.
+    link: Mutex<Option<Arc<Link<R>>>>,
+    /// Replies that went there.
+    forwarded: AtomicU64,
     lifecycle: Mutex<Lifecycle>,
     control: AtomicU32,
     /// The task that runs the body, to be woken by a kill.
@@ -50,6 +58,18 @@ pub(crate) struct Cell<M, R> {
     pub(crate) runtime: Weak<Shared>,
 }
 
+fn mailbox<M: Message>(
+    capacity: usize,
+    backpressure: Backpressure,
+    sample_every: u64,
+    exact_priority: bool,
+) -> Arc<Mailbox<Envelope<M>>> {
+    match exact_priority {
+        false => Mailbox::stamping(capacity, backpressure, sample_every),
+        true => Mailbox::ranked(capacity, backpressure, sample_every, |envelope| envelope.priority),
+    }
+}
+
 impl<M: Message, R: Message> Cell<M, R> {
     pub(crate) fn new(
         id: KernelId,
@@ -58,16 +78,24 @@ impl<M: Message, R: Message> Cell<M, R> {
         runtime: &Arc<Shared>,
     ) -> Arc<Self> {
         Arc::new(Self {
-            mailbox: Mailbox::stamping(
+            mailbox: mailbox(
                 options.capacity,
                 options.backpressure,
                 options.sample_every,
+                options.exact_priority,
             ),
-            replies: Mailbox::new(options.reply_capacity, options.reply_backpressure),
+            replies: mailbox(
+                options.reply_capacity,
+                options.reply_backpressure,
+                STAMP_EVERY,
+                options.exact_priority,
+            ),
             id,
             options,
             executor,
             asks: Mutex::new(Asks::new()),
+            link: Mutex::new(None),
+            forwarded: AtomicU64::new(0),
             lifecycle: Mutex::new(Lifecycle::new()),
             control: AtomicU32::new(0),
             runner: Mutex::new(None),
@@ -75,6 +103,15 @@ impl<M: Message, R: Message> Cell<M, R> {
             telemetry: Telemetry::default(),
             runtime: Arc::downgrade(runtime),
         })
+    }
+
+    fn reply_books(&self) -> Books {
+        // Relaxed: a count.
+        let forwarded = self.forwarded.load(Ordering::Relaxed);
+        let mut books = self.replies.books();
+        books.accepted += forwarded;
+        books.forwarded += forwarded;
+        books
     }
 
     fn snapshot(&self) -> KernelTelemetry {
@@ -88,7 +125,7 @@ impl<M: Message, R: Message> Cell<M, R> {
             executor: self.executor,
             state,
             books,
-            replies: self.replies.books(),
+            replies: self.reply_books(),
             records: self.telemetry.records(books.processed),
             asks_answered: load(&self.telemetry.asks_answered),
             high_water: self.mailbox.high_water(),
@@ -204,9 +241,10 @@ impl<M: Message, R: Message> KernelRef<M, R> {
         self.cell.mailbox.books()
     }
 
-    /// The books of the output mailbox.
+    /// What became of every reply that no ask has claimed: the books of the output mailbox, and what
+    /// went to the next kernel while this one was connected. Exact, and always balanced.
     pub fn reply_books(&self) -> Books {
-        self.cell.replies.books()
+        self.cell.reply_books()
     }
 
     /// What the kernel has done so far.

@@ -44,6 +44,8 @@ mod kernel;
 mod lifecycle;
 mod message;
 mod options;
+mod pipeline;
+mod relay;
 mod runtime;
 mod supervision;
 mod telemetry;
@@ -59,13 +61,13 @@ pub use dotcompute_abi as abi;
 pub use dotcompute_macros::Message;
 pub use dotcompute_mailbox::{Backpressure, Band, Books};
 pub use error::{
-    AskError, BoxError, Fault, FaultKind, KernelId, LaunchError, LookupError, ReceiveError,
-    SendError, StateError, Stopped,
+    AskError, BoxError, ConnectError, Fault, FaultKind, KernelId, LaunchError, LookupError,
+    ReceiveError, SendError, StateError, Stopped,
 };
 pub use executor::{Executor, KernelTask};
 pub use handler::{Handler, HandlerContext};
 pub use id::{MessageId, ParseMessageIdError};
-pub use kernel::{Address, KernelRef, Receiving, ScopedKernel};
+pub use kernel::{Address, KernelRef, Pipeline, Receiving, ScopedKernel};
 pub use lifecycle::KernelState;
 pub use message::{DEFAULT_PRIORITY, Envelope, Message};
 pub use options::{CAPACITY_MAX, DELIVERIES_MAX, Restart, RestartPolicy};

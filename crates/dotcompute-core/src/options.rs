@@ -74,6 +74,7 @@ pub(crate) struct Options {
     pub(crate) restart: Restart,
     pub(crate) watchdog: Option<Duration>,
     pub(crate) sample_every: u64,
+    pub(crate) exact_priority: bool,
 }
 
 impl Default for Options {
@@ -86,6 +87,7 @@ impl Default for Options {
             restart: Restart::default(),
             watchdog: Some(Duration::from_secs(30)),
             sample_every: dotcompute_mailbox::STAMP_EVERY,
+            exact_priority: false,
         }
     }
 }

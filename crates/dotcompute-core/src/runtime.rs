@@ -14,13 +14,14 @@ use tracing::Instrument;
 use crate::compiled::{self, CompiledHandler, RecordMessage, RecordReply};
 use crate::context::Context;
 use crate::dead_letter::{DeadLetter, DeadLetterCounts, DeadLetters};
-use crate::error::{BoxError, KernelId, LaunchError, LookupError};
+use crate::error::{BoxError, ConnectError, KernelId, LaunchError, LookupError};
 use crate::executor::{AsyncExecutor, Executor, Executors, KernelTask, ThreadExecutor};
 use crate::handler::{self, Handler};
 use crate::kernel::{Address, AnyCell, Cell, KernelRef, types};
 use crate::lifecycle::KernelState;
 use crate::message::Message;
 use crate::options::{Options, Restart};
+use crate::pipeline::Pipelines;
 use crate::supervision::{BodyFuture, TellWhenDropped, supervise};
 use crate::telemetry::{self, KernelTelemetry};
 use crate::terminate::{self, Termination};
@@ -31,6 +32,7 @@ pub(crate) struct Shared {
     executors: Executors,
     kernels: Mutex<Kernels>,
     pub(crate) dead_letters: DeadLetters,
+    pub(crate) pipelines: Pipelines,
     monitor: Arc<MonitorSignal>,
 }
 
@@ -121,6 +123,7 @@ impl RuntimeBuilder {
                 executors: Executors::new(executors),
                 kernels: Mutex::default(),
                 dead_letters: DeadLetters::default(),
+                pipelines: Pipelines::default(),
                 monitor: Arc::default(),
             }),
         }
@@ -212,6 +215,36 @@ impl Runtime {
                 found,
             }),
         }
+    }
+
+    /// Connects two kernels by their names: see [`KernelRef::connect`], where the types are checked
+    /// by the compiler.
+    ///
+    /// # Errors
+    ///
+    /// See [`ConnectError`]. If the one does not take what the other replies with, the error names
+    /// the types of both.
+    pub fn connect(&self, from: &str, to: &str) -> Result<(), ConnectError> {
+        self.find(from)?.connect(&self.find(to)?, false)
+    }
+
+    /// [`connect`](Self::connect) that allows a cycle of kernels that wait for room: see
+    /// [`KernelRef::connect_allowing_cycle`].
+    ///
+    /// # Errors
+    ///
+    /// See [`ConnectError`].
+    pub fn connect_allowing_cycle(&self, from: &str, to: &str) -> Result<(), ConnectError> {
+        self.find(from)?.connect(&self.find(to)?, true)
+    }
+
+    /// Disconnects the kernel of this name from the next one: see [`KernelRef::disconnect`].
+    ///
+    /// # Errors
+    ///
+    /// If there is no kernel of this name.
+    pub fn disconnect(&self, name: &str) -> Result<bool, LookupError> {
+        Ok(self.shared.pipelines.disconnect(&self.find(name)?))
     }
 
     fn find(&self, name: &str) -> Result<Arc<dyn AnyCell>, LookupError> {
@@ -429,6 +462,13 @@ impl KernelBuilder<'_> {
     /// which suits large messages.
     pub fn sample_every(mut self, messages: u64) -> Self {
         self.options.sample_every = messages;
+        self
+    }
+
+    /// Whether all 256 priorities count, of messages and of replies, and not only the four bands: no
+    /// by default. Then each delivery takes the mailbox's lock.
+    pub fn exact_priority(mut self, exact: bool) -> Self {
+        self.options.exact_priority = exact;
         self
     }
 

@@ -79,7 +79,7 @@ fn batch(numbers: impl IntoIterator<Item = i64>) -> RecordBatch {
 }
 
 fn values(batch: &RecordBatch) -> Vec<i64> {
-    batch.records::<Number>().unwrap().iter().map(|number| number.value).collect()
+    batch.as_slice::<Number>().unwrap().iter().map(|number| number.value).collect()
 }
 
 type Batches = KernelRef<RecordBatch, RecordBatch>;

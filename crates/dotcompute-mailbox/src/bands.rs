@@ -22,6 +22,8 @@
 //! So, given the cursor, whoever holds the lock can end a window at any time
 //! ([`Bands::close_window`]), provided that the cursor cannot move meanwhile.
 
+use crate::levels::Levels;
+use crate::prefetch;
 use crate::sync::UnsafeCell;
 use std::ptr::NonNull;
 
@@ -84,9 +86,17 @@ pub(crate) struct Bands<T> {
     free: Chain<T>,
     window: Window<T>,
     queues: [Queue<T>; 4],
+    /// Where more urgent messages go first inside a band too.
+    ranks: Option<Box<Ranks<T>>>,
     /// The slots, owned; they are reached through pointers only, and stay where they are.
     blocks: Vec<NonNull<[Slot<T>]>>,
     slots: usize,
+}
+
+/// How urgent messages are inside their band.
+struct Ranks<T> {
+    rank: fn(&T) -> u8,
+    levels: [Levels<T>; 4],
 }
 
 /// The messages of one band.
@@ -104,7 +114,7 @@ struct Window<T> {
     seen: u64,
     /// How many of the slots it had passed then.
     passed: u32,
-    /// The band of the rest.
+    /// The band of the rest, or that of the last delivery to the inbox.
     band: Band,
 }
 
@@ -112,8 +122,11 @@ struct Window<T> {
 unsafe impl<T: Send> Send for Bands<T> {}
 
 impl<T> Bands<T> {
-    pub(crate) const fn new() -> Self {
+    /// With a `rank`, messages of a higher one go first inside their band; then there is no window.
+    pub(crate) fn new(rank: Option<fn(&T) -> u8>) -> Self {
+        let ranks = rank.map(|rank| Ranks { rank, levels: [const { Levels::new() }; 4] });
         Self {
+            ranks: ranks.map(Box::new),
             len: 0,
             deliveries: 0,
             free: Chain::new(),
@@ -178,8 +191,40 @@ impl<T> Bands<T> {
             slot.prefetch_ahead();
         }
         self.begin_wait(band);
-        self.queues[band as usize].slots.push_back(slot);
+        match &self.ranks {
+            None => self.queues[band as usize].slots.push_back(slot),
+            Some(_) => self.rank_in(band, slot, false),
+        }
         self.len += 1;
+    }
+
+    /// Queues a slot where its message's rank belongs: behind its equals, or before them.
+    #[cold]
+    fn rank_in(&mut self, band: Band, slot: SlotPtr<T>, at_front: bool) {
+        let Some(ranks) = &mut self.ranks else { return };
+        // SAFETY: a slot on its way into a list is the lock holder's; the borrow ends here.
+        let value = unsafe { slot.value() }.expect("a slot that is queued should hold a message");
+        let (rank, queue) = ((ranks.rank)(value), &mut self.queues[band as usize]);
+        ranks.levels[band as usize].insert(&mut queue.slots, rank, slot, at_front);
+    }
+
+    /// Takes the first slot of a band that has one out, in the order of `bands`. `ranked` says which
+    /// it is where there are levels.
+    #[inline]
+    fn first_of(
+        &mut self,
+        bands: impl IntoIterator<Item = Band>,
+        ranked: fn(&mut Levels<T>, &mut Chain<T>) -> Option<SlotPtr<T>>,
+    ) -> Option<(Band, SlotPtr<T>)> {
+        bands.into_iter().find_map(|band| {
+            let slots = &mut self.queues[band as usize].slots;
+            let slot = match &mut self.ranks {
+                None => slots.pop_front()?,
+                Some(ranks) => ranked(&mut ranks.levels[band as usize], slots)?,
+            };
+            self.len -= 1;
+            Some((band, slot))
+        })
     }
 
     /// Notes the time if `band` is empty and so begins to wait now.
@@ -208,6 +253,13 @@ impl<T> Bands<T> {
     /// window must be closed first.
     #[inline]
     fn next_band(&self) -> Option<Band> {
+        if self.len == 0 {
+            return None;
+        }
+        // Most often all messages are in one band, the same as before, and no other need be read.
+        if self.queues[self.window.band as usize].slots.len == self.len {
+            return Some(self.window.band);
+        }
         let mut waiting =
             Band::ALL.into_iter().filter(|&b| !self.queues[b as usize].slots.is_empty());
         let first = waiting.next()?;
@@ -230,28 +282,25 @@ impl<T> Bands<T> {
 
     #[inline]
     fn deliver_slot(&mut self) -> Option<(SlotPtr<T>, Band)> {
-        let band = self.next_band()?;
-        let slot = self.queues[band as usize].slots.pop_front()?;
-        self.len -= 1;
+        let (band, slot) = self.first_of(self.next_band(), Levels::next)?;
         self.deliveries += 1;
         self.queues[band as usize].served = self.deliveries;
         Some((slot, band))
     }
 
-    /// Takes the oldest message of the least urgent band out; this is no delivery. The window must
-    /// be closed.
+    /// Takes the oldest message of the least urgent band (and rank) out; this is no delivery. The
+    /// window must be closed.
     pub(crate) fn evict(&mut self) -> Option<T> {
-        let slot = self.queues.iter_mut().rev().find_map(|queue| queue.slots.pop_front())?;
-        self.len -= 1;
+        let bands = Band::ALL.into_iter().rev();
+        let (_, slot) = self.first_of(bands, Levels::oldest_of_last)?;
         Some(self.empty(slot))
     }
 
     /// Takes the oldest message of the most urgent band out; this is no delivery. The window must
     /// be closed.
-    pub(crate) fn remove_first(&mut self) -> Option<T> {
-        let slot = self.queues.iter_mut().find_map(|queue| queue.slots.pop_front())?;
-        self.len -= 1;
-        Some(self.empty(slot))
+    pub(crate) fn remove_first(&mut self) -> Option<(Band, T)> {
+        let (band, slot) = self.first_of(Band::ALL, Levels::first)?;
+        Some((band, self.empty(slot)))
     }
 
     /// Calls `each` with every queued message, in the order of [`remove_first`](Self::remove_first).
@@ -288,7 +337,8 @@ impl<T> Bands<T> {
         let (slot, band) = self.deliver_slot()?;
         self.window.passed = 1;
         self.window.seen += 1;
-        self.window.slots.push_front(slot);
+        self.window.slots = Chain::of(slot);
+        self.window.band = band;
         Some((slot, band))
     }
 
@@ -300,6 +350,9 @@ impl<T> Bands<T> {
     /// Lends the inbox, which was just handed a message, those that come next: their first slot,
     /// band, and how many of them may be read before the lock is taken again.
     pub(crate) fn open_window(&mut self) -> Option<(SlotPtr<T>, Band, usize)> {
+        if self.ranks.is_some() {
+            return None;
+        }
         let band = self.next_band()?;
         let others = || Band::ALL.into_iter().filter(|&b| b != band);
         let waiting = others().filter(|&other| !self.queues[other as usize].slots.is_empty());
@@ -321,6 +374,9 @@ impl<T> Bands<T> {
     /// stays out.
     pub(crate) fn close_window(&mut self, in_hand: bool) {
         let Window { slots, passed, band, .. } = &mut self.window;
+        if slots.is_empty() {
+            return;
+        }
         let (done, mut rest) = slots.take().split(*passed as usize - usize::from(in_hand));
         match done.len > WARM_MAX {
             true => self.free.append(done),
@@ -339,7 +395,10 @@ impl<T> Bands<T> {
         let slot = self.window.slots.pop_front().expect("a slot should be in hand");
         self.window.passed = 0;
         self.begin_wait(band);
-        self.queues[band as usize].slots.push_front(slot);
+        match &self.ranks {
+            None => self.queues[band as usize].slots.push_front(slot),
+            Some(_) => self.rank_in(band, slot, true),
+        }
         self.len += 1;
     }
 
@@ -399,6 +458,12 @@ impl<T> Clone for SlotPtr<T> {
 
 impl<T> Copy for SlotPtr<T> {}
 
+impl<T> PartialEq for SlotPtr<T> {
+    fn eq(&self, other: &Self) -> bool {
+        self.0 == other.0
+    }
+}
+
 impl<T> SlotPtr<T> {
     /// # Safety
     ///
@@ -414,17 +479,9 @@ impl<T> SlotPtr<T> {
     /// may be any other slot, or none.
     #[inline]
     pub(crate) fn prefetch_ahead(self) {
-        let first = self.0.as_ptr().wrapping_add(PREFETCH_AHEAD).cast::<i8>();
-        for line in [first, first.wrapping_add(64)] {
-            #[cfg(all(target_arch = "x86_64", not(miri)))]
-            // SAFETY: a prefetch changes nothing that a program can observe, and no address makes
-            // it fault.
-            unsafe {
-                std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_ET0 }>(line);
-            }
-            #[cfg(not(all(target_arch = "x86_64", not(miri))))]
-            let _ = line;
-        }
+        let first = self.0.as_ptr().wrapping_add(PREFETCH_AHEAD).cast::<u8>();
+        prefetch::for_writing(first);
+        prefetch::for_writing(first.wrapping_add(64));
     }
 
     /// The slot after this one, which is not its chain's last.
@@ -526,9 +583,9 @@ impl<T> SlotPtr<T> {
     }
 }
 
-/// Slots in order, linked through themselves; private to `Bands`, which owns them all and outlives
-/// every chain. Only `len` says where the chain ends, so that cutting one writes to no slot.
-struct Chain<T> {
+/// Slots in order, linked through themselves; known to `Bands` and its levels alone. `Bands` owns
+/// them all and outlives every chain. Only `len` says where the chain ends, so that cutting one writes to no slot.
+pub(crate) struct Chain<T> {
     ends: Option<(SlotPtr<T>, SlotPtr<T>)>,
     len: usize,
 }
@@ -536,6 +593,12 @@ struct Chain<T> {
 impl<T> Chain<T> {
     const fn new() -> Self {
         Self { ends: None, len: 0 }
+    }
+
+    /// The chain of one slot.
+    #[inline]
+    fn of(slot: SlotPtr<T>) -> Self {
+        Self { ends: Some((slot, slot)), len: 1 }
     }
 
     #[inline]
@@ -553,12 +616,12 @@ impl<T> Chain<T> {
 
     #[inline]
     fn push_back(&mut self, slot: SlotPtr<T>) {
-        self.append(Self { ends: Some((slot, slot)), len: 1 });
+        self.append(Self::of(slot));
     }
 
     #[inline]
     fn push_front(&mut self, slot: SlotPtr<T>) {
-        self.prepend(Self { ends: Some((slot, slot)), len: 1 });
+        self.prepend(Self::of(slot));
     }
 
     #[inline]
@@ -571,6 +634,46 @@ impl<T> Chain<T> {
             _ => Some((unsafe { first.next() }, last)),
         };
         Some(first)
+    }
+
+    /// Puts `slot` behind `before`, which is in the chain; `None`: before all others.
+    pub(crate) fn insert_after(&mut self, before: Option<SlotPtr<T>>, slot: SlotPtr<T>) {
+        let (Some(before), Some((_, last))) = (before, self.ends) else {
+            return self.push_front(slot);
+        };
+        if before == last {
+            return self.push_back(slot);
+        }
+        // SAFETY: in the chain and not its last; links are written under the lock only.
+        let next = unsafe { before.next() };
+        // SAFETY: a slot on its way into the chain is the lock holder's.
+        unsafe { slot.set_next(next) };
+        // SAFETY: no window is lent from a chain that has levels, so all its links are the lock
+        // holder's.
+        unsafe { before.set_next(slot) };
+        self.len += 1;
+    }
+
+    /// Takes the slot behind `before`, which is in the chain, out; `None`: the first.
+    pub(crate) fn remove_after(&mut self, before: Option<SlotPtr<T>>) -> Option<SlotPtr<T>> {
+        let (Some(before), Some((first, last))) = (before, self.ends) else {
+            return self.pop_front();
+        };
+        if before == last {
+            return None;
+        }
+        // SAFETY: in the chain and not its last; links are written under the lock only.
+        let slot = unsafe { before.next() };
+        if slot == last {
+            self.ends = Some((first, before));
+        } else {
+            // SAFETY: in the chain and not its last; links are written under the lock only.
+            let next = unsafe { slot.next() };
+            // SAFETY: as in `insert_after`.
+            unsafe { before.set_next(next) };
+        }
+        self.len -= 1;
+        Some(slot)
     }
 
     /// Puts `other` behind this chain. Writes the link of this chain's last slot.
@@ -592,8 +695,10 @@ impl<T> Chain<T> {
     /// Puts `other` before this chain.
     #[inline]
     fn prepend(&mut self, mut other: Self) {
-        std::mem::swap(self, &mut other);
-        self.append(other);
+        if !other.is_empty() {
+            std::mem::swap(self, &mut other);
+            self.append(other);
+        }
     }
 
     /// Cuts the chain after `count` slots.

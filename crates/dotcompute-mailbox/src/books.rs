@@ -18,6 +18,9 @@ pub struct Books {
     pub expired: u64,
     /// Handed out to the inbox and settled as dead letters, or taken after the close.
     pub dead_lettered: u64,
+    /// Passed on to the mailbox of another kernel, which has accepted them: the replies of a kernel
+    /// that is connected to that one.
+    pub forwarded: u64,
     /// With the kernel: handed out to the inbox and not yet settled (0 or 1).
     pub in_hand: u64,
     /// Waiting in the mailbox.
@@ -32,8 +35,9 @@ impl Books {
     /// Whether every accepted message is accounted for exactly once. Always true for a snapshot.
     pub fn balance(&self) -> bool {
         let Self { accepted, processed, dropped_oldest, dropped_newest, .. } = *self;
-        let Self { expired, dead_lettered, in_hand, queued, .. } = *self;
+        let Self { expired, dead_lettered, forwarded, in_hand, queued, .. } = *self;
         let dropped = dropped_oldest + dropped_newest;
-        accepted == processed + dropped + expired + dead_lettered + in_hand + queued
+        let gone = processed + dropped + expired + dead_lettered + forwarded;
+        accepted == gone + in_hand + queued
     }
 }

@@ -5,7 +5,8 @@ use crate::clock::now_ns;
 use crate::cursor::Progress;
 use crate::error::{Closed, TryReceiveError};
 use crate::mailbox::{Locked, Mailbox};
-use crate::wait_list::{Key, Wakes};
+use crate::receivers::Place;
+use crate::wait_list::Wakes;
 use std::fmt;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -57,8 +58,8 @@ struct End<T> {
     progress: Progress,
     /// Of the message in hand, if they were taken.
     times: Option<Times>,
-    /// The place in the line of receivers, while waiting.
-    key: Option<Key>,
+    /// Where it waits, while it does.
+    place: Option<Place>,
 }
 
 // SAFETY: the end hands `T` by value and by `&mut` to whoever has it. Its slots are kept alive by
@@ -77,7 +78,7 @@ impl<T> Inbox<T> {
         let hand = locked.bands.slot_in_hand().zip(band);
         let progress = locked.observe();
         drop(locked);
-        let end = End { hand, ahead: None, progress, times: None, key: None };
+        let end = End { hand, ahead: None, progress, times: None, place: None };
         Some(Self { mailbox: Arc::clone(mailbox), end })
     }
 
@@ -106,7 +107,7 @@ impl<T> Inbox<T> {
         let mut wakes = Wakes::default();
         let mut locked = mailbox.lock();
         let outcome = end.receive(&mut locked, &mut wakes);
-        locked.finish_receive(outcome, &mut end.key, context, &mut wakes)
+        locked.finish_receive(outcome, &mut end.place, context, &mut wakes)
     }
 
     /// [`poll_next`](Self::poll_next) without waiting. The message in hand is settled in any case.
@@ -297,8 +298,8 @@ impl<T> Drop for Inbox<T> {
         end.set_progress(&locked, end.progress);
         locked.left_in_hand = end.hand.map(|(_, band)| band);
         locked.has_inbox = false;
-        if let Some(key) = end.key.take() {
-            locked.cancel_receive(key, &mut wakes);
+        if let Some(place) = end.place.take() {
+            locked.cancel_receive(place, &mut wakes);
         }
         locked.notify_all(&mut wakes);
     }

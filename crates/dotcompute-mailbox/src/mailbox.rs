@@ -32,6 +32,7 @@ use crate::inbox::{Inbox, Outcome};
 #[cfg(not(loom))]
 use crate::lock::{Guard, Lock, lock};
 use crate::receive::{Receive, ReceiveBatch, ReceiveOwned};
+use crate::receivers::{Place, Receivers};
 use crate::send::Send;
 // The models of the mailbox use the model checker's own mutex: it knows how that waits, and need not
 // explore each retry. The lock has a model of its own.
@@ -74,10 +75,24 @@ pub enum Admission<T> {
 /// How [`Mailbox::close`] treats messages that are still queued.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Close {
+    /// They are still handed out; [`Mailbox::reopen`] can end this, and only this.
+    Diverted,
     /// They are still handed out.
     Drain,
     /// They stay where they are, for [`Mailbox::take_all`].
     Now,
+}
+
+/// What [`Mailbox::divert`] leaves to be done: dropping it wakes whoever waited at either mailbox.
+#[must_use = "drop it once no lock is held"]
+pub struct Diverted {
+    _wakes: [Wakes; 2],
+}
+
+impl fmt::Debug for Diverted {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Diverted")
+    }
 }
 
 /// The first message and every one that follows at this distance, in the order of admission, is
@@ -129,18 +144,19 @@ pub(crate) struct State<T> {
     stamp_in: u32,
     accepted: u64,
     high_water: usize,
-    pub(crate) bands: Bands<T>,
-    /// Who waits for a message, the inbox included. Served means: told to look.
+    /// Who waits for a message, the inbox included.
     ///
     /// While somebody waits unserved and messages can be handed out, at least as many were served
     /// as there are messages; each of these looks again, or passes it on when it is cancelled.
-    pub(crate) receivers: WaitList<(), 1>,
+    receivers: Receivers,
     /// Blocked sends with their messages, a line per band.
     pub(crate) senders: WaitList<T, 4>,
+    pub(crate) bands: Bands<T>,
     dropped_oldest: u64,
     dropped_newest: u64,
     expired: u64,
     dead_lettered: u64,
+    forwarded: u64,
     /// Deliveries to the inbox that did not end as processed.
     unprocessed: u64,
     pub(crate) rejected: u64,
@@ -165,12 +181,41 @@ impl<T> Mailbox<T> {
     ///
     /// If `capacity` or `every` is 0.
     pub fn stamping(capacity: usize, backpressure: Backpressure, every: u64) -> Arc<Self> {
+        Self::with(capacity, backpressure, every, None)
+    }
+
+    /// As [`stamping`](Self::stamping), with an order inside each band too: a message goes before
+    /// those of a lower `rank`. Equal ones keep their order. While others of the band wait, the
+    /// highest rank gets at most [`PASSED_OVER_MAX`](crate::PASSED_OVER_MAX) deliveries in a row;
+    /// then one of the others does, each in its turn. [`Backpressure::DropOldest`] drops from the
+    /// lowest rank.
+    ///
+    /// `rank` is called under the lock. Each delivery takes the lock, so this is slower.
+    ///
+    /// # Panics
+    ///
+    /// If `capacity` or `every` is 0.
+    pub fn ranked(
+        capacity: usize,
+        backpressure: Backpressure,
+        every: u64,
+        rank: fn(&T) -> u8,
+    ) -> Arc<Self> {
+        Self::with(capacity, backpressure, every, Some(rank))
+    }
+
+    fn with(
+        capacity: usize,
+        backpressure: Backpressure,
+        every: u64,
+        rank: Option<fn(&T) -> u8>,
+    ) -> Arc<Self> {
         assert!(every > 0, "messages should be stamped at a distance of at least 1");
         assert!(capacity > 0, "a mailbox's capacity should be at least 1");
         let state = State {
-            bands: Bands::new(),
+            bands: Bands::new(rank),
             senders: WaitList::new(),
-            receivers: WaitList::new(),
+            receivers: Receivers::new(),
             closed: None,
             paused: false,
             has_inbox: false,
@@ -181,6 +226,7 @@ impl<T> Mailbox<T> {
             dropped_newest: 0,
             expired: 0,
             dead_lettered: 0,
+            forwarded: 0,
             unprocessed: 0,
             rejected: 0,
             redelivered: 0,
@@ -430,13 +476,42 @@ impl<T> Mailbox<T> {
     /// an error. Closing for good follows on draining, never the other way round.
     pub fn close(&self, mode: Close) {
         let mut wakes = Wakes::default();
-        let mut locked = self.lock();
-        locked.recall();
-        locked.closed = locked.closed.max(Some(mode));
-        while let Some((_, waker)) = locked.senders.serve() {
-            wakes.push(waker);
+        self.lock().shut(mode, &mut wakes);
+    }
+
+    /// Closes this mailbox ([`Close::Diverted`]) and moves what is queued in it to the end of `to`:
+    /// each message to its band there, also beyond the capacity of `to` and whatever its policy is.
+    /// Each counts as forwarded here and as accepted there. One step to everyone else: what was sent
+    /// here before is moved, what is sent after is refused. Whoever has to be told of it is told when
+    /// the result is dropped.
+    ///
+    /// It holds the locks of both, this one's first: nobody may divert the other way meanwhile.
+    ///
+    /// # Errors
+    ///
+    /// [`Closed`] if `to` is closed. Nothing has changed then.
+    pub fn divert(&self, to: &Self) -> Result<Diverted, Closed> {
+        let (mut wakes, mut there) = (Wakes::default(), Wakes::default());
+        let mut from = self.lock();
+        let mut to = to.lock();
+        if to.closed.is_some() {
+            return Err(Closed);
         }
-        locked.notify_all(&mut wakes);
+        from.recall();
+        while let Some((band, value)) = from.bands.remove_first() {
+            from.forwarded += 1;
+            to.admit(band, value, &mut there);
+        }
+        from.shut(Close::Diverted, &mut wakes);
+        Ok(Diverted { _wakes: [wakes, there] })
+    }
+
+    /// Accepts messages again, if the mailbox was closed by [`divert`](Self::divert) only.
+    pub fn reopen(&self) {
+        let mut locked = self.lock();
+        if locked.closed == Some(Close::Diverted) {
+            locked.closed = None;
+        }
     }
 
     /// Empties the mailbox: calls `each` with every queued message, the most urgent band first and
@@ -456,7 +531,7 @@ impl<T> Mailbox<T> {
         let mut wakes = Wakes::default();
         let mut locked = self.lock();
         locked.recall();
-        let value = locked.bands.remove_first()?;
+        let (_, value) = locked.bands.remove_first()?;
         locked.dead_lettered += 1;
         locked.admit_blocked(&mut wakes);
         if locked.bands.len() == 0 {
@@ -510,6 +585,7 @@ impl<T> Mailbox<T> {
             dropped_newest: state.dropped_newest,
             expired: state.expired,
             dead_lettered: state.dead_lettered,
+            forwarded: state.forwarded,
             in_hand,
             queued: state.bands.len() as u64,
             rejected: state.rejected,
@@ -544,7 +620,7 @@ impl<T> Mailbox<T> {
         self.len() >= self.capacity
     }
 
-    /// Whether the mailbox is closed. If so, it stays so.
+    /// Whether the mailbox is closed. If so, it stays so, unless it was only diverted.
     pub fn is_closed(&self) -> bool {
         self.lock().closed.is_some()
     }
@@ -733,6 +809,15 @@ impl<T> Locked<'_, T> {
         Some(self.senders.add(band as usize, value, waker))
     }
 
+    fn shut(&mut self, mode: Close, wakes: &mut Wakes) {
+        self.recall();
+        self.closed = self.closed.max(Some(mode));
+        while let Some((_, waker)) = self.senders.serve() {
+            wakes.push(waker);
+        }
+        self.notify_all(wakes);
+    }
+
     /// Counts the message in hand out, which is about to be settled.
     pub(crate) fn count(&mut self, outcome: Outcome) {
         match outcome {
@@ -808,11 +893,8 @@ impl<T> Locked<'_, T> {
     /// Tells the next receiver in line to look, if there is something to see.
     #[inline]
     pub(crate) fn notify_one(&mut self, wakes: &mut Wakes) {
-        if self.receivers.waiting() > 0
-            && self.can_deliver() != Err(TryReceiveError::Empty)
-            && let Some((_, waker)) = self.receivers.serve()
-        {
-            wakes.push(waker);
+        if self.receivers.waiting() > 0 && self.can_deliver() != Err(TryReceiveError::Empty) {
+            wakes.push(self.receivers.serve());
         }
     }
 
@@ -826,12 +908,13 @@ impl<T> Locked<'_, T> {
         }
     }
 
-    /// Ends a receiver's look at the mailbox: if it found nothing it waits in line, under `key`,
-    /// else it leaves the line.
+    /// Ends a receiver's look at the mailbox: if it found nothing it waits, at `place`, else it
+    /// leaves.
+    #[inline]
     pub(crate) fn finish_receive<R>(
         &mut self,
         outcome: Result<R, TryReceiveError>,
-        key: &mut Option<Key>,
+        place: &mut Option<Place>,
         context: &Context<'_>,
         wakes: &mut Wakes,
     ) -> Poll<Result<R, Closed>> {
@@ -839,26 +922,20 @@ impl<T> Locked<'_, T> {
             Ok(found) => Ok(found),
             Err(TryReceiveError::Closed) => Err(Closed),
             Err(TryReceiveError::Empty) => {
-                match *key {
-                    Some(key) => {
-                        wakes.discard(self.receivers.set_waker(key, context));
-                        self.receivers.rejoin(key);
-                    }
-                    None => *key = Some(self.receivers.add(0, (), context.waker().clone())),
-                }
+                wakes.discard(self.receivers.wait(place, context));
                 return Poll::Pending;
             }
         };
-        if let Some(key) = key.take() {
-            wakes.discard(self.receivers.remove(key).1);
+        if let Some(place) = place.take() {
+            wakes.discard(self.receivers.leave(place).1);
         }
         Poll::Ready(outcome)
     }
 
     /// Ends a wait that will not look again: if it was told of a message, the next one is.
-    pub(crate) fn cancel_receive(&mut self, key: Key, wakes: &mut Wakes) {
-        let was_served = self.receivers.is_served(key);
-        wakes.discard(self.receivers.remove(key).1);
+    pub(crate) fn cancel_receive(&mut self, place: Place, wakes: &mut Wakes) {
+        let (was_served, waker) = self.receivers.leave(place);
+        wakes.discard(waker);
         if was_served {
             self.notify_one(wakes);
         }

@@ -2,7 +2,8 @@
 
 use crate::error::Closed;
 use crate::mailbox::Mailbox;
-use crate::wait_list::{Key, Wakes};
+use crate::receivers::Place;
+use crate::wait_list::Wakes;
 use std::fmt;
 use std::future::Future;
 use std::pin::Pin;
@@ -17,7 +18,7 @@ pub struct Receive<'a, T> {
 
 impl<'a, T> Receive<'a, T> {
     pub(crate) fn new(mailbox: &'a Mailbox<T>) -> Self {
-        Self { wait: Wait { mailbox, key: None } }
+        Self { wait: Wait { mailbox, place: None } }
     }
 }
 
@@ -26,10 +27,10 @@ impl<T> Future for Receive<'_, T> {
 
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
         let mut wakes = Wakes::default();
-        let Wait { mailbox, key } = &mut self.wait;
+        let Wait { mailbox, place } = &mut self.wait;
         let mut locked = mailbox.lock();
         let outcome = locked.deliver(&mut wakes);
-        locked.finish_receive(outcome, key, context, &mut wakes)
+        locked.finish_receive(outcome, place, context, &mut wakes)
     }
 }
 
@@ -44,7 +45,7 @@ impl<T> fmt::Debug for Receive<'_, T> {
 #[must_use = "a receive does nothing unless it is polled"]
 pub struct ReceiveOwned<T> {
     mailbox: Arc<Mailbox<T>>,
-    key: Option<Key>,
+    place: Option<Place>,
 }
 
 /// Nothing in it is ever pinned.
@@ -52,7 +53,7 @@ impl<T> Unpin for ReceiveOwned<T> {}
 
 impl<T> ReceiveOwned<T> {
     pub(crate) fn new(mailbox: &Arc<Mailbox<T>>) -> Self {
-        Self { mailbox: Arc::clone(mailbox), key: None }
+        Self { mailbox: Arc::clone(mailbox), place: None }
     }
 }
 
@@ -62,18 +63,18 @@ impl<T> Future for ReceiveOwned<T> {
     #[inline]
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
         let mut wakes = Wakes::default();
-        let Self { mailbox, key } = &mut *self;
+        let Self { mailbox, place } = &mut *self;
         let mut locked = mailbox.lock();
         let outcome = locked.deliver(&mut wakes);
-        locked.finish_receive(outcome, key, context, &mut wakes)
+        locked.finish_receive(outcome, place, context, &mut wakes)
     }
 }
 
 impl<T> Drop for ReceiveOwned<T> {
     fn drop(&mut self) {
-        if let Some(key) = self.key.take() {
+        if let Some(place) = self.place.take() {
             let mut wakes = Wakes::default();
-            self.mailbox.lock().cancel_receive(key, &mut wakes);
+            self.mailbox.lock().cancel_receive(place, &mut wakes);
         }
     }
 }
@@ -94,7 +95,7 @@ pub struct ReceiveBatch<'a, T> {
 
 impl<'a, T> ReceiveBatch<'a, T> {
     pub(crate) fn new(mailbox: &'a Mailbox<T>, max: usize, out: &'a mut Vec<T>) -> Self {
-        Self { wait: Wait { mailbox, key: None }, max, out }
+        Self { wait: Wait { mailbox, place: None }, max, out }
     }
 }
 
@@ -102,12 +103,12 @@ impl<T> Future for ReceiveBatch<'_, T> {
     type Output = Result<usize, Closed>;
 
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
-        let Self { wait: Wait { mailbox, key }, max, out } = &mut *self;
+        let Self { wait: Wait { mailbox, place }, max, out } = &mut *self;
         let room = mailbox.reserve_batch(*max, out);
         let mut wakes = Wakes::default();
         let mut locked = mailbox.lock();
         let outcome = locked.deliver_batch(room, out, &mut wakes);
-        locked.finish_receive(outcome, key, context, &mut wakes)
+        locked.finish_receive(outcome, place, context, &mut wakes)
     }
 }
 
@@ -120,14 +121,14 @@ impl<T> fmt::Debug for ReceiveBatch<'_, T> {
 /// A place in the line of receivers, given up on drop.
 struct Wait<'a, T> {
     mailbox: &'a Mailbox<T>,
-    key: Option<Key>,
+    place: Option<Place>,
 }
 
 impl<T> Drop for Wait<'_, T> {
     fn drop(&mut self) {
-        if let Some(key) = self.key.take() {
+        if let Some(place) = self.place.take() {
             let mut wakes = Wakes::default();
-            self.mailbox.lock().cancel_receive(key, &mut wakes);
+            self.mailbox.lock().cancel_receive(place, &mut wakes);
         }
     }
 }

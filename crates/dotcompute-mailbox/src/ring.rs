@@ -39,8 +39,8 @@
 //!
 //! | | | |
 //! |---|---|---|
-//! | where it lies | the heap ([`ring`], [`ring_with_doorbells`]) | memory that others map too ([`RawMemory`]) |
-//! | slots | [`Plain`]: published by the tail | [`Tagged`]: published by their own tags |
+//! | where it lies | the heap ([`ring`], [`prompt_ring`], [`ring_with_doorbells`]) | memory that others map too ([`RawMemory`]) |
+//! | slots | [`Plain`]: published by the tail | [`Prompt`], [`Tagged`]: published by their own tags |
 //! | waiting | [`Polls`]: ends never sleep | [`Rings`]: ends may sleep, and each publish pays a fence |
 //!
 //! Publish in chunks where you can: [`Producer::push_iter`] and [`Consumer::read_chunk`] move many
@@ -53,7 +53,7 @@
 //! | word or memory | written by | read by |
 //! |---|---|---|
 //! | `identity` | whoever makes the ring, before there are ends | both, when attaching |
-//! | `tail` | producer | consumer |
+//! | `tail` | producer | consumer, of [`Plain`] slots |
 //! | `head` | consumer | producer |
 //! | slots in `tail .. head + capacity` | producer | nobody |
 //! | slots in `head .. tail` | nobody | consumer |
@@ -67,6 +67,7 @@
 //! | name | release | acquire | makes visible |
 //! |---|---|---|---|
 //! | `ring.publish` | `Producer::publish`, tail | `Plain::published`, tail | the messages before `tail` |
+//! | `ring.prompt` | `Prompt::write`, the tag | `Prompt::published`, the tag | the message |
 //! | `ring.tag` | `Tagged::write`, a chunk's tag | `Tagged::published`, the tag | the chunk's data |
 //! | `ring.free` | `Consumer::publish`, head | `Producer::room`, head | that slots before `head` were read |
 //! | `ring.closed` | `Drop` of either end, `closed` | the other end, `closed` | all that the end published |
@@ -82,14 +83,14 @@ mod parts;
 mod producer;
 
 pub use consumer::{Consumer, ReadChunk};
-pub use format::{Format, Plain, RawFormat, Tagged};
+pub use format::{Format, Plain, Prompt, RawFormat, Tagged};
 pub use memory::{RawEnds, RawError, RawMemory, RawRing};
 pub use producer::Producer;
 
 use std::fmt;
 
-/// A ring on the heap whose ends poll: the fastest, for ends that always have something else to do
-/// or a reason to spin.
+/// A ring on the heap whose ends poll: the fastest for streams, if the ends always have something
+/// else to do or a reason to spin.
 ///
 /// Exactly `capacity` messages fit; memory is taken for the next power of two.
 ///
@@ -97,6 +98,16 @@ use std::fmt;
 ///
 /// If `capacity` is 0 or above 2^31.
 pub fn ring<T>(capacity: usize) -> (Producer<T>, Consumer<T>) {
+    memory::on_heap(capacity, 0)
+}
+
+/// A ring on the heap whose ends poll, for messages that go one at a time and are waited for, as a
+/// question and its answer: see [`Prompt`].
+///
+/// # Panics
+///
+/// If `capacity` is 0 or above 2^31.
+pub fn prompt_ring<T>(capacity: usize) -> (Producer<T, Prompt>, Consumer<T, Prompt>) {
     memory::on_heap(capacity, 0)
 }
 
@@ -141,6 +152,7 @@ mod sealed {
     impl Sealed for super::Polls {}
     impl Sealed for super::Rings {}
     impl Sealed for super::Plain {}
+    impl Sealed for super::Prompt {}
     impl Sealed for super::Tagged {}
 }
 

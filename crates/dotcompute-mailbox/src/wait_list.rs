@@ -13,10 +13,12 @@ pub(crate) struct Key(u32);
 /// "No entry" in a link.
 const NIL: u32 = u32::MAX;
 
-/// Lines of waiters, the first line to be served first. Entries are kept and used again: once the
-/// list has grown to the most that ever waited at a time, nothing is allocated.
-#[repr(C)]
-pub(crate) struct WaitList<P, const LINES: usize> {
+/// Lines of waiters, the first line to be served first. It has memory once somebody has waited:
+/// entries are kept and used again, and once the list has grown to the most that ever waited at a
+/// time, nothing is allocated.
+pub(crate) struct WaitList<P, const LINES: usize>(Option<Box<Lines<P, LINES>>>);
+
+struct Lines<P, const LINES: usize> {
     waiting: usize,
     lines: [Line; LINES],
     entries: Vec<Entry<P>>,
@@ -41,21 +43,101 @@ struct Line {
 
 impl<P, const LINES: usize> WaitList<P, LINES> {
     pub(crate) const fn new() -> Self {
-        let lines = [Line { first: NIL, last: NIL }; LINES];
-        Self { entries: Vec::new(), vacant: Vec::new(), lines, waiting: 0 }
+        Self(None)
     }
 
     /// How many wait and have not been served.
+    #[inline]
     pub(crate) fn waiting(&self) -> usize {
-        self.waiting
+        self.0.as_ref().map_or(0, |lines| lines.waiting)
     }
 
     pub(crate) fn memory_bytes(&self) -> usize {
-        self.entries.capacity() * size_of::<Entry<P>>() + self.vacant.capacity() * size_of::<u32>()
+        self.0.as_ref().map_or(0, |lines| {
+            size_of::<Lines<P, LINES>>()
+                + lines.entries.capacity() * size_of::<Entry<P>>()
+                + lines.vacant.capacity() * size_of::<u32>()
+        })
+    }
+
+    fn lines(&mut self) -> &mut Lines<P, LINES> {
+        self.0.get_or_insert_with(|| Box::new(Lines::new()))
+    }
+
+    fn entry(&mut self, key: Key) -> &mut Entry<P> {
+        &mut self.lines().entries[key.0 as usize]
     }
 
     /// Adds an entry at the end of `line`.
     pub(crate) fn add(&mut self, line: usize, payload: P, waker: Waker) -> Key {
+        self.lines().add(line, payload, waker)
+    }
+
+    /// Lines a served entry up again, at the end of its line.
+    pub(crate) fn rejoin(&mut self, key: Key) {
+        if self.is_served(key) {
+            self.lines().link(key.0);
+        }
+    }
+
+    /// Whether the entry has been served.
+    pub(crate) fn is_served(&mut self, key: Key) -> bool {
+        !self.entry(key).waiting
+    }
+
+    /// Has the entry wake `context`'s task from now on. Gives the waker back that this replaces,
+    /// for the caller to drop when the lock is released.
+    #[must_use]
+    pub(crate) fn set_waker(&mut self, key: Key, context: &Context<'_>) -> Option<Waker> {
+        renew(&mut self.entry(key).waker, context)
+    }
+
+    /// Serves the first entry of the first line that has one: its number and waker.
+    pub(crate) fn serve(&mut self) -> Option<(Key, Option<Waker>)> {
+        self.0.as_mut()?.serve()
+    }
+
+    /// The line and payload of a served entry; the payload only once.
+    pub(crate) fn take_payload(&mut self, key: Key) -> (usize, Option<P>) {
+        let entry = self.entry(key);
+        (usize::from(entry.line), entry.payload.take())
+    }
+
+    /// What the entries carry, in no order.
+    pub(crate) fn payloads(&self) -> impl Iterator<Item = &P> {
+        self.0.iter().flat_map(|lines| &lines.entries).filter_map(|entry| entry.payload.as_ref())
+    }
+
+    /// Ends an entry, served or not: what is left of it, for the caller to use or to drop when the
+    /// lock is released.
+    pub(crate) fn remove(&mut self, key: Key) -> (Option<P>, Option<Waker>) {
+        let lines = self.lines();
+        if lines.entries[key.0 as usize].waiting {
+            lines.unlink(key.0);
+        }
+        lines.vacant.push(key.0);
+        let entry = &mut lines.entries[key.0 as usize];
+        (entry.payload.take(), entry.waker.take())
+    }
+}
+
+/// Puts the waker of `context`'s task into `known`, unless that would wake it already. Gives the
+/// waker back that this replaces.
+#[inline]
+pub(crate) fn renew(known: &mut Option<Waker>, context: &Context<'_>) -> Option<Waker> {
+    match known {
+        Some(known) if known.will_wake(context.waker()) => None,
+        _ => known.replace(context.waker().clone()),
+    }
+}
+
+impl<P, const LINES: usize> Lines<P, LINES> {
+    fn new() -> Self {
+        let lines = [Line { first: NIL, last: NIL }; LINES];
+        Self { waiting: 0, lines, entries: Vec::new(), vacant: Vec::new() }
+    }
+
+    fn add(&mut self, line: usize, payload: P, waker: Waker) -> Key {
         assert!(line < LINES, "line {line} should be < {LINES}");
         let entry = Entry {
             line: line as u8,
@@ -79,59 +161,13 @@ impl<P, const LINES: usize> WaitList<P, LINES> {
         Key(key)
     }
 
-    /// Lines a served entry up again, at the end of its line.
-    pub(crate) fn rejoin(&mut self, key: Key) {
-        if !self.entries[key.0 as usize].waiting {
-            self.link(key.0);
-        }
-    }
-
-    /// Whether the entry has been served.
-    pub(crate) fn is_served(&self, key: Key) -> bool {
-        !self.entries[key.0 as usize].waiting
-    }
-
-    /// Has the entry wake `context`'s task from now on. Gives the waker back that this replaces,
-    /// for the caller to drop when the lock is released.
-    #[must_use]
-    pub(crate) fn set_waker(&mut self, key: Key, context: &Context<'_>) -> Option<Waker> {
-        let waker = &mut self.entries[key.0 as usize].waker;
-        match waker {
-            Some(waker) if waker.will_wake(context.waker()) => None,
-            _ => waker.replace(context.waker().clone()),
-        }
-    }
-
-    /// Serves the first entry of the first line that has one: its number and waker.
-    pub(crate) fn serve(&mut self) -> Option<(Key, Option<Waker>)> {
+    fn serve(&mut self) -> Option<(Key, Option<Waker>)> {
         if self.waiting == 0 {
             return None;
         }
         let key = self.lines.iter().map(|line| line.first).find(|&first| first != NIL)?;
         self.unlink(key);
         Some((Key(key), self.entries[key as usize].waker.take()))
-    }
-
-    /// The line and payload of a served entry; the payload only once.
-    pub(crate) fn take_payload(&mut self, key: Key) -> (usize, Option<P>) {
-        let entry = &mut self.entries[key.0 as usize];
-        (usize::from(entry.line), entry.payload.take())
-    }
-
-    /// What the entries carry, in no order.
-    pub(crate) fn payloads(&self) -> impl Iterator<Item = &P> {
-        self.entries.iter().filter_map(|entry| entry.payload.as_ref())
-    }
-
-    /// Ends an entry, served or not: what is left of it, for the caller to use or to drop when the
-    /// lock is released.
-    pub(crate) fn remove(&mut self, key: Key) -> (Option<P>, Option<Waker>) {
-        if self.entries[key.0 as usize].waiting {
-            self.unlink(key.0);
-        }
-        self.vacant.push(key.0);
-        let entry = &mut self.entries[key.0 as usize];
-        (entry.payload.take(), entry.waker.take())
     }
 
     fn link(&mut self, key: u32) {

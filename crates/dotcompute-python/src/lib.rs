@@ -6,6 +6,8 @@ mod buffer;
 mod conformance;
 mod message;
 mod queues;
+mod records;
+mod workloads;
 
 // Types made by hand rely on the interpreter's lock, which a free-threaded one is to keep for them.
 #[pyo3::pymodule(gil_used = true)]
@@ -19,6 +21,8 @@ mod _native {
         #[cfg(feature = "conformance")]
         super::conformance::register(module)?;
         super::message::register(module)?;
-        super::queues::register(module)
+        super::queues::register(module)?;
+        super::records::register(module)?;
+        super::workloads::register(module)
     }
 }

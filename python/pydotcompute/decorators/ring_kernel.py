@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Self, TypeVar, overload
 
 from pydotcompute.decorators.validators import (
+    _is_int,
     validate_backpressure_strategy,
     validate_block_size,
     validate_grid_size,
     validate_queue_size,
 )
+from pydotcompute.exceptions import InvalidConfigurationError
+from pydotcompute.handlers.spec import python_handler
 
 __all__ = ["RingKernelBuilder", "get_ring_kernel_meta", "is_ring_kernel", "ring_kernel"]
+
+#: The default of `state`, since None means a handler without one.
+_NO_HANDLER: Any = type("_NoHandler", (), {"__repr__": lambda self: "<no handler>"})()
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 
@@ -34,6 +40,9 @@ def ring_kernel(
     block_size: int = 256,
     backpressure: str = "block",
     auto_register: bool = True,
+    state: type | None = ...,
+    max_emit: int = 0,
+    targets: Mapping[str, type] | None = None,
 ) -> Callable[[_F], _F]: ...
 def ring_kernel(
     func: Any = None,
@@ -48,8 +57,14 @@ def ring_kernel(
     block_size: int = 256,
     backpressure: str = "block",
     auto_register: bool = True,
+    state: Any = _NO_HANDLER,
+    max_emit: int = 0,
+    targets: Mapping[str, type] | None = None,
 ) -> Any:
-    """Make a ring kernel of a function that takes a `KernelContext`.
+    """Make a ring kernel of a function that takes a `KernelContext`, or a compiled handler.
+
+    With `state`, also None, it is a compiled handler: a plain function of a record, the state and
+    the reply (and a context), which runs on a thread without the GIL. See `pydotcompute.handlers`.
 
     Parameters
     ----------
@@ -70,11 +85,20 @@ def ring_kernel(
         "drop_newest".
     auto_register
         Whether a runtime can launch the kernel by its id alone.
+    state
+        The record class of a compiled handler's state; None: it keeps none.
+    max_emit
+        How many replies a compiled handler emits at most for one record, besides the one that it
+        returns.
+    targets
+        The kernels that a compiled handler can send to, by name, and the records that they take.
 
     Raises
     ------
     InvalidConfigurationError
         A value is not allowed.
+    TypeError
+        A class is no record, where a compiled handler needs one.
     """
     config = {
         "input_queue_size": _size("input_queue_size", input_queue_size, queue_size),
@@ -83,13 +107,37 @@ def ring_kernel(
         "block_size": block_size,
         "backpressure_strategy": backpressure,
     }
+    for name, shape in (("grid_size", grid_size), ("block_size", block_size)):
+        if not _is_int(shape):
+            raise InvalidConfigurationError(name, shape, "must be an integer")
     validate_grid_size(grid_size)
     validate_block_size(block_size)
     if backpressure != "drop_newest":
         validate_backpressure_strategy(backpressure)
 
+    if state is _NO_HANDLER and (max_emit or targets):
+        raise InvalidConfigurationError(
+            "max_emit" if max_emit else "targets",
+            max_emit or targets,
+            "is of compiled handlers, which have state=... (or state=None)",
+        )
+
     def decorate(func: Callable[..., Any]) -> Callable[..., Any]:
         name = kernel_id if kernel_id is not None else func.__name__
+        input_class, output_class = input_type, output_type
+        if state is not _NO_HANDLER:
+            handler = python_handler(
+                func,
+                state=state,
+                input_type=input_type,
+                output_type=output_type,
+                max_emit=max_emit,
+                targets=targets,
+            )
+            func._handler = handler  # type: ignore[attr-defined]
+            said = handler.signature
+            input_class = said.input.cls
+            output_class = said.output.cls if said.output is not None else None
 
         @functools.wraps(func)
         def ring(*args: Any, **kwargs: Any) -> Any:
@@ -98,15 +146,15 @@ def ring_kernel(
         decorated: Any = ring
         decorated._ring_kernel_meta = {
             "kernel_id": name,
-            "input_type": input_type,
-            "output_type": output_type,
+            "input_type": input_class,
+            "output_type": output_class,
             "config": config.copy(),
         }
         decorated._original_func = func
         if auto_register:
             from pydotcompute.ring_kernels.runtime import register_ring_kernel
 
-            register_ring_kernel(name, func, input_type, output_type, **config)
+            register_ring_kernel(name, func, input_class, output_class, **config)
         return ring
 
     return decorate if func is None else decorate(func)

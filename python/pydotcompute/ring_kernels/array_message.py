@@ -11,6 +11,7 @@ Nothing is kept for a message: an array lives as long as somebody holds it.
 from __future__ import annotations
 
 import dataclasses
+import sys
 from collections.abc import Callable
 from typing import Any, TypeVar, cast, dataclass_transform, overload
 from uuid import UUID
@@ -114,4 +115,4 @@ def array_message(cls: type[T] | None = None) -> type[T] | Callable[[type[T]], t
     """
     if cls is None:
         return array_message
-    return cast("type[T]", _make(cls, ArrayMessage))
+    return cast("type[T]", _make(cls, ArrayMessage, sys._getframe(1)))

@@ -13,17 +13,19 @@ import contextlib
 import contextvars
 import functools
 import inspect
+import itertools
 import logging
 import os
 import time
 import weakref
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable
 from dataclasses import dataclass
 from enum import Enum, auto
 from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar
 
 from pydotcompute import _native
 from pydotcompute.exceptions import InvalidConfigurationError, KernelStateError
+from pydotcompute.handlers.spec import handler_of
 
 if TYPE_CHECKING:
     from concurrent.futures import Future
@@ -70,7 +72,8 @@ class RingKernelConfig:
         What happens to a message for a full input queue: "block" (its sender waits), "reject"
         (`QueueFullError`), "drop_oldest" or "drop_newest".
     use_fast_queue
-        Kept for programs that set it; there is one kind of mailbox.
+        Whether its queues serve four bands of priorities, each in the order of arrival, as
+        `FastMessageQueue` does; else all 256 priorities count, as with `MessageQueue`.
 
     Raises
     ------
@@ -221,6 +224,24 @@ class _QueueView:
     def __len__(self) -> int:
         return self.qsize
 
+    def get_nowait(self) -> Any:
+        return self._kernel._receive_now() if self._replies else self._context._receive_now()
+
+    def put_nowait(self, message: Any) -> bool:
+        if self._replies:
+            return bool(self._context._send_now(message))
+        return self._kernel._offer(message)
+
+    def get_batch(self, max_count: int) -> list[Any]:
+        # Counted beforehand, since None may be a message.
+        return [self.get_nowait() for _ in range(min(max_count, self.qsize))]
+
+    def put_batch(self, messages: Iterable[Any]) -> int:
+        return sum(1 for _ in itertools.takewhile(self.put_nowait, messages))
+
+    def clear(self) -> int:
+        return len(self.get_batch(self.qsize))
+
     def get_stats(self) -> dict[str, int]:
         books = self._kernel._books(self._replies)
         return {"current_size": self.qsize, "max_size": self.maxsize, **books}
@@ -340,6 +361,9 @@ class RingKernel(_native.Actor, Generic[In, Out]):
         What its messages and its replies must be instances of (`TypeValidationError` otherwise).
     restart
         Whether and how it is started again after a fault: "on_fault", "always", or a `Restart`.
+    state
+        What the state of a compiled handler is at first: an object of its class, a dict of what is
+        not its default, or a structured array; None: the class's defaults.
     """
 
     def __init__(
@@ -351,8 +375,12 @@ class RingKernel(_native.Actor, Generic[In, Out]):
         input_type: type[In] | None = None,
         output_type: type[Out] | None = None,
         restart: Restart | str | None = None,
+        state: Any = None,
     ) -> None:
         self._kernel_func = kernel_func
+        self._handler = handler_of(kernel_func)
+        self._initial_state = state
+        self._compiled: _native.CompiledHandler | None = None
         self._config = config if config is not None else RingKernelConfig(kernel_id)
         self._input_type = input_type
         self._output_type = output_type
@@ -388,8 +416,19 @@ class RingKernel(_native.Actor, Generic[In, Out]):
         self._launch_in(self._own_runtime)
 
     def _launch_in(self, runtime: _native.Runtime) -> None:
-        self._loop = asyncio.get_running_loop()
         config = self._config
+        if self._handler is not None:
+            self._compiled = self._handler.compile(self.kernel_id, self._initial_state)
+            self._launch_compiled(
+                runtime,
+                self._compiled,
+                capacity=config.input_queue_size,
+                reply_capacity=config.output_queue_size,
+                backpressure=config.backpressure_strategy,
+                restart=self._restart,
+            )
+            return
+        self._loop = asyncio.get_running_loop()
         self._launch(
             runtime,
             self._start,
@@ -397,10 +436,39 @@ class RingKernel(_native.Actor, Generic[In, Out]):
             capacity=config.input_queue_size,
             reply_capacity=config.output_queue_size,
             backpressure=config.backpressure_strategy,
+            exact_priority=not config.use_fast_queue,
             restart=self._restart,
             input_type=_as_type(self._input_type),
             output_type=_as_type(self._output_type),
         )
+
+    def read_state(self, timeout: float = 1.0) -> Any:
+        """Read the state of a compiled handler, also while it runs, as it is between two messages.
+
+        Safe from any thread; waits on the calling one, in general no longer than one message takes.
+
+        Parameters
+        ----------
+        timeout
+            How many seconds to wait for the end of the message in hand.
+
+        Returns
+        -------
+        object
+            An object of the state's class: before the activation the initial state, after a restart
+            the new one, after the end the last one.
+
+        Raises
+        ------
+        KernelStateError
+            The kernel is not launched, or its function is no compiled handler with a state.
+        TimeoutError
+            The kernel has worked on one message for longer than `timeout`.
+        """
+        kept = self._handler.signature.state if self._handler is not None else None
+        if self._compiled is None or kept is None:
+            raise KernelStateError(self.kernel_id, self._state, "read the state of")
+        return kept.unpack(self._compiled.state_bytes(timeout))
 
     def _start(self, handle: Any, done: Callable[[Any], None]) -> Any:
         """Begin a run of the function, in the contextvars of whoever activated the kernel; the
@@ -528,6 +596,7 @@ def _at_exit() -> None:
     _native._close_all()
     for runtime in list(_runtimes):
         runtime._shutdown_blocking(2.0)
+    _native._join_threads(2.0)
 
 
 atexit.register(_at_exit)

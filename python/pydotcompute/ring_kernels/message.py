@@ -22,6 +22,7 @@ that its annotations name. Messages are not thread-safe: one thread at a time ch
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import dataclasses
 import enum
@@ -32,7 +33,7 @@ import threading
 import types
 import typing
 from collections.abc import Callable, Iterable
-from typing import Any, TypeVar, cast, dataclass_transform, overload
+from typing import Any, Literal, TypeVar, cast, dataclass_transform, overload
 from uuid import UUID
 
 from pydotcompute import _native
@@ -282,17 +283,25 @@ def _is_related(cls: type, name: str, qualified: str | None) -> bool:
 @overload
 def message(cls: type[T]) -> type[T]: ...
 @overload
-def message(cls: None = None) -> Callable[[type[T]], type[T]]: ...
+def message(
+    cls: None = None, *, layout: Literal["record"] | None = None
+) -> Callable[[type[T]], type[T]]: ...
 
 
 @dataclass_transform(eq_default=True, field_specifiers=(dataclasses.field, dataclasses.Field))
-def message(cls: type[T] | None = None) -> type[T] | Callable[[type[T]], type[T]]:
+def message(
+    cls: type[T] | None = None, *, layout: Literal["record"] | None = None
+) -> type[T] | Callable[[type[T]], type[T]]:
     """Turn a class into a message; used as `@message` or `@message()`.
 
     A plain class becomes a dataclass, with `message_id`, `priority` and `correlation_id` after its
     own fields. An existing dataclass (`@message` above `@dataclass`) keeps its fields as they are.
     Either way the result derives from `RingKernelMessage`, keeps its fields in slots, and is known
     to `get_message_type` by its name.
+
+    With ``layout="record"`` its own fields (not the header) also have the layout of a struct of C,
+    so that compiled handlers take it, and arrays of it are batches: see `handlers.record`,
+    which says what a field can be. It stays a message like any other.
 
     The result is a new class (as of `dataclass(slots=True)`), which takes the place of the
     decorated one also in its own methods. A class that cannot get a native base (because its
@@ -309,15 +318,30 @@ def message(cls: type[T] | None = None) -> type[T] | Callable[[type[T]], type[T]
     >>> deserialize_message(reading.serialize()).celsius
     21.5
     """
+    if layout not in (None, "record"):
+        raise ValueError(f"layout should be None or 'record', got {layout!r}")
     if cls is None:
-        return cast("Callable[[type[T]], type[T]]", message)
-    made = _make(cls, RingKernelMessage)
+        return lambda cls: _decorate(cls, layout, sys._getframe(1))
+    return _decorate(cls, layout, sys._getframe(1))
+
+
+def _decorate(cls: type[T], layout: str | None, frame: types.FrameType) -> type[T]:
+    made = _make(cls, RingKernelMessage, frame)
+    if layout == "record":
+        from pydotcompute.handlers.record import make_record
+
+        if not issubclass(made, _native.MessageBase):
+            raise TypeError(f"record '{cls.__name__}': its bases have a fixed layout of their own")
+        make_record(made)
     _register(made)
     return made
 
 
-def _make(cls: type[T], base: type[RingKernelMessage]) -> type[T]:
-    """Make a message class, derived from `base`, of a plain class or a dataclass."""
+def _make(cls: type[T], base: type[RingKernelMessage], frame: types.FrameType) -> type[T]:
+    """Make a message class, derived from `base`, of a plain class or a dataclass that the code of
+    `frame` defines."""
+    if "<locals>" in cls.__qualname__ and (names := _local_names(cls, frame)):
+        cls.__message_names__ = names  # type: ignore[attr-defined]
     appended = False
     own_init = "__init__" in cls.__dict__
     if "__dataclass_fields__" not in cls.__dict__:
@@ -338,6 +362,25 @@ def _make(cls: type[T], base: type[RingKernelMessage]) -> type[T]:
         return _rebuild(cls, base, own_init)
     except TypeError:
         return _methods_only(cls)
+
+
+def _local_names(cls: type, frame: types.FrameType | None) -> dict[str, Any]:
+    """Find what the annotations of a class mean that is defined in a function: where they are
+    strings, nobody but the function knows."""
+    wanted: set[str] = set()
+    for annotation in inspect.get_annotations(cls).values():
+        if isinstance(annotation, str):
+            with contextlib.suppress(SyntaxError):
+                wanted.update(compile(annotation, "<annotation>", "eval").co_names)
+    found: dict[str, Any] = {}
+    module = vars(sys.modules[cls.__module__]) if cls.__module__ in sys.modules else {}
+    while wanted and frame is not None and frame.f_globals is module:
+        local = frame.f_locals
+        if local is module:
+            break
+        found = {name: local[name] for name in wanted if name in local} | found
+        frame = frame.f_back
+    return found
 
 
 def _append_fields(cls: type, base: type[RingKernelMessage]) -> None:
@@ -503,7 +546,8 @@ def _evaluate(cls: type, name: str, annotation: str) -> Any:
         if name in inspect.get_annotations(base):
             module = sys.modules.get(base.__module__)
             # The class itself, which may be local to a function.
-            local = {**vars(base), base.__name__: base}
+            names = vars(base).get("__message_names__", {})
+            local = {**names, **vars(base), base.__name__: base}
             try:
                 return eval(annotation, dict(vars(module)) if module else {}, local)
             except Exception:

@@ -16,7 +16,11 @@ from types import TracebackType
 from typing import Any
 
 from pydotcompute import _native
-from pydotcompute.exceptions import KernelAlreadyExistsError, KernelNotFoundError
+from pydotcompute.exceptions import (
+    KernelAlreadyExistsError,
+    KernelNotFoundError,
+    TypeValidationError,
+)
 from pydotcompute.ring_kernels import _loop
 from pydotcompute.ring_kernels.lifecycle import (
     KernelState,
@@ -206,6 +210,7 @@ class RingKernelRuntime(_native.Runtime):
         input_type: type | None = None,
         output_type: type | None = None,
         restart: Restart | str | None = None,
+        state: Any = None,
     ) -> RingKernel[Any, Any]:
         """Make a kernel; it is LAUNCHED then, and waits to be activated.
 
@@ -215,14 +220,19 @@ class RingKernelRuntime(_native.Runtime):
             Its name, unique in this runtime.
         kernel_func
             An ``async def`` function (a task of the running loop) or a plain one (a thread), called
-            with a `KernelContext`. None: the one registered under the name.
+            with a `KernelContext`; or a compiled handler (a thread): see `pydotcompute.handlers`.
+            None: the one registered under the name.
         config, input_type, output_type
             As for `RingKernel`; what is not given is taken from the decorator or the registry.
         restart
             Whether and how it is started again after a fault: "on_fault", "always", or a `Restart`.
+        state
+            What the state of a compiled handler is at first: see `RingKernel`.
 
         Raises
         ------
+        KernelCompilationError
+            numba cannot compile the handler: says where and why.
         KernelAlreadyExistsError
             If the name is in use.
         KernelNotFoundError
@@ -249,6 +259,7 @@ class RingKernelRuntime(_native.Runtime):
             input_type=input_type if input_type is not None else settings.get("input_type"),
             output_type=output_type if output_type is not None else settings.get("output_type"),
             restart=restart,
+            state=state,
         )
         self._begin()
         kernel._launch_in(self)
@@ -277,6 +288,67 @@ class RingKernelRuntime(_native.Runtime):
         finally:
             if kernel._stopping or kernel.state is KernelState.TERMINATED:
                 self._forget(kernel)
+
+    def connect(self, from_id: str, to_id: str, *, allow_cycle: bool = False) -> None:
+        """Connect two kernels: the replies of the one go straight into the mailbox of the other.
+
+        They do so without a hop through the event loop, and with the backpressure of the other
+        kernel: where that is to block, the one waits with its reply, and in the end its senders do.
+        Either kernel may run on the event loop or on a thread, and need not be active yet. Replies
+        that wait to be received go first.
+
+        `send_and_receive` to a connected kernel gets the reply of the last one. To `receive` from a
+        connected kernel is an error. If a kernel fails, the asks in it and on the way to it fail,
+        and whoever is connected to it waits until it was restarted, or is terminated. When the
+        other kernel ends or is terminated the one is disconnected, and keeps its replies, for
+        `receive` or for the next kernel that it is connected to. A message that is passed on has
+        the id, the correlation and the priority that the reply has.
+
+        Parameters
+        ----------
+        from_id, to_id
+            The names of the kernels. A kernel is connected to one kernel at most; any number may be
+            connected to one.
+        allow_cycle
+            Whether the kernels may form a cycle in which all wait for room, and so could come to
+            wait for each other for ever.
+
+        Raises
+        ------
+        TypeValidationError
+            If the other kernel's input type does not take the one's output type. Where types were
+            not given, each reply is looked at.
+        PipelineError
+            If the kernel is connected already, or a cycle is not allowed.
+        KernelNotFoundError, KernelStoppedError
+            If there is no such kernel, or it has ended.
+        """
+        kernel, to = self._get(from_id), self._get(to_id)
+        output_type, input_type = kernel._output_type, to._input_type
+        if (
+            isinstance(output_type, type)
+            and isinstance(input_type, type)
+            and not (issubclass(output_type, input_type) or issubclass(input_type, output_type))
+        ):
+            where = f"connection of kernel '{from_id}' to kernel '{to_id}'"
+            raise TypeValidationError(input_type, output_type, where)
+        self._connect(from_id, to_id, allow_cycle)
+
+    def disconnect(self, kernel_id: str) -> bool:
+        """Disconnect a kernel from the next one: its replies are its own again, to be received.
+
+        Asks that are not past it fail with `PipelineError`.
+
+        Returns
+        -------
+        bool
+            Whether it was connected.
+        """
+        return self._disconnect(kernel_id)
+
+    def connected_to(self, kernel_id: str) -> str | None:
+        """The name of the kernel that a kernel is connected to."""
+        return self._connected_to(kernel_id)
 
     def get_kernel_state(self, kernel_id: str) -> KernelState:
         """The state of a kernel."""

@@ -159,7 +159,7 @@ class ThreadedKernelContext(Generic[T_in, T_out]):
         """
         if self._output_type is not None:
             _check_type(message, self._output_type, f"output of kernel '{self.kernel_id}'")
-        return self.output_queue._offer(message, timeout)
+        return not self._shutdown_event.is_set() and self.output_queue._offer(message, timeout)
 
     def wait_shutdown(self, timeout: float | None = None) -> bool:
         """Wait, at most `timeout` seconds, until the kernel is told to stop; whether it was."""

@@ -4,11 +4,16 @@ use std::hint::spin_loop;
 use std::sync::Barrier;
 use std::thread;
 
-use dotcompute_mailbox::ring::{Consumer, Plain, Producer, Waiting, ring, ring_with_doorbells};
+use dotcompute_mailbox::ring::{
+    Consumer, Format, Producer, Waiting, prompt_ring, ring, ring_with_doorbells,
+};
 use dotcompute_mailbox::wait;
 
 use crate::harness::{Slice, Trips, Wrong};
-use crate::load::{CAPACITY, CHUNK, InOrder, Placement, Record, round_trip, two_threads};
+use crate::load::{
+    CAPACITY, CHUNK, InOrder, Numbered, Payload, Placement, Record, pipeline, round_trip,
+    two_threads,
+};
 
 /// `try_push` and `try_pop`, spinning while full or empty.
 pub(crate) fn single(operations: u64) -> Result<Slice, Wrong> {
@@ -88,20 +93,114 @@ fn chunk_by_chunk(operations: u64, record: impl Fn(u64) -> Record + Send) -> Res
     )
 }
 
-/// Two rings, spinning at both ends.
-pub(crate) fn spinning_round_trip(operations: u64) -> Result<Slice, Wrong> {
+/// Through a worker and back, one by one.
+pub(crate) fn pipeline_single(operations: u64) -> Result<Slice, Wrong> {
+    passed_one_by_one(operations, ring::<Record>)
+}
+
+/// The same over prompt slots.
+pub(crate) fn pipeline_prompt(operations: u64) -> Result<Slice, Wrong> {
+    passed_one_by_one(operations, prompt_ring::<Payload>)
+}
+
+fn passed_one_by_one<T: Numbered, F: Format<T>>(
+    operations: u64,
+    ring: impl Fn(usize) -> (Producer<T, F>, Consumer<T, F>),
+) -> Result<Slice, Wrong> {
+    let (mut there, mut arrived) = ring(CAPACITY);
+    let (mut passed_on, mut back) = ring(CAPACITY);
+    pipeline(
+        move || {
+            let mut sent = 0;
+            let mut in_order = InOrder::default();
+            while in_order.count() < operations {
+                if sent < operations && there.try_push(T::numbered(sent)).is_ok() {
+                    sent += 1;
+                }
+                if let Ok(record) = back.try_pop() {
+                    in_order.record(&record);
+                }
+            }
+            in_order.verify(operations)
+        },
+        move || {
+            for _ in 0..operations {
+                let record = spinning_pop(&mut arrived);
+                while passed_on.try_push(record).is_err() {
+                    spin_loop();
+                }
+            }
+            Ok(())
+        },
+    )
+}
+
+/// Through a worker and back, 64 records at a time.
+pub(crate) fn pipeline_chunks(operations: u64) -> Result<Slice, Wrong> {
+    let (mut there, mut arrived) = ring(CAPACITY);
+    let (mut passed_on, mut back) = ring(CAPACITY);
+    pipeline(
+        move || {
+            let mut sent = 0;
+            let mut in_order = InOrder::default();
+            while in_order.count() < operations {
+                let end = operations.min(sent + CHUNK);
+                sent += there.push_iter((sent..end).map(Record::new)) as u64;
+                if let Ok(chunk) = back.read_chunk(CHUNK as usize) {
+                    let (left, right) = chunk.as_slices();
+                    left.iter().chain(right).for_each(|record| in_order.record(record));
+                    chunk.commit_all();
+                }
+            }
+            in_order.verify(operations)
+        },
+        move || {
+            let mut done = 0;
+            while done < operations {
+                let Ok(mut chunk) = arrived.read_chunk(CHUNK as usize) else {
+                    spin_loop();
+                    continue;
+                };
+                while chunk.len() > 0 {
+                    done += passed_on.push_iter(&mut chunk) as u64;
+                }
+            }
+            Ok(())
+        },
+    )
+}
+
+/// Two rings of prompt slots, spinning at both ends.
+pub(crate) fn prompt_round_trip(operations: u64) -> Result<Slice, Wrong> {
+    spinning_round_trip(operations, prompt_ring::<Payload>)
+}
+
+/// Two rings of plain slots, spinning at both ends.
+pub(crate) fn plain_round_trip(operations: u64) -> Result<Slice, Wrong> {
+    spinning_round_trip(operations, ring::<Record>)
+}
+
+fn spinning_round_trip<T: Numbered, F: Format<T>>(
+    operations: u64,
+    ring: impl Fn(usize) -> (Producer<T, F>, Consumer<T, F>),
+) -> Result<Slice, Wrong> {
     ring_round_trip(
         operations,
         Placement::TwoCores,
         ring,
         |end, record| end.try_push(record).map_err(|_| Wrong::new("the ring is full")),
-        |end| loop {
-            match end.try_pop() {
-                Ok(record) => return Ok(record),
-                Err(_) => spin_loop(),
-            }
-        },
+        |end| Ok(spinning_pop(end)),
     )
+}
+
+#[inline(always)]
+fn spinning_pop<T, F: Format<T>>(end: &mut Consumer<T, F>) -> T {
+    loop {
+        match end.try_pop() {
+            Ok(record) => return record,
+            Err(_) => spin_loop(),
+        }
+    }
 }
 
 /// Two rings with waiting ends on one core, where they sleep at once.
@@ -143,18 +242,18 @@ fn waiting_round_trip(operations: u64, placement: Placement) -> Result<Slice, Wr
     ring_round_trip(
         operations,
         placement,
-        ring_with_doorbells,
+        ring_with_doorbells::<Record>,
         |end, record| end.push_wait(record, None).map_err(|_| Wrong::new("the consumer has gone")),
         |end| end.pop_wait(None).map_err(|_| Wrong::new("the producer has gone")),
     )
 }
 
-fn ring_round_trip<W: Waiting>(
+fn ring_round_trip<T: Numbered, F: Format<T>, W: Waiting>(
     operations: u64,
     placement: Placement,
-    ring: impl Fn(usize) -> (Producer<Record, Plain, W>, Consumer<Record, Plain, W>),
-    push: impl Fn(&mut Producer<Record, Plain, W>, Record) -> Result<(), Wrong> + Sync,
-    pop: impl Fn(&mut Consumer<Record, Plain, W>) -> Result<Record, Wrong> + Sync,
+    ring: impl Fn(usize) -> (Producer<T, F, W>, Consumer<T, F, W>),
+    push: impl Fn(&mut Producer<T, F, W>, T) -> Result<(), Wrong> + Sync,
+    pop: impl Fn(&mut Consumer<T, F, W>) -> Result<T, Wrong> + Sync,
 ) -> Result<Slice, Wrong> {
     let (mut ask, mut asked) = ring(CAPACITY);
     let (mut reply, mut replied) = ring(CAPACITY);
@@ -165,7 +264,7 @@ fn ring_round_trip<W: Waiting>(
             let mut trips = Trips::new(operations);
             let mut in_order = InOrder::default();
             for number in trips.by_ref() {
-                push(&mut ask, Record::new(number))?;
+                push(&mut ask, T::numbered(number))?;
                 in_order.record(&pop(&mut replied)?);
             }
             in_order.verify(Trips::total(operations))?;

@@ -2,10 +2,10 @@
 
 use std::hint::spin_loop;
 
-use rtrb::RingBuffer;
+use rtrb::{Consumer, RingBuffer};
 
 use crate::harness::{Slice, Trips, Wrong};
-use crate::load::{CAPACITY, CHUNK, InOrder, Placement, Record, round_trip, two_threads};
+use crate::load::{CAPACITY, CHUNK, InOrder, Placement, Record, pipeline, round_trip, two_threads};
 
 /// `push` and `pop`, spinning while full or empty.
 pub(crate) fn single(operations: u64) -> Result<Slice, Wrong> {
@@ -69,6 +69,89 @@ pub(crate) fn chunks(operations: u64) -> Result<Slice, Wrong> {
     )
 }
 
+/// Through a worker and back, one by one.
+pub(crate) fn pipeline_single(operations: u64) -> Result<Slice, Wrong> {
+    let (mut there, mut arrived) = RingBuffer::new(CAPACITY);
+    let (mut passed_on, mut back) = RingBuffer::new(CAPACITY);
+    pipeline(
+        move || {
+            let mut sent = 0;
+            let mut in_order = InOrder::default();
+            while in_order.count() < operations {
+                if sent < operations && there.push(Record::new(sent)).is_ok() {
+                    sent += 1;
+                }
+                if let Ok(record) = back.pop() {
+                    in_order.record(&record);
+                }
+            }
+            in_order.verify(operations)
+        },
+        move || {
+            for _ in 0..operations {
+                let record = spinning_pop(&mut arrived);
+                while passed_on.push(record).is_err() {
+                    spin_loop();
+                }
+            }
+            Ok(())
+        },
+    )
+}
+
+/// Through a worker and back, 64 records at a time.
+pub(crate) fn pipeline_chunks(operations: u64) -> Result<Slice, Wrong> {
+    let (mut there, mut arrived) = RingBuffer::new(CAPACITY);
+    let (mut passed_on, mut back) = RingBuffer::new(CAPACITY);
+    pipeline(
+        move || {
+            let mut sent = 0;
+            let mut in_order = InOrder::default();
+            while in_order.count() < operations {
+                let count = CHUNK.min(operations - sent);
+                if let Ok(chunk) = there.write_chunk_uninit(count as usize) {
+                    chunk.fill_from_iter((sent..sent + count).map(Record::new));
+                    sent += count;
+                }
+                let count = CHUNK.min(operations - in_order.count());
+                if let Ok(chunk) = back.read_chunk(count as usize) {
+                    let (left, right) = chunk.as_slices();
+                    left.iter().chain(right).for_each(|record| in_order.record(record));
+                    chunk.commit_all();
+                }
+            }
+            in_order.verify(operations)
+        },
+        move || {
+            let mut done = 0;
+            while done < operations {
+                let count = CHUNK.min(operations - done);
+                let Ok(chunk) = arrived.read_chunk(count as usize) else {
+                    spin_loop();
+                    continue;
+                };
+                loop {
+                    if let Ok(room) = passed_on.write_chunk_uninit(count as usize) {
+                        room.fill_from_iter(chunk);
+                        break;
+                    }
+                }
+                done += count;
+            }
+            Ok(())
+        },
+    )
+}
+
+fn spinning_pop(end: &mut Consumer<Record>) -> Record {
+    loop {
+        match end.pop() {
+            Ok(record) => return record,
+            Err(_) => spin_loop(),
+        }
+    }
+}
+
 /// Two rings, spinning at both ends.
 pub(crate) fn spinning_round_trip(operations: u64) -> Result<Slice, Wrong> {
     let (mut ask, mut asked) = RingBuffer::new(CAPACITY);
@@ -80,25 +163,14 @@ pub(crate) fn spinning_round_trip(operations: u64) -> Result<Slice, Wrong> {
             let mut in_order = InOrder::default();
             for number in trips.by_ref() {
                 ask.push(Record::new(number)).map_err(Wrong::new)?;
-                in_order.record(&loop {
-                    match replied.pop() {
-                        Ok(record) => break record,
-                        Err(_) => spin_loop(),
-                    }
-                });
+                in_order.record(&spinning_pop(&mut replied));
             }
             in_order.verify(Trips::total(operations))?;
             Ok(trips.finish())
         },
         move || {
             for _ in 0..Trips::total(operations) {
-                let record = loop {
-                    match asked.pop() {
-                        Ok(record) => break record,
-                        Err(_) => spin_loop(),
-                    }
-                };
-                reply.push(record).map_err(Wrong::new)?;
+                reply.push(spinning_pop(&mut asked)).map_err(Wrong::new)?;
             }
             Ok(())
         },

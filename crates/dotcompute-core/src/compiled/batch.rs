@@ -31,7 +31,7 @@ use crate::record::{Record, RecordLayout};
 ///
 /// let batch = RecordBatch::from_vec(vec![Amount { value: 1 }, Amount { value: 2 }]);
 /// assert_eq!(batch.len(), 2);
-/// assert_eq!(batch.records::<Amount>().unwrap()[1].value, 2);
+/// assert_eq!(batch.as_slice::<Amount>().unwrap()[1].value, 2);
 /// ```
 pub struct RecordBatch {
     layout: &'static RecordLayout,
@@ -145,7 +145,7 @@ impl RecordBatch {
     }
 
     /// The records, if `T` has their layout.
-    pub fn records<T: Record>(&self) -> Option<&[T]> {
+    pub fn as_slice<T: Record>(&self) -> Option<&[T]> {
         match T::LAYOUT.agrees_with(self.layout) {
             true => bytemuck::try_cast_slice(self.bytes()).ok(),
             false => None,

@@ -13,7 +13,7 @@ use crate::timer;
 /// The sending side of a kernel that takes `M`, whatever it replies with. Cloning is cheap.
 pub struct Address<M> {
     kernel: KernelId,
-    to: Arc<dyn Accept<M>>,
+    pub(crate) to: Arc<dyn Accept<M>>,
 }
 
 impl<M: Message, R: Message> KernelRef<M, R> {

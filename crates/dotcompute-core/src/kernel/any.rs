@@ -1,18 +1,22 @@
 //! A kernel without its message types, as its runtime has it.
 
 use std::any::{Any, type_name};
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 
 use dotcompute_mailbox::Books;
+use dotcompute_mailbox::sync::lock;
 
 use super::life::Waiter;
 use super::send::try_send;
-use super::{Cell, KernelRef};
+use super::{Address, Cell, KernelRef};
+use crate::ask::AskFailure;
 use crate::dead_letter::DeadLetter;
-use crate::error::KernelId;
+use crate::error::{ConnectError, Fault, KernelId};
 use crate::lifecycle::KernelState;
 use crate::message::Message;
 use crate::options::Options;
+use crate::relay::tell_all;
+use crate::runtime::Shared;
 use crate::telemetry::{KernelTelemetry, Telemetry};
 
 /// What a runtime needs of a kernel without knowing its message types.
@@ -35,6 +39,18 @@ pub(crate) trait AnyCell: Send + Sync {
     fn replay(&self, letter: DeadLetter) -> Result<(), DeadLetter>;
     /// An `Address<M>`.
     fn address(self: Arc<Self>) -> Box<dyn Any>;
+    fn fault(&self) -> Option<Fault>;
+    fn runtime(&self) -> &Weak<Shared>;
+    /// Connects it to a kernel that takes what it replies with: see [`KernelRef::connect`].
+    fn connect(
+        self: Arc<Self>,
+        to: &Arc<dyn AnyCell>,
+        allow_cycle: bool,
+    ) -> Result<(), ConnectError>;
+    /// Its replies go to its output mailbox from now on.
+    fn unlink(&self);
+    /// Fails the asks that wait elsewhere and are not past this kernel.
+    fn fail_those_passing_through(&self, failure: &AskFailure);
     /// Takes it out of its runtime, now or when it has ended.
     fn remove(&self);
     fn remove_when_ended(&self);
@@ -107,8 +123,42 @@ impl<M: Message, R: Message> AnyCell for Cell<M, R> {
         Box::new(KernelRef { cell: self }.address())
     }
 
+    fn fault(&self) -> Option<Fault> {
+        self.look(|lifecycle| lifecycle.fault.clone())
+    }
+
+    fn runtime(&self) -> &Weak<Shared> {
+        &self.runtime
+    }
+
+    fn connect(
+        self: Arc<Self>,
+        to: &Arc<dyn AnyCell>,
+        allow_cycle: bool,
+    ) -> Result<(), ConnectError> {
+        let Ok(address) = Arc::clone(to).address().downcast::<Address<R>>() else {
+            return Err(ConnectError::WrongType {
+                from: self.id.clone(),
+                replies: self.types(),
+                to: to.id().clone(),
+                takes: to.types(),
+            });
+        };
+        self.connect_to(address.to, to, allow_cycle)
+    }
+
+    fn unlink(&self) {
+        self.unlink();
+    }
+
+    fn fail_those_passing_through(&self, failure: &AskFailure) {
+        let told = lock(&self.asks).fail_those_passing_through(failure);
+        tell_all(told, None);
+    }
+
     fn remove(&self) {
         if let Some(runtime) = self.runtime.upgrade() {
+            runtime.pipelines.leave(self, &AskFailure::Stopped);
             runtime.remove(self);
         }
     }

@@ -1,24 +1,27 @@
 //! Asking a kernel: sending a message and waiting for its own reply.
 
 use std::future::Future;
+use std::marker::PhantomData;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context as TaskContext, Poll};
 use std::time::{Duration, Instant};
 
 use dotcompute_mailbox::sync::lock;
 use dotcompute_mailbox::wait;
 
-use super::send::{send, send_blocking};
+use super::send::{Accept, send, send_blocking};
 use super::{Cell, KernelRef};
-use crate::ask::AskFailure;
-use crate::dead_letter::DeadLetterReason;
-use crate::error::{AskError, SendError};
-use crate::lifecycle::wake_all;
+use crate::ask::{AskFailure, Received};
+use crate::dead_letter::{DeadLetter, DeadLetterReason};
+use crate::error::{AskError, KernelId, SendError};
 use crate::message::{AskToken, Envelope, Message};
+use crate::relay::{Home, Origin, tell_all};
 use crate::timer;
 
 impl<M: Message, R: Message> KernelRef<M, R> {
-    /// Sends a message and waits for its own reply; concurrent asks never mix.
+    /// Sends a message and waits for its own reply; concurrent asks never mix. Where the kernel is
+    /// [connected](Self::connect), the last kernel replies.
     ///
     /// # Errors
     ///
@@ -57,6 +60,9 @@ impl<M: Message, R: Message> KernelRef<M, R> {
     ) -> Result<Envelope<R>, AskError<M>> {
         let deadline = timeout.and_then(timer::after);
         let mut envelope = message.into();
+        if let Some(link) = self.cell.link() {
+            return wait::block_on(ask_through(&*self.cell, &link.home, envelope, deadline));
+        }
         let mut waiting = Waiting::register(&self.cell, &mut envelope);
         send_blocking(&*self.cell, envelope, deadline).map_err(|error| waiting.not_sent(error))?;
         match wait::block_on_until(&mut waiting, deadline) {
@@ -70,6 +76,9 @@ impl<M: Message, R: Message> KernelRef<M, R> {
         mut envelope: Envelope<M>,
         deadline: Option<Instant>,
     ) -> Result<Envelope<R>, AskError<M>> {
+        if let Some(link) = self.cell.link() {
+            return ask_through(&*self.cell, &link.home, envelope, deadline).await;
+        }
         let mut waiting = Waiting::register(&self.cell, &mut envelope);
         send(&*self.cell, envelope, deadline).await.map_err(|error| waiting.not_sent(error))?;
         if deadline.is_none() {
@@ -85,12 +94,23 @@ impl<M: Message, R: Message> KernelRef<M, R> {
 impl<M: Message, R: Message> Cell<M, R> {
     /// The kernel received the message of this ask. `false`: the ask has ended.
     pub(crate) fn ask_received(&self, token: AskToken) -> bool {
-        lock(&self.asks).received(token)
+        let received = lock(&self.asks).received(token);
+        match received {
+            Received::Waiting => true,
+            Received::Ended => false,
+            Received::At(origin) => {
+                let waits = origin.waits();
+                if !waits {
+                    lock(&self.asks).expire(token);
+                }
+                waits
+            }
+        }
     }
 
     pub(crate) fn fail_ask(&self, token: AskToken, failure: AskFailure) {
-        let waker = lock(&self.asks).fail(token, failure);
-        wake_all(waker);
+        let tell = lock(&self.asks).fail(token, failure);
+        tell_all([tell], Some(&self.id));
     }
 
     pub(crate) fn forget_received_asks(&self) {
@@ -131,12 +151,7 @@ impl<M: Message, R: Message> Future for Waiting<'_, M, R> {
         let polled = lock(&self.cell.asks).poll(token, cx.waker(), &mut stale);
         let Poll::Ready(outcome) = polled else { return Poll::Pending };
         self.token = None;
-        let kernel = || self.cell.id.clone();
-        Poll::Ready(outcome.map_err(|failure| match failure {
-            AskFailure::Dropped => AskError::Dropped { kernel: kernel() },
-            AskFailure::Stopped => AskError::Stopped { kernel: kernel() },
-            AskFailure::Failed(fault) => AskError::Failed { kernel: kernel(), fault },
-        }))
+        Poll::Ready(outcome.map_err(|failure| ask_error(&self.cell.id, failure)))
     }
 }
 
@@ -147,6 +162,82 @@ impl<M: Message, R: Message> Drop for Waiting<'_, M, R> {
             if let Some(reply) = unread {
                 self.cell.dead_reply(reply, DeadLetterReason::LateReply);
             }
+        }
+    }
+}
+
+fn ask_error<M>(kernel: &KernelId, failure: AskFailure) -> AskError<M> {
+    let kernel = kernel.clone();
+    match failure {
+        AskFailure::Dropped => AskError::Dropped { kernel },
+        AskFailure::Stopped => AskError::Stopped { kernel },
+        AskFailure::Failed(fault) => AskError::Failed { kernel, fault },
+        AskFailure::Disconnected => AskError::Disconnected { kernel },
+        AskFailure::WrongType(found) => AskError::WrongType { kernel, found },
+        AskFailure::In(there) => ask_error(&there.0, there.1),
+    }
+}
+
+/// Asks the kernel `first`, which may be connected, for a reply to `home`.
+pub(super) async fn ask_through<M: Message, R: Message>(
+    first: &(impl Accept<M> + ?Sized),
+    home: &Arc<Home<R>>,
+    mut envelope: Envelope<M>,
+    deadline: Option<Instant>,
+) -> Result<Envelope<R>, AskError<M>> {
+    let token = lock(&home.0).register(envelope.id);
+    let mut waiting =
+        Through { first, home: &**home, token: Some(token), kind: PhantomData::<fn(M)> };
+    envelope.ask = first.relay(envelope.id, Origin::new(home, token, first.end()));
+    // After it is registered, so that one of the two sees the other: this, or the kernel that fails.
+    let refused = match first.failed_stage() {
+        Some((kernel, fault)) => Err(SendError::Failed { envelope, kernel, fault }),
+        None => send(first, envelope, deadline).await,
+    };
+    if let Err(mut error) = refused {
+        let envelope = error.envelope_mut();
+        if let Some(token) = envelope.ask.take() {
+            drop(first.take_back(token));
+        }
+        return Err(AskError::NotSent(error));
+    }
+    match timer::timeout_at(deadline, &mut waiting).await {
+        Some(outcome) => outcome,
+        None => Err(AskError::Timeout { kernel: first.id().clone() }),
+    }
+}
+
+/// An ask of connected kernels that waits for its reply; dropping it ends the ask.
+struct Through<'a, A: ?Sized, M: Message, R: Message>
+where
+    A: Accept<M>,
+{
+    first: &'a A,
+    home: &'a Home<R>,
+    token: Option<AskToken>,
+    kind: PhantomData<fn(M)>,
+}
+
+impl<A: Accept<M> + ?Sized, M: Message, R: Message> Future for Through<'_, A, M, R> {
+    type Output = Result<Envelope<R>, AskError<M>>;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut TaskContext<'_>) -> Poll<Self::Output> {
+        let token = self.token.expect("an ask is not polled after its reply");
+        let mut stale = None;
+        let polled = lock(&self.home.0).poll(token, cx.waker(), &mut stale);
+        let Poll::Ready(outcome) = polled else { return Poll::Pending };
+        self.token = None;
+        Poll::Ready(outcome.map_err(|failure| ask_error(self.first.id(), failure)))
+    }
+}
+
+impl<A: Accept<M> + ?Sized, M: Message, R: Message> Drop for Through<'_, A, M, R> {
+    fn drop(&mut self) {
+        let Some(token) = self.token else { return };
+        let unread = lock(&self.home.0).cancel(token);
+        if let Some(reply) = unread {
+            let reason = DeadLetterReason::LateReply;
+            self.first.dead_letter(DeadLetter::of(self.first.id(), reply, reason, false));
         }
     }
 }

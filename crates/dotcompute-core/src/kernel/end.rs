@@ -9,8 +9,9 @@ use super::{AnyCell, Cell, KernelRef};
 use crate::ask::AskFailure;
 use crate::dead_letter::{DeadLetter, DeadLetterReason};
 use crate::error::Fault;
-use crate::lifecycle::{KernelState, wake_all};
+use crate::lifecycle::KernelState;
 use crate::message::Message;
+use crate::relay::tell_all;
 use crate::terminate::{self, Terminate, Termination};
 
 impl<M: Message, R: Message> KernelRef<M, R> {
@@ -95,8 +96,15 @@ impl<M: Message, R: Message> Cell<M, R> {
             Some(fault) => AskFailure::Failed(fault.clone()),
             None => AskFailure::Stopped,
         };
-        let wakers = lock(&self.asks).close(failure);
-        wake_all(wakers);
+        let told = lock(&self.asks).close(failure.clone());
+        tell_all(told, Some(&self.id));
+        if let Some(runtime) = self.runtime.upgrade() {
+            match self.state() {
+                KernelState::Failed => runtime.pipelines.stage_failed(self, &failure),
+                _ => runtime.pipelines.leave(self, &failure),
+            }
+        }
+        self.unlink();
         if terminated {
             self.bury_replies();
         } else {
@@ -143,6 +151,9 @@ impl<M: Message, R: Message> Cell<M, R> {
             self.mailbox.close(if drain { Close::Drain } else { Close::Now });
             if drain {
                 self.mailbox.resume();
+            }
+            if let Some(runtime) = self.runtime.upgrade() {
+                runtime.pipelines.cut_off(self, &AskFailure::Stopped);
             }
         }
         first

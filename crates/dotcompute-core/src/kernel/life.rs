@@ -1,4 +1,4 @@
-//! The life of a kernel as its lock guards it: steps, waiters, and the two bits that are read without
+//! The life of a kernel as its lock guards it: steps, waiters, and the bits that are read without
 //! the lock.
 
 use std::sync::Mutex;
@@ -15,6 +15,10 @@ use crate::terminate::Termination;
 /// Control bits, read by the runner at each poll and by senders at each send.
 const OPEN: u32 = 1;
 const KILLED: u32 = 2;
+/// Its replies go to another kernel.
+const CONNECTED: u32 = 4;
+/// Counts how often the kernel was connected and disconnected.
+const LINK: u32 = 8;
 
 impl<M: Message, R: Message> Cell<M, R> {
     /// Changes the lifecycle under its lock and wakes whoever waits for a change.
@@ -91,6 +95,31 @@ impl<M: Message, R: Message> Cell<M, R> {
     pub(super) fn is_open(&self) -> bool {
         // SYNC(kernel.open) acquire: pairs with the release in `activate`.
         self.control.load(Ordering::Acquire) & OPEN != 0
+    }
+
+    /// Whether the kernel is connected, and how often that has changed: while this is the same, so
+    /// is the link.
+    #[inline]
+    pub(crate) fn link_word(&self) -> u32 {
+        // SYNC(kernel.link) acquire: pairs with the release in `note_link`. What else is known of
+        // the link lies under its lock.
+        self.control.load(Ordering::Acquire) & !(OPEN | KILLED)
+    }
+
+    #[inline]
+    pub(crate) fn is_connected(&self) -> bool {
+        self.link_word() & CONNECTED != 0
+    }
+
+    /// The kernel is connected now, or disconnected, which it was not before. The link is locked.
+    pub(super) fn note_link(&self, connected: bool) {
+        let step = if connected { LINK + CONNECTED } else { LINK.wrapping_sub(CONNECTED) };
+        // SYNC(kernel.link) release: pairs with the acquire in `link_word`.
+        self.control.fetch_add(step, Ordering::Release);
+    }
+
+    pub(super) fn has_ended(&self) -> bool {
+        self.look(|lifecycle| lifecycle.state.has_ended())
     }
 
     /// The body is to be dropped at its next poll.

@@ -68,6 +68,12 @@ impl<M: Message, R: Message> KernelRef<M, R> {
         })
     }
 
+    /// Calls `each` with every reply that waits to be read, for a garbage collector's sake. It runs
+    /// under the mailbox's lock, so `each` must not use the kernel.
+    pub fn inspect_replies(&self, mut each: impl FnMut(&Envelope<R>)) {
+        self.cell.replies.inspect(|_, reply| each(reply));
+    }
+
     /// The next reply, if there is one now: [`try_receive`](Self::try_receive) for those who try
     /// first and then wait.
     ///
@@ -161,6 +167,8 @@ impl<M: Message, R: Message> Cell<M, R> {
         let (state, fault) = self.look(|l| (l.state, l.fault.clone()));
         match (state, fault) {
             (KernelState::Failed, Some(fault)) => ReceiveError::Failed { kernel, fault },
+            // The output mailbox of a kernel that goes on is closed while it is connected.
+            _ if self.is_connected() || !self.has_ended() => ReceiveError::Connected { kernel },
             _ => ReceiveError::Stopped { kernel },
         }
     }

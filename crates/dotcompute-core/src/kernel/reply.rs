@@ -14,10 +14,12 @@ use crate::dead_letter::{self, DeadLetter, DeadLetterReason};
 use crate::id::MessageId;
 use crate::lifecycle::wake_all;
 use crate::message::{AskToken, Envelope, Message};
+use crate::pipeline::key;
 use crate::telemetry::Telemetry;
 
 impl<M: Message, R: Message> Cell<M, R> {
-    /// Brings a reply to the ask that it belongs to. What comes back is for the output mailbox.
+    /// Brings a reply to the ask that it belongs to. What comes back is for the output mailbox, or
+    /// for the next kernel.
     pub(crate) fn route(
         &self,
         in_hand: Option<(MessageId, Option<AskToken>)>,
@@ -40,6 +42,11 @@ impl<M: Message, R: Message> Cell<M, R> {
                 self.dead_reply(reply, DeadLetterReason::LateReply);
                 None
             }
+            Routed::Passing(reply, end) if end != key(self) && self.is_connected() => Some(reply),
+            Routed::Passing(reply, _) => {
+                self.answer_elsewhere(reply);
+                None
+            }
             Routed::Output(reply) => Some(reply),
         }
     }
@@ -57,6 +64,7 @@ impl<M: Message, R: Message> Cell<M, R> {
             Err(mailbox::TrySendError::Full(reply)) => {
                 self.dead_reply(reply, DeadLetterReason::NoRoom);
             }
+            Err(mailbox::TrySendError::Closed(reply)) if !self.has_ended() => return Some(reply),
             Err(mailbox::TrySendError::Closed(reply)) => {
                 self.dead_reply(reply, DeadLetterReason::Unread);
             }
@@ -66,7 +74,9 @@ impl<M: Message, R: Message> Cell<M, R> {
 
     /// Puts a reply that nobody asked for into the output mailbox, and waits for room there if that
     /// is its policy; `false` if the kernel had to stop instead, and the reply became a dead letter.
-    pub(crate) async fn output(&self, reply: Envelope<R>) -> bool {
+    /// It comes back if the kernel is or was connected meanwhile: it is to be
+    /// [forwarded](Self::forward).
+    pub(crate) async fn output(&self, reply: Envelope<R>) -> Result<bool, Envelope<R>> {
         let mut send = self.replies.send(Band::from_priority(reply.priority), reply);
         let mut stop = Waiter::new(&self.lifecycle);
         let outcome = std::future::poll_fn(|cx| {
@@ -77,21 +87,15 @@ impl<M: Message, R: Message> Cell<M, R> {
             stop.poll(cx, |lifecycle| (lifecycle.stop == Some(false)).then_some(())).map(|()| None)
         })
         .await;
-        match outcome.unwrap_or_else(|| send.give_up()) {
-            Ok(_) => true,
-            Err(mailbox::SendError::Full(reply)) => {
-                self.dead_reply(reply, DeadLetterReason::NoRoom);
-                true
-            }
-            Err(mailbox::SendError::Timeout(reply)) => {
-                self.dead_reply(reply, DeadLetterReason::NoRoom);
-                false
-            }
-            Err(mailbox::SendError::Closed(reply)) => {
-                self.dead_reply(reply, DeadLetterReason::Unread);
-                false
-            }
-        }
+        let (reply, reason, goes_on) = match outcome.unwrap_or_else(|| send.give_up()) {
+            Ok(_) => return Ok(true),
+            Err(mailbox::SendError::Full(reply)) => (reply, DeadLetterReason::NoRoom, true),
+            Err(mailbox::SendError::Timeout(reply)) => (reply, DeadLetterReason::NoRoom, false),
+            Err(mailbox::SendError::Closed(reply)) if !self.has_ended() => return Err(reply),
+            Err(mailbox::SendError::Closed(reply)) => (reply, DeadLetterReason::Unread, false),
+        };
+        self.dead_reply(reply, reason);
+        Ok(goes_on)
     }
 
     pub(crate) fn dead_reply(&self, reply: Envelope<R>, reason: DeadLetterReason) {

@@ -7,14 +7,18 @@ use std::pin::Pin;
 use std::task::{Context as TaskContext, Poll};
 use std::time::{Duration, Instant};
 
+use dotcompute_mailbox::sync::lock;
 use dotcompute_mailbox::{self as mailbox, Admission, Backpressure, Band, Mailbox};
 
 use super::{Cell, KernelRef};
 use crate::ask::AskFailure;
-use crate::dead_letter;
-use crate::error::{KernelId, SendError};
+use crate::dead_letter::{self, DeadLetter};
+use crate::error::{Fault, KernelId, SendError};
+use crate::id::MessageId;
 use crate::lifecycle::KernelState;
 use crate::message::{AskToken, Envelope, Message};
+use crate::pipeline::{Key, key};
+use crate::relay::{Origin, tell_all};
 use crate::timer;
 
 impl<M: Message, R: Message> KernelRef<M, R> {
@@ -181,12 +185,25 @@ impl<M: Message, R: Message> Cell<M, R> {
 
 /// The way of a message into a kernel, the same for every kind of handle: lifecycle check,
 /// admission, and what the policy dropped.
-pub(super) trait Accept<M: Message>: Send + Sync {
+pub(crate) trait Accept<M: Message>: Send + Sync {
     fn is_open(&self) -> bool;
     fn mailbox(&self) -> &Mailbox<Envelope<M>>;
     fn id(&self) -> &KernelId;
     fn refusal(&self, envelope: Envelope<M>) -> SendError<M>;
     fn fail_ask(&self, token: AskToken, failure: AskFailure);
+    /// Registers an ask that waits elsewhere for the message `id`; `None` if the kernel has ended,
+    /// and who asks was told.
+    fn relay(&self, id: MessageId, origin: Origin) -> Option<AskToken>;
+    /// Takes back an ask that was [registered](Self::relay) for a message that was not accepted;
+    /// `None` if it has ended.
+    fn take_back(&self, token: AskToken) -> Option<Origin>;
+    /// Whether it has failed, and waits to be terminated.
+    fn has_failed(&self) -> bool;
+    /// The last kernel of the pipeline that begins here.
+    fn end(&self) -> Key;
+    /// The first kernel, from this one on, that has failed.
+    fn failed_stage(&self) -> Option<(KernelId, Fault)>;
+    fn dead_letter(&self, letter: DeadLetter);
 }
 
 impl<M: Message, R: Message> Accept<M> for Cell<M, R> {
@@ -211,6 +228,31 @@ impl<M: Message, R: Message> Accept<M> for Cell<M, R> {
     fn fail_ask(&self, token: AskToken, failure: AskFailure) {
         self.fail_ask(token, failure);
     }
+
+    fn relay(&self, id: MessageId, origin: Origin) -> Option<AskToken> {
+        let registered = lock(&self.asks).relay(id, origin);
+        registered.map_err(|tell| tell_all([tell], Some(&self.id))).ok()
+    }
+
+    fn take_back(&self, token: AskToken) -> Option<Origin> {
+        lock(&self.asks).take_back(token)
+    }
+
+    fn has_failed(&self) -> bool {
+        self.look(|lifecycle| lifecycle.state == KernelState::Failed)
+    }
+
+    fn end(&self) -> Key {
+        self.runtime.upgrade().map_or(key(self), |runtime| runtime.pipelines.end(self))
+    }
+
+    fn failed_stage(&self) -> Option<(KernelId, Fault)> {
+        self.runtime.upgrade()?.pipelines.failed_stage(self)
+    }
+
+    fn dead_letter(&self, letter: DeadLetter) {
+        self.dead_letter(letter);
+    }
 }
 
 #[inline]
@@ -224,7 +266,10 @@ pub(super) fn try_send<M: Message>(
     let band = Band::from_priority(envelope.priority);
     match to.mailbox().try_send(band, envelope) {
         Ok(Admission::Accepted) => Ok(()),
-        Ok(admission) => admitted(to, admission),
+        Ok(admission) => {
+            admitted(to, admission);
+            Ok(())
+        }
         Err(mailbox::TrySendError::Full(envelope)) => Err(full(to, envelope)),
         Err(mailbox::TrySendError::Closed(envelope)) => Err(to.refusal(envelope)),
     }
@@ -245,7 +290,7 @@ fn try_send_batch<M: Message>(
     if !matches!(to.mailbox().backpressure(), Backpressure::Block | Backpressure::Reject) {
         // All were accepted: what is left was dropped for it.
         for dropped in messages.drain(..) {
-            admitted(to, Admission::Evicted(dropped))?;
+            admitted(to, Admission::Evicted(dropped));
         }
     }
     Ok(accepted)
@@ -264,7 +309,7 @@ fn next_of_batch<M: Message>(
 }
 
 /// What a mailbox says to a send.
-type Sent<M> = Result<Admission<Envelope<M>>, mailbox::SendError<Envelope<M>>>;
+pub(super) type Sent<M> = Result<Admission<Envelope<M>>, mailbox::SendError<Envelope<M>>>;
 
 /// A message of a batch that waits for room, and goes back to the others when that is given up.
 struct InBatch<'a, M> {
@@ -354,7 +399,10 @@ pub(super) fn send_blocking<M: Message>(
 fn sent<M: Message>(to: &(impl Accept<M> + ?Sized), outcome: Sent<M>) -> Result<(), SendError<M>> {
     match outcome {
         Ok(Admission::Accepted) => Ok(()),
-        Ok(admission) => admitted(to, admission),
+        Ok(admission) => {
+            admitted(to, admission);
+            Ok(())
+        }
         Err(mailbox::SendError::Full(envelope)) => Err(full(to, envelope)),
         Err(mailbox::SendError::Timeout(envelope)) => {
             Err(SendError::Timeout { envelope, kernel: to.id().clone() })
@@ -364,17 +412,16 @@ fn sent<M: Message>(to: &(impl Accept<M> + ?Sized), outcome: Sent<M>) -> Result<
 }
 
 /// What a policy dropped fails the ask that waits for it.
-fn admitted<M: Message>(
+pub(super) fn admitted<M: Message>(
     to: &(impl Accept<M> + ?Sized),
     admission: Admission<Envelope<M>>,
-) -> Result<(), SendError<M>> {
+) {
     if let Admission::Evicted(dropped) | Admission::DroppedNewest(dropped) = admission {
         if let Some(token) = dropped.ask {
             to.fail_ask(token, AskFailure::Dropped);
         }
         dead_letter::discard(dropped);
     }
-    Ok(())
 }
 
 fn full<M: Message>(to: &(impl Accept<M> + ?Sized), envelope: Envelope<M>) -> SendError<M> {

@@ -3,13 +3,17 @@
 use super::bell::Bell;
 use super::format::{Format, Plain};
 use super::memory::Owner;
-use super::parts::{Parts, Words};
+use super::parts::{AHEAD_BYTES, Parts, Words};
 use super::{Polls, PopError, Rings, Waiting};
+use crate::prefetch;
 use crate::sync::Ordering;
 use std::fmt;
 use std::iter::FusedIterator;
 use std::marker::PhantomData;
 use std::time::Instant;
+
+/// How much of a chunk is asked for at once: far less than a core's nearest cache.
+const CHUNK_BYTES_MAX: usize = 4096;
 
 /// The end of a ring that pops. There is one; it may move to another thread.
 ///
@@ -50,7 +54,12 @@ impl<T, F: Format<T>, W: Waiting> Consumer<T, F, W> {
     /// `Empty` if there is none yet, `Closed` if there never will be.
     #[inline]
     pub fn try_pop(&mut self) -> Result<T, PopError> {
-        self.readable_or_why_not(1)?;
+        let readable = self.readable_or_why_not(1)?;
+        // Never a slot that is not published: the producer would lose the line.
+        let ahead = Parts::<F::Slot>::slots_in(AHEAD_BYTES);
+        if readable > ahead {
+            prefetch::for_reading(self.parts.place(self.head.wrapping_add(ahead)).as_ptr());
+        }
         // SAFETY: at least one message is readable, and the head moves past it below: see `read`.
         let value = unsafe { self.read(self.head) };
         self.publish(self.head.wrapping_add(1));
@@ -66,6 +75,7 @@ impl<T, F: Format<T>, W: Waiting> Consumer<T, F, W> {
         let max = max as u64;
         let readable = self.readable_or_why_not(max.clamp(1, self.parts.capacity))?;
         let start = self.head;
+        self.prefetch(readable.min(max));
         // Until the chunk is dropped all of it counts as taken: if it is leaked instead, messages
         // are lost, but none is taken twice.
         self.head = start.wrapping_add(readable.min(max));
@@ -128,6 +138,16 @@ impl<T, F: Format<T>, W: Waiting> Consumer<T, F, W> {
                 readable => Ok(readable),
             },
             readable => Ok(readable),
+        }
+    }
+
+    /// Asks for the first lines of the next `count` slots, all of which are published: all at once,
+    /// since the caller is to walk through them at a pace of its own.
+    #[inline]
+    fn prefetch(&self, count: u64) {
+        let count = count.min(Parts::<F::Slot>::slots_in(CHUNK_BYTES_MAX));
+        for offset in (0..count).step_by(Parts::<F::Slot>::slots_in(64) as usize) {
+            prefetch::for_reading(self.parts.place(self.head.wrapping_add(offset)).as_ptr());
         }
     }
 

@@ -1,4 +1,4 @@
-//! The two slot formats: how a message gets into a slot and how the consumer knows that it is in.
+//! The slot formats: how a message gets into a slot and how the consumer knows that it is in.
 
 use super::parts::Parts;
 use super::sealed::Sealed;
@@ -7,7 +7,7 @@ use dotcompute_abi::ring::{FORMAT_PLAIN, FORMAT_TAGGED};
 use dotcompute_abi::{PlainSlot, TaggedRecord};
 use std::mem::MaybeUninit;
 
-/// A slot format for messages of type `T`: [`Plain`] or [`Tagged`].
+/// A slot format for messages of type `T`: [`Plain`], [`Prompt`] or [`Tagged`].
 pub trait Format<T>: Sealed + Sized {
     /// A slot in the ring.
     #[doc(hidden)]
@@ -102,6 +102,65 @@ impl RawFormat for Plain {
     const FORMAT: u32 = FORMAT_PLAIN;
 }
 
+/// Slots that carry the lap they were written in beside the message: on the heap.
+///
+/// A waiting consumer looks at the very line that it is about to read, so message and news arrive
+/// by one transfer of one line where [`Plain`] takes two: the least latency for messages that go
+/// one at a time, there and back. A message of up to 56 bytes fits into a line with its tag. The
+/// price is paid in streams, where the consumer disturbs the producer at each message that it waits
+/// for, and cannot see the messages as slices.
+#[derive(Clone, Copy, Debug)]
+pub enum Prompt {}
+
+/// A place for one `T` and the lap in which it was written.
+#[doc(hidden)]
+#[derive(Debug)]
+#[repr(C)]
+pub struct PromptCell<T> {
+    tag: AtomicU32,
+    cell: Cell<T>,
+}
+
+impl<T> Format<T> for Prompt {
+    type Slot = PromptCell<T>;
+
+    fn empty(tag: u32) -> PromptCell<T> {
+        PromptCell { tag: AtomicU32::new(tag), cell: <Plain as Format<T>>::empty(tag) }
+    }
+
+    #[inline(always)]
+    unsafe fn write(slot: &PromptCell<T>, tag: u32, value: T) {
+        // SAFETY: the caller promises that nobody else touches the slot.
+        unsafe { Plain::write(&slot.cell, tag, value) };
+        // SYNC(ring.prompt) release: pairs with the acquire in `published`. Makes visible the
+        // message.
+        slot.tag.store(tag, Ordering::Release);
+    }
+
+    #[inline(always)]
+    unsafe fn read(slot: &PromptCell<T>) -> T {
+        // SAFETY: as the caller promises.
+        unsafe { Plain::read(&slot.cell) }
+    }
+
+    #[inline]
+    fn published(parts: &Parts<PromptCell<T>>, from: u64, want: u64) -> u64 {
+        // SYNC(ring.prompt) acquire: pairs with the release in `write`. Makes visible the message;
+        // a slot with an older tag is not written yet.
+        first_without(from, want, |at| parts.slot(at).tag.load(Ordering::Acquire) == parts.tag(at))
+    }
+}
+
+/// The first of at most `want` positions from `from` on that is not full, or the one after them.
+#[inline(always)]
+fn first_without(from: u64, want: u64, is_full: impl Fn(u64) -> bool) -> u64 {
+    let mut position = from;
+    while position.wrapping_sub(from) < want && is_full(position) {
+        position = position.wrapping_add(1);
+    }
+    position
+}
+
 /// Slots that carry the lap they were written in, in each of their four chunks: between host and
 /// device, where one read then fetches data and tag at once.
 #[derive(Clone, Copy, Debug)]
@@ -168,17 +227,12 @@ impl Format<TaggedRecord> for Tagged {
 
     #[inline]
     fn published(parts: &Parts<Chunks>, from: u64, want: u64) -> u64 {
-        let mut position = from;
-        let is_full = |position| {
-            let tag = parts.tag(position);
+        first_without(from, want, |at| {
+            let tag = parts.tag(at);
             // SYNC(ring.tag) acquire: pairs with the release in `write`. Makes visible the chunk's
             // data; a chunk with an older tag is not there yet.
-            parts.slot(position).0.iter().all(|chunk| chunk.tag.load(Ordering::Acquire) == tag)
-        };
-        while position.wrapping_sub(from) < want && is_full(position) {
-            position = position.wrapping_add(1);
-        }
-        position
+            parts.slot(at).0.iter().all(|chunk| chunk.tag.load(Ordering::Acquire) == tag)
+        })
     }
 }
 

@@ -30,8 +30,18 @@ const LATE: u64 = u64::MAX;
 
 #[test]
 fn polled_messages_arrive_in_order() {
-    loom::model(|| {
-        let (mut producer, mut consumer) = on_heap::<Message, Plain, Polls>(2, LATE);
+    polled_in_order::<Plain>(2);
+}
+
+#[test]
+fn polled_messages_in_prompt_slots_arrive_in_order() {
+    polled_in_order::<Prompt>(1);
+    polled_in_order::<Prompt>(2);
+}
+
+fn polled_in_order<F: Format<Message, Slot: Send + Sync> + 'static>(capacity: usize) {
+    loom::model(move || {
+        let (mut producer, mut consumer) = on_heap::<Message, F, Polls>(capacity, LATE);
         let pusher = thread::spawn(move || {
             for number in 0..3 {
                 if producer.try_push(Message::new(number)).is_err() {
@@ -98,8 +108,17 @@ fn sleepers_on_both_sides_are_woken() {
 
 #[test]
 fn a_sleeping_consumer_learns_that_the_producer_went_and_loses_nothing() {
+    last_message_before_the_end::<Plain>();
+}
+
+#[test]
+fn a_sleeper_on_prompt_slots_is_woken_and_loses_nothing() {
+    last_message_before_the_end::<Prompt>();
+}
+
+fn last_message_before_the_end<F: Format<Message, Slot: Send + Sync> + 'static>() {
     loom::model(|| {
-        let (mut producer, mut consumer) = on_heap::<Message, Plain, Rings>(2, 0);
+        let (mut producer, mut consumer) = on_heap::<Message, F, Rings>(2, 0);
         let pusher = thread::spawn(move || producer.try_push(Message::new(7)).unwrap());
         assert_eq!(consumer.pop_wait(None), Ok(Message::new(7)));
         assert_eq!(consumer.pop_wait(None), Err(PopError::Closed));
@@ -136,8 +155,17 @@ fn a_sleeping_producer_learns_that_the_consumer_went_and_keeps_its_message() {
 
 #[test]
 fn both_ends_go_at_once_and_what_is_left_is_dropped_once() {
+    both_go_at_once::<Plain>();
+}
+
+#[test]
+fn both_ends_of_prompt_slots_go_at_once_and_what_is_left_is_dropped_once() {
+    both_go_at_once::<Prompt>();
+}
+
+fn both_go_at_once<F: Format<Message, Slot: Send + Sync> + 'static>() {
     loom::model(|| {
-        let (mut producer, mut consumer) = on_heap::<Message, Plain, Polls>(2, LATE);
+        let (mut producer, mut consumer) = on_heap::<Message, F, Polls>(2, LATE);
         let leaver = thread::spawn(move || {
             let _ = consumer.try_pop();
         });

@@ -103,7 +103,19 @@ impl<S> Clone for Parts<S> {
 
 impl<S> Copy for Parts<S> {}
 
+/// How far ahead of the slot that it is at an end asks for slots, which the other's core had last:
+/// about as far as it gets while they come.
+pub(super) const AHEAD_BYTES: usize = 512;
+
 impl<S> Parts<S> {
+    /// How many slots lie in so many bytes; at least one.
+    pub(super) const fn slots_in(bytes: usize) -> u64 {
+        match size_of::<S>() {
+            slot if slot < bytes && slot > 0 => (bytes / slot) as u64,
+            _ => 1,
+        }
+    }
+
     /// # Safety
     ///
     /// - `words` points to initialised words, `slots` to `slots_for(capacity)` initialised slots,

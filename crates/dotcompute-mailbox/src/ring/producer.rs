@@ -3,8 +3,9 @@
 use super::bell::Bell;
 use super::format::{Format, Plain};
 use super::memory::Owner;
-use super::parts::{Parts, Words};
+use super::parts::{AHEAD_BYTES, Parts, Words};
 use super::{Polls, PushError, Rings, Waiting};
+use crate::prefetch;
 use crate::sync::Ordering;
 use std::fmt;
 use std::marker::PhantomData;
@@ -151,6 +152,11 @@ impl<T, F: Format<T>, W: Waiting> Producer<T, F, W> {
     ///   `publish`.
     #[inline(always)]
     unsafe fn write(&self, position: u64, value: T) {
+        // Never a slot that the consumer has yet to read: it would lose the line.
+        let ahead = position.wrapping_add(Parts::<F::Slot>::slots_in(AHEAD_BYTES));
+        if ahead.wrapping_sub(self.head) < self.parts.capacity {
+            prefetch::for_writing(self.parts.place(ahead).as_ptr());
+        }
         let (slot, tag) = (self.parts.slot(position), self.parts.tag(position));
         // SAFETY: `position - head < capacity`, so the slot is empty; we are the only producer, and
         // the consumer stops at the published tail.

@@ -90,6 +90,12 @@ fn what_is_never_popped_is_dropped_once() {
     assert_eq!(Rc::strong_count(&message), 1);
 }
 
+/// What the format is for: message and news lie on one line.
+#[test]
+fn a_prompt_slot_of_56_bytes_is_one_line() {
+    assert_eq!(size_of::<<Prompt as Format<[u64; 7]>>::Slot>(), 64);
+}
+
 #[test]
 fn push_iter_takes_no_more_than_it_pushes() {
     let (mut producer, mut consumer) = ring(3);
@@ -433,6 +439,11 @@ proptest! {
     #[test]
     fn plain_slots_agree_with_a_queue(capacity in 1..9_usize, start in starts(), steps in steps()) {
         agrees_with_a_queue::<_, Plain>(capacity, start, &steps, Box::new, |number| **number);
+    }
+
+    #[test]
+    fn prompt_slots_agree_with_a_queue(capacity in 1..9_usize, start in starts(), steps in steps()) {
+        agrees_with_a_queue::<_, Prompt>(capacity, start, &steps, Box::new, |number| **number);
     }
 
     #[test]

@@ -5,7 +5,8 @@ use std::time::Duration;
 
 use dotcompute::mailbox::sync::{AtomicBool, Ordering, lock};
 use dotcompute::{
-    Backpressure, FaultKind, KernelRef, Restart, RestartPolicy, Runtime, Terminate, Termination,
+    Backpressure, Envelope, FaultKind, KernelRef, Restart, RestartPolicy, Runtime, SendError,
+    Terminate, Termination,
 };
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
@@ -16,10 +17,11 @@ use super::context::{Shared, check_type};
 use super::errors;
 use super::executor::{ActorRun, AsyncioExecutor, Spec, ThreadExecutor};
 use super::held::Held;
-use super::message::PyMessage;
+use super::message::{PyMessage, full_envelope, plain_envelope};
 use super::operation::{Operation, Receive, Target, duration};
 use super::runtime::NativeRuntime;
 use super::scope::scope;
+use crate::records::{CompiledHandler, Records};
 
 /// A kernel of Python objects.
 pub(super) type Kernel = KernelRef<PyMessage, PyMessage>;
@@ -42,6 +44,8 @@ pub(super) struct Actor {
     input_type: Mutex<Option<Py<PyAny>>>,
     /// Fast to look at: whether there is an input type.
     typed: AtomicBool,
+    /// What a compiled handler takes and makes.
+    records: OnceLock<Arc<Records>>,
     capacity: OnceLock<usize>,
     /// Terminated without ever having been launched.
     ended_unlaunched: AtomicBool,
@@ -58,8 +62,31 @@ impl Actor {
         }
     }
 
+    /// The envelope of a message to the kernel; `asking`: for a reply of its own.
     #[inline]
-    pub(super) fn check_input(&self, message: &Bound<'_, PyAny>) -> PyResult<()> {
+    pub(super) fn envelope(
+        &self,
+        message: &Bound<'_, PyAny>,
+        asking: bool,
+    ) -> PyResult<Envelope<PyMessage>> {
+        if let Some(records) = self.records.get() {
+            return records.envelope(message);
+        }
+        self.check_input(message)?;
+        match asking || self.shared.is_asked() {
+            true => full_envelope(message),
+            false => plain_envelope(message),
+        }
+    }
+
+    /// The `RecordType` of the replies, where they are records.
+    #[inline]
+    pub(super) fn reply_record(&self) -> Option<&Py<PyAny>> {
+        self.records.get().and_then(|records| records.output.as_ref())
+    }
+
+    #[inline]
+    fn check_input(&self, message: &Bound<'_, PyAny>) -> PyResult<()> {
         // Relaxed: written once, before the kernel is launched.
         if !self.typed.load(Ordering::Relaxed) {
             return Ok(());
@@ -76,6 +103,10 @@ impl Actor {
 
     pub(super) fn id(&self) -> &str {
         &self.id
+    }
+
+    pub(super) fn input_type(&self, py: Python<'_>) -> Option<Py<PyAny>> {
+        lock(&self.input_type).as_ref().map(|kind| kind.clone_ref(py))
     }
 
     pub(super) fn capacity(&self) -> usize {
@@ -122,6 +153,15 @@ fn backpressure_of(name: &str) -> PyResult<Backpressure> {
     })
 }
 
+impl Drop for Actor {
+    fn drop(&mut self) {
+        // Nobody can ask for it any more.
+        if let Some(fault) = self.kernel.get().and_then(Kernel::fault) {
+            errors::clear(&fault);
+        }
+    }
+}
+
 #[pymethods]
 impl Actor {
     #[new]
@@ -137,6 +177,7 @@ impl Actor {
             shared: Arc::default(),
             input_type: Mutex::new(None),
             typed: AtomicBool::new(false),
+            records: OnceLock::new(),
             capacity: OnceLock::new(),
             ended_unlaunched: AtomicBool::new(false),
             held: Arc::default(),
@@ -145,16 +186,29 @@ impl Actor {
 
     fn __traverse__(&self, visit: pyo3::PyVisit<'_>) -> Result<(), pyo3::PyTraverseError> {
         // The types that it keeps are not visited: they are classes, and outlive it.
+        // Nor are the messages to it: while its function runs, that holds it, and once it has ended
+        // they are dead letters.
         self.held.traverse(&visit)?;
-        let fault = self.kernel.get().and_then(Kernel::fault);
-        fault.map_or(Ok(()), |fault| errors::traverse(&fault, &visit))
+        let Some(kernel) = self.kernel.get() else { return Ok(()) };
+        if let Some(fault) = kernel.fault() {
+            errors::traverse(&fault, &visit)?;
+        }
+        let mut outcome = Ok(());
+        kernel.inspect_replies(|reply| {
+            if outcome.is_ok() {
+                outcome = reply.message.traverse(&visit);
+            }
+        });
+        outcome
     }
 
     fn __clear__(&self, py: Python<'_>) {
         self.held.clear(py);
-        if let Some(fault) = self.kernel.get().and_then(Kernel::fault) {
+        let Some(kernel) = self.kernel.get() else { return };
+        if let Some(fault) = kernel.fault() {
             errors::clear(&fault);
         }
+        scope(py, || while let Ok(Some(_)) = kernel.receive_now() {});
     }
 
     /// The kernel's name.
@@ -166,7 +220,7 @@ impl Actor {
     /// Launches the kernel in `runtime`.
     #[expect(clippy::too_many_arguments, reason = "called once, from the Python half, by name")]
     #[pyo3(signature = (runtime, start, *, threaded, capacity, reply_capacity, backpressure,
-                        restart, input_type, output_type))]
+                        exact_priority, restart, input_type, output_type))]
     fn _launch(
         &self,
         py: Python<'_>,
@@ -176,6 +230,7 @@ impl Actor {
         capacity: usize,
         reply_capacity: usize,
         backpressure: &str,
+        exact_priority: bool,
         restart: Option<&Bound<'_, PyAny>>,
         input_type: Option<Py<PyAny>>,
         output_type: Option<Py<PyAny>>,
@@ -199,6 +254,7 @@ impl Actor {
                 .capacity(capacity)
                 .reply_capacity(reply_capacity)
                 .backpressure(backpressure)
+                .exact_priority(exact_priority)
                 .restart(restart)
                 .watchdog(None)
                 .launch(move |context| ActorRun::new(Arc::clone(&body), context))
@@ -209,6 +265,43 @@ impl Actor {
         };
         let _ = self.capacity.set(capacity);
         *lock(&spec.kernel) = Some(kernel.clone());
+        let _ = self.kernel.set(kernel);
+        Ok(())
+    }
+
+    /// Launches the kernel in `runtime` with a compiled handler, on a thread.
+    #[expect(clippy::too_many_arguments, reason = "called once, from the Python half, by name")]
+    #[pyo3(signature = (runtime, handler, *, capacity, reply_capacity, backpressure, restart))]
+    fn _launch_compiled(
+        &self,
+        py: Python<'_>,
+        runtime: &NativeRuntime,
+        handler: &CompiledHandler,
+        capacity: usize,
+        reply_capacity: usize,
+        backpressure: &str,
+        restart: Option<&Bound<'_, PyAny>>,
+    ) -> PyResult<()> {
+        let restart = restart_of(restart)?;
+        let backpressure = backpressure_of(backpressure)?;
+        if self.kernel.get().is_some() {
+            return Err(errors::wrong_state(py, &self.id, self.state(), "launch"));
+        }
+        let compiled = handler.take()?;
+        let core = runtime.core();
+        let launched = scope(py, || {
+            core.kernel(self.id.as_str())
+                .executor("thread")
+                .capacity(capacity)
+                .reply_capacity(reply_capacity)
+                .backpressure(backpressure)
+                .restart(restart)
+                .watchdog(None)
+                .launch_compiled::<PyMessage, PyMessage>(compiled)
+        });
+        let kernel = launched.map_err(|error| errors::launch(py, &error))?;
+        let _ = self.records.set(handler.records());
+        let _ = self.capacity.set(capacity);
         let _ = self.kernel.set(kernel);
         Ok(())
     }
@@ -226,6 +319,28 @@ impl Actor {
     fn _reactivate(&self, py: Python<'_>) -> PyResult<()> {
         let kernel = self.kernel(py, "reactivate")?;
         scope(py, || kernel.reactivate()).map_err(|error| errors::state(py, &error))
+    }
+
+    /// Sends a message if that needs no waiting; whether it was taken.
+    fn _offer(&self, message: &Bound<'_, PyAny>) -> PyResult<bool> {
+        let py = message.py();
+        let kernel = self.kernel(py, "send message")?;
+        let envelope = self.envelope(message, true)?;
+        match scope(py, || kernel.offer(envelope)) {
+            Ok(refused) => Ok(refused.is_none()),
+            Err(SendError::Full { .. }) => Ok(false),
+            Err(error) => Err(errors::send(py, error, None, self.capacity())),
+        }
+    }
+
+    /// The next reply, or `None` if there is none now.
+    fn _receive_now(&self, py: Python<'_>) -> PyResult<Option<Py<PyAny>>> {
+        let kernel = self.kernel(py, "receive message")?;
+        match scope(py, || kernel.receive_now()) {
+            Ok(None) => Ok(None),
+            Ok(Some(reply)) => PyMessage::into_object(reply, py, self.reply_record()).map(Some),
+            Err(error) => Err(errors::receive(py, error, None)),
+        }
     }
 
     /// Asks the kernel to end, and does not wait.
@@ -337,7 +452,8 @@ impl Actor {
             (telemetry.books, telemetry.queue_time, telemetry.handler_time);
         let mean_ns = queue.mean_ns + handler.mean_ns;
         let values = PyDict::new(py);
-        values.set_item("messages_processed", books.processed)?;
+        // Of a batch each record is a message that was processed.
+        values.set_item("messages_processed", telemetry.records)?;
         let dropped = books.dropped_oldest + books.dropped_newest + books.rejected + books.expired;
         values.set_item("messages_dropped", dropped)?;
         values.set_item("queue_depth", books.queued)?;
@@ -367,6 +483,7 @@ impl Actor {
             ("dropped_newest", books.dropped_newest),
             ("expired", books.expired),
             ("dead_lettered", books.dead_lettered),
+            ("forwarded", books.forwarded),
             ("in_hand", books.in_hand),
             ("queued", books.queued),
             ("rejected", books.rejected),

@@ -1,7 +1,7 @@
 //! A kernel seen from inside an actor: the native half of `KernelContext`.
 
 use std::collections::VecDeque;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, Weak};
 use std::task::{Context as TaskContext, Poll, Waker};
 
 use dotcompute::mailbox::sync::{AtomicBool, Ordering, lock};
@@ -14,7 +14,9 @@ use super::actor::Kernel;
 use super::awaitable;
 use super::errors;
 use super::held::Held;
-use super::message::{PyMessage, correlation_id_of, full_envelope, message_id_of, plain_envelope};
+use super::message::{
+    PyMessage, Seen, correlation_id_of, full_envelope, message_id_of, plain_envelope,
+};
 use super::operation::{ContextReceive, Operation, Pending, duration};
 use super::python;
 use super::scope::scope;
@@ -26,6 +28,15 @@ pub(super) struct Shared {
     /// Whether there is an output type.
     typed: AtomicBool,
     output_type: Mutex<Option<Py<PyAny>>>,
+    /// What the replies go to, where the kernel was connected.
+    next: Mutex<Option<Next>>,
+}
+
+/// The next kernel. Weak, since it may be connected to this one.
+struct Next {
+    shared: Weak<Shared>,
+    /// What it takes, if it says so.
+    input_type: Option<Py<PyAny>>,
 }
 
 impl Shared {
@@ -44,10 +55,36 @@ impl Shared {
         *lock(&self.output_type) = kind;
     }
 
+    /// The kernel is asked, and with it those that it is connected to.
     pub(super) fn set_asked(&self) {
-        // SYNC(shared.asked) release: pairs with the acquire in `is_asked`. The message of the ask
-        // is sent after it, so that the kernel that receives it sees it.
-        self.asked.store(true, Ordering::Release);
+        // SYNC(shared.asked) acqrel: pairs with the acquire in `is_asked`, and with itself. The
+        // message of the ask is sent after it, so that the kernel that receives it sees it.
+        if self.asked.swap(true, Ordering::AcqRel) {
+            return;
+        }
+        let next = lock(&self.next).as_ref().and_then(|next| next.shared.upgrade());
+        if let Some(next) = next {
+            next.set_asked();
+        }
+    }
+
+    /// The replies go to another kernel, which takes what is an `input_type`.
+    pub(super) fn set_next(&self, next: &Arc<Self>, input_type: Option<Py<PyAny>>) {
+        // Relaxed: the replies that are on their way meanwhile are not looked at.
+        self.typed.fetch_or(input_type.is_some(), Ordering::Relaxed);
+        let previous = lock(&self.next).replace(Next { shared: Arc::downgrade(next), input_type });
+        drop(previous);
+        if self.is_asked() {
+            next.set_asked();
+        }
+    }
+
+    /// What replies have to be instances of, and of whom.
+    fn types(&self, py: Python<'_>) -> [Option<Py<PyAny>>; 2] {
+        let own = lock(&self.output_type).as_ref().map(|kind| kind.clone_ref(py));
+        let next = lock(&self.next);
+        let theirs = next.as_ref().and_then(|next| next.input_type.as_ref());
+        [own, theirs.map(|kind| kind.clone_ref(py))]
     }
 }
 
@@ -90,7 +127,7 @@ impl ContextCell {
         ticket: &mut u64,
         cx: &mut TaskContext<'_>,
         wait: bool,
-    ) -> Poll<Option<Py<PyAny>>> {
+    ) -> Poll<Option<Seen>> {
         scope(py, || {
             let mut guard = lock(&self.inner);
             let inner = &mut *guard;
@@ -124,7 +161,7 @@ impl ContextCell {
                 }
                 Poll::Ready(received) => {
                     let message = match received {
-                        Ok(()) => core.envelope().map(|envelope| envelope.message.object(py)),
+                        Ok(()) => core.envelope().map(|envelope| PyMessage::seen(envelope, py)),
                         Err(_stopped) => None,
                     };
                     if *ticket != 0 {
@@ -192,13 +229,17 @@ impl ContextCell {
             return Ok(());
         }
         let py = message.py();
-        let expected = lock(&self.shared.output_type).as_ref().map(|kind| kind.clone_ref(py));
-        match expected {
-            None => Ok(()),
-            Some(expected) => check_type(message, expected.bind(py), || {
-                format!("reply of kernel '{}'", self.id())
-            }),
+        let [own, theirs] = self.shared.types(py);
+        if let Some(own) = own {
+            check_type(message, own.bind(py), || format!("reply of kernel '{}'", self.id()))?;
         }
+        if let Some(theirs) = theirs
+            && let Some(next) = self.kernel.connected_to()
+        {
+            let context = || format!("reply of kernel '{}' to kernel '{next}'", self.id());
+            check_type(message, theirs.bind(py), context)?;
+        }
+        Ok(())
     }
 
     /// The envelope of a reply. The ids are read where there are asks.
@@ -255,12 +296,12 @@ impl ContextCell {
         });
         match outcome {
             Ok(()) => {
-                let inner = lock(&self.inner);
-                let message = inner
-                    .core
-                    .as_ref()
-                    .and_then(|core| core.envelope().map(|envelope| envelope.message.object(py)));
-                Ok(message.unwrap_or_else(|| py.None()))
+                let message = {
+                    let inner = lock(&self.inner);
+                    let envelope = inner.core.as_ref().and_then(Context::envelope);
+                    envelope.map(|envelope| PyMessage::seen(envelope, py))
+                };
+                message.map_or_else(|| Ok(py.None()), |message| message.object(py, None))
             }
             Err(Some(error)) => Err(errors::receive(py, error, timeout)),
             Err(None) => Err(PyRuntimeError::new_err(
@@ -377,6 +418,21 @@ impl ActorContext {
         let context = slf.clone().unbind();
         let receive = ContextReceive { context, timeout, ticket: 0, sleep: None };
         awaitable::new(py, Operation::ContextReceive(receive))
+    }
+
+    /// The next message, or `None` if there is none now or the kernel is to end.
+    fn _receive_now(&self, py: Python<'_>) -> PyResult<Option<Py<PyAny>>> {
+        let mut ticket = 0;
+        let mut now = TaskContext::from_waker(Waker::noop());
+        match self.cell.poll_receive(py, &mut ticket, &mut now, false) {
+            Poll::Ready(message) => message.map(|message| message.object(py, None)).transpose(),
+            Poll::Pending => Ok(None),
+        }
+    }
+
+    /// Sends a reply if there is room for it; whether there was.
+    fn _send_now(&self, py: Python<'_>, message: &Bound<'_, PyAny>) -> PyResult<bool> {
+        Ok(self.cell.start_send(py, message)?.is_none())
     }
 
     /// Sends a reply.

@@ -4,7 +4,10 @@ use std::fmt;
 use std::sync::Mutex;
 
 use dotcompute::mailbox::sync::lock;
-use dotcompute::{AskError, Fault, KernelState, LaunchError, ReceiveError, SendError, StateError};
+use dotcompute::{
+    AskError, ConnectError, Fault, KernelState, LaunchError, LookupError, ReceiveError, SendError,
+    StateError,
+};
 use pyo3::exceptions::PyBaseException;
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
@@ -13,14 +16,14 @@ use pyo3::{PyTraverseError, PyVisit};
 use super::message::PyMessage;
 
 /// An exception of an actor, as the source of a fault.
-pub(super) struct PyFault {
+pub(crate) struct PyFault {
     text: String,
     /// Its traceback leads to the actor's frame, and that to the kernel: part of a cycle.
     error: Mutex<Option<Py<PyBaseException>>>,
 }
 
 impl PyFault {
-    pub(super) fn new(py: Python<'_>, error: PyErr) -> Self {
+    pub(crate) fn new(py: Python<'_>, error: PyErr) -> Self {
         let name = error.get_type(py).qualname().map(|name| name.to_string()).unwrap_or_default();
         let text = match error.value(py).str() {
             Ok(text) if text.len().is_ok_and(|length| length > 0) => {
@@ -46,19 +49,30 @@ impl fmt::Debug for PyFault {
 
 impl std::error::Error for PyFault {}
 
+/// The exception that a fault came from, through the faults that say where it came about.
+fn origin(fault: &Fault) -> Option<&PyFault> {
+    let mut source = std::error::Error::source(fault);
+    while let Some(error) = source {
+        if let Some(fault) = error.downcast_ref::<PyFault>() {
+            return Some(fault);
+        }
+        source = error.source();
+    }
+    None
+}
+
 /// Shows the exception that a fault came from to the collector.
 pub(super) fn traverse(fault: &Fault, visit: &PyVisit<'_>) -> Result<(), PyTraverseError> {
-    let source = std::error::Error::source(fault);
-    match source.and_then(|source| source.downcast_ref::<PyFault>()) {
+    match origin(fault) {
         Some(fault) => lock(&fault.error).as_ref().map_or(Ok(()), |error| visit.call(error)),
         None => Ok(()),
     }
 }
 
-/// Gives up the exception that a fault came from.
+/// Gives up the exception that a fault came from: only its text is left. Dead letters and records
+/// may keep the fault for long, and the exception would keep all that its frames hold.
 pub(super) fn clear(fault: &Fault) {
-    let source = std::error::Error::source(fault);
-    if let Some(fault) = source.and_then(|source| source.downcast_ref::<PyFault>()) {
+    if let Some(fault) = origin(fault) {
         let error = lock(&fault.error).take();
         drop(error);
     }
@@ -66,8 +80,7 @@ pub(super) fn clear(fault: &Fault) {
 
 /// The exception that a fault came from; for a fault of another kind, one that tells of it.
 pub(super) fn cause_of<'py>(py: Python<'py>, fault: &Fault) -> PyResult<Bound<'py, PyAny>> {
-    let source = std::error::Error::source(fault);
-    if let Some(fault) = source.and_then(|source| source.downcast_ref::<PyFault>())
+    if let Some(fault) = origin(fault)
         && let Some(error) = &*lock(&fault.error)
     {
         return Ok(error.bind(py).clone().into_any());
@@ -138,12 +151,22 @@ pub(super) fn type_mismatch(
     raise(expected.py(), "TypeValidationError", (expected, actual.get_type(), context))
 }
 
-pub(super) fn send(py: Python<'_>, error: SendError<PyMessage>, seconds: Option<f64>) -> PyErr {
+/// A send that found the queue of so many messages full until its time was over.
+pub(super) fn stayed_full(py: Python<'_>, kernel: &str, capacity: usize, seconds: f64) -> PyErr {
+    raise(py, "SendTimeoutError", (kernel, capacity, seconds))
+}
+
+pub(super) fn send(
+    py: Python<'_>,
+    error: SendError<PyMessage>,
+    seconds: Option<f64>,
+    capacity: usize,
+) -> PyErr {
     const OPERATION: &str = "send message";
     match &error {
         SendError::Full { kernel, capacity, .. } => full(py, kernel.as_str(), *capacity),
         SendError::Timeout { kernel, .. } => {
-            timed_out(py, kernel.as_str(), seconds.unwrap_or_default(), "send")
+            stayed_full(py, kernel.as_str(), capacity, seconds.unwrap_or_default())
         }
         SendError::NotActive { kernel, state, .. } => {
             wrong_state(py, kernel.as_str(), state_name(*state), OPERATION)
@@ -165,6 +188,7 @@ pub(super) fn receive(py: Python<'_>, error: ReceiveError, seconds: Option<f64>)
         }
         ReceiveError::Failed { kernel, fault } => failed(py, kernel.as_str(), fault, OPERATION),
         ReceiveError::Stopped { kernel } => stopped(py, kernel.as_str(), OPERATION),
+        ReceiveError::Connected { kernel } => pipeline(py, kernel.as_str(), &error),
         other => raise(py, "KernelError", (other.to_string(),)),
     }
 }
@@ -176,7 +200,7 @@ pub(super) fn ask(
     capacity: usize,
 ) -> PyErr {
     match error {
-        AskError::NotSent(error) => send(py, error, seconds),
+        AskError::NotSent(error) => send(py, error, seconds, capacity),
         AskError::Timeout { kernel } => {
             timed_out(py, kernel.as_str(), seconds.unwrap_or_default(), "receive")
         }
@@ -185,6 +209,25 @@ pub(super) fn ask(
             failed(py, kernel.as_str(), &fault, "receive message")
         }
         AskError::Stopped { kernel } => stopped(py, kernel.as_str(), "receive message"),
+        AskError::Disconnected { ref kernel } => pipeline(py, kernel.as_str(), &error),
+        other => raise(py, "KernelError", (other.to_string(),)),
+    }
+}
+
+fn pipeline(py: Python<'_>, kernel: &str, error: &impl fmt::Display) -> PyErr {
+    raise(py, "PipelineError", (kernel, error.to_string()))
+}
+
+pub(super) fn connect(py: Python<'_>, error: &ConnectError) -> PyErr {
+    match error {
+        // Gone from the core, known to Python: it has ended.
+        ConnectError::Stopped { kernel }
+        | ConnectError::Lookup(LookupError::NotFound { kernel }) => {
+            stopped(py, kernel.as_str(), "connect")
+        }
+        ConnectError::AlreadyConnected { kernel, .. }
+        | ConnectError::WrongType { from: kernel, .. }
+        | ConnectError::Cycle { kernel, .. } => pipeline(py, kernel.as_str(), error),
         other => raise(py, "KernelError", (other.to_string(),)),
     }
 }
@@ -201,7 +244,11 @@ pub(super) fn launch(py: Python<'_>, error: &LaunchError) -> PyErr {
         LaunchError::InvalidOption { option, value, expected, .. } => raise(
             py,
             "InvalidConfigurationError",
-            (*option, value.as_str(), format!("must be {expected}")),
+            // The core quotes a name, and knows kernels by theirs.
+            match *option {
+                "name" => ("kernel_id", value.trim_matches('"'), format!("must be {expected}")),
+                option => (option, value.as_str(), format!("must be {expected}")),
+            },
         ),
         other => raise(py, "KernelError", (other.to_string(),)),
     }

@@ -4,8 +4,9 @@ use std::future::Future;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex};
 use std::task::{Context as TaskContext, Poll, Waker};
+use std::time::{Duration, Instant};
 
-use dotcompute::mailbox::sync::lock;
+use dotcompute::mailbox::sync::{AtomicU64, Ordering, lock};
 use dotcompute::mailbox::wait;
 use dotcompute::{BoxError, Context, Executor, KernelId, KernelTask};
 use pyo3::intern;
@@ -16,6 +17,7 @@ use super::context::{ContextCell, ContextHandle, Shared};
 use super::errors::{self, PyFault};
 use super::hub::Hub;
 use super::message::PyMessage;
+use super::operation::duration;
 
 /// Kernels on the event loop that runs on the launching thread, or on a given one.
 pub(crate) struct AsyncioExecutor;
@@ -41,13 +43,59 @@ impl Executor for ThreadExecutor {
 
     fn start(&self, kernel: &KernelId, task: KernelTask) -> Result<(), BoxError> {
         let name = format!("rk-{kernel}").replace('\0', "?");
+        let here = ThreadOfAKernel::enter();
         let body = move || {
+            let _here = here;
             let _running = wait::running();
             wait::block_on(task);
         };
         without_signals(|| std::thread::Builder::new().name(name).spawn(body))?;
         Ok(())
     }
+}
+
+/// How many threads of kernels may run Python code.
+static THREADS: AtomicU64 = AtomicU64::new(0);
+
+/// A thread of a kernel, as long as it may run Python code.
+struct ThreadOfAKernel(());
+
+impl ThreadOfAKernel {
+    fn enter() -> Self {
+        // Relaxed: a count; nothing is published by it.
+        THREADS.fetch_add(1, Ordering::Relaxed);
+        Self(())
+    }
+}
+
+impl Drop for ThreadOfAKernel {
+    fn drop(&mut self) {
+        // SYNC(threads.gone) release: pairs with the acquire in `_join_threads`, which finds the
+        // thread out of the interpreter.
+        THREADS.fetch_sub(1, Ordering::Release);
+    }
+}
+
+/// The child of a fork has none of these threads.
+pub(super) fn forget_threads() {
+    // Relaxed: the calling thread is the only one.
+    THREADS.store(0, Ordering::Relaxed);
+}
+
+/// Waits until no kernel has a thread, at most so many seconds: for the end of the process. A thread
+/// that comes back into an interpreter that is ending, to tell an event loop of its kernel's end,
+/// say, is torn down by it in the middle of Rust code, and that is a crash.
+#[pyfunction]
+pub(super) fn _join_threads(py: Python<'_>, timeout: f64) -> PyResult<()> {
+    let within = duration(Some(timeout))?.unwrap_or_default();
+    let begin = Instant::now();
+    // SYNC(threads.gone) acquire: pairs with the release where a thread ends.
+    py.detach(|| {
+        while THREADS.load(Ordering::Acquire) > 0 && begin.elapsed() < within {
+            std::thread::park_timeout(Duration::from_millis(1));
+        }
+    });
+    Ok(())
 }
 
 /// Calls `f` with all signals blocked, as threads that it starts then have them.
@@ -89,7 +137,7 @@ struct Report {
 #[pyclass(frozen, module = "pydotcompute._native")]
 struct Done {
     report: Arc<Report>,
-    kernel: String,
+    kernel: Kernel,
 }
 
 #[pymethods]
@@ -113,14 +161,18 @@ impl Done {
     }
 }
 
-/// That the kernel itself was stopped is a clean end.
-fn fault_of(py: Python<'_>, kernel: &str, error: PyErr) -> Result<(), BoxError> {
+/// That the kernel itself was stopped is a clean end. A kernel keeps the exception of its latest
+/// fault only.
+fn fault_of(py: Python<'_>, kernel: &Kernel, error: PyErr) -> Result<(), BoxError> {
     let stopped = errors::class(py, "KernelStoppedError")?;
     if error.is_instance(py, &stopped) {
         let of = error.value(py).getattr(intern!(py, "kernel_id"))?;
-        if of.extract::<&str>().is_ok_and(|of| of == kernel) {
+        if of.extract::<&str>().is_ok_and(|of| of == kernel.id().as_str()) {
             return Ok(());
         }
+    }
+    if let Some(fault) = kernel.fault() {
+        errors::clear(&fault);
     }
     Err(Box::new(PyFault::new(py, error)))
 }
@@ -154,14 +206,13 @@ impl ActorRun {
         let Some(kernel) = kernel else {
             return Poll::Ready(Err("the kernel was started before it was launched".into()));
         };
-        let id = kernel.id().as_str().to_owned();
         let shared = Arc::clone(&self.spec.shared);
-        let cell = Arc::new(ContextCell::new(core, kernel, shared, self.spec.threaded));
+        let cell = Arc::new(ContextCell::new(core, kernel.clone(), shared, self.spec.threaded));
         self.cell = Some(Arc::clone(&cell));
         let started = Python::try_attach(|py| {
             let handle = Py::new(py, ContextHandle { cell })?;
             let report = Arc::clone(&self.report);
-            let done = Py::new(py, Done { report, kernel: id.clone() })?;
+            let done = Py::new(py, Done { report, kernel: kernel.clone() })?;
             let task = self.spec.start.bind(py).call1((handle, done))?;
             Ok(match task.is_none() {
                 true => None,
@@ -175,7 +226,7 @@ impl ActorRun {
                 self.task = task;
                 Poll::Pending
             }
-            Some(Err(error)) => Poll::Ready(Python::attach(|py| fault_of(py, &id, error))),
+            Some(Err(error)) => Poll::Ready(Python::attach(|py| fault_of(py, &kernel, error))),
         }
     }
 }

@@ -605,4 +605,5 @@ pub(super) fn _after_fork() {
         std::mem::forget(std::mem::take(&mut *hubs));
     }
     LAST.set(Weak::new());
+    super::executor::forget_threads();
 }

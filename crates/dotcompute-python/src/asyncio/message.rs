@@ -1,48 +1,129 @@
 //! Any Python object as a message of the core.
 
-use dotcompute::{Envelope, Message, MessageId};
+use std::sync::Arc;
+
+use dotcompute::{DeadLetter, Envelope, Message, MessageId, RecordBatch};
 use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::types::PyString;
+use pyo3::{PyTraverseError, PyVisit};
 
 use super::scope::discard;
 use crate::message::{attribute, correlation_of, id_of, priority_of};
+use crate::records::Delivered;
 
-/// A Python object on its way. Nothing is copied: the receiver gets the object that was sent.
-pub(crate) struct PyMessage(Option<Py<PyAny>>);
+/// What is on its way: a Python object, of which nothing is copied (the receiver gets the object
+/// that was sent), or records.
+pub(crate) struct PyMessage(Content);
+
+enum Content {
+    Object(Py<PyAny>),
+    Records(Arc<RecordBatch>),
+    Taken,
+}
 
 impl PyMessage {
     pub(crate) fn new(object: Py<PyAny>) -> Self {
-        Self(Some(object))
+        Self(Content::Object(object))
     }
 
-    /// The object.
+    pub(crate) fn records(batch: Arc<RecordBatch>) -> Self {
+        Self(Content::Records(batch))
+    }
+
+    /// The records, if it is no object.
+    #[inline]
+    pub(crate) fn batch(&self) -> Option<&Arc<RecordBatch>> {
+        match &self.0 {
+            Content::Records(batch) => Some(batch),
+            Content::Object(_) | Content::Taken => None,
+        }
+    }
+
+    /// The object; None where it is records.
     #[inline]
     pub(crate) fn object(&self, py: Python<'_>) -> Py<PyAny> {
-        self.0.as_ref().map_or_else(|| py.None(), |object| object.clone_ref(py))
+        match &self.0 {
+            Content::Object(object) => object.clone_ref(py),
+            Content::Records(_) | Content::Taken => py.None(),
+        }
     }
 
-    /// The object, without touching its reference count.
+    /// Shows the object to the collector.
+    pub(crate) fn traverse(&self, visit: &PyVisit<'_>) -> Result<(), PyTraverseError> {
+        match &self.0 {
+            Content::Object(object) => visit.call(object),
+            // A batch is in no cycle: an array leads to no kernel.
+            Content::Records(_) | Content::Taken => Ok(()),
+        }
+    }
+
+    /// Of a message that was received: the object, without touching its reference count, or what
+    /// is made of the records by `record`, the `RecordType` that was declared for them.
     #[inline]
-    pub(crate) fn into_object(mut self, py: Python<'_>) -> Py<PyAny> {
-        self.0.take().unwrap_or_else(|| py.None())
+    pub(crate) fn into_object(
+        mut envelope: Envelope<Self>,
+        py: Python<'_>,
+        record: Option<&Py<PyAny>>,
+    ) -> PyResult<Py<PyAny>> {
+        match std::mem::replace(&mut envelope.message.0, Content::Taken) {
+            Content::Object(object) => Ok(object),
+            Content::Records(batch) => Delivered::new(&envelope, &batch).object(py, record),
+            Content::Taken => Ok(py.None()),
+        }
+    }
+
+    /// Of a message that others still have: what is made into what Python gets by
+    /// [`Seen::object`], where no lock is held.
+    #[inline]
+    pub(crate) fn seen(envelope: &Envelope<Self>, py: Python<'_>) -> Seen {
+        match &envelope.message.0 {
+            Content::Object(object) => Seen::Object(object.clone_ref(py)),
+            Content::Records(batch) => Seen::Records(Delivered::new(envelope, batch)),
+            Content::Taken => Seen::Object(py.None()),
+        }
     }
 }
 
 impl Message for PyMessage {
     const TYPE_NAME: &'static str = "object";
 
-    /// A guess: to ask the object would run its code.
+    /// Of an object a guess: to ask it would run its code.
     fn payload_bytes(&self) -> usize {
-        256
+        self.batch().map_or(256, |batch| batch.payload_bytes())
     }
 }
 
 impl Drop for PyMessage {
     #[inline]
     fn drop(&mut self) {
-        if let Some(object) = self.0.take() {
+        if let Content::Object(object) = std::mem::replace(&mut self.0, Content::Taken) {
             discard(object);
+        }
+    }
+}
+
+/// A message that was looked at under a lock.
+pub(crate) enum Seen {
+    Object(Py<PyAny>),
+    Records(Delivered),
+}
+
+impl Seen {
+    /// The message of a dead letter.
+    pub(super) fn dead(message: &PyMessage, letter: &DeadLetter, py: Python<'_>) -> Self {
+        match message.batch() {
+            None => Self::Object(message.object(py)),
+            Some(batch) => Self::Records(Delivered::dead(letter, batch)),
+        }
+    }
+
+    /// What Python gets. For records this runs Python code.
+    #[inline]
+    pub(crate) fn object(self, py: Python<'_>, record: Option<&Py<PyAny>>) -> PyResult<Py<PyAny>> {
+        match self {
+            Self::Object(object) => Ok(object),
+            Self::Records(delivered) => delivered.object(py, record),
         }
     }
 }

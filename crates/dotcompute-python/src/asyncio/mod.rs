@@ -23,10 +23,12 @@ mod waiter;
 
 use pyo3::prelude::*;
 
+pub(crate) use errors::PyFault;
 #[cfg(feature = "conformance")]
 pub(crate) use executor::AsyncioExecutor;
 pub(crate) use held::Held;
-pub(crate) use scope::scope;
+pub(crate) use message::PyMessage;
+pub(crate) use scope::{discard, scope};
 
 use crate::queues::QueueOperation;
 
@@ -37,6 +39,7 @@ pub(crate) fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<runtime::NativeRuntime>()?;
     module.add("Awaitable", object::type_of::<awaitable::Awaitable>(module.py())?)?;
     module.add_function(wrap_pyfunction!(hub::_close_all, module)?)?;
+    module.add_function(wrap_pyfunction!(executor::_join_threads, module)?)?;
     module.add_function(wrap_pyfunction!(hub::_after_fork, module)?)?;
     Ok(())
 }

@@ -17,7 +17,7 @@ use super::actor::Actor;
 use super::context::ActorContext;
 use super::errors;
 use super::held::Held;
-use super::message::{PyMessage, full_envelope, plain_envelope};
+use super::message::PyMessage;
 use super::runtime::NativeRuntime;
 use super::scope::scope;
 use crate::queues::QueueOperation;
@@ -231,21 +231,19 @@ fn poll_send(
     let actor = target.resolve(py)?;
     let actor = actor.get();
     let message = message.bind(py);
-    actor.check_input(message)?;
     let kernel = actor.kernel(py, "send message")?;
-    let envelope =
-        if actor.shared.is_asked() { full_envelope(message)? } else { plain_envelope(message)? };
+    let envelope = actor.envelope(message, false)?;
     if !wait {
         return match scope(py, || kernel.offer(envelope)) {
             Ok(None) => Ok(Poll::Ready(py.None())),
-            Err(error) => Err(errors::send(py, error, timeout)),
+            Err(error) => Err(errors::send(py, error, timeout, actor.capacity())),
             Ok(Some(_)) if duration(timeout)? == Some(Duration::ZERO) => {
-                Err(errors::timed_out(py, kernel.id().as_str(), 0.0, "send"))
+                Err(errors::stayed_full(py, kernel.id().as_str(), actor.capacity(), 0.0))
             }
             Ok(Some(_)) => Ok(Poll::Pending),
         };
     }
-    let kernel = kernel.clone();
+    let (kernel, capacity) = (kernel.clone(), actor.capacity());
     let within = duration(timeout)?;
     *waiting = Some(Box::pin(async move {
         let sent = match within {
@@ -254,7 +252,7 @@ fn poll_send(
         };
         Python::attach(|py| match sent {
             Ok(()) => Ok(py.None()),
-            Err(error) => Err(errors::send(py, error, timeout)),
+            Err(error) => Err(errors::send(py, error, timeout, capacity)),
         })
     }));
     match poll_waiting(py, waiting, cx) {
@@ -274,7 +272,11 @@ fn poll_receive(
     if let Some(waiting) = &mut receive.waiting {
         let (waiting, sleep) = &mut **waiting;
         return match scope(py, || Pin::new(waiting).poll(cx)) {
-            Poll::Ready(Ok(envelope)) => Ok(Poll::Ready(envelope.message.into_object(py))),
+            Poll::Ready(Ok(envelope)) => {
+                let actor = receive.target.resolve(py)?;
+                let reply = PyMessage::into_object(envelope, py, actor.get().reply_record());
+                reply.map(Poll::Ready)
+            }
             Poll::Ready(Err(error)) => Err(errors::receive(py, error, timeout)),
             Poll::Pending if wait && expired(py, sleep, timeout, cx) => {
                 let actor = receive.target.resolve(py)?;
@@ -287,7 +289,10 @@ fn poll_receive(
     let kernel = actor.get().kernel(py, "receive message")?;
     if !wait {
         return match scope(py, || kernel.receive_now()) {
-            Ok(Some(envelope)) => Ok(Poll::Ready(envelope.message.into_object(py))),
+            Ok(Some(envelope)) => {
+                let reply = PyMessage::into_object(envelope, py, actor.get().reply_record());
+                reply.map(Poll::Ready)
+            }
             Ok(None) => {
                 if timeout.is_some() && duration(timeout)? == Some(Duration::ZERO) {
                     return Err(errors::timed_out(py, kernel.id().as_str(), 0.0, "receive"));
@@ -332,10 +337,10 @@ fn ask(
     let actor = target.resolve(py)?;
     let actor = actor.get();
     let message = message.bind(py);
-    actor.check_input(message)?;
     let kernel = actor.kernel(py, "send message")?.clone();
     actor.shared.set_asked();
-    let envelope = full_envelope(message)?;
+    let envelope = actor.envelope(message, true)?;
+    let record = actor.reply_record().map(|record| record.clone_ref(py));
     let within = duration(timeout)?;
     let capacity = actor.capacity();
     Ok(Box::pin(async move {
@@ -344,7 +349,7 @@ fn ask(
             None => kernel.ask(envelope).await,
         };
         Python::attach(|py| match answered {
-            Ok(envelope) => Ok(PyMessage::into_object(envelope.message, py)),
+            Ok(envelope) => PyMessage::into_object(envelope, py, record.as_ref()),
             Err(error) => Err(errors::ask(py, error, timeout, capacity)),
         })
     }))
@@ -359,7 +364,7 @@ fn poll_context_receive(
 ) -> Poll<PyResult<Py<PyAny>>> {
     let cell = &receive.context.get().cell;
     match cell.poll_receive(py, &mut receive.ticket, cx, wait) {
-        Poll::Ready(Some(message)) => return Poll::Ready(Ok(message)),
+        Poll::Ready(Some(message)) => return Poll::Ready(message.object(py, None)),
         Poll::Ready(None) => {
             return Poll::Ready(Err(errors::stopped(py, cell.id(), "receive message")));
         }

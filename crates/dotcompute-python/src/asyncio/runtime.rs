@@ -12,7 +12,7 @@ use super::actor::{Actor, core_runtime, name_of};
 use super::awaitable;
 use super::errors;
 use super::held::Held;
-use super::message::PyMessage;
+use super::message::{PyMessage, Seen};
 use super::operation::{Operation, Receive, Target, duration};
 use super::scope::scope;
 
@@ -68,11 +68,22 @@ impl NativeRuntime {
 
     fn __traverse__(&self, visit: pyo3::PyVisit<'_>) -> Result<(), pyo3::PyTraverseError> {
         visit.call(&self.kernels)?;
-        self.held.traverse(&visit)
+        self.held.traverse(&visit)?;
+        // A message may lead back to whoever sent it. The faults in the letters are the kernels' to
+        // show, which have the same ones.
+        let mut outcome = Ok(());
+        self.core().dead_letters(|letter| {
+            if let (Ok(()), Some(message)) = (&outcome, letter.message::<PyMessage>()) {
+                outcome = message.traverse(&visit);
+            }
+        });
+        outcome
     }
 
     fn __clear__(&self, py: Python<'_>) {
         self.held.clear(py);
+        let core = self.core();
+        scope(py, || drop(core.take_dead_letters(|_| true)));
     }
 
     /// The kernels by their ids.
@@ -148,6 +159,43 @@ impl NativeRuntime {
         awaitable::new(slf.py(), Operation::Ask { target, message, timeout, waiting: None })
     }
 
+    /// Connects two kernels; the replies of the one go to the other.
+    fn _connect(
+        &self,
+        from_id: &Bound<'_, PyAny>,
+        to_id: &Bound<'_, PyAny>,
+        allow_cycle: bool,
+    ) -> PyResult<()> {
+        let py = from_id.py();
+        let (from, to) = (self.find(from_id)?, self.find(to_id)?);
+        let (from, to) = (from.get(), to.get());
+        from.kernel(py, "connect")?;
+        to.kernel(py, "connect")?;
+        let core = self.core();
+        let connected = scope(py, || match allow_cycle {
+            false => core.connect(from.id(), to.id()),
+            true => core.connect_allowing_cycle(from.id(), to.id()),
+        });
+        connected.map_err(|error| errors::connect(py, &error))?;
+        from.shared.set_next(&to.shared, to.input_type(py));
+        Ok(())
+    }
+
+    /// Disconnects a kernel from the next one; whether it was connected.
+    fn _disconnect(&self, kernel_id: &Bound<'_, PyAny>) -> PyResult<bool> {
+        let py = kernel_id.py();
+        let actor = self.find(kernel_id)?;
+        let kernel = actor.get().kernel(py, "disconnect")?;
+        Ok(scope(py, || kernel.disconnect()))
+    }
+
+    /// The name of the kernel that a kernel is connected to.
+    fn _connected_to(&self, kernel_id: &Bound<'_, PyAny>) -> PyResult<Option<String>> {
+        let actor = self.find(kernel_id)?;
+        let kernel = actor.get().kernel(kernel_id.py(), "look at")?;
+        Ok(kernel.connected_to().map(|next| next.to_string()))
+    }
+
     /// The dead letters, oldest first, each as a tuple; `take`: they are dead letters no more.
     #[pyo3(signature = (kernel_id, take))]
     fn _dead_letters<'py>(
@@ -170,9 +218,10 @@ impl NativeRuntime {
         }
         let list = PyList::empty(py);
         for letter in letters {
+            let message = letter.message.map(|message| message.object(py, None)).transpose()?;
             list.append((
                 letter.kernel,
-                letter.message,
+                message,
                 letter.reason,
                 letter.delivery_count,
                 letter.to_kernel,
@@ -193,7 +242,7 @@ impl NativeRuntime {
 /// What is said of a dead letter. Made under the core's lock: it runs no Python code.
 struct Letter {
     kernel: String,
-    message: Option<Py<PyAny>>,
+    message: Option<Seen>,
     reason: String,
     delivery_count: u8,
     to_kernel: bool,
@@ -205,7 +254,7 @@ impl Letter {
         let since = letter.at.duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
         Self {
             kernel: letter.kernel.as_str().to_owned(),
-            message: letter.message::<PyMessage>().map(|message| message.object(py)),
+            message: letter.message::<PyMessage>().map(|message| Seen::dead(message, letter, py)),
             reason: letter.reason.to_string(),
             delivery_count: letter.delivery_count,
             to_kernel: letter.to_kernel,

@@ -70,7 +70,7 @@ fn flush(py: Python<'_>, scope: &Scope) {
 
 /// Drops `object` now, or at the end of the scope.
 #[inline]
-pub(super) fn discard(object: Py<PyAny>) {
+pub(crate) fn discard(object: Py<PyAny>) {
     let mut object = Some(object);
     let _ = SCOPE.try_with(|scope| {
         if scope.depth.get() > 0 {

@@ -19,8 +19,8 @@ mod layout;
 mod slots;
 mod types;
 
-use dotcompute::DEFAULT_PRIORITY;
-use pyo3::exceptions::PyException;
+use dotcompute::{DEFAULT_PRIORITY, MessageId};
+use pyo3::exceptions::{PyException, PyTypeError};
 use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyDict, PyFloat, PyInt, PyList, PyString, PyTuple};
@@ -79,6 +79,22 @@ pub(crate) fn correlation_of(message: &Bound<'_, PyAny>) -> PyResult<Option<u128
     }
     let id = attribute(message, intern!(message.py(), "correlation_id"))?;
     Ok(id.and_then(|id| types::uuid_bits(&id)))
+}
+
+/// Makes a message one that was received: with this id, priority and correlation.
+pub(crate) fn set_header(
+    message: &Bound<'_, PyAny>,
+    id: MessageId,
+    correlation_id: Option<MessageId>,
+    priority: u8,
+) -> PyResult<()> {
+    if let Some(mut native) = base::native(message) {
+        native.id = id::Id::from_bits(id.as_u128());
+        native.correlation = correlation_id.map(|id| id::Id::from_bits(id.as_u128()));
+        native.priority = priority;
+        return Ok(());
+    }
+    Err(PyTypeError::new_err("a record that is a message has a native base"))
 }
 
 /// An attribute, if the object has it and it is not None. Errors as in [`priority_of`].

@@ -11,7 +11,8 @@ use super::line::Try;
 use super::timeout::Timeout;
 use super::waiting::{self, Queue};
 use super::{
-    Item, band_counts, class_name, clear, full_error, mailbox, maxsize, timeout_error, traverse,
+    Item, band_counts, class_name, clear, mailbox, maxsize, stayed_full_error, timeout_error,
+    traverse,
 };
 use crate::asyncio::Held;
 use crate::message::priority_of;
@@ -55,8 +56,8 @@ impl FastMessageQueue {
         Ok(class.call_method1("deserialize", (data,))?.unbind())
     }
 
-    pub(super) fn full_error(&self, py: Python<'_>) -> PyErr {
-        full_error(py, &self.kernel_id, self.maxsize)
+    pub(super) fn full_error(&self, py: Python<'_>, timeout: Timeout) -> PyErr {
+        stayed_full_error(py, &self.kernel_id, self.maxsize, timeout)
     }
 
     pub(super) fn timeout_error(&self, py: Python<'_>, timeout: Timeout) -> PyErr {

@@ -12,7 +12,7 @@ use super::levels::{Levels, Policy};
 use super::line::{Put, Try};
 use super::timeout::Timeout;
 use super::waiting::{self, Queue};
-use super::{DEFAULT_PRIORITY, Item, full_error, maxsize, timeout_error};
+use super::{DEFAULT_PRIORITY, Item, full_error, maxsize, stayed_full_error, timeout_error};
 use crate::asyncio::Held;
 use crate::message::priority_of;
 
@@ -43,7 +43,7 @@ impl MessageQueue {
     pub(super) fn no_room(&self, py: Python<'_>, timeout: Timeout) -> PyErr {
         match self.levels.policy() {
             Policy::Reject => full_error(py, &self.kernel_id, self.maxsize),
-            _ => timeout_error(py, &self.kernel_id, timeout.seconds(), "send"),
+            _ => stayed_full_error(py, &self.kernel_id, self.maxsize, timeout),
         }
     }
 

@@ -111,6 +111,11 @@ fn full_error(py: Python<'_>, name: &str, size: usize) -> PyErr {
     package_error(py, "QueueFullError", (name, size, "Queue"))
 }
 
+/// A put that found no room in time.
+fn stayed_full_error(py: Python<'_>, name: &str, size: usize, timeout: timeout::Timeout) -> PyErr {
+    package_error(py, "SendTimeoutError", (name, size, timeout.seconds(), "Queue"))
+}
+
 fn timeout_error(py: Python<'_>, name: &str, seconds: Option<f64>, operation: &str) -> PyErr {
     package_error(py, "QueueTimeoutError", (name, seconds, operation))
 }
@@ -121,6 +126,7 @@ fn class_name(class: &Bound<'_, PyType>) -> PyResult<String> {
 }
 
 pub(crate) fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
+    module.add_class::<sync::ThreadQueue>()?;
     module.add_class::<sync::SyncQueue>()?;
     module.add_class::<sync::SpscQueue>()?;
     module.add_class::<sync::FastSpscQueue>()?;

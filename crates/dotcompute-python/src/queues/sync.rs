@@ -1,6 +1,7 @@
 //! The queues for threads: `SyncQueue`, `SPSCQueue` and `FastSPSCQueue`.
 //!
-//! All take any number of producers and consumers. A thread that waits has released the GIL.
+//! All take any number of producers and consumers. A thread that waits has released the GIL. What
+//! they share is their base class; they differ in what they say when something cannot be.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,62 +14,135 @@ use pyo3::types::PyDict;
 
 use super::timeout::Timeout;
 use super::{
-    Item, PLAIN, blocking, capacity, class_name, clear, full_error, mailbox, maxsize, rounded,
-    timeout_error, traverse,
+    Item, PLAIN, blocking, capacity, class_name, clear, mailbox, maxsize, rounded,
+    stayed_full_error, timeout_error, traverse,
 };
 
-fn put_nowait(mailbox: &Mailbox<Item>, item: Item) -> bool {
-    match mailbox.try_send(PLAIN, item) {
-        Ok(_) => true,
-        Err(TrySendError::Full(_) | TrySendError::Closed(_)) => false,
+/// What the queues between threads have in common.
+#[pyclass(frozen, subclass, generic, weakref, module = "pydotcompute._native")]
+pub(super) struct ThreadQueue {
+    mailbox: Arc<Mailbox<Item>>,
+    /// The most that it holds, as it is told; 0: no limit.
+    limit: usize,
+}
+
+impl ThreadQueue {
+    fn new(limit: usize) -> PyClassInitializer<Self> {
+        PyClassInitializer::from(Self { mailbox: mailbox(limit), limit })
+    }
+
+    /// Puts within `timeout`; false if that could not be.
+    fn put(&self, py: Python<'_>, item: Item, timeout: Option<Timeout>) -> PyResult<bool> {
+        Ok(blocking::put(py, &self.mailbox, item, timeout.unwrap_or_default())?.is_ok())
+    }
+
+    /// The next object within `timeout`, or `default`.
+    fn get(
+        &self,
+        py: Python<'_>,
+        timeout: Option<Timeout>,
+        default: Option<Item>,
+    ) -> PyResult<Option<Item>> {
+        let timeout = timeout.unwrap_or_default();
+        Ok(blocking::get(py, &self.mailbox, timeout, Duration::ZERO)?.ok().or(default))
+    }
+
+    fn put_now(&self, item: Item) -> bool {
+        match self.mailbox.try_send(PLAIN, item) {
+            Ok(_) => true,
+            Err(TrySendError::Full(_) | TrySendError::Closed(_)) => false,
+        }
+    }
+
+    fn get_now(&self) -> Option<Item> {
+        self.mailbox.try_receive().ok()
+    }
+
+    fn len(&self) -> usize {
+        self.mailbox.len()
     }
 }
 
-/// Puts within `timeout`; false if that could not be.
-fn put(
-    py: Python<'_>,
-    mailbox: &Mailbox<Item>,
-    item: Item,
-    timeout: Option<Timeout>,
-) -> PyResult<bool> {
-    Ok(blocking::put(py, mailbox, item, timeout.unwrap_or_default())?.is_ok())
-}
+#[pymethods]
+impl ThreadQueue {
+    #[getter]
+    fn empty(&self) -> bool {
+        self.mailbox.is_empty()
+    }
 
-/// The next object within `timeout`, or `default`.
-fn take(
-    py: Python<'_>,
-    mailbox: &Mailbox<Item>,
-    timeout: Timeout,
-    default: Item,
-    spin_wait_ns: u64,
-) -> PyResult<Item> {
-    let spin = Duration::from_nanos(spin_wait_ns);
-    Ok(blocking::get(py, mailbox, timeout, spin)?.unwrap_or(default))
-}
+    #[getter]
+    fn full(&self) -> bool {
+        self.mailbox.is_full()
+    }
 
-/// The next object within `timeout`, or `default`.
-fn get(
-    py: Python<'_>,
-    mailbox: &Mailbox<Item>,
-    timeout: Option<Timeout>,
-    default: Option<Item>,
-) -> PyResult<Option<Item>> {
-    Ok(blocking::get(py, mailbox, timeout.unwrap_or_default(), Duration::ZERO)?.ok().or(default))
+    #[getter]
+    fn closed(&self) -> bool {
+        self.mailbox.is_closed()
+    }
+
+    /// `put` that returns False instead of raising.
+    fn _offer(&self, py: Python<'_>, item: Item, timeout: Option<Timeout>) -> PyResult<bool> {
+        self.put(py, item, timeout)
+    }
+
+    /// `get` that returns `default` instead of raising, and spins at least so long before it sleeps.
+    #[pyo3(signature = (timeout, default, spin_wait_ns=0))]
+    fn _take(
+        &self,
+        py: Python<'_>,
+        timeout: Option<Timeout>,
+        default: Item,
+        spin_wait_ns: u64,
+    ) -> PyResult<Item> {
+        let spin = Duration::from_nanos(spin_wait_ns);
+        let taken = blocking::get(py, &self.mailbox, timeout.unwrap_or_default(), spin)?;
+        Ok(taken.unwrap_or(default))
+    }
+
+    fn put_nowait(&self, item: Item) -> bool {
+        self.put_now(item)
+    }
+
+    #[pyo3(signature = (default=None))]
+    fn get_nowait(&self, default: Option<Item>) -> Option<Item> {
+        self.get_now().or(default)
+    }
+
+    fn clear(&self) -> usize {
+        clear(&self.mailbox)
+    }
+
+    fn shutdown(&self) {
+        self.mailbox.close(Close::Drain);
+    }
+
+    fn __len__(&self) -> usize {
+        self.len()
+    }
+
+    fn __repr__(this: &Bound<'_, Self>) -> PyResult<String> {
+        let (name, queue) = (class_name(&this.get_type())?, this.get());
+        Ok(format!("{name}(size={}/{})", queue.len(), queue.limit))
+    }
+
+    fn __traverse__(&self, visit: PyVisit<'_>) -> Result<(), PyTraverseError> {
+        traverse(&self.mailbox, visit)
+    }
+
+    fn __clear__(&self) {
+        clear(&self.mailbox);
+    }
 }
 
 /// A queue between threads that raises when something cannot be.
 #[pyclass(
     frozen,
     subclass,
-    generic,
-    weakref,
+    extends = ThreadQueue,
     module = "pydotcompute.ring_kernels.sync_queue",
     name = "SyncQueue"
 )]
-pub(super) struct SyncQueue {
-    mailbox: Arc<Mailbox<Item>>,
-    maxsize: usize,
-}
+pub(super) struct SyncQueue;
 
 /// The name under which errors speak of a `SyncQueue`.
 const SYNC_NAME: &str = "sync_queue";
@@ -81,114 +155,52 @@ fn shut_down() -> PyErr {
 impl SyncQueue {
     #[new]
     #[pyo3(signature = (maxsize=4096))]
-    fn new(maxsize: isize) -> PyResult<Self> {
-        let maxsize = self::maxsize(maxsize)?;
-        Ok(Self { mailbox: mailbox(maxsize), maxsize })
+    fn new(maxsize: isize) -> PyResult<PyClassInitializer<Self>> {
+        Ok(ThreadQueue::new(self::maxsize(maxsize)?).add_subclass(Self))
     }
 
     #[getter]
-    fn maxsize(&self) -> usize {
-        self.maxsize
+    fn maxsize(this: &Bound<'_, Self>) -> usize {
+        this.as_super().get().limit
     }
 
     #[getter]
-    fn qsize(&self) -> usize {
-        self.mailbox.len()
-    }
-
-    #[getter]
-    fn empty(&self) -> bool {
-        self.mailbox.is_empty()
-    }
-
-    #[getter]
-    fn full(&self) -> bool {
-        self.mailbox.is_full()
-    }
-
-    #[getter]
-    fn closed(&self) -> bool {
-        self.mailbox.is_closed()
+    fn qsize(this: &Bound<'_, Self>) -> usize {
+        this.as_super().get().len()
     }
 
     #[pyo3(signature = (item, timeout=None))]
-    fn put(&self, py: Python<'_>, item: Item, timeout: Option<Timeout>) -> PyResult<bool> {
-        match blocking::put(py, &self.mailbox, item, timeout.unwrap_or_default())? {
+    fn put(this: &Bound<'_, Self>, item: Item, timeout: Option<Timeout>) -> PyResult<bool> {
+        let (py, queue) = (this.py(), this.as_super().get());
+        let timeout = timeout.unwrap_or_default();
+        match blocking::put(py, &queue.mailbox, item, timeout)? {
             Ok(()) => Ok(true),
             Err(SendError::Closed(_)) => Err(shut_down()),
             Err(SendError::Full(_) | SendError::Timeout(_)) => {
-                Err(full_error(py, SYNC_NAME, self.maxsize))
+                Err(stayed_full_error(py, SYNC_NAME, queue.limit, timeout))
             }
         }
     }
 
     #[pyo3(signature = (timeout=None))]
-    fn get(&self, py: Python<'_>, timeout: Option<Timeout>) -> PyResult<Item> {
+    fn get(this: &Bound<'_, Self>, timeout: Option<Timeout>) -> PyResult<Item> {
+        let (py, queue) = (this.py(), this.as_super().get());
         let timeout = timeout.unwrap_or_default();
-        blocking::get(py, &self.mailbox, timeout, Duration::ZERO)?.map_err(|error| match error {
+        let got = blocking::get(py, &queue.mailbox, timeout, Duration::ZERO)?;
+        got.map_err(|error| match error {
             ReceiveError::Closed => shut_down(),
             ReceiveError::Timeout => timeout_error(py, SYNC_NAME, timeout.seconds(), "get"),
         })
     }
 
-    /// `put` that returns False instead of raising.
-    fn _offer(&self, py: Python<'_>, item: Item, timeout: Option<Timeout>) -> PyResult<bool> {
-        put(py, &self.mailbox, item, timeout)
-    }
-
-    /// `get` that returns `default` instead of raising, and spins at least so long before it sleeps.
-    #[pyo3(signature = (timeout, default, spin_wait_ns=0))]
-    fn _take(
-        &self,
-        py: Python<'_>,
-        timeout: Option<Timeout>,
-        default: Item,
-        spin_wait_ns: u64,
-    ) -> PyResult<Item> {
-        take(py, &self.mailbox, timeout.unwrap_or_default(), default, spin_wait_ns)
-    }
-
-    fn put_nowait(&self, item: Item) -> bool {
-        put_nowait(&self.mailbox, item)
-    }
-
-    fn get_nowait(&self) -> Option<Item> {
-        self.mailbox.try_receive().ok()
-    }
-
-    fn clear(&self) -> usize {
-        clear(&self.mailbox)
-    }
-
-    fn shutdown(&self) {
-        self.mailbox.close(Close::Drain);
-    }
-
-    fn get_stats<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
-        let books = self.mailbox.books();
-        let stats = PyDict::new(py);
+    fn get_stats<'py>(this: &Bound<'py, Self>) -> PyResult<Bound<'py, PyDict>> {
+        let queue = this.as_super().get();
+        let (books, stats) = (queue.mailbox.books(), PyDict::new(this.py()));
         stats.set_item("current_size", books.queued)?;
-        stats.set_item("max_size", self.maxsize)?;
+        stats.set_item("max_size", queue.limit)?;
         stats.set_item("total_enqueued", books.accepted)?;
         stats.set_item("total_dequeued", books.processed)?;
         Ok(stats)
-    }
-
-    fn __len__(&self) -> usize {
-        self.mailbox.len()
-    }
-
-    fn __repr__(this: &Bound<'_, Self>) -> PyResult<String> {
-        let name = class_name(&this.get_type())?;
-        Ok(format!("{name}(size={}/{})", this.get().qsize(), this.get().maxsize))
-    }
-
-    fn __traverse__(&self, visit: PyVisit<'_>) -> Result<(), PyTraverseError> {
-        traverse(&self.mailbox, visit)
-    }
-
-    fn __clear__(&self) {
-        clear(&self.mailbox);
     }
 }
 
@@ -196,112 +208,42 @@ impl SyncQueue {
 #[pyclass(
     frozen,
     subclass,
-    generic,
-    weakref,
+    extends = ThreadQueue,
     module = "pydotcompute.ring_kernels.sync_queue",
     name = "SPSCQueue"
 )]
-pub(super) struct SpscQueue {
-    mailbox: Arc<Mailbox<Item>>,
-}
+pub(super) struct SpscQueue;
 
 #[pymethods]
 impl SpscQueue {
     #[new]
     #[pyo3(signature = (capacity=4096))]
-    fn new(capacity: isize) -> PyResult<Self> {
-        Ok(Self { mailbox: mailbox(rounded(capacity)?) })
+    fn new(capacity: isize) -> PyResult<PyClassInitializer<Self>> {
+        Ok(ThreadQueue::new(rounded(capacity)?).add_subclass(Self))
     }
 
     #[getter]
-    fn capacity(&self) -> usize {
-        self.mailbox.capacity()
+    fn capacity(this: &Bound<'_, Self>) -> usize {
+        this.as_super().get().limit
     }
 
     #[getter]
-    fn size(&self) -> usize {
-        self.mailbox.len()
-    }
-
-    #[getter]
-    fn empty(&self) -> bool {
-        self.mailbox.is_empty()
-    }
-
-    #[getter]
-    fn full(&self) -> bool {
-        self.mailbox.is_full()
-    }
-
-    #[getter]
-    fn closed(&self) -> bool {
-        self.mailbox.is_closed()
+    fn size(this: &Bound<'_, Self>) -> usize {
+        this.as_super().get().len()
     }
 
     #[pyo3(signature = (item, timeout=None))]
-    fn put(&self, py: Python<'_>, item: Item, timeout: Option<Timeout>) -> PyResult<bool> {
-        put(py, &self.mailbox, item, timeout)
+    fn put(this: &Bound<'_, Self>, item: Item, timeout: Option<Timeout>) -> PyResult<bool> {
+        this.as_super().get().put(this.py(), item, timeout)
     }
 
     #[pyo3(signature = (timeout=None, default=None))]
     fn get(
-        &self,
-        py: Python<'_>,
+        this: &Bound<'_, Self>,
         timeout: Option<Timeout>,
         default: Option<Item>,
     ) -> PyResult<Option<Item>> {
-        get(py, &self.mailbox, timeout, default)
-    }
-
-    /// `put` that returns False instead of raising.
-    fn _offer(&self, py: Python<'_>, item: Item, timeout: Option<Timeout>) -> PyResult<bool> {
-        put(py, &self.mailbox, item, timeout)
-    }
-
-    /// `get` that returns `default` instead of raising, and spins at least so long before it sleeps.
-    #[pyo3(signature = (timeout, default, spin_wait_ns=0))]
-    fn _take(
-        &self,
-        py: Python<'_>,
-        timeout: Option<Timeout>,
-        default: Item,
-        spin_wait_ns: u64,
-    ) -> PyResult<Item> {
-        take(py, &self.mailbox, timeout.unwrap_or_default(), default, spin_wait_ns)
-    }
-
-    fn put_nowait(&self, item: Item) -> bool {
-        put_nowait(&self.mailbox, item)
-    }
-
-    #[pyo3(signature = (default=None))]
-    fn get_nowait(&self, default: Option<Item>) -> Option<Item> {
-        self.mailbox.try_receive().ok().or(default)
-    }
-
-    fn clear(&self) -> usize {
-        clear(&self.mailbox)
-    }
-
-    fn shutdown(&self) {
-        self.mailbox.close(Close::Drain);
-    }
-
-    fn __len__(&self) -> usize {
-        self.mailbox.len()
-    }
-
-    fn __repr__(this: &Bound<'_, Self>) -> PyResult<String> {
-        let name = class_name(&this.get_type())?;
-        Ok(format!("{name}(size={}/{})", this.get().size(), this.get().capacity()))
-    }
-
-    fn __traverse__(&self, visit: PyVisit<'_>) -> Result<(), PyTraverseError> {
-        traverse(&self.mailbox, visit)
-    }
-
-    fn __clear__(&self) {
-        clear(&self.mailbox);
+        this.as_super().get().get(this.py(), timeout, default)
     }
 }
 
@@ -309,119 +251,51 @@ impl SpscQueue {
 #[pyclass(
     frozen,
     subclass,
-    generic,
-    weakref,
+    extends = ThreadQueue,
     module = "pydotcompute.ring_kernels._cython.fast_spsc",
     name = "FastSPSCQueue"
 )]
-pub(super) struct FastSpscQueue {
-    mailbox: Arc<Mailbox<Item>>,
-}
+pub(super) struct FastSpscQueue;
 
 #[pymethods]
 impl FastSpscQueue {
     #[new]
     #[pyo3(signature = (capacity=4096))]
-    fn new(capacity: isize) -> PyResult<Self> {
-        Ok(Self { mailbox: mailbox(self::capacity(capacity)?) })
+    fn new(capacity: isize) -> PyResult<PyClassInitializer<Self>> {
+        Ok(ThreadQueue::new(self::capacity(capacity)?).add_subclass(Self))
     }
 
     #[getter]
-    fn capacity(&self) -> usize {
-        self.mailbox.capacity()
+    fn capacity(this: &Bound<'_, Self>) -> usize {
+        this.as_super().get().limit
     }
 
     #[getter]
-    fn size(&self) -> usize {
-        self.mailbox.len()
+    fn size(this: &Bound<'_, Self>) -> usize {
+        this.as_super().get().len()
     }
 
-    #[getter]
-    fn empty(&self) -> bool {
-        self.mailbox.is_empty()
+    fn put(this: &Bound<'_, Self>, item: Item) -> bool {
+        this.as_super().get().put_now(item)
     }
 
-    #[getter]
-    fn full(&self) -> bool {
-        self.mailbox.is_full()
-    }
-
-    #[getter]
-    fn closed(&self) -> bool {
-        self.mailbox.is_closed()
-    }
-
-    fn put(&self, item: Item) -> bool {
-        put_nowait(&self.mailbox, item)
-    }
-
-    fn get(&self) -> Option<Item> {
-        self.mailbox.try_receive().ok()
-    }
-
-    /// `put` that returns False instead of raising.
-    fn _offer(&self, py: Python<'_>, item: Item, timeout: Option<Timeout>) -> PyResult<bool> {
-        put(py, &self.mailbox, item, timeout)
-    }
-
-    /// `get` that returns `default` instead of raising, and spins at least so long before it sleeps.
-    #[pyo3(signature = (timeout, default, spin_wait_ns=0))]
-    fn _take(
-        &self,
-        py: Python<'_>,
-        timeout: Option<Timeout>,
-        default: Item,
-        spin_wait_ns: u64,
-    ) -> PyResult<Item> {
-        take(py, &self.mailbox, timeout.unwrap_or_default(), default, spin_wait_ns)
-    }
-
-    fn put_nowait(&self, item: Item) -> bool {
-        put_nowait(&self.mailbox, item)
-    }
-
-    #[pyo3(signature = (default=None))]
-    fn get_nowait(&self, default: Option<Item>) -> Option<Item> {
-        self.mailbox.try_receive().ok().or(default)
+    fn get(this: &Bound<'_, Self>) -> Option<Item> {
+        this.as_super().get().get_now()
     }
 
     #[pyo3(signature = (item, timeout_sec=1.0))]
-    fn put_wait(&self, py: Python<'_>, item: Item, timeout_sec: Option<f64>) -> PyResult<bool> {
-        put(py, &self.mailbox, item, timeout_sec.map(Timeout::after).transpose()?)
+    fn put_wait(this: &Bound<'_, Self>, item: Item, timeout_sec: Option<f64>) -> PyResult<bool> {
+        let timeout = timeout_sec.map(Timeout::after).transpose()?;
+        this.as_super().get().put(this.py(), item, timeout)
     }
 
     #[pyo3(signature = (timeout_sec=1.0, default=None))]
     fn get_wait(
-        &self,
-        py: Python<'_>,
+        this: &Bound<'_, Self>,
         timeout_sec: Option<f64>,
         default: Option<Item>,
     ) -> PyResult<Option<Item>> {
-        get(py, &self.mailbox, timeout_sec.map(Timeout::after).transpose()?, default)
-    }
-
-    fn clear(&self) -> usize {
-        clear(&self.mailbox)
-    }
-
-    fn shutdown(&self) {
-        self.mailbox.close(Close::Drain);
-    }
-
-    fn __len__(&self) -> usize {
-        self.mailbox.len()
-    }
-
-    fn __repr__(this: &Bound<'_, Self>) -> PyResult<String> {
-        let name = class_name(&this.get_type())?;
-        Ok(format!("{name}(size={}/{})", this.get().size(), this.get().capacity()))
-    }
-
-    fn __traverse__(&self, visit: PyVisit<'_>) -> Result<(), PyTraverseError> {
-        traverse(&self.mailbox, visit)
-    }
-
-    fn __clear__(&self) {
-        clear(&self.mailbox);
+        let timeout = timeout_sec.map(Timeout::after).transpose()?;
+        this.as_super().get().get(this.py(), timeout, default)
     }
 }

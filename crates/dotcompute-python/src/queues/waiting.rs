@@ -77,7 +77,7 @@ impl Queue {
         let put = match (outcome, self) {
             (Put::Done, _) => true,
             (Put::Full, Self::Ring(_)) => false,
-            (Put::Full, Self::Fast(queue)) => return Err(queue.get().full_error(py)),
+            (Put::Full, Self::Fast(queue)) => return Err(queue.get().full_error(py, timeout)),
             (Put::Full, Self::Message(queue)) => return Err(queue.get().no_room(py, timeout)),
         };
         Ok(put.into_pyobject(py)?.to_owned().into_any().unbind())

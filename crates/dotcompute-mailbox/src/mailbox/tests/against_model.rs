@@ -102,6 +102,11 @@ struct Model {
     policy: Backpressure,
     bands: [VecDeque<u64>; 4],
     passed_over: [u64; 4],
+    /// Whether there is an order inside the bands too.
+    is_ranked: bool,
+    /// Of each band: deliveries of its highest rank in a row while others waited, and which of the
+    /// others last had its turn.
+    ranks_passed_over: [(u64, usize); 4],
     blocked: Vec<(Band, u64)>,
     hand: Option<(u64, Band, bool)>,
     paused: bool,
@@ -131,7 +136,10 @@ impl Model {
                 Ok(Admission::DroppedNewest(value))
             }
             Backpressure::DropOldest => {
-                let oldest = self.bands.iter_mut().rev().find_map(VecDeque::pop_front).unwrap();
+                let last = self.bands.iter_mut().rev().find(|band| !band.is_empty()).unwrap();
+                let rank = rank_of(*last.back().unwrap());
+                let at = last.iter().position(|&value| !self.is_ranked || rank_of(value) == rank);
+                let oldest = last.remove(at.unwrap()).unwrap();
                 self.books.dropped_oldest += 1;
                 self.admit(band, value);
                 Ok(Admission::Evicted(oldest))
@@ -141,7 +149,12 @@ impl Model {
 
     fn admit(&mut self, band: Band, value: u64) {
         self.books.accepted += 1;
-        self.queue(band, |queue| queue.push_back(value));
+        let is_ranked = self.is_ranked;
+        self.queue(band, |queue| {
+            let goes_before = |&other: &u64| is_ranked && rank_of(other) < rank_of(value);
+            let at = queue.iter().position(goes_before).unwrap_or(queue.len());
+            queue.insert(at, value);
+        });
     }
 
     fn queue(&mut self, band: Band, push: impl FnOnce(&mut VecDeque<u64>)) {
@@ -183,9 +196,29 @@ impl Model {
             }
         }
         self.passed_over[band as usize] = 0;
-        let value = self.bands[band as usize].pop_front().unwrap();
+        let at = if self.is_ranked { self.place_in(band) } else { 0 };
+        let value = self.bands[band as usize].remove(at).unwrap();
         self.admit_blocked();
         Ok((value, band))
+    }
+
+    /// Where in a band the next message lies.
+    fn place_in(&mut self, band: Band) -> usize {
+        let queue = &self.bands[band as usize];
+        let mut ranks: Vec<u8> = queue.iter().map(|&value| rank_of(value)).collect();
+        ranks.dedup();
+        let (passed_over, turn) = &mut self.ranks_passed_over[band as usize];
+        if ranks.len() == 1 {
+            *passed_over = 0;
+            return 0;
+        }
+        if *passed_over < PASSED_OVER_MAX {
+            *passed_over += 1;
+            return 0;
+        }
+        *passed_over = 0;
+        *turn = *turn % (ranks.len() - 1) + 1;
+        queue.iter().position(|&value| rank_of(value) == ranks[*turn]).unwrap()
     }
 
     fn receive(&mut self) -> Result<u64, TryReceiveError> {
@@ -215,7 +248,12 @@ impl Model {
         let Some((value, band, true)) = self.hand else { return false };
         self.hand = None;
         self.books.redelivered += 1;
-        self.queue(band, |queue| queue.push_front(value));
+        let is_ranked = self.is_ranked;
+        self.queue(band, |queue| {
+            let goes_before = |&other: &u64| !is_ranked || rank_of(other) <= rank_of(value);
+            let at = queue.iter().position(goes_before).unwrap_or(queue.len());
+            queue.insert(at, value);
+        });
         true
     }
 
@@ -229,6 +267,11 @@ impl Model {
         let in_hand = self.hand.is_some_and(|(_, _, is_there)| is_there);
         self.len() + self.blocked.len() + usize::from(in_hand)
     }
+}
+
+/// The rank of a message inside its band.
+fn rank_of(value: u64) -> u8 {
+    (value % 5) as u8
 }
 
 struct PendingSend<'a> {
@@ -556,10 +599,14 @@ proptest! {
         policy in policy(),
         capacity in prop_oneof![1..8_usize, 1..600_usize],
         starts_with_inbox in any::<bool>(),
+        is_ranked in any::<bool>(),
         ops in prop::collection::vec(op(), 1..200),
     ) {
         let life = Arc::new(());
-        let mailbox = Mailbox::new(capacity, policy);
+        let mailbox = match is_ranked {
+            false => Mailbox::new(capacity, policy),
+            true => Mailbox::ranked(capacity, policy, 1, |message: &Tracked| rank_of(message.0)),
+        };
         let mut harness = Harness {
             mailbox: &mailbox,
             model: Model {
@@ -567,6 +614,8 @@ proptest! {
                 policy,
                 bands: Default::default(),
                 passed_over: [0; 4],
+                is_ranked,
+                ranks_passed_over: [(0, 0); 4],
                 blocked: Vec::new(),
                 hand: None,
                 paused: false,

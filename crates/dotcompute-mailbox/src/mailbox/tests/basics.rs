@@ -293,6 +293,61 @@ fn a_closed_mailbox_is_drained_first_or_not_at_all() {
 }
 
 #[test]
+fn what_is_diverted_goes_on_in_its_band_and_order_beyond_the_capacity_there() {
+    let from = Mailbox::new(3, Backpressure::Block);
+    let to = Mailbox::new(1, Backpressure::DropNewest);
+    let mut inbox = to.inbox().unwrap();
+    for (band, value) in [(Band::Normal, 1), (Band::High, 2), (Band::Normal, 3)] {
+        send(&from, band, value);
+    }
+    send(&to, Band::Normal, 0);
+    let mut blocked = from.send(Band::Normal, 4);
+    assert!(poll_once(&mut blocked).is_pending());
+    let mut receiver = from.receive();
+    drop(from.divert(&to).unwrap());
+    assert_eq!(poll_once(&mut blocked), Poll::Ready(Err(SendError::Closed(4))));
+    assert_eq!(poll_once(&mut receiver), Poll::Ready(Err(Closed)));
+    assert_eq!(to.len(), 4);
+    assert!(matches!(to.try_send(Band::High, 9), Ok(Admission::DroppedNewest(9))));
+    assert_eq!(drain(&mut inbox), [2, 0, 1, 3]);
+    let books = from.books();
+    assert_eq!((books.accepted, books.forwarded, books.processed), (3, 3, 0));
+    assert!(books.balance() && to.books().balance());
+    assert_eq!((to.books().accepted, to.books().dropped_newest), (5, 1));
+    // Afterwards it is a mailbox again, unless it was closed for good.
+    from.reopen();
+    send(&from, Band::Normal, 5);
+    assert_eq!(from.try_receive(), Ok(5));
+    drop(from.divert(&to).unwrap());
+    from.close(Close::Drain);
+    from.reopen();
+    assert!(from.is_closed());
+}
+
+#[test]
+fn nothing_is_diverted_to_a_closed_mailbox() {
+    let [from, to] = [(); 2].map(|()| Mailbox::new(3, Backpressure::Block));
+    send(&from, Band::Normal, 1);
+    to.close(Close::Drain);
+    assert!(from.divert(&to).is_err());
+    assert!(!from.is_closed());
+    assert_eq!(from.try_receive(), Ok(1));
+}
+
+#[test]
+fn a_diverted_message_wakes_who_waits_for_it() {
+    let [from, to] = [(); 2].map(|()| Mailbox::new(3, Backpressure::Block));
+    send(&from, Band::Normal, 1);
+    let receiver = Arc::clone(&to);
+    let waiting = thread::spawn(move || receiver.receive_blocking(None));
+    while to.lock().receivers.waiting() == 0 {
+        thread::yield_now();
+    }
+    drop(from.divert(&to).unwrap());
+    assert_eq!(waiting.join().unwrap(), Ok(1));
+}
+
+#[test]
 fn a_pause_takes_the_window_back() {
     let mailbox = Mailbox::new(5, Backpressure::Block);
     let mut inbox = mailbox.inbox().unwrap();
@@ -459,6 +514,52 @@ fn a_mailbox_drops_what_it_holds_once() {
     drop(inbox);
     drop(mailbox);
     assert_eq!(alive.load(Ordering::Relaxed), 0);
+}
+
+/// Notes the order in which several are woken.
+struct Bell(usize, Arc<std::sync::Mutex<Vec<usize>>>);
+
+impl Wake for Bell {
+    fn wake(self: Arc<Self>) {
+        self.1.lock().unwrap().push(self.0);
+    }
+}
+
+#[test]
+fn receivers_are_told_in_the_order_in_which_they_came_the_inbox_among_them() {
+    for inbox_at in 0..4 {
+        let mailbox = Mailbox::new(8, Backpressure::Block);
+        let mut inbox = mailbox.inbox().unwrap();
+        let mut receivers: Vec<_> = (0..4).map(|_| mailbox.receive()).collect();
+        let told = Arc::default();
+        let mut look = |who: usize| {
+            let waker = Arc::new(Bell(who, Arc::clone(&told))).into();
+            let context = &mut Context::from_waker(&waker);
+            match who == inbox_at {
+                true => inbox.poll_next(context).is_ready(),
+                false => Pin::new(&mut receivers[who]).poll(context).is_ready(),
+            }
+        };
+        // The second time they were told before, and find nothing.
+        for _ in 0..2 {
+            assert!((0..4).all(|who| !look(who)));
+            for value in 0..4 {
+                send(&mailbox, Band::Normal, value);
+            }
+            assert_eq!(std::mem::take(&mut *told.lock().unwrap()), [0, 1, 2, 3]);
+            while mailbox.try_receive().is_ok() {}
+        }
+        // Whoever was told, found nothing and waits again is behind those who waited meanwhile.
+        assert!((0..4).all(|who| !look(who)));
+        send(&mailbox, Band::Normal, 0);
+        assert_eq!(mailbox.try_receive(), Ok(0));
+        assert!(!look(0));
+        for value in 0..4 {
+            send(&mailbox, Band::Normal, value);
+        }
+        assert_eq!(*told.lock().unwrap(), [0, 1, 2, 3, 0]);
+        assert!((0..4).all(&mut look), "a message for each");
+    }
 }
 
 struct Bomb(AtomicUsize);

@@ -1,0 +1,174 @@
+//! Where records enter Python and leave it: objects of a record class, and arrays.
+//!
+//! Each record class has a `RecordType` as its `__record__` (see `handlers/record.py`), which
+//! packs objects and makes them. A single record is packed when it is sent, on the sender's thread,
+//! so that the kernel needs no interpreter; objects are made of records when they are received.
+
+use std::sync::Arc;
+
+use dotcompute::compiled::{self, RecordMessage, RecordReply};
+use dotcompute::record::RecordLayout as Core;
+use dotcompute::{BoxError, DeadLetter, Envelope, MessageId, RecordBatch};
+use pyo3::exceptions::PyTypeError;
+use pyo3::intern;
+use pyo3::prelude::*;
+use pyo3::types::PyBytes;
+
+use super::layout::RecordLayout;
+use super::memory::{Held, Lease, RecordMemory};
+use crate::asyncio::{PyFault, PyMessage};
+use crate::message;
+
+/// The record classes of a kernel, on its outside.
+pub(crate) struct Records {
+    /// The `RecordType` of what it takes.
+    pub(crate) input: Py<PyAny>,
+    pub(crate) input_layout: &'static Core,
+    /// The `RecordType` of its replies, where it makes any.
+    pub(crate) output: Option<Py<PyAny>>,
+}
+
+impl Records {
+    /// An envelope with the record or the records that `message` is.
+    pub(crate) fn envelope(&self, message: &Bound<'_, PyAny>) -> PyResult<Envelope<PyMessage>> {
+        let py = message.py();
+        let batch = to_records(message, self.input.bind(py), self.input_layout)?;
+        let mut envelope = Envelope::new(PyMessage::records(Arc::new(batch)));
+        envelope.priority = message::priority_of(message)?;
+        if let Some(id) = message::id_of(message)? {
+            envelope.id = MessageId::from_u128(id);
+        }
+        envelope.correlation_id = message::correlation_of(message)?.map(MessageId::from_u128);
+        Ok(envelope)
+    }
+}
+
+/// The records of an object or an array.
+fn to_records(
+    message: &Bound<'_, PyAny>,
+    record: &Bound<'_, PyAny>,
+    layout: &'static Core,
+) -> PyResult<RecordBatch> {
+    let py = message.py();
+    // Bytes of one record, or where the records of an array are and how many.
+    let packed = record.call_method1(intern!(py, "to_records"), (message,))?;
+    if let Ok(bytes) = packed.cast::<PyBytes>() {
+        return RecordBatch::single(layout, bytes.as_bytes())
+            .ok_or_else(|| PyTypeError::new_err("a record of another size"));
+    }
+    let (address, count): (usize, usize) = packed.extract()?;
+    let lease = Py::new(py, Lease::new(message)?)?;
+    let start = std::ptr::with_exposed_provenance(address);
+    // SAFETY: `to_records` has looked: so many records of this layout lie there, aligned and
+    // contiguous. The lease keeps the array, which is read only meanwhile; that whoever has another
+    // view of its memory does not write to it is said where batches are documented.
+    Ok(unsafe { RecordBatch::from_foreign(layout, start, count, Box::new(Held::new(lease))) })
+}
+
+/// A message that was received, on its way to Python.
+pub(crate) struct Delivered {
+    id: MessageId,
+    correlation_id: Option<MessageId>,
+    priority: u8,
+    batch: Arc<RecordBatch>,
+}
+
+impl Delivered {
+    pub(crate) fn new<M>(envelope: &Envelope<M>, batch: &Arc<RecordBatch>) -> Self {
+        let Envelope { id, correlation_id, priority, .. } = *envelope;
+        Self { id, correlation_id, priority, batch: Arc::clone(batch) }
+    }
+
+    pub(crate) fn dead(letter: &DeadLetter, batch: &Arc<RecordBatch>) -> Self {
+        let DeadLetter { id, correlation_id, priority, .. } = *letter;
+        Self { id, correlation_id, priority, batch: Arc::clone(batch) }
+    }
+
+    /// The object or the array that Python gets: by `record`, the `RecordType` that was declared,
+    /// or else by the one that its layout belongs to.
+    pub(crate) fn object(self, py: Python<'_>, record: Option<&Py<PyAny>>) -> PyResult<Py<PyAny>> {
+        let single = self.batch.is_single();
+        let layout = self.batch.layout();
+        let record = match record {
+            Some(record) => record.bind(py).clone(),
+            None => {
+                let module = py.import(intern!(py, "pydotcompute.handlers.record"))?;
+                let layout = Py::new(py, RecordLayout { core: layout })?;
+                module.call_method1(intern!(py, "type_of_layout"), (layout,))?
+            }
+        };
+        let memory = Py::new(py, RecordMemory::new(self.batch))?;
+        let method = if single { intern!(py, "from_record") } else { intern!(py, "from_batch") };
+        let made = record.call_method1(
+            method,
+            (memory, self.id.as_u128(), self.correlation_id.map(|id| id.as_u128()), self.priority),
+        )?;
+        if single {
+            message::set_header(&made, self.id, self.correlation_id, self.priority)?;
+        }
+        Ok(made.unbind())
+    }
+}
+
+impl RecordMessage for PyMessage {
+    const LAYOUT: Option<&'static Core> = None;
+
+    fn records<'a>(
+        &'a self,
+        wanted: &'static Core,
+        scratch: &'a mut Vec<u64>,
+    ) -> Result<compiled::Records<'a>, BoxError> {
+        if let Some(batch) = self.batch() {
+            return batch.records(wanted, scratch);
+        }
+        // An object that another kernel sent.
+        Python::try_attach(|py| {
+            let object = self.object(py);
+            let object = object.bind(py);
+            let packed = pack(object, wanted).map_err(|error| PyFault::new(py, error))?;
+            let bytes = packed.as_bytes();
+            scratch.clear();
+            scratch.resize(bytes.len().div_ceil(8), 0);
+            // SAFETY: so many bytes are there, words have no padding, and `bytes` is elsewhere.
+            unsafe {
+                std::ptr::copy_nonoverlapping(
+                    bytes.as_ptr(),
+                    scratch.as_mut_ptr().cast(),
+                    bytes.len(),
+                );
+            }
+            // SAFETY: written just now.
+            let bytes =
+                unsafe { std::slice::from_raw_parts(scratch.as_ptr().cast::<u8>(), bytes.len()) };
+            Ok(compiled::Records { bytes, single: true })
+        })
+        .unwrap_or_else(|| Err("the interpreter is ending".into()))
+    }
+}
+
+/// The bytes of an object that is a record of this layout.
+fn pack<'py>(object: &Bound<'py, PyAny>, wanted: &'static Core) -> PyResult<Bound<'py, PyBytes>> {
+    let py = object.py();
+    let layout = Py::new(py, RecordLayout { core: wanted })?;
+    let module = py.import(intern!(py, "pydotcompute.handlers.record"))?;
+    let packed = module.call_method1(intern!(py, "pack_as"), (object, layout))?;
+    Ok(packed.cast_into::<PyBytes>()?)
+}
+
+impl RecordReply for PyMessage {
+    const LAYOUT: Option<&'static Core> = None;
+
+    fn one(layout: &'static Core, bytes: &[u8]) -> Self {
+        Self::records(Arc::new(RecordBatch::one(layout, bytes)))
+    }
+
+    fn many(batch: RecordBatch) -> Result<Self, RecordBatch> {
+        Ok(Self::records(Arc::new(batch)))
+    }
+}
+
+/// The layout of a `RecordType`.
+pub(super) fn layout_of(record: &Bound<'_, PyAny>) -> PyResult<&'static Core> {
+    let layout = record.getattr(intern!(record.py(), "layout"))?;
+    Ok(layout.cast_into::<RecordLayout>()?.get().core)
+}

@@ -1,0 +1,114 @@
+//! The memory of batches: lent to numpy, or an array's that is held.
+
+use std::ffi::c_int;
+use std::sync::Arc;
+
+use dotcompute::RecordBatch;
+use pyo3::exceptions::PyBufferError;
+use pyo3::ffi;
+use pyo3::intern;
+use pyo3::prelude::*;
+
+use crate::asyncio::discard;
+
+/// The bytes of a batch, read only, through the buffer protocol.
+#[pyclass(frozen, module = "pydotcompute._native")]
+pub(crate) struct RecordMemory {
+    batch: Arc<RecordBatch>,
+}
+
+impl RecordMemory {
+    pub(super) fn new(batch: Arc<RecordBatch>) -> Self {
+        Self { batch }
+    }
+}
+
+#[pymethods]
+impl RecordMemory {
+    fn __len__(&self) -> usize {
+        self.batch.bytes().len()
+    }
+
+    /// # Safety
+    ///
+    /// Called by the interpreter: `view` is null or points to a `Py_buffer` that may be written.
+    unsafe fn __getbuffer__(
+        slf: Bound<'_, Self>,
+        view: *mut ffi::Py_buffer,
+        flags: c_int,
+    ) -> PyResult<()> {
+        if view.is_null() {
+            return Err(PyBufferError::new_err("the view is null"));
+        }
+        let bytes = slf.get().batch.bytes();
+        // SAFETY: `view` may be written (above). The bytes are never moved and live as long as
+        // `slf`, to which the view takes a reference; the view is read only.
+        let code = unsafe {
+            ffi::PyBuffer_FillInfo(
+                view,
+                slf.as_ptr(),
+                bytes.as_ptr().cast_mut().cast(),
+                bytes.len().cast_signed(),
+                1,
+                flags,
+            )
+        };
+        if code == 0 { Ok(()) } else { Err(PyErr::fetch(slf.py())) }
+    }
+}
+
+/// An array that a batch is in: it cannot be written to while this lives.
+#[pyclass(frozen, module = "pydotcompute._native")]
+pub(crate) struct Lease {
+    array: Py<PyAny>,
+    /// Whether it could be written to before.
+    restore: bool,
+}
+
+impl Lease {
+    /// Makes `array` read only for as long as the lease lives.
+    pub(super) fn new(array: &Bound<'_, PyAny>) -> PyResult<Self> {
+        let py = array.py();
+        let flags = array.getattr(intern!(py, "flags"))?;
+        let restore = flags.getattr(intern!(py, "writeable"))?.is_truthy()?;
+        if restore {
+            flags.setattr(intern!(py, "writeable"), false)?;
+        }
+        Ok(Self { array: array.clone().unbind(), restore })
+    }
+}
+
+impl Drop for Lease {
+    fn drop(&mut self) {
+        if !self.restore {
+            return;
+        }
+        // An object's destructor runs with the interpreter's lock; this only says so.
+        Python::attach(|py| {
+            let array = self.array.bind(py);
+            let restored = array
+                .getattr(intern!(py, "flags"))
+                .and_then(|flags| flags.setattr(intern!(py, "writeable"), true));
+            if let Err(error) = restored {
+                error.write_unraisable(py, Some(array));
+            }
+        });
+    }
+}
+
+/// A lease that any thread can give up: it ends when the interpreter is next entered.
+pub(super) struct Held(Option<Py<Lease>>);
+
+impl Held {
+    pub(super) fn new(lease: Py<Lease>) -> Self {
+        Self(Some(lease))
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        if let Some(lease) = self.0.take() {
+            discard(lease.into_any());
+        }
+    }
+}

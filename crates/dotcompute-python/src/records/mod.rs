@@ -1,0 +1,24 @@
+//! Records: layouts, batches as arrays, and compiled handlers.
+//!
+//! [`layout`] lays records out; [`memory`] lends batches to numpy and holds arrays for batches;
+//! [`edge`] turns objects into records and back where a message enters or leaves Python; [`code`]
+//! calls what numba compiled, or interprets the handler; [`handler`] puts a handler together.
+
+mod code;
+mod edge;
+mod handler;
+mod layout;
+mod memory;
+
+use pyo3::prelude::*;
+
+pub(crate) use edge::{Delivered, Records};
+pub(crate) use handler::CompiledHandler;
+
+pub(crate) fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
+    module.add_class::<layout::RecordLayout>()?;
+    module.add_class::<memory::RecordMemory>()?;
+    module.add_class::<memory::Lease>()?;
+    module.add_class::<code::HandlerCall>()?;
+    module.add_class::<handler::CompiledHandler>()
+}
