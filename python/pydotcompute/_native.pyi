@@ -499,6 +499,7 @@ class Actor:
         backpressure: str,
         exact_priority: bool,
         restart: Any,
+        watchdog: float | None,
         input_type: type | None,
         output_type: type | None,
     ) -> None: ...
@@ -511,6 +512,7 @@ class Actor:
         reply_capacity: int,
         backpressure: str,
         restart: Any,
+        watchdog: float | None,
     ) -> None: ...
     def _activate(self) -> None: ...
     def _deactivate(self) -> None: ...

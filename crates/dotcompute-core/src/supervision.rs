@@ -8,14 +8,14 @@ use std::sync::Arc;
 use std::task::{Context as TaskContext, Poll, Waker};
 use std::time::Instant;
 
-use dotcompute_mailbox::Outcome;
+use dotcompute_mailbox::{Inbox, Outcome};
 
 use crate::ask::AskFailure;
 use crate::context::Context;
 use crate::dead_letter::{self, DeadLetter, DeadLetterReason};
 use crate::error::{BoxError, Fault, ReceiveError, Stopped};
 use crate::kernel::Cell;
-use crate::message::Message;
+use crate::message::{Envelope, Message, Taken};
 use crate::options::{DELIVERIES_MAX, RestartPolicy};
 use crate::telemetry::Telemetry;
 use crate::terminate::Running;
@@ -195,6 +195,14 @@ fn settle_message_in_hand<M: Message, R: Message>(
             return;
         }
         Ended::Faulted(fault) => fault.clone(),
+        Ended::Killed if was_answered(&inbox, taken.as_ref()) => {
+            let ask = inbox.current().map_or(taken.and_then(|taken| taken.ask), |one| one.ask);
+            dead_letter::discard(inbox.settle(Outcome::Processed));
+            if let Some(token) = ask {
+                cell.fail_ask(token, AskFailure::Stopped);
+            }
+            return;
+        }
         Ended::Killed => Fault::new("the kernel was terminated while it had the message in hand"),
     };
     if redeliver
@@ -202,6 +210,7 @@ fn settle_message_in_hand<M: Message, R: Message>(
         && envelope.delivery_count < DELIVERIES_MAX
     {
         envelope.delivery_count += 1;
+        envelope.answered = false;
         inbox.put_back();
         return;
     }
@@ -229,6 +238,12 @@ fn settle_message_in_hand<M: Message, R: Message>(
             },
         );
     }
+}
+
+/// Whether the message in hand was replied to: it is done with, though nobody asked for the next.
+fn was_answered<M>(inbox: &Inbox<Envelope<M>>, taken: Option<&Taken>) -> bool {
+    let taken = taken.is_some_and(|taken| taken.answered);
+    inbox.current().map_or(taken, |envelope| envelope.answered)
 }
 
 /// Drives one run of the body: catches its panics, and drops it when it is killed.

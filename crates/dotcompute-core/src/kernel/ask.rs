@@ -108,6 +108,11 @@ impl<M: Message, R: Message> Cell<M, R> {
         }
     }
 
+    /// Whether somebody waits for its reply still.
+    pub(crate) fn ask_waits(&self, token: AskToken) -> bool {
+        lock(&self.asks).waits(token)
+    }
+
     pub(crate) fn fail_ask(&self, token: AskToken, failure: AskFailure) {
         let tell = lock(&self.asks).fail(token, failure);
         tell_all([tell], Some(&self.id));

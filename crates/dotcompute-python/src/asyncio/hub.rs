@@ -9,7 +9,7 @@ use std::collections::{HashMap, VecDeque};
 use std::future::Future;
 use std::pin::{Pin, pin};
 use std::ptr::{null, null_mut};
-use std::sync::{Arc, Mutex, Once, Weak};
+use std::sync::{Arc, Mutex, Weak};
 use std::task::{Context, Wake, Waker};
 use std::thread::ThreadId;
 use std::time::{Duration, Instant};
@@ -28,9 +28,13 @@ use super::scope::{schedule_later, scope};
 use super::waiter::{self, Slot};
 
 /// How many awaits may be completed, and how many wakes worked off, before the loop has its turn.
-const BUDGET: u32 = 256;
+const BUDGET: u32 = 512;
 /// How many wakes awaits may help with in one turn of the loop.
 const HELPS: u32 = 128;
+/// How long wakes are worked off and helped with in one turn of the loop. The clock is read every
+/// [`CLOCK_EVERY`] wakes.
+const TURN: Duration = Duration::from_millis(1);
+const CLOCK_EVERY: u32 = 16;
 /// How deep helps may be nested.
 const DEPTH: u32 = 2;
 /// How many waiters are kept for later use.
@@ -58,6 +62,8 @@ pub(crate) struct Hub {
     has_ready: AtomicBool,
     depth: AtomicU32,
     helped: AtomicU32,
+    /// When this turn of the loop began: at its first look at the clock.
+    began: Attached<Option<Instant>>,
     closed: AtomicBool,
     /// Who waits for what is no object of Python's.
     pub(super) held: Arc<Held>,
@@ -158,6 +164,7 @@ impl Hub {
             has_ready: AtomicBool::new(false),
             depth: AtomicU32::new(0),
             helped: AtomicU32::new(0),
+            began: Attached::default(),
             closed: AtomicBool::new(false),
             held: Arc::default(),
         });
@@ -206,6 +213,8 @@ impl Hub {
     pub(super) fn schedule(self: &Arc<Self>, py: Python<'_>) {
         let drain = lock(&self.state).drain.as_ref().map(|drain| drain.clone_ref(py));
         let (Some(drain), Some(event_loop)) = (drain, self.event_loop(py)) else { return };
+        // What runs from now on belongs to the turn that ends with the drain, or to the drain.
+        self.began.with(py, |began| *began = None);
         let here = *lock(&self.thread) == std::thread::current().id();
         let method =
             if here { intern!(py, "call_soon") } else { intern!(py, "call_soon_threadsafe") };
@@ -242,6 +251,9 @@ impl Hub {
             let Some(ready) = self.next() else { break };
             left -= 1;
             outcome = self.run(py, ready);
+            if left % CLOCK_EVERY == 0 && self.is_over(py) {
+                break;
+            }
         }
         drop(depth);
         drop(current);
@@ -305,10 +317,14 @@ impl Hub {
         let depth = Depth::enter(self);
         while self.helped.load(Ordering::Relaxed) < HELPS && has_budget() {
             let Some(ready) = self.next() else { break };
-            self.helped.fetch_add(1, Ordering::Relaxed);
+            let helped = self.helped.fetch_add(1, Ordering::Relaxed) + 1;
             if let Err(exit) = self.run(py, ready) {
                 self.raise_later(py, exit);
                 break;
+            }
+            if helped % CLOCK_EVERY == 0 && self.is_over(py) {
+                // Relaxed: as above. No more help in this turn.
+                self.helped.store(HELPS, Ordering::Relaxed);
             }
         }
         drop(depth);
@@ -317,6 +333,12 @@ impl Hub {
             error.write_unraisable(py, Some(&task));
         }
         true
+    }
+
+    /// Whether this turn has taken its time.
+    fn is_over(&self, py: Python<'_>) -> bool {
+        let now = Instant::now();
+        self.began.with(py, |began| now.duration_since(*began.get_or_insert(now)) > TURN)
     }
 
     fn raise_later(self: &Arc<Self>, py: Python<'_>, exit: PyErr) {
@@ -428,15 +450,18 @@ impl Hub {
 
 /// Starts the thread of the core's timer, which is to leave signals to Python's main thread.
 fn start_timer() {
-    static STARTED: Once = Once::new();
-    STARTED.call_once(|| {
-        without_signals(|| {
-            let soon = Instant::now() + Duration::from_millis(1);
-            let mut sleep = pin!(dotcompute::sleep_until(soon));
-            let _ = sleep.as_mut().poll(&mut Context::from_waker(Waker::noop()));
-        });
+    // Relaxed: to start it twice does no harm.
+    if TIMER_STARTED.swap(true, Ordering::Relaxed) {
+        return;
+    }
+    without_signals(|| {
+        let soon = Instant::now() + Duration::from_millis(1);
+        let mut sleep = pin!(dotcompute::sleep_until(soon));
+        let _ = sleep.as_mut().poll(&mut Context::from_waker(Waker::noop()));
     });
 }
+
+static TIMER_STARTED: AtomicBool = AtomicBool::new(false);
 
 /// While it lives, this thread works the hub's list off.
 struct Current<'a, 'py> {
@@ -600,6 +625,9 @@ pub(super) fn _close_all(py: Python<'_>) {
 #[pyfunction]
 pub(super) fn _after_fork() {
     dotcompute::MessageId::reseed();
+    dotcompute::restart_timeouts_after_fork();
+    // Relaxed: this thread is the only one.
+    TIMER_STARTED.store(false, Ordering::Relaxed);
     // Not dropped: their locks may be held by threads that are not here.
     if let Ok(mut hubs) = HUBS.try_lock() {
         std::mem::forget(std::mem::take(&mut *hubs));
