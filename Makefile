@@ -64,6 +64,8 @@ bench: tools
 loom: tools
 	RUSTFLAGS="--cfg loom" LOOM_MAX_PREEMPTIONS=2 $(CARGO) test --release \
 		-p dotcompute-mailbox --lib --target-dir target/loom -- loom
+	RUSTFLAGS="--cfg loom" LOOM_MAX_PREEMPTIONS=3 $(CARGO) test --release \
+		-p dotcompute-cuda --test loom_protocol --target-dir target/loom
 
 # std is not instrumented on a stable toolchain, so only harnesses that share no lock, channel or
 # Arc of std with the code under test: see the files' headers.
@@ -71,6 +73,10 @@ tsan: tools
 	RUSTC_BOOTSTRAP=1 RUSTFLAGS="-Zsanitizer=thread -Cunsafe-allow-abi-mismatch=sanitizer" \
 		$(CARGO) test \
 		-p dotcompute-mailbox --test tsan_ring --test tsan_mailbox \
+		--target $$(rustc -vV | sed -n 's/^host: //p') --target-dir target/tsan
+	RUSTC_BOOTSTRAP=1 DOTCOMPUTE_TSAN=1 \
+		RUSTFLAGS="-Zsanitizer=thread -Cunsafe-allow-abi-mismatch=sanitizer -Clink-arg=-rdynamic" \
+		$(CARGO) test -p dotcompute-cuda --test tsan_device \
 		--target $$(rustc -vV | sed -n 's/^host: //p') --target-dir target/tsan
 
 # The twin of the system calls for other systems, tested on this one.

@@ -45,6 +45,10 @@ typedef unsigned long long uint64_t;
 #define DC_FLAG_CONTINUED 1u
 /* This record is no reply but a line of a kernel's log: its level in four bytes, then text. */
 #define DC_FLAG_LOG 2u
+/* The record begins with the id of the message that it answers, between processes. */
+#define DC_FLAG_CORRELATED 4u
+/* The next record, of the same token, goes on with this one's message, between processes. */
+#define DC_FLAG_MORE 8u
 
 /* `format` of a ring of plain slots. */
 #define DC_FORMAT_PLAIN 1u
@@ -86,11 +90,6 @@ typedef unsigned long long uint64_t;
 #define DC_OUTBOX_RECORDS 8u
 /* The token of records that no host's delivery stands behind. */
 #define DC_TOKEN_NONE 4294967295u
-
-/* The bits that hold one of `COMMAND_*`. */
-#define DC_ORDER_COMMAND 255u
-/* Store the cursors and leave: the lease is over, or the host is lost. */
-#define DC_ORDER_LEAVE 256u
 
 /* The handler is done and made no reply. */
 #define DC_HANDLER_DONE (0)
@@ -359,8 +358,9 @@ DC_ASSERT(DC_OFFSET(dc_seat_news, command) == 32, "dc_seat_news.command");
 typedef struct dc_seat_mirror {
     /* As in `SeatNews`. */
     DC_ALIGN(128) uint64_t tails[4];
-    /* `ORDER_*`: the host's command, and what the service warp adds. */
-    uint32_t order;
+    /* In its low half one of `COMMAND_*`; in its high half the last epoch that is to be left, its */
+    /* lease being over or its host lost: store the cursors and go. */
+    uint64_t order;
 } dc_seat_mirror;
 DC_ASSERT(sizeof(dc_seat_mirror) == 128, "dc_seat_mirror");
 DC_ASSERT(DC_OFFSET(dc_seat_mirror, tails) == 0, "dc_seat_mirror.tails");

@@ -15,6 +15,10 @@ const DC_TAGGED_CHUNKS: u32 = 4u;
 const DC_FLAG_CONTINUED: u32 = 1u;
 // This record is no reply but a line of a kernel's log: its level in four bytes, then text.
 const DC_FLAG_LOG: u32 = 2u;
+// The record begins with the id of the message that it answers, between processes.
+const DC_FLAG_CORRELATED: u32 = 4u;
+// The next record, of the same token, goes on with this one's message, between processes.
+const DC_FLAG_MORE: u32 = 8u;
 
 // The handler is done and made no reply.
 const DC_HANDLER_DONE: i32 = 0;

@@ -23,15 +23,6 @@ shared_constants! {
     TOKEN_NONE = 4_294_967_295;
 }
 
-shared_constants! {
-    /// The bits of [`SeatMirror::order`].
-    ORDERS: u32;
-    /// The bits that hold one of `COMMAND_*`.
-    ORDER_COMMAND = 255;
-    /// Store the cursors and leave: the lease is over, or the host is lost.
-    ORDER_LEAVE = 256;
-}
-
 shared_struct! {
     /// The way to a ring of tagged slots, for one end of it.
     RingPlace: 32 bytes, aligned to 8;
@@ -94,8 +85,9 @@ shared_struct! {
     SeatMirror: 128 bytes, aligned to 128;
     /// As in `SeatNews`.
     tails: [u64; 4], at 0;
-    /// `ORDER_*`: the host's command, and what the service warp adds.
-    order: u32, at 32;
+    /// In its low half one of `COMMAND_*`; in its high half the last epoch that is to be left, its
+    /// lease being over or its host lost: store the cursors and go.
+    order: u64, at 32;
 }
 
 shared_struct! {

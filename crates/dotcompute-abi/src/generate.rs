@@ -12,7 +12,6 @@ const CONSTANTS: &[&[Constant]] = &[
     control::COMMANDS,
     control::STATES,
     device::SEATS,
-    device::ORDERS,
     codes::HANDLER_RESULTS,
     codes::FAULTS,
 ];

@@ -33,6 +33,10 @@ shared_constants! {
     FLAG_CONTINUED = 1;
     /// This record is no reply but a line of a kernel's log: its level in four bytes, then text.
     FLAG_LOG = 2;
+    /// The record begins with the id of the message that it answers, between processes.
+    FLAG_CORRELATED = 4;
+    /// The next record, of the same token, goes on with this one's message, between processes.
+    FLAG_MORE = 8;
 }
 
 shared_struct! {

@@ -15,6 +15,8 @@ pub(crate) const CHUNK: u64 = 64;
 pub(crate) const SENDERS: u64 = 4;
 /// Stations of the ring that one message goes round.
 pub(crate) const STATIONS: u64 = 1000;
+/// Stages of a pipeline, its last receiver not counted.
+pub(crate) const STAGES: usize = 3;
 /// Idle kernels, actors or tasks in the rows about memory.
 pub(crate) const IDLE: u64 = 100_000;
 
@@ -264,8 +266,23 @@ impl Sending {
             .recv_timeout(Duration::from_secs(60))
             .map_err(|_| Wrong::new("the receiver did not get every message"))??;
         expect("sum", received.sum, sum_below(count))?;
+        Ok(self.until(received.at))
+    }
+
+    /// The slice until the time that the receiver tells of once it has verified all.
+    pub(crate) fn until_told(
+        self,
+        told: &mpsc::Receiver<Result<Instant, Wrong>>,
+    ) -> Result<Slice, Wrong> {
+        let at = told
+            .recv_timeout(Duration::from_secs(60))
+            .map_err(|_| Wrong::new("the receiver did not get every message"))??;
+        Ok(self.until(at))
+    }
+
+    fn until(self, at: Instant) -> Slice {
         let preemptions = os::preemptions_of_process() - self.preemptions;
-        Ok(Slice { preemptions, ..Slice::took(received.at - self.started) })
+        Slice { preemptions, ..Slice::took(at - self.started) }
     }
 }
 

@@ -4,6 +4,8 @@ pub(crate) mod ask;
 pub(crate) mod hop;
 pub(crate) mod idle;
 pub(crate) mod mailbox;
+pub(crate) mod pagerank;
+pub(crate) mod pipeline;
 pub(crate) mod ring;
 pub(crate) mod telemetry;
 pub(crate) mod throughput;

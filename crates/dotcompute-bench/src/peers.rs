@@ -3,6 +3,7 @@
 pub(crate) mod actix;
 pub(crate) mod crossbeam;
 pub(crate) mod kameo;
+pub(crate) mod memory;
 pub(crate) mod ractor;
 pub(crate) mod raw;
 pub(crate) mod rtrb;

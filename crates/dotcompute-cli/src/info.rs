@@ -144,7 +144,10 @@ fn executors() -> Vec<Executor> {
     vec![
         executor("async", true, "a task of the tokio runtime per kernel"),
         executor("thread", true, "an operating system thread per kernel"),
-        executor("process", false, "this build has no process executor"),
+        match dotcompute::process::unavailable() {
+            None => executor("process", true, "a child process per kernel"),
+            Some(reason) => executor("process", false, reason),
+        },
         executor("cuda", false, "this build finds CUDA's libraries but has no CUDA executor"),
         executor("wgpu", false, "this build has no wgpu backend"),
     ]

@@ -4,8 +4,9 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-/// Every Rust source of the workspace, with its text.
+/// Every source of the workspace in Rust or CUDA C++, with its text.
 fn sources() -> Vec<(PathBuf, String)> {
+    const EXTENSIONS: [&str; 4] = ["rs", "cuh", "cu", "cpp"];
     fn visit(folder: &Path, found: &mut Vec<(PathBuf, String)>) {
         for entry in fs::read_dir(folder).expect("a folder of the workspace should be readable") {
             let path = entry.expect("an entry should be readable").path();
@@ -13,7 +14,7 @@ fn sources() -> Vec<(PathBuf, String)> {
                 if path.file_name().is_some_and(|name| name != "target") {
                     visit(&path, found);
                 }
-            } else if path.extension().is_some_and(|extension| extension == "rs") {
+            } else if path.extension().is_some_and(|e| EXTENSIONS.iter().any(|known| *known == e)) {
                 let text = fs::read_to_string(&path).expect("a source should be UTF-8");
                 found.push((path, text));
             }

@@ -12,6 +12,7 @@ use crate::dead_letter::DeadLetterReason;
 use crate::error::{KernelId, LookupError, ReceiveError, Stopped};
 use crate::id::MessageId;
 use crate::kernel::{Address, Cell, Link};
+use crate::lent::LentMessages;
 use crate::message::{AskToken, Envelope, Message, Taken};
 use crate::runtime::Runtime;
 use crate::timer;
@@ -26,15 +27,20 @@ const BUDGET: u32 = 128;
 /// delivered again, as the kernel's [`Restart`](crate::Restart) says.
 #[repr(C)] // In the order of use: what every receive touches lies together.
 pub struct Context<M: Message, R: Message> {
-    inbox: Inbox<Envelope<M>>,
+    pub(crate) inbox: Inbox<Envelope<M>>,
     budget: u32,
     /// The message in hand, if the body took it out of its envelope.
     taken: Option<Taken>,
-    cell: Arc<Cell<M, R>>,
+    pub(crate) cell: Arc<Cell<M, R>>,
     /// Where replies go, if not to the output mailbox, as it was when the word was read.
     link: Option<Arc<Link<R>>>,
     link_word: u32,
+    /// Messages that were handed on to where the kernel runs: see `lent.rs`.
+    pub(crate) lent: LentMessages<M>,
 }
+
+/// Nothing in it is ever pinned, whatever the messages are.
+impl<M: Message, R: Message> Unpin for Context<M, R> {}
 
 impl<M: Message, R: Message> Context<M, R> {
     /// `None` while an earlier context of the kernel is alive.
@@ -46,6 +52,7 @@ impl<M: Message, R: Message> Context<M, R> {
             cell: Arc::clone(cell),
             link: None,
             link_word: 0,
+            lent: LentMessages::default(),
         })
     }
 
@@ -246,19 +253,35 @@ impl<M: Message, R: Message> Context<M, R> {
     pub fn try_send(&mut self, reply: impl Into<Envelope<R>>) -> Result<(), Envelope<R>> {
         let (reply, answers) = self.route(reply.into());
         if let Some(reply) = reply {
-            self.look_at_link();
-            let back = match &self.link {
-                None => self.cell.try_output(reply),
-                Some(link) => self.cell.try_forward(link, reply),
-            };
-            if let Some(back) = back {
-                return Err(back);
-            }
+            self.try_send_out(reply)?;
         }
         if answers {
             self.answered();
         }
         Ok(())
+    }
+
+    /// A reply to another message than the one in hand.
+    #[inline]
+    pub(crate) fn try_send_with(
+        &mut self,
+        in_hand: Option<(MessageId, Option<AskToken>)>,
+        reply: Envelope<R>,
+    ) -> Result<(), Envelope<R>> {
+        match self.cell.route(in_hand, reply) {
+            None => Ok(()),
+            Some(reply) => self.try_send_out(reply),
+        }
+    }
+
+    #[inline]
+    fn try_send_out(&mut self, reply: Envelope<R>) -> Result<(), Envelope<R>> {
+        self.look_at_link();
+        let back = match &self.link {
+            None => self.cell.try_output(reply),
+            Some(link) => self.cell.try_forward(link, reply),
+        };
+        back.map_or(Ok(()), Err)
     }
 
     /// Waits for room in the output mailbox for a reply that [`try_send`](Self::try_send) gave
@@ -326,7 +349,7 @@ impl<M: Message, R: Message> Context<M, R> {
         self.cell.dead_reply(reply, DeadLetterReason::NoRoom);
     }
 
-    fn stopped(&self) -> Stopped {
+    pub(crate) fn stopped(&self) -> Stopped {
         Stopped { kernel: self.cell.id.clone() }
     }
 
@@ -423,6 +446,9 @@ impl<M: Message, R: Message> Drop for Context<M, R> {
         self.settle_sample();
         if let Some(taken) = self.taken {
             self.cell.set_taken(taken);
+        }
+        if !self.lent.is_empty() {
+            self.cell.set_lent(std::mem::take(&mut self.lent));
         }
     }
 }

@@ -109,7 +109,7 @@ impl Fault {
     }
 
     /// A fault from the payload of a panic.
-    pub(crate) fn from_panic(payload: Box<dyn std::any::Any + Send>) -> Self {
+    pub fn from_panic(payload: Box<dyn std::any::Any + Send>) -> Self {
         let message = if let Some(text) = payload.downcast_ref::<&str>() {
             (*text).to_owned()
         } else if let Some(text) = payload.downcast_ref::<String>() {
@@ -120,6 +120,11 @@ impl Fault {
             "panic with a payload that is not text".to_owned()
         };
         Self::build(FaultKind::Panic, message, None)
+    }
+
+    /// A fault of this kind that was reported elsewhere, in words.
+    pub fn reported(kind: FaultKind, message: impl Into<String>) -> Self {
+        Self::build(kind, message.into(), None)
     }
 
     pub(crate) fn executor(message: impl Into<String>) -> Self {

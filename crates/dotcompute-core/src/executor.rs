@@ -10,6 +10,8 @@ use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll};
 
 use dotcompute_mailbox::wait;
+use tracing::Span;
+use tracing::instrument::{Instrument, Instrumented};
 
 use crate::error::{BoxError, KernelId};
 
@@ -17,11 +19,13 @@ use crate::error::{BoxError, KernelId};
 ///
 /// It never panics: faults of the kernel are caught inside. Dropping it unfinished (because the
 /// executor goes away) fails the kernel, and everyone who waits for it is told.
-pub struct KernelTask(Pin<Box<dyn Future<Output = ()> + Send>>);
+pub struct KernelTask(Instrumented<Pin<Box<dyn Future<Output = ()> + Send>>>);
 
 impl KernelTask {
-    pub(crate) fn new(future: impl Future<Output = ()> + Send + 'static) -> Self {
-        Self(Box::pin(future))
+    /// `span` is entered whenever `future` runs.
+    pub(crate) fn new(future: impl Future<Output = ()> + Send + 'static, span: Span) -> Self {
+        let future: Pin<Box<dyn Future<Output = ()> + Send>> = Box::pin(future);
+        Self(future.instrument(span))
     }
 }
 
@@ -29,7 +33,7 @@ impl Future for KernelTask {
     type Output = ();
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
-        self.0.as_mut().poll(cx)
+        Pin::new(&mut self.0).poll(cx)
     }
 }
 
@@ -46,6 +50,13 @@ impl fmt::Debug for KernelTask {
 pub trait Executor: Send + Sync + 'static {
     /// The name under which kernels choose it at launch.
     fn name(&self) -> &'static str;
+
+    /// Whether its kernels are Rust closures of this program. Not so where they run elsewhere: it
+    /// then drives proxies only ([`KernelBuilder::launch_proxy`](crate::KernelBuilder::launch_proxy)),
+    /// and a launch with a closure is refused.
+    fn runs_closures(&self) -> bool {
+        true
+    }
 
     /// Begins to drive `task`, the life of `kernel`, and returns at once.
     ///

@@ -106,6 +106,53 @@ impl<R> fmt::Debug for HandlerContext<R> {
     }
 }
 
+/// A handler called message by message, for executors whose kernels run elsewhere: there they have
+/// loops of their own.
+pub struct HandlerCalls<H: Handler> {
+    handler: H,
+    context: HandlerContext<H::Out>,
+}
+
+impl<H: Handler> HandlerCalls<H> {
+    /// Calls of `handler`, which is its state.
+    pub fn new(handler: H) -> Self {
+        let message = MessageId::from_u128(0);
+        Self {
+            handler,
+            context: HandlerContext { message, delivery_count: 1, emitted: Vec::new() },
+        }
+    }
+
+    /// Handles one message; appends the replies to it, in order, to `replies`.
+    ///
+    /// # Errors
+    ///
+    /// The handler's; there are no replies then.
+    pub fn call(
+        &mut self,
+        envelope: &Envelope<H::In>,
+        replies: &mut Vec<Envelope<H::Out>>,
+    ) -> Result<(), BoxError> {
+        let context = &mut self.context;
+        context.message = envelope.id;
+        context.delivery_count = envelope.delivery_count();
+        let outcome = self.handler.handle(&envelope.message, context);
+        if outcome.is_err() {
+            context.emitted.clear();
+        }
+        replies.append(&mut context.emitted);
+        let reply = outcome?;
+        replies.extend(reply.map(|reply| Envelope::new(reply).with_correlation(envelope.id)));
+        Ok(())
+    }
+}
+
+impl<H: Handler> fmt::Debug for HandlerCalls<H> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("HandlerCalls").finish_non_exhaustive()
+    }
+}
+
 /// The loop around a handler.
 pub(crate) async fn run<H: Handler>(
     mut handler: H,

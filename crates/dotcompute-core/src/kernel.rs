@@ -12,6 +12,7 @@ use dotcompute_mailbox::{Backpressure, Books, Mailbox, STAMP_EVERY};
 
 use crate::ask::Asks;
 use crate::error::{Fault, KernelId, StateError};
+use crate::lent::LentMessages;
 use crate::lifecycle::{KernelState, Lifecycle};
 use crate::message::{Envelope, Message, Taken};
 use crate::options::Options;
@@ -37,11 +38,13 @@ pub(crate) use forward::Link;
 pub use receive::Receiving;
 
 /// What everyone who deals with one kernel shares.
+#[repr(C)] // What every send and every poll reads comes first, in one cache line.
 pub(crate) struct Cell<M, R> {
+    pub(crate) mailbox: Arc<Mailbox<Envelope<M>>>,
+    control: AtomicU32,
     pub(crate) id: KernelId,
     pub(crate) options: Options,
     pub(crate) executor: &'static str,
-    pub(crate) mailbox: Arc<Mailbox<Envelope<M>>>,
     pub(crate) replies: Arc<Mailbox<Envelope<R>>>,
     asks: Mutex<Asks<R>>,
     /// Where its replies go instead of `replies`, while it is connected.
@@ -49,11 +52,12 @@ pub(crate) struct Cell<M, R> {
     /// Replies that went there.
     forwarded: AtomicU64,
     lifecycle: Mutex<Lifecycle>,
-    control: AtomicU32,
     /// The task that runs the body, to be woken by a kill.
     runner: Mutex<Option<Waker>>,
     /// What is known of the message in hand where a body took it and then ended.
     taken: Mutex<Option<Taken>>,
+    /// What a body that ended had handed on and not settled.
+    lent: Mutex<LentMessages<M>>,
     pub(crate) telemetry: Telemetry,
     pub(crate) runtime: Weak<Shared>,
 }
@@ -100,6 +104,7 @@ impl<M: Message, R: Message> Cell<M, R> {
             control: AtomicU32::new(0),
             runner: Mutex::new(None),
             taken: Mutex::new(None),
+            lent: Mutex::default(),
             telemetry: Telemetry::default(),
             runtime: Arc::downgrade(runtime),
         })

@@ -41,6 +41,7 @@ mod executor;
 mod handler;
 mod id;
 mod kernel;
+mod lent;
 mod lifecycle;
 mod message;
 mod options;
@@ -65,7 +66,7 @@ pub use error::{
     ReceiveError, SendError, StateError, Stopped,
 };
 pub use executor::{Executor, KernelTask};
-pub use handler::{Handler, HandlerContext};
+pub use handler::{Handler, HandlerCalls, HandlerContext};
 pub use id::{MessageId, ParseMessageIdError};
 pub use kernel::{Address, KernelRef, Pipeline, Receiving, ScopedKernel};
 pub use lifecycle::KernelState;

@@ -155,6 +155,14 @@ impl<M> Envelope<M> {
         self
     }
 
+    /// The same as the delivery of this number. For executors, which bring an envelope to where its
+    /// kernel runs.
+    #[must_use]
+    pub fn with_delivery_count(mut self, delivery_count: u8) -> Self {
+        self.delivery_count = delivery_count;
+        self
+    }
+
     /// Which delivery of this message this is: 1 at first, more after each fault that put it back.
     ///
     /// ```

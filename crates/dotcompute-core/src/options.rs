@@ -74,6 +74,8 @@ pub(crate) struct Options {
     pub(crate) restart: Restart,
     pub(crate) watchdog: Option<Duration>,
     pub(crate) sample_every: u64,
+    /// Replies that nobody has read when it is terminated can still be read.
+    pub(crate) keep_replies: bool,
     pub(crate) exact_priority: bool,
 }
 
@@ -87,6 +89,7 @@ impl Default for Options {
             restart: Restart::default(),
             watchdog: Some(Duration::from_secs(30)),
             sample_every: dotcompute_mailbox::STAMP_EVERY,
+            keep_replies: false,
             exact_priority: false,
         }
     }

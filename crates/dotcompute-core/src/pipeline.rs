@@ -3,7 +3,7 @@
 //! A kernel has at most one next kernel, so that there is one way from each. The links themselves
 //! lie with the kernels; this is changed only together with them.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, Weak};
 
 use dotcompute_mailbox::sync::lock;
@@ -20,9 +20,13 @@ pub(crate) struct Pipelines {
     edges: Mutex<Edges>,
 }
 
-/// By the kernel whose replies they carry.
 #[derive(Default)]
-struct Edges(HashMap<Key, Edge>);
+struct Edges {
+    /// By the kernel whose replies they carry.
+    from: HashMap<Key, Edge>,
+    /// Those whose replies come to a kernel.
+    into: HashMap<Key, Vec<Key>>,
+}
 
 /// A kernel, as the address of its cell. Edges are removed before that is used again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -39,62 +43,69 @@ pub(crate) fn key<T: ?Sized>(cell: &T) -> Key {
 }
 
 impl Edges {
+    fn insert(&mut self, from: Key, edge: Edge) {
+        self.into.entry(edge.next).or_default().push(from);
+        self.from.insert(from, edge);
+    }
+
+    fn remove(&mut self, from: Key) -> Option<Edge> {
+        let edge = self.from.remove(&from)?;
+        if let Some(into) = self.into.get_mut(&edge.next) {
+            into.retain(|&other| other != from);
+            if into.is_empty() {
+                self.into.remove(&edge.next);
+            }
+        }
+        Some(edge)
+    }
+
     fn next(&self, from: Key) -> Option<(Key, Arc<dyn AnyCell>)> {
-        let edge = self.0.get(&from)?;
+        let edge = self.from.get(&from)?;
         Some((edge.next, edge.to.upgrade()?))
     }
 
     /// The kernels from `from` on, in order, each once.
-    fn downstream(&self, from: Key) -> Vec<Arc<dyn AnyCell>> {
-        let (mut seen, mut kernels, mut at) = (vec![from], Vec::new(), from);
-        while let Some((next, kernel)) = self.next(at) {
-            if seen.contains(&next) {
-                break;
-            }
-            kernels.push(kernel);
-            seen.push(next);
+    fn downstream(&self, from: Key) -> impl Iterator<Item = Arc<dyn AnyCell>> {
+        let mut seen = HashSet::from([from]);
+        let mut at = from;
+        std::iter::from_fn(move || {
+            let (next, kernel) = self.next(at)?;
             at = next;
-        }
-        kernels
+            seen.insert(next).then_some(kernel)
+        })
     }
 
     /// The kernels whose replies come to `to`, on whatever way.
     fn upstream(&self, to: Key) -> Vec<Arc<dyn AnyCell>> {
-        let (mut found, mut kernels) = (vec![to], Vec::new());
-        let mut at = 0;
-        while at < found.len() {
-            for (&from, edge) in &self.0 {
-                if edge.next == found[at] && !found.contains(&from) {
-                    found.push(from);
-                    kernels.extend(edge.from.upgrade());
+        let (mut seen, mut line, mut kernels) = (HashSet::from([to]), vec![to], Vec::new());
+        while let Some(at) = line.pop() {
+            for &from in self.into.get(&at).into_iter().flatten() {
+                if seen.insert(from) {
+                    line.push(from);
+                    kernels.extend(self.from.get(&from).and_then(|edge| edge.from.upgrade()));
                 }
             }
-            at += 1;
         }
         kernels
     }
 
-    /// The way from `to` back to `from`, if there is one on which every kernel waits for room.
-    fn waits_for(&self, from: &Arc<dyn AnyCell>, to: &Arc<dyn AnyCell>) -> Option<String> {
+    /// Whether there is a way from `to` back to `from` on which every kernel waits for room.
+    fn wait_for_each_other(&self, from: &Arc<dyn AnyCell>, to: &Arc<dyn AnyCell>) -> bool {
         let waits = |cell: &Arc<dyn AnyCell>| cell.options().backpressure == Backpressure::Block;
-        let way = self.downstream(key(&**to));
+        let way = std::iter::once(Arc::clone(to)).chain(self.downstream(key(&**to)));
+        way.take_while(waits).any(|cell| Arc::ptr_eq(&cell, from))
+    }
+
+    /// The way from `from` to `to` and back to `from`, in words.
+    fn cycle(&self, from: &Arc<dyn AnyCell>, to: &Arc<dyn AnyCell>) -> String {
         let mut path = format!("'{}' -> '{}'", from.id(), to.id());
-        if !waits(to) {
-            return None;
-        }
-        if Arc::ptr_eq(from, to) {
-            return Some(path);
-        }
-        for cell in way {
-            if !waits(&cell) {
-                return None;
-            }
+        for cell in self.downstream(key(&**to)) {
             path += &format!(" -> '{}'", cell.id());
             if Arc::ptr_eq(&cell, from) {
-                return Some(path);
+                break;
             }
         }
-        None
+        path
     }
 }
 
@@ -108,12 +119,13 @@ impl Pipelines {
         link: impl FnOnce() -> Result<Diverted, ConnectError>,
     ) -> Result<Diverted, ConnectError> {
         let mut edges = lock(&self.edges);
-        if !allow_cycle && let Some(path) = edges.waits_for(from, to) {
+        if !allow_cycle && edges.wait_for_each_other(from, to) {
+            let path = edges.cycle(from, to);
             return Err(ConnectError::Cycle { kernel: from.id().clone(), path });
         }
         let diverted = link()?;
         let edge = Edge { from: Arc::downgrade(from), to: Arc::downgrade(to), next: key(&**to) };
-        edges.0.insert(key(&**from), edge);
+        edges.insert(key(&**from), edge);
         Ok(diverted)
     }
 
@@ -124,11 +136,9 @@ impl Pipelines {
         let (upstream, cut) = {
             let mut edges = lock(&self.edges);
             let upstream = edges.upstream(here);
-            let cut: Vec<_> = edges
-                .0
-                .extract_if(|_, edge| edge.next == here)
-                .filter_map(|(_, edge)| edge.from.upgrade())
-                .collect();
+            let cut = edges.into.get(&here).cloned().unwrap_or_default();
+            let cut: Vec<_> =
+                cut.into_iter().filter_map(|from| edges.remove(from)?.from.upgrade()).collect();
             (upstream, cut)
         };
         // First, so that their messages are skipped.
@@ -152,7 +162,7 @@ impl Pipelines {
 
     /// The kernel is not connected to another one any more.
     pub(crate) fn forget<C: AnyCell>(&self, cell: &C) {
-        let edge = lock(&self.edges).0.remove(&key(cell));
+        let edge = lock(&self.edges).remove(key(cell));
         drop(edge);
     }
 
@@ -161,7 +171,7 @@ impl Pipelines {
     pub(crate) fn disconnect(&self, cell: &Arc<dyn AnyCell>) -> bool {
         let upstream = {
             let mut edges = lock(&self.edges);
-            if edges.0.remove(&key(&**cell)).is_none() {
+            if edges.remove(key(&**cell)).is_none() {
                 return false;
             }
             edges.upstream(key(&**cell))
@@ -182,13 +192,13 @@ impl Pipelines {
 
     /// The last kernel from `cell` on; in a cycle the last one that is not seen for the second time.
     pub(crate) fn end<C: AnyCell>(&self, cell: &C) -> Key {
-        let stages = lock(&self.edges).downstream(key(cell));
-        stages.last().map_or(key(cell), |last| key(&**last))
+        let edges = lock(&self.edges);
+        edges.downstream(key(cell)).last().map_or(key(cell), |last| key(&*last))
     }
 
     /// The first kernel, from `cell` on, that has failed, and why.
     pub(crate) fn failed_stage<C: AnyCell>(&self, cell: &C) -> Option<(KernelId, Fault)> {
-        let stages = lock(&self.edges).downstream(key(cell));
+        let stages: Vec<_> = lock(&self.edges).downstream(key(cell)).collect();
         let failed = stages.into_iter().find(|stage| stage.state() == KernelState::Failed)?;
         Some((failed.id().clone(), failed.fault()?))
     }

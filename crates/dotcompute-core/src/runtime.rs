@@ -9,7 +9,6 @@ use std::time::Duration;
 
 use dotcompute_mailbox::sync::lock;
 use dotcompute_mailbox::{Backpressure, wait};
-use tracing::Instrument;
 
 use crate::compiled::{self, CompiledHandler, RecordMessage, RecordReply};
 use crate::context::Context;
@@ -369,6 +368,7 @@ impl Runtime {
         id: KernelId,
         executor: &str,
         options: Options,
+        kind: BodyKind,
         body: impl FnMut(Context<M, R>) -> BodyFuture + Send + 'static,
     ) -> Result<KernelRef<M, R>, LaunchError> {
         options.check(&id)?;
@@ -379,6 +379,14 @@ impl Runtime {
                 available: self.executors().join(", "),
             });
         };
+        if executor.runs_closures() != (kind == BodyKind::Closure) {
+            let source = match kind {
+                BodyKind::Closure => "it runs no closures of this program, only kernels by name",
+                BodyKind::Proxy => "it runs closures of this program only",
+            };
+            let (executor, source) = (executor.name(), source.into());
+            return Err(LaunchError::Executor { kernel: id, executor, source });
+        }
         let watched = options.watchdog.is_some();
         let cell = Cell::<M, R>::new(id.clone(), options, executor.name(), &self.shared);
         // Before anyone can find it and ask it to end.
@@ -402,7 +410,7 @@ impl Runtime {
         }
         let guard = TellWhenDropped::new(&cell);
         let span = tracing::info_span!("ring_kernel", kernel = %id, executor = executor.name());
-        let task = KernelTask::new(supervise(guard, body).instrument(span));
+        let task = KernelTask::new(supervise(guard, body), span);
         if let Err(source) = executor.start(&id, task) {
             self.shared.remove(&*cell);
             return Err(LaunchError::Executor { kernel: id, executor: executor.name(), source });
@@ -422,6 +430,15 @@ impl fmt::Debug for Runtime {
     }
 }
 
+/// What a launch brings.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum BodyKind {
+    /// The code of the kernel.
+    Closure,
+    /// What stands for it where its code is not.
+    Proxy,
+}
+
 /// A kernel being described; [`launch`](Self::launch) makes it.
 #[must_use = "a kernel exists once it is launched"]
 pub struct KernelBuilder<'a> {
@@ -437,6 +454,11 @@ impl KernelBuilder<'_> {
     pub fn executor(mut self, name: &str) -> Self {
         self.executor = name.into();
         self
+    }
+
+    /// Its name.
+    pub fn id(&self) -> &KernelId {
+        &self.id
     }
 
     /// How many messages its mailbox holds: 1 to 16777216, 1024 by default. Memory grows with use.
@@ -484,6 +506,14 @@ impl KernelBuilder<'_> {
         self
     }
 
+    /// Keeps the replies that nobody has read when the kernel is asked to end, until it has ended
+    /// and they are read; otherwise they become dead letters. For the far side of a proxy, whose
+    /// reader is another process.
+    pub fn keep_replies(mut self) -> Self {
+        self.options.keep_replies = true;
+        self
+    }
+
     /// Whether all 256 priorities count, of messages and of replies, and not only the four bands: no
     /// by default. Then each delivery takes the mailbox's lock.
     pub fn exact_priority(mut self, exact: bool) -> Self {
@@ -507,7 +537,27 @@ impl KernelBuilder<'_> {
         F: Future<Output = Result<(), BoxError>> + Send + 'static,
     {
         let body = move |context| -> BodyFuture { Box::pin(body(context)) };
-        self.runtime.launch(self.id, &self.executor, self.options, body)
+        self.runtime.launch(self.id, &self.executor, self.options, BodyKind::Closure, body)
+    }
+
+    /// Launches a kernel that runs elsewhere, with a proxy for a body: see
+    /// [`Context::poll_lend`]. For executors that do not
+    /// [run closures](crate::Executor::runs_closures); their users call them, not this.
+    ///
+    /// # Errors
+    ///
+    /// See [`LaunchError`].
+    pub fn launch_proxy<M, R, F>(
+        self,
+        mut proxy: impl FnMut(Context<M, R>) -> F + Send + 'static,
+    ) -> Result<KernelRef<M, R>, LaunchError>
+    where
+        M: Message,
+        R: Message,
+        F: Future<Output = Result<(), BoxError>> + Send + 'static,
+    {
+        let proxy = move |context| -> BodyFuture { Box::pin(proxy(context)) };
+        self.runtime.launch(self.id, &self.executor, self.options, BodyKind::Proxy, proxy)
     }
 
     /// Launches a kernel whose code is a compiled handler, which is the same at each restart; its
@@ -525,7 +575,7 @@ impl KernelBuilder<'_> {
         let body = move |context| -> BodyFuture {
             Box::pin(compiled::run::<M, R>(Arc::clone(&handler), context))
         };
-        self.runtime.launch(self.id, &self.executor, self.options, body)
+        self.runtime.launch(self.id, &self.executor, self.options, BodyKind::Closure, body)
     }
 
     /// Launches a kernel whose code is the [`Handler`] that `make` returns, at its activation and
@@ -539,7 +589,7 @@ impl KernelBuilder<'_> {
         mut make: impl FnMut() -> H + Send + 'static,
     ) -> Result<KernelRef<H::In, H::Out>, LaunchError> {
         let body = move |context| -> BodyFuture { Box::pin(handler::run(make(), context)) };
-        self.runtime.launch(self.id, &self.executor, self.options, body)
+        self.runtime.launch(self.id, &self.executor, self.options, BodyKind::Closure, body)
     }
 }
 

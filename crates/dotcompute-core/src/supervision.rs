@@ -1,6 +1,5 @@
 //! The supervised life of a kernel: runs its body, catches its faults, restarts it or ends it.
 
-use std::collections::VecDeque;
 use std::future::{Future, poll_fn};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
@@ -15,6 +14,7 @@ use crate::context::Context;
 use crate::dead_letter::{self, DeadLetter, DeadLetterReason};
 use crate::error::{BoxError, Fault, ReceiveError, Stopped};
 use crate::kernel::Cell;
+use crate::lent;
 use crate::message::{Envelope, Message, Taken};
 use crate::options::{DELIVERIES_MAX, RestartPolicy};
 use crate::telemetry::Telemetry;
@@ -24,8 +24,11 @@ use crate::timer;
 /// A body in flight.
 pub(crate) type BodyFuture = Pin<Box<dyn Future<Output = Result<(), BoxError>> + Send>>;
 
+mod intensity;
+use intensity::Intensity;
+
 /// The longest pause before a restart is the first one doubled so often.
-const DOUBLINGS_MAX: u32 = 31;
+const DOUBLINGS_MAX: u64 = 31;
 
 /// How a body ended.
 enum Ended {
@@ -35,17 +38,19 @@ enum Ended {
 }
 
 /// The whole life of a kernel, from launch to its end. `body` is called at each (re)start.
-pub(crate) async fn supervise<M: Message, R: Message>(
-    mut guard: TellWhenDropped<M, R>,
-    body: impl FnMut(Context<M, R>) -> BodyFuture + Send + 'static,
-) {
-    let Some(cell) = guard.0.clone() else { return };
-    let fault = live(&cell, body).await;
-    if let Some(fault) = &fault {
-        tracing::error!(kernel = %cell.id, %fault, "ring kernel failed");
+#[expect(clippy::manual_async_fn, reason = "an async function keeps its arguments twice")]
+pub(crate) fn supervise<M: Message, R: Message>(
+    guard: TellWhenDropped<M, R>,
+    mut body: impl FnMut(Context<M, R>) -> BodyFuture + Send + 'static,
+) -> impl Future<Output = ()> + Send + 'static {
+    async move {
+        let Some(cell) = guard.0.clone() else { return };
+        let fault = live(&cell, &mut body).await;
+        if let Some(fault) = &fault {
+            tracing::error!(kernel = %cell.id, %fault, "ring kernel failed");
+        }
+        guard.finish(fault);
     }
-    guard.0 = None;
-    cell.finish(fault, false);
 }
 
 /// An executor that drops a kernel unfinished must not leave anyone waiting for it.
@@ -54,6 +59,12 @@ pub(crate) struct TellWhenDropped<M: Message, R: Message>(Option<Arc<Cell<M, R>>
 impl<M: Message, R: Message> TellWhenDropped<M, R> {
     pub(crate) fn new(cell: &Arc<Cell<M, R>>) -> Self {
         Self(Some(Arc::clone(cell)))
+    }
+
+    fn finish(mut self, fault: Option<Fault>) {
+        if let Some(cell) = self.0.take() {
+            cell.finish(fault, false);
+        }
     }
 }
 
@@ -73,10 +84,10 @@ impl<M: Message, R: Message> Drop for TellWhenDropped<M, R> {
 /// Runs the body again and again, as the restart policy says; the fault that it failed with.
 async fn live<M: Message, R: Message>(
     cell: &Arc<Cell<M, R>>,
-    mut body: impl FnMut(Context<M, R>) -> BodyFuture,
+    body: &mut impl FnMut(Context<M, R>) -> BodyFuture,
 ) -> Option<Fault> {
-    let restart = cell.options.restart;
-    let mut restarts: VecDeque<Instant> = VecDeque::new();
+    let restart = &cell.options.restart;
+    let mut restarts = Intensity::of(restart);
     // Launched: nothing happens until it is activated or asked to end. If both have happened by now
     // and it is to drain first, it has its turn.
     let begins = cell
@@ -97,7 +108,7 @@ async fn live<M: Message, R: Message>(
         };
         let ended = Supervised {
             cell,
-            body: &mut body,
+            body: &mut *body,
             context: Some(Box::new(context)),
             running: None,
             waker: None,
@@ -114,10 +125,8 @@ async fn live<M: Message, R: Message>(
             (Ended::Returned, policy) => policy == RestartPolicy::Always && stop.is_none(),
         };
         let now = Instant::now();
-        while restarts.front().is_some_and(|at| now.duration_since(*at) > restart.window) {
-            restarts.pop_front();
-        }
-        let again = wanted && (restarts.len() as u64) < u64::from(restart.max_restarts);
+        let before = restarts.within_window(now);
+        let again = wanted && before < u64::from(restart.max_restarts);
         settle_message_in_hand(cell, &ended, again && restart.redeliver);
         let fault = match ended {
             Ended::Returned => None,
@@ -138,13 +147,9 @@ async fn live<M: Message, R: Message>(
             };
         }
 
-        let doublings = u32::try_from(restarts.len()).unwrap_or(u32::MAX).min(DOUBLINGS_MAX);
+        let doublings = before.min(DOUBLINGS_MAX);
         let pause = restart.backoff.saturating_mul(1 << doublings).min(restart.backoff_max);
-        restarts.push_back(now);
-        if restart.max_restarts == u32::MAX && restarts.len() > DOUBLINGS_MAX as usize {
-            // Nobody counts them any more, but for the pause.
-            restarts.pop_front();
-        }
+        restarts.note(now);
         if let Some(fault) = &fault {
             tracing::warn!(kernel = %cell.id, %fault, ?pause, "ring kernel faulted, restarting");
         }
@@ -190,20 +195,21 @@ fn settle_message_in_hand<M: Message, R: Message>(
     let Some(mut inbox) = cell.mailbox.inbox() else { return };
     let taken = cell.taken();
     let fault = match ended {
-        Ended::Returned => {
-            dead_letter::discard(inbox.settle(Outcome::Processed));
-            return;
+        Ended::Returned => None,
+        Ended::Faulted(fault) => Some(fault.clone()),
+        Ended::Killed => {
+            Some(Fault::new("the kernel was terminated while it had the message in hand"))
         }
-        Ended::Faulted(fault) => fault.clone(),
-        Ended::Killed if was_answered(&inbox, taken.as_ref()) => {
-            let ask = inbox.current().map_or(taken.and_then(|taken| taken.ask), |one| one.ask);
-            dead_letter::discard(inbox.settle(Outcome::Processed));
-            if let Some(token) = ask {
-                cell.fail_ask(token, AskFailure::Stopped);
-            }
-            return;
-        }
-        Ended::Killed => Fault::new("the kernel was terminated while it had the message in hand"),
+    };
+    let failure = || match ended {
+        Ended::Faulted(fault) => AskFailure::Failed(fault.clone()),
+        _ => AskFailure::Stopped,
+    };
+    lent::settle(cell, &mut inbox, fault.as_ref(), &failure, redeliver);
+    let is_answered = matches!(ended, Ended::Killed) && was_answered(&inbox, taken.as_ref());
+    let Some(fault) = fault.filter(|_| !is_answered) else {
+        dead_letter::discard(inbox.settle(Outcome::Processed));
+        return;
     };
     if redeliver
         && let Some(envelope) = inbox.current_mut()
@@ -230,13 +236,7 @@ fn settle_message_in_hand<M: Message, R: Message>(
     cell.dead_letter(letter);
     // Last: whoever is told finds the letter.
     if let Some(token) = ask {
-        cell.fail_ask(
-            token,
-            match ended {
-                Ended::Killed => AskFailure::Stopped,
-                _ => AskFailure::Failed(fault),
-            },
-        );
+        cell.fail_ask(token, failure());
     }
 }
 

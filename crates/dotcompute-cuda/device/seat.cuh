@@ -21,7 +21,7 @@ DC_HANDLER int32_t dc_dispatch(uint32_t handler, const void *message, void *stat
 struct rk_ctx {
     const dc_seat *seat;
     dc_tagged_record *out;
-    const uint32_t *order;
+    const uint64_t *order;
     // The token of the message in hand.
     uint32_t token;
     // Records in the outbox, and how many of them are not of the log.
@@ -294,7 +294,7 @@ DC_FN void dc_sit(const dc_grid &grid, const dc_seat *seat, dc_stage *stage) {
         // Not waited for before the looks below are under way, too.
         // SYNC(device.order) acquire: pairs with the release in `dc_serve`. Makes visible what the
         // host sent before it gave the command.
-        uint32_t order = dc_load_gpu(DC_SYNC_ORDER, &run.mirror->order);
+        uint64_t order = dc_load_gpu(DC_SYNC_ORDER, &run.mirror->order);
         // The host's rings and the inbox begin in turn, so that neither keeps the other waiting.
         const bool over_bus = draining || looks < DC_LOOKS_UNTIL_BELLS || dc_bells_ring(run, stage);
         uint32_t staged = 0;
@@ -306,8 +306,8 @@ DC_FN void dc_sit(const dc_grid &grid, const dc_seat *seat, dc_stage *stage) {
         }
         turn ^= 1;
         order = dc_from_first(order);
-        const uint32_t command = order & DC_ORDER_COMMAND;
-        leaves = order & DC_ORDER_LEAVE;
+        const uint32_t command = uint32_t(order);
+        leaves = uint32_t(order >> 32) == grid.epoch;
         uint32_t state = DC_STATE_RUNNING;
         bool settles = false, busy = run.busy;
         if (leaves || command == DC_COMMAND_HOLD || command >= DC_COMMAND_STOP) {

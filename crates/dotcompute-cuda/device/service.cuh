@@ -24,7 +24,7 @@ DC_FN void dc_copy_counters(const dc_grid &grid) {
 }
 
 // Passes on the news of all seats: 16 bytes for each lane, two lanes for the tails and one for the
-// command, so that eight seats are one load.
+// command, so that eight seats are one load. `leave` is the epoch to leave, or one that is past.
 DC_FN void dc_pass_news_on(const dc_grid &grid, uint32_t leave) {
     DC_ROLLED for (uint32_t first = 0; first < grid.seat_count; first += 8) {
         DC_PER_LANE(dc_pair, pair);
@@ -38,7 +38,7 @@ DC_FN void dc_pass_news_on(const dc_grid &grid, uint32_t leave) {
                 DC_OF(pair, lane) = dc_load_pair_sys(DC_SYNC_ORDER, &news->tails[0] + 2 * part);
                 if (part == 2) {
                     const dc_seat &seat = dc_at<const dc_seat>(grid.seats)[number];
-                    const uint32_t order = uint32_t(DC_OF(pair, lane).low) | leave;
+                    const uint64_t order = uint32_t(DC_OF(pair, lane).low) | uint64_t(leave) << 32;
                     DC_OF(pair, lane).low = order;
                     differs = order != dc_load_gpu(DC_SYNC_NONE,
                                                    &dc_at<dc_seat_mirror>(seat.mirror)->order);
@@ -60,7 +60,7 @@ DC_FN void dc_pass_news_on(const dc_grid &grid, uint32_t leave) {
                 } else if (changed >> lane & 1) {
                     // SYNC(device.order) release: pairs with the acquire in `dc_sit`. Makes visible
                     // what the host did before it gave the command.
-                    dc_store_gpu(DC_SYNC_ORDER, &mirror->order, uint32_t(DC_OF(pair, lane).low));
+                    dc_store_gpu(DC_SYNC_ORDER, &mirror->order, DC_OF(pair, lane).low);
                 }
             }
         }
@@ -85,7 +85,7 @@ DC_FN void dc_serve(const dc_grid &grid) {
         const bool over = grid.lease_ns != 0 && now - start >= grid.lease_ns;
         const bool alone = grid.silence_ns != 0 && now - heard >= grid.silence_ns;
         if (over || alone || quiesce == grid.epoch)
-            leave = DC_ORDER_LEAVE;
+            leave = grid.epoch;
         dc_pass_news_on(grid, leave);
         if (now - copied >= DC_COUNTERS_EVERY_NS) {
             copied = now;

@@ -11,6 +11,7 @@
 
 mod cache;
 pub mod driver;
+pub mod grid;
 mod image;
 mod library;
 pub mod nvjitlink;

@@ -280,6 +280,30 @@ impl<T> Bands<T> {
         Some(self.empty(slot))
     }
 
+    /// As [`deliver`](Self::deliver), with the message's band and its time of admission, or 0.
+    pub(crate) fn lend(&mut self) -> Option<(T, Band, u64)> {
+        let (slot, band) = self.deliver_slot()?;
+        // SAFETY: the slot was in a list, so it is the lock holder's.
+        let stamp = unsafe { slot.take_stamp() };
+        Some((self.empty(slot), band, stamp))
+    }
+
+    /// Queues a message at the front of its band. The window must be closed.
+    pub(crate) fn push_front(&mut self, band: Band, value: T) {
+        let slot = match self.free.pop_front() {
+            Some(slot) => slot,
+            None => self.grow(),
+        };
+        // SAFETY: a slot from the free list (or a new one) is the lock holder's.
+        unsafe { slot.fill(value, 0) };
+        self.begin_wait(band);
+        match &self.ranks {
+            None => self.queues[band as usize].slots.push_front(slot),
+            Some(_) => self.rank_in(band, slot, true),
+        }
+        self.len += 1;
+    }
+
     #[inline]
     fn deliver_slot(&mut self) -> Option<(SlotPtr<T>, Band)> {
         let (band, slot) = self.first_of(self.next_band(), Levels::next)?;

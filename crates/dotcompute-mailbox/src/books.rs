@@ -21,7 +21,8 @@ pub struct Books {
     /// Passed on to the mailbox of another kernel, which has accepted them: the replies of a kernel
     /// that is connected to that one.
     pub forwarded: u64,
-    /// With the kernel: handed out to the inbox and not yet settled (0 or 1).
+    /// With the kernel: handed out to the inbox and not yet settled. 0 or 1; up to the window of an
+    /// executor that hands several on at a time ([`Inbox::poll_lend`](crate::Inbox::poll_lend)).
     pub in_hand: u64,
     /// Waiting in the mailbox.
     pub queued: u64,

@@ -44,12 +44,12 @@ pub struct Times {
 /// Dropping the inbox leaves a message in hand where it is: the mailbox's next inbox has it in hand
 /// again.
 pub struct Inbox<T> {
-    mailbox: Arc<Mailbox<T>>,
-    end: End<T>,
+    pub(crate) mailbox: Arc<Mailbox<T>>,
+    pub(crate) end: End<T>,
 }
 
 /// The inbox apart from its mailbox, so that this can be locked while the rest changes.
-struct End<T> {
+pub(crate) struct End<T> {
     /// The message in hand: its slot and band.
     hand: Option<(SlotPtr<T>, Band)>,
     /// What may be taken without the lock, if any: the first slot, its band, and how many.
@@ -59,7 +59,7 @@ struct End<T> {
     /// Of the message in hand, if they were taken.
     times: Option<Times>,
     /// Where it waits, while it does.
-    place: Option<Place>,
+    pub(crate) place: Option<Place>,
 }
 
 // SAFETY: the end hands `T` by value and by `&mut` to whoever has it. Its slots are kept alive by
@@ -107,6 +107,7 @@ impl<T> Inbox<T> {
         let mut wakes = Wakes::default();
         let mut locked = mailbox.lock();
         let outcome = end.receive(&mut locked, &mut wakes);
+        locked.set_awaited(outcome == Err(TryReceiveError::Empty), &mut wakes);
         locked.finish_receive(outcome, &mut end.place, context, &mut wakes)
     }
 
@@ -128,7 +129,9 @@ impl<T> Inbox<T> {
         }
         let mut wakes = Wakes::default();
         let mut locked = mailbox.lock();
-        end.receive(&mut locked, &mut wakes)
+        let outcome = end.receive(&mut locked, &mut wakes);
+        locked.set_awaited(outcome == Err(TryReceiveError::Empty), &mut wakes);
+        outcome
     }
 
     /// The message in hand, if there is one and its value was not taken.
@@ -260,7 +263,7 @@ impl<T> End<T> {
 
     /// Ends the window and the message in hand; its outcome has been counted.
     #[inline]
-    fn settle_hand(&mut self, locked: &mut Locked<'_, T>) {
+    pub(crate) fn settle_hand(&mut self, locked: &mut Locked<'_, T>) {
         locked.observe();
         locked.bands.close_window(false);
         self.set_progress(locked, self.progress.settled());

@@ -23,6 +23,7 @@
 //! ```
 
 pub mod clock;
+pub mod doorbell;
 pub mod ring;
 pub mod sync;
 pub mod wait;
@@ -32,6 +33,7 @@ mod books;
 mod cursor;
 mod error;
 mod inbox;
+mod lend;
 mod levels;
 #[cfg(any(test, not(loom)))]
 mod lock;
@@ -47,6 +49,7 @@ pub use bands::{Band, PASSED_OVER_MAX};
 pub use books::Books;
 pub use error::{Closed, ReceiveError, SendError, TryReceiveError, TrySendError};
 pub use inbox::{Inbox, Outcome, Times};
+pub use lend::Lent;
 pub use mailbox::{Admission, Backpressure, Close, Diverted, Mailbox, STAMP_EVERY};
 pub use receive::{Receive, ReceiveBatch, ReceiveOwned};
 pub use send::Send;

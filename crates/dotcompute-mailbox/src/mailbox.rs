@@ -29,6 +29,7 @@ use crate::clock::now_ns;
 use crate::cursor::{Cursor, Progress};
 use crate::error::{Closed, ReceiveError, SendError, TryReceiveError, TrySendError};
 use crate::inbox::{Inbox, Outcome};
+use crate::lend::Awaited;
 #[cfg(not(loom))]
 use crate::lock::{Guard, Lock, lock};
 use crate::receive::{Receive, ReceiveBatch, ReceiveOwned};
@@ -140,6 +141,10 @@ pub(crate) struct State<T> {
     pub(crate) has_inbox: bool,
     /// The band of a message that an inbox had in hand when it was dropped.
     pub(crate) left_in_hand: Option<Band>,
+    /// Messages that an inbox took out and has not settled: see `lend.rs`.
+    pub(crate) lent: u64,
+    /// Whether the inbox found nothing when it looked last, and who wants to know.
+    pub(crate) awaited: Awaited,
     /// How many messages are admitted before the next one that is stamped.
     stamp_in: u32,
     accepted: u64,
@@ -154,13 +159,13 @@ pub(crate) struct State<T> {
     pub(crate) bands: Bands<T>,
     dropped_oldest: u64,
     dropped_newest: u64,
-    expired: u64,
-    dead_lettered: u64,
+    pub(crate) expired: u64,
+    pub(crate) dead_lettered: u64,
     forwarded: u64,
     /// Deliveries to the inbox that did not end as processed.
-    unprocessed: u64,
+    pub(crate) unprocessed: u64,
     pub(crate) rejected: u64,
-    redelivered: u64,
+    pub(crate) redelivered: u64,
     stamp_every: u32,
 }
 
@@ -220,6 +225,8 @@ impl<T> Mailbox<T> {
             paused: false,
             has_inbox: false,
             left_in_hand: None,
+            lent: 0,
+            awaited: Awaited::default(),
             stamp_in: 0,
             accepted: 0,
             dropped_oldest: 0,
@@ -575,22 +582,7 @@ impl<T> Mailbox<T> {
 
     /// A consistent snapshot of the counters.
     pub fn books(&self) -> Books {
-        let mut locked = self.lock();
-        let in_hand = u64::from(locked.observe().is_in_hand());
-        let state = &*locked;
-        Books {
-            accepted: state.accepted,
-            processed: state.bands.deliveries() - state.unprocessed - in_hand,
-            dropped_oldest: state.dropped_oldest,
-            dropped_newest: state.dropped_newest,
-            expired: state.expired,
-            dead_lettered: state.dead_lettered,
-            forwarded: state.forwarded,
-            in_hand,
-            queued: state.bands.len() as u64,
-            rejected: state.rejected,
-            redelivered: state.redelivered,
-        }
+        self.lock().books()
     }
 
     /// The most messages that may be queued. The one in hand does not count.
@@ -706,6 +698,25 @@ impl<T> Locked<'_, T> {
             let progress = self.mailbox.cursor.stop();
             self.bands.observe(progress.deliveries());
             self.bands.close_window(progress.is_in_hand());
+        }
+    }
+
+    /// A snapshot of the counters.
+    pub(crate) fn books(&mut self) -> Books {
+        let in_hand = u64::from(self.observe().is_in_hand()) + self.lent;
+        let state = &**self;
+        Books {
+            accepted: state.accepted,
+            processed: state.bands.deliveries() - state.unprocessed - in_hand,
+            dropped_oldest: state.dropped_oldest,
+            dropped_newest: state.dropped_newest,
+            expired: state.expired,
+            dead_lettered: state.dead_lettered,
+            forwarded: state.forwarded,
+            in_hand,
+            queued: state.bands.len() as u64,
+            rejected: state.rejected,
+            redelivered: state.redelivered,
         }
     }
 
@@ -844,7 +855,7 @@ impl<T> Locked<'_, T> {
     }
 
     #[inline]
-    fn note_high_water(&mut self) {
+    pub(crate) fn note_high_water(&mut self) {
         if self.bands.len() > self.high_water {
             self.observe();
             self.high_water = self.high_water.max(self.bands.len());

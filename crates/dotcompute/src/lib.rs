@@ -53,5 +53,8 @@ pub use dotcompute_core::*;
 /// and waiting.
 pub use dotcompute_mailbox as mailbox;
 
+/// Kernels in processes of their own: the executor `"process"`.
+pub use dotcompute_process as process;
+
 #[cfg(feature = "prometheus")]
 pub mod prometheus;

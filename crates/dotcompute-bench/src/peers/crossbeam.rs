@@ -1,12 +1,17 @@
 //! crossbeam-channel: a bounded channel for many senders and receivers.
 
 use std::hint::black_box;
+use std::sync::mpsc;
+use std::thread;
 use std::time::Instant;
 
 use crossbeam_channel::bounded;
 
 use crate::harness::{Slice, Stopwatch, Wrong, expect};
-use crate::load::{CAPACITY, CHUNK, InOrder, InOrderEach, SENDERS, many_senders, sum_below};
+use crate::load::{
+    CAPACITY, CHUNK, InOrder, InOrderEach, Record, SENDERS, STAGES, Sending, many_senders,
+    sum_below,
+};
 use crate::os::pinned;
 
 /// `try_send` and `try_recv` on one thread.
@@ -60,5 +65,45 @@ pub(crate) fn window(operations: u64) -> Result<Slice, Wrong> {
         let slice = watch.stop();
         in_order.verify(operations)?;
         Ok(slice)
+    })
+}
+
+/// Three threads that pass chunks on, and a fourth that checks what comes out.
+pub(crate) fn pipeline(operations: u64) -> Result<Slice, Wrong> {
+    let (first, mut arrived) = bounded::<Vec<Record>>(CAPACITY);
+    let (report, reported) = mpsc::channel();
+    thread::scope(|scope| {
+        for _ in 0..STAGES {
+            let (passed_on, next) = bounded(CAPACITY);
+            let here = std::mem::replace(&mut arrived, next);
+            scope.spawn(move || {
+                let mut in_order = InOrder::default();
+                for records in here {
+                    records.iter().for_each(|record| in_order.record(record));
+                    if passed_on.send(records).is_err() {
+                        break;
+                    }
+                }
+                black_box(in_order);
+            });
+        }
+        scope.spawn(move || {
+            let mut in_order = InOrder::default();
+            while in_order.count() < operations {
+                let Ok(records) = arrived.recv() else { break };
+                records.iter().for_each(|record| in_order.record(record));
+            }
+            // The bench only stops listening once it has failed for another reason.
+            let _ = report.send(in_order.verify(operations).map(|()| Instant::now()));
+        });
+        let sending = Sending::start();
+        let mut next = 0;
+        while next < operations {
+            let count = CHUNK.min(operations - next);
+            first.send((next..next + count).map(Record::new).collect()).map_err(Wrong::new)?;
+            next += count;
+        }
+        drop(first);
+        sending.until_told(&reported)
     })
 }

@@ -5,28 +5,27 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::KernelRef;
-use super::send::{Accept, send, send_blocking, try_send};
+use super::send::{Accept, send, send_blocking};
 use crate::error::{KernelId, SendError};
 use crate::message::{Envelope, Message};
 use crate::timer;
 
 /// The sending side of a kernel that takes `M`, whatever it replies with. Cloning is cheap.
 pub struct Address<M> {
-    kernel: KernelId,
     pub(crate) to: Arc<dyn Accept<M>>,
 }
 
 impl<M: Message, R: Message> KernelRef<M, R> {
     /// A handle for sending only, which hides the type of the replies.
     pub fn address(&self) -> Address<M> {
-        Address { kernel: self.cell.id.clone(), to: self.cell.clone() }
+        Address { to: self.cell.clone() }
     }
 }
 
 impl<M: Message> Address<M> {
     /// The name of the kernel.
     pub fn kernel(&self) -> &KernelId {
-        &self.kernel
+        self.to.id()
     }
 
     /// As [`KernelRef::send`].
@@ -34,8 +33,11 @@ impl<M: Message> Address<M> {
     /// # Errors
     ///
     /// See [`SendError`].
-    pub async fn send(&self, message: impl Into<Envelope<M>>) -> Result<(), SendError<M>> {
-        send(&*self.to, message, None).await
+    pub fn send(
+        &self,
+        message: impl Into<Envelope<M>>,
+    ) -> impl Future<Output = Result<(), SendError<M>>> {
+        send(&*self.to, message, None)
     }
 
     /// As [`KernelRef::send_timeout`].
@@ -57,7 +59,7 @@ impl<M: Message> Address<M> {
     ///
     /// See [`SendError`].
     pub fn try_send(&self, message: impl Into<Envelope<M>>) -> Result<(), SendError<M>> {
-        try_send(&*self.to, message.into())
+        self.to.try_send(message.into())
     }
 
     /// As [`KernelRef::send_blocking`].
@@ -76,12 +78,12 @@ impl<M: Message> Address<M> {
 
 impl<M> Clone for Address<M> {
     fn clone(&self) -> Self {
-        Self { kernel: self.kernel.clone(), to: Arc::clone(&self.to) }
+        Self { to: Arc::clone(&self.to) }
     }
 }
 
-impl<M> fmt::Debug for Address<M> {
+impl<M: Message> fmt::Debug for Address<M> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_tuple("Address").field(&self.kernel).finish()
+        f.debug_tuple("Address").field(self.kernel()).finish()
     }
 }

@@ -7,7 +7,7 @@ use dotcompute_mailbox::Books;
 use dotcompute_mailbox::sync::lock;
 
 use super::life::Waiter;
-use super::send::try_send;
+use super::send::Accept;
 use super::{Address, Cell, KernelRef};
 use crate::ask::AskFailure;
 use crate::dead_letter::DeadLetter;
@@ -112,7 +112,7 @@ impl<M: Message, R: Message> AnyCell for Cell<M, R> {
     fn replay(&self, letter: DeadLetter) -> Result<(), DeadLetter> {
         let (reason, delivery_count) = (letter.reason.clone(), letter.delivery_count);
         let envelope = letter.into_envelope::<M>()?;
-        try_send(self, envelope).map_err(|error| {
+        Accept::try_send(self, envelope).map_err(|error| {
             let mut letter = DeadLetter::of(&self.id, error.into_envelope(), reason, true);
             letter.delivery_count = delivery_count;
             letter

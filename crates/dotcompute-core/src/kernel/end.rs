@@ -105,7 +105,7 @@ impl<M: Message, R: Message> Cell<M, R> {
             }
         }
         self.unlink();
-        if terminated {
+        if terminated && !self.options.keep_replies {
             self.bury_replies();
         } else {
             // Replies already made can still be read.

@@ -8,6 +8,7 @@ use dotcompute_mailbox::sync::{Ordering, lock};
 
 use super::Cell;
 use crate::error::StateError;
+use crate::lent::LentMessages;
 use crate::lifecycle::{KernelState, Lifecycle, WrongState, wake_all};
 use crate::message::{Message, Taken};
 use crate::terminate::Termination;
@@ -150,6 +151,15 @@ impl<M: Message, R: Message> Cell<M, R> {
 
     pub(crate) fn taken(&self) -> Option<Taken> {
         lock(&self.taken).take()
+    }
+
+    /// The body ends with messages that it had handed on.
+    pub(crate) fn set_lent(&self, lent: LentMessages<M>) {
+        *lock(&self.lent) = lent;
+    }
+
+    pub(crate) fn take_lent(&self) -> LentMessages<M> {
+        std::mem::take(&mut lock(&self.lent))
     }
 }
 

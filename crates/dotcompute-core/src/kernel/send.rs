@@ -32,8 +32,11 @@ impl<M: Message, R: Message> KernelRef<M, R> {
     ///
     /// If the future is dropped before it is ready, the message was either accepted or is dropped
     /// with the future; it never takes room without being delivered.
-    pub async fn send(&self, message: impl Into<Envelope<M>>) -> Result<(), SendError<M>> {
-        send(&*self.cell, message, None).await
+    pub fn send(
+        &self,
+        message: impl Into<Envelope<M>>,
+    ) -> impl Future<Output = Result<(), SendError<M>>> {
+        send(&*self.cell, message, None)
     }
 
     /// [`send`](Self::send) that gives up after `timeout`.
@@ -56,7 +59,7 @@ impl<M: Message, R: Message> KernelRef<M, R> {
     /// See [`SendError`]; `Full` if a policy that blocks or rejects finds the mailbox full.
     #[inline]
     pub fn try_send(&self, message: impl Into<Envelope<M>>) -> Result<(), SendError<M>> {
-        try_send(&*self.cell, message.into())
+        self.cell.try_send(message.into())
     }
 
     /// [`send`](Self::send) as far as it takes no waiting; unlike [`try_send`](Self::try_send), for
@@ -70,7 +73,7 @@ impl<M: Message, R: Message> KernelRef<M, R> {
         &self,
         message: impl Into<Envelope<M>>,
     ) -> Result<Option<Envelope<M>>, SendError<M>> {
-        offer(&*self.cell, message.into())
+        self.cell.offer(message.into())
     }
 
     /// [`send`](Self::send) that waits on the calling thread, for ever without a `timeout`.
@@ -204,6 +207,41 @@ pub(crate) trait Accept<M: Message>: Send + Sync {
     /// The first kernel, from this one on, that has failed.
     fn failed_stage(&self) -> Option<(KernelId, Fault)>;
     fn dead_letter(&self, letter: DeadLetter);
+
+    /// Sends without waiting.
+    #[inline]
+    fn try_send(&self, envelope: Envelope<M>) -> Result<(), SendError<M>> {
+        if !self.is_open() {
+            return Err(self.refusal(envelope));
+        }
+        let band = Band::from_priority(envelope.priority);
+        match self.mailbox().try_send(band, envelope) {
+            Ok(Admission::Accepted) => Ok(()),
+            Ok(admission) => {
+                admitted(self, admission);
+                Ok(())
+            }
+            Err(mailbox::TrySendError::Full(envelope)) => Err(full(self, envelope)),
+            Err(mailbox::TrySendError::Closed(envelope)) => Err(self.refusal(envelope)),
+        }
+    }
+
+    /// Sends as far as that takes no waiting; what a policy that blocks has no room for comes back.
+    #[inline]
+    fn offer(&self, envelope: Envelope<M>) -> Result<Option<Envelope<M>>, SendError<M>> {
+        if self.mailbox().backpressure() != Backpressure::Block {
+            return self.try_send(envelope).map(|()| None);
+        }
+        if !self.is_open() {
+            return Err(self.refusal(envelope));
+        }
+        match self.mailbox().offer(Band::from_priority(envelope.priority), envelope) {
+            // A policy that blocks drops nothing.
+            Ok(_) => Ok(None),
+            Err(mailbox::TrySendError::Full(envelope)) => Ok(Some(envelope)),
+            Err(mailbox::TrySendError::Closed(envelope)) => Err(self.refusal(envelope)),
+        }
+    }
 }
 
 impl<M: Message, R: Message> Accept<M> for Cell<M, R> {
@@ -252,26 +290,6 @@ impl<M: Message, R: Message> Accept<M> for Cell<M, R> {
 
     fn dead_letter(&self, letter: DeadLetter) {
         self.dead_letter(letter);
-    }
-}
-
-#[inline]
-pub(super) fn try_send<M: Message>(
-    to: &(impl Accept<M> + ?Sized),
-    envelope: Envelope<M>,
-) -> Result<(), SendError<M>> {
-    if !to.is_open() {
-        return Err(to.refusal(envelope));
-    }
-    let band = Band::from_priority(envelope.priority);
-    match to.mailbox().try_send(band, envelope) {
-        Ok(Admission::Accepted) => Ok(()),
-        Ok(admission) => {
-            admitted(to, admission);
-            Ok(())
-        }
-        Err(mailbox::TrySendError::Full(envelope)) => Err(full(to, envelope)),
-        Err(mailbox::TrySendError::Closed(envelope)) => Err(to.refusal(envelope)),
     }
 }
 
@@ -336,26 +354,6 @@ impl<M> Drop for InBatch<'_, M> {
     }
 }
 
-/// Sends as far as that takes no waiting; what a policy that blocks has no room for comes back.
-#[inline]
-fn offer<M: Message>(
-    to: &(impl Accept<M> + ?Sized),
-    envelope: Envelope<M>,
-) -> Result<Option<Envelope<M>>, SendError<M>> {
-    if to.mailbox().backpressure() != Backpressure::Block {
-        return try_send(to, envelope).map(|()| None);
-    }
-    if !to.is_open() {
-        return Err(to.refusal(envelope));
-    }
-    match to.mailbox().offer(Band::from_priority(envelope.priority), envelope) {
-        // A policy that blocks drops nothing.
-        Ok(_) => Ok(None),
-        Err(mailbox::TrySendError::Full(envelope)) => Ok(Some(envelope)),
-        Err(mailbox::TrySendError::Closed(envelope)) => Err(to.refusal(envelope)),
-    }
-}
-
 /// Sends; most often that takes no waiting, and the envelope never lies in the future.
 #[inline]
 pub(super) async fn send<M: Message>(
@@ -363,7 +361,7 @@ pub(super) async fn send<M: Message>(
     message: impl Into<Envelope<M>>,
     deadline: Option<Instant>,
 ) -> Result<(), SendError<M>> {
-    let Some(envelope) = offer(to, message.into())? else { return Ok(()) };
+    let Some(envelope) = to.offer(message.into())? else { return Ok(()) };
     wait_for_room(to, envelope, deadline).await
 }
 

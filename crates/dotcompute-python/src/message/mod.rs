@@ -23,7 +23,7 @@ use dotcompute::{DEFAULT_PRIORITY, MessageId};
 use pyo3::exceptions::{PyException, PyTypeError};
 use pyo3::intern;
 use pyo3::prelude::*;
-use pyo3::types::{PyBytes, PyDict, PyFloat, PyInt, PyList, PyString, PyTuple};
+use pyo3::types::{PyBytes, PyDict, PyFloat, PyInt, PyList, PyString, PyTuple, PyType};
 
 pub(crate) fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add("MessageBase", constructor::message_base(module.py())?)?;
@@ -95,6 +95,22 @@ pub(crate) fn set_header(
         return Ok(());
     }
     Err(PyTypeError::new_err("a record that is a message has a native base"))
+}
+
+/// What went wrong as a `Message...Error` about a class; what is no `Exception` as it is.
+#[cold]
+fn explained(name: &str, class: &Bound<'_, PyType>, error: PyErr) -> PyErr {
+    let py = class.py();
+    if !error.is_instance_of::<PyException>(py) {
+        return error;
+    }
+    let explain = || {
+        let outer = py.import("pydotcompute.exceptions")?.getattr(name)?;
+        let outer = PyErr::from_value(outer.call1((class, error.value(py)))?);
+        outer.set_cause(py, Some(error.clone_ref(py)));
+        Ok::<_, PyErr>(outer)
+    };
+    explain().unwrap_or_else(|other| other)
 }
 
 /// An attribute, if the object has it and it is not None. Errors as in [`priority_of`].

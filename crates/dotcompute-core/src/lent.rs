@@ -1,0 +1,194 @@
+//! Messages handed on to where a kernel runs, if that is elsewhere: for executors whose kernels are
+//! processes or run on a device.
+//!
+//! Such an executor launches a kernel with a *proxy* for a body
+//! ([`KernelBuilder::launch_proxy`](crate::KernelBuilder::launch_proxy)): a future that takes messages
+//! out of the mailbox, hands them on, and brings back replies and what became of each. Every message
+//! that it took is in hand until the proxy settles it. What it has not settled when it ends (it is
+//! dropped, say, since the kernel was terminated) is settled by the kernel's restart policy if the
+//! far side had received it, and else goes back to where it was queued.
+
+use std::collections::VecDeque;
+use std::fmt;
+use std::future::Future;
+use std::sync::Arc;
+use std::task::{Context as TaskContext, Poll};
+
+use dotcompute_mailbox::{Books, Inbox, Lent, Outcome, clock};
+
+use crate::ask::AskFailure;
+use crate::context::Context;
+use crate::dead_letter::{self, DeadLetter, DeadLetterReason};
+use crate::error::{Fault, Stopped};
+use crate::kernel::{Cell, KernelRef};
+use crate::message::{Envelope, Message};
+use crate::options::DELIVERIES_MAX;
+
+/// One message that is elsewhere, kept here until it is settled.
+pub(crate) struct LentMessage<M> {
+    lent: Lent<Envelope<M>>,
+    /// Whether the far side has received it.
+    delivered: bool,
+}
+
+/// All of them, in the order in which they were taken out.
+pub(crate) struct LentMessages<M> {
+    queue: VecDeque<LentMessage<M>>,
+    /// On their way into the queue; empty between calls.
+    fresh: VecDeque<Lent<Envelope<M>>>,
+}
+
+impl<M> LentMessages<M> {
+    pub(crate) fn is_empty(&self) -> bool {
+        self.queue.is_empty()
+    }
+}
+
+impl<M> Default for LentMessages<M> {
+    fn default() -> Self {
+        Self { queue: VecDeque::new(), fresh: VecDeque::new() }
+    }
+}
+
+impl<M> fmt::Debug for LentMessage<M> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("LentMessage").field("delivered", &self.delivered).finish_non_exhaustive()
+    }
+}
+
+/// For proxies. Use these or [`receive`](Self::receive) and its kin, not both.
+impl<M: Message, R: Message> Context<M, R> {
+    /// Takes up to `max` messages that are still wanted out of the mailbox, behind those that are
+    /// lent already; how many, at least one. The last waker given is the one that is woken.
+    ///
+    /// # Errors
+    ///
+    /// [`Stopped`] once the kernel is to end and nothing more is handed to it.
+    pub fn poll_lend(
+        &mut self,
+        max: usize,
+        cx: &mut TaskContext<'_>,
+    ) -> Poll<Result<usize, Stopped>> {
+        let mut fresh = std::mem::take(&mut self.lent.fresh);
+        let before = self.lent.queue.len();
+        let outcome = loop {
+            match self.inbox.poll_lend(max, &mut fresh, cx) {
+                Poll::Pending => break Poll::Pending,
+                Poll::Ready(Err(_closed)) => break Poll::Ready(Err(self.stopped())),
+                Poll::Ready(Ok(())) => {}
+            }
+            for lent in fresh.drain(..) {
+                if lent.value.ask.is_some_and(|token| !self.cell.ask_received(token)) {
+                    // Nobody waits for it any more.
+                    self.inbox.settle_lent(1, Outcome::Expired);
+                    dead_letter::discard(lent.value);
+                    continue;
+                }
+                self.lent.queue.push_back(LentMessage { lent, delivered: false });
+            }
+            if self.lent.queue.len() > before {
+                break Poll::Ready(Ok(self.lent.queue.len() - before));
+            }
+        };
+        self.lent.fresh = fresh;
+        outcome
+    }
+
+    /// The messages that were lent and are not settled, oldest first.
+    pub fn lent(&self) -> impl ExactSizeIterator<Item = &Envelope<M>> + DoubleEndedIterator {
+        self.lent.queue.iter().map(|message| &message.lent.value)
+    }
+
+    /// Says that the far side has received the oldest `count` of them, so that each was delivered
+    /// once, whatever becomes of it.
+    pub fn mark_delivered(&mut self, count: usize) {
+        self.lent.queue.iter_mut().take(count).for_each(|message| message.delivered = true);
+    }
+
+    /// Settles the oldest `count` of them, which were processed.
+    pub fn settle_lent(&mut self, count: usize) {
+        let count = count.min(self.lent.queue.len());
+        self.inbox.settle_lent(count, Outcome::Processed);
+        for LentMessage { lent, .. } in self.lent.queue.drain(..count) {
+            if let Some(times) = lent.times {
+                let handler_ns = clock::now_ns().saturating_sub(times.delivered_ns);
+                self.cell.telemetry.record(times.queued_ns, handler_ns);
+            }
+            dead_letter::discard(lent.value);
+        }
+    }
+
+    /// [`try_send`](Self::try_send) of a reply that was made with the `index`th oldest of them in
+    /// hand, or with none.
+    ///
+    /// # Errors
+    ///
+    /// As for `try_send`.
+    pub fn try_send_from(
+        &mut self,
+        index: Option<usize>,
+        reply: Envelope<R>,
+    ) -> Result<(), Envelope<R>> {
+        let in_hand = index
+            .and_then(|index| self.lent.queue.get(index))
+            .map(|message| (message.lent.value.id, message.lent.value.ask));
+        self.try_send_with(in_hand, reply)
+    }
+
+    /// Waits until the kernel is to end without finishing what is queued; a future of its own.
+    pub fn stop_at_once(&self) -> impl Future<Output = ()> + Send + use<M, R> {
+        let cell = Arc::clone(&self.cell);
+        async move { cell.until(|lifecycle| (lifecycle.stop == Some(false)).then_some(())).await }
+    }
+}
+
+/// For the far side of a proxy, where the kernel itself runs.
+impl<M: Message, R: Message> KernelRef<M, R> {
+    /// The books, and whether the kernel waits for a message or found none when it looked last; both
+    /// as of one instant. When it begins to wait anew, the task of `cx` is woken; of several, the
+    /// one that asked last.
+    pub fn books_awaited(&self, cx: &mut TaskContext<'_>) -> (Books, bool) {
+        self.cell.mailbox.books_awaited(cx)
+    }
+}
+
+/// The proxy is gone; what it had not settled is settled as the end of the kernel's run says.
+/// `fault`: that it failed with, or that it was terminated; none if it returned.
+pub(crate) fn settle<M: Message, R: Message>(
+    cell: &Cell<M, R>,
+    inbox: &mut Inbox<Envelope<M>>,
+    fault: Option<&Fault>,
+    failure: &dyn Fn() -> AskFailure,
+    redeliver: bool,
+) {
+    let mut back = VecDeque::new();
+    for LentMessage { mut lent, delivered, .. } in cell.take_lent().queue {
+        let Some(fault) = fault.filter(|_| delivered) else {
+            match delivered {
+                true => {
+                    inbox.settle_lent(1, Outcome::Processed);
+                    dead_letter::discard(lent.value);
+                }
+                false => back.push_front((lent, false)),
+            }
+            continue;
+        };
+        if redeliver && lent.value.delivery_count < DELIVERIES_MAX {
+            lent.value.delivery_count += 1;
+            back.push_front((lent, true));
+            continue;
+        }
+        inbox.settle_lent(1, Outcome::DeadLettered);
+        let ask = lent.value.ask;
+        let reason = DeadLetterReason::Faulted(fault.clone());
+        cell.dead_letter(DeadLetter::of(&cell.id, lent.value, reason, true));
+        // Last: whoever is told finds the letter.
+        if let Some(token) = ask {
+            cell.fail_ask(token, failure());
+        }
+    }
+    // The last first, so that they keep their order.
+    for (lent, delivered) in back {
+        inbox.put_back_lent(lent, delivered);
+    }
+}

@@ -1,0 +1,259 @@
+//! The host's half of one seat.
+
+use std::fmt;
+
+use dotcompute_abi::TaggedRecord;
+use dotcompute_abi::control::STATE_ABSENT;
+use dotcompute_mailbox::Band;
+use dotcompute_mailbox::ring::{Consumer, Polls, Producer, PushError, Tagged};
+use dotcompute_mailbox::sync::{AtomicU32, AtomicU64, Ordering};
+
+use super::{Arena, Shape};
+
+/// `SeatNews`, as atomics.
+#[repr(C, align(128))]
+struct News {
+    tails: [AtomicU64; 4],
+    command: AtomicU32,
+}
+
+/// `SeatReport`, as atomics; `fault` by its bits.
+#[repr(C, align(128))]
+struct ReportLine {
+    busy: AtomicU64,
+    processed: AtomicU64,
+    faulted: AtomicU64,
+    state: AtomicU32,
+    fault: AtomicU32,
+    waiting_on: AtomicU32,
+}
+
+/// `SeatCounters`, as atomics.
+#[repr(C, align(128))]
+struct CountersLine {
+    processed: AtomicU64,
+    faulted: AtomicU64,
+    replied: AtomicU64,
+    sent: AtomicU64,
+    handler_ticks: AtomicU64,
+    logs_lost: AtomicU64,
+}
+
+/// Loom's atomics are larger than the words they stand for.
+#[cfg(not(loom))]
+const _: () = {
+    use dotcompute_abi::device as abi;
+    use std::mem::offset_of;
+
+    assert!(size_of::<News>() == size_of::<abi::SeatNews>());
+    assert!(offset_of!(News, tails) == offset_of!(abi::SeatNews, tails));
+    assert!(offset_of!(News, command) == offset_of!(abi::SeatNews, command));
+    assert!(size_of::<ReportLine>() == size_of::<abi::SeatReport>());
+    assert!(offset_of!(ReportLine, busy) == offset_of!(abi::SeatReport, busy));
+    assert!(offset_of!(ReportLine, processed) == offset_of!(abi::SeatReport, processed));
+    assert!(offset_of!(ReportLine, faulted) == offset_of!(abi::SeatReport, faulted));
+    assert!(offset_of!(ReportLine, state) == offset_of!(abi::SeatReport, state));
+    assert!(offset_of!(ReportLine, fault) == offset_of!(abi::SeatReport, fault));
+    assert!(offset_of!(ReportLine, waiting_on) == offset_of!(abi::SeatReport, waiting_on));
+    assert!(size_of::<CountersLine>() == size_of::<abi::SeatCounters>());
+    assert!(offset_of!(CountersLine, processed) == offset_of!(abi::SeatCounters, processed));
+    assert!(offset_of!(CountersLine, faulted) == offset_of!(abi::SeatCounters, faulted));
+    assert!(offset_of!(CountersLine, replied) == offset_of!(abi::SeatCounters, replied));
+    assert!(offset_of!(CountersLine, sent) == offset_of!(abi::SeatCounters, sent));
+    let (ours, theirs) =
+        (offset_of!(CountersLine, handler_ticks), offset_of!(abi::SeatCounters, handler_ticks));
+    assert!(ours == theirs);
+    assert!(offset_of!(CountersLine, logs_lost) == offset_of!(abi::SeatCounters, logs_lost));
+};
+
+/// What a seat says of itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Report {
+    /// One of `STATE_*`.
+    pub state: u32,
+    /// Why it failed, if it did: a code of the handler's, or one of `FAULT_*`.
+    pub fault: i32,
+    /// Messages handled when it took those in hand, plus one; 0 while it has none.
+    pub busy: u64,
+    /// Messages handled; behind by less than a quarter of a window while it is busy.
+    pub processed: u64,
+    /// Messages that the handler failed at.
+    pub faulted: u64,
+    /// What it waits for: 0 nothing, 1 room for replies, 2 room at one of its edges.
+    pub waiting_on: u32,
+}
+
+/// The counters of a seat; exact once its grid has ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Counters {
+    /// Messages handled.
+    pub processed: u64,
+    /// Messages that the handler failed at.
+    pub faulted: u64,
+    /// Records published to the host: replies and lines of the log.
+    pub replied: u64,
+    /// Records sent to other kernels of the device.
+    pub sent: u64,
+    /// Clock ticks of the multiprocessor spent in the handler.
+    pub handler_ticks: u64,
+    /// Lines of the log for which there was no room.
+    pub logs_lost: u64,
+}
+
+/// The host's half of one seat: the only producer of its bands and the only consumer of its
+/// replies. It may move between threads.
+pub struct Port {
+    bands: [Producer<TaggedRecord, Tagged, Polls>; 4],
+    replies: Consumer<TaggedRecord, Tagged, Polls>,
+    /// Next position to write in each band.
+    tails: [u64; 4],
+    words: PortWords,
+}
+
+/// The words of a seat that need no port: several threads may have them.
+#[derive(Clone)]
+pub struct PortWords {
+    arena: Arena,
+    news: usize,
+    report: usize,
+    counters: usize,
+}
+
+impl Port {
+    /// The port of a seat whose rings have just been made.
+    pub(super) fn new(
+        arena: &Arena,
+        shape: Shape,
+        seat: u32,
+        bands: [Producer<TaggedRecord, Tagged, Polls>; 4],
+        replies: Consumer<TaggedRecord, Tagged, Polls>,
+    ) -> Self {
+        let words = PortWords {
+            arena: arena.clone(),
+            news: shape.news(seat),
+            report: shape.report(seat),
+            counters: shape.counters(seat),
+        };
+        // Relaxed, all of these: no grid runs, and a launch comes after.
+        for tail in &words.news().tails {
+            tail.store(0, Ordering::Relaxed);
+        }
+        words.news().command.store(0, Ordering::Relaxed);
+        let report = words.report_line();
+        for word in [&report.busy, &report.processed, &report.faulted] {
+            word.store(0, Ordering::Relaxed);
+        }
+        for word in [&report.state, &report.fault, &report.waiting_on] {
+            word.store(STATE_ABSENT, Ordering::Relaxed);
+        }
+        Self { bands, replies, tails: [0; 4], words }
+    }
+
+    /// How many messages this band takes at once.
+    pub fn free(&self, band: Band) -> usize {
+        self.bands[band as usize].free()
+    }
+
+    /// Sends a message to the kernel.
+    ///
+    /// # Errors
+    ///
+    /// The record comes back if the band's window is full.
+    pub fn send(&mut self, band: Band, record: TaggedRecord) -> Result<(), TaggedRecord> {
+        let place = band as usize;
+        self.bands[place].try_push(record).map_err(PushError::into_inner)?;
+        self.tails[place] = self.tails[place].wrapping_add(1);
+        // Relaxed: it says where to look; the slots themselves say what is there.
+        self.words.news().tails[place].store(self.tails[place], Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// The next record that the kernel published, if there is one: a reply, or, by its flag, a line
+    /// of its log.
+    pub fn receive(&mut self) -> Option<TaggedRecord> {
+        self.replies.try_pop().ok()
+    }
+
+    /// Gives the seat a command: one of `COMMAND_*`. It covers all that was sent before.
+    pub fn command(&self, command: u32) {
+        self.words.command(command);
+    }
+
+    /// What the seat says of itself.
+    pub fn report(&self) -> Report {
+        self.words.report()
+    }
+
+    /// Its counters.
+    pub fn counters(&self) -> Counters {
+        self.words.counters()
+    }
+
+    /// Its words alone, for whoever commands or watches it from elsewhere.
+    pub fn words(&self) -> PortWords {
+        self.words.clone()
+    }
+}
+
+impl PortWords {
+    fn news(&self) -> &News {
+        // SAFETY: inside the arena, which `self` keeps; words that both sides reach as atomics.
+        unsafe { self.arena.at(self.news).as_ref() }
+    }
+
+    fn report_line(&self) -> &ReportLine {
+        // SAFETY: as above.
+        unsafe { self.arena.at(self.report).as_ref() }
+    }
+
+    /// As [`Port::command`]; it covers what this thread knows to be sent.
+    pub fn command(&self, command: u32) {
+        // SYNC(device.order) release: pairs with the service warp's acquire in `dc_pass_news_on`.
+        // Makes visible what was sent before. Scope: system.
+        self.news().command.store(command, Ordering::Release);
+    }
+
+    /// As [`Port::report`].
+    pub fn report(&self) -> Report {
+        let line = self.report_line();
+        // SYNC(device.report) acquire: pairs with the release in `dc_tell_state`. Makes visible the
+        // fault and all that went before.
+        let state = line.state.load(Ordering::Acquire);
+        // Relaxed, the rest: ordered by the state where it matters.
+        Report {
+            state,
+            fault: line.fault.load(Ordering::Relaxed).cast_signed(),
+            busy: line.busy.load(Ordering::Relaxed),
+            processed: line.processed.load(Ordering::Relaxed),
+            faulted: line.faulted.load(Ordering::Relaxed),
+            waiting_on: line.waiting_on.load(Ordering::Relaxed),
+        }
+    }
+
+    /// As [`Port::counters`].
+    pub fn counters(&self) -> Counters {
+        // SAFETY: inside the arena, which `self` keeps; words that both sides reach as atomics.
+        let line: &CountersLine = unsafe { self.arena.at(self.counters).as_ref() };
+        // Relaxed, all: each says all there is to know; `Grid::has_ended` orders them.
+        Counters {
+            processed: line.processed.load(Ordering::Relaxed),
+            faulted: line.faulted.load(Ordering::Relaxed),
+            replied: line.replied.load(Ordering::Relaxed),
+            sent: line.sent.load(Ordering::Relaxed),
+            handler_ticks: line.handler_ticks.load(Ordering::Relaxed),
+            logs_lost: line.logs_lost.load(Ordering::Relaxed),
+        }
+    }
+}
+
+impl fmt::Debug for Port {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Port").field("report", &self.report()).finish_non_exhaustive()
+    }
+}
+
+impl fmt::Debug for PortWords {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("PortWords").field("report", &self.report()).finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,151 @@
+//! How large a grid is, and so where everything lies in its arenas.
+
+use dotcompute_abi::LINE_BYTES;
+use dotcompute_abi::device::{
+    BANDS, Edge, GridNews, GridReport, Seat, SeatCounters, SeatMirror, SeatNews, SeatReport,
+    SeatStore,
+};
+use dotcompute_abi::ring::RingCursor;
+use dotcompute_mailbox::ring::{RawMemory, Tagged};
+
+/// How large a grid is: how many seats, and what each has room for. All seats are alike.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Shape {
+    /// Seats; at least 1.
+    pub seats: u32,
+    /// Messages that each band of a seat holds on its way to the device; at least 1.
+    pub window: usize,
+    /// Replies that wait for the host; at least 8, what one message can make.
+    pub reply_window: usize,
+    /// Records that other kernels may have on their way to a seat: a power of two, or 0 for none.
+    pub inbox_capacity: usize,
+    /// Edges from a seat; at most 32.
+    pub edges: u32,
+    /// Edges to a seat.
+    pub edges_in: u32,
+    /// The size of a state, in bytes.
+    pub state_bytes: usize,
+}
+
+/// An inbox in the device's arena: offsets.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct InboxAt {
+    pub(super) tickets: usize,
+    pub(super) head: usize,
+    pub(super) returned: usize,
+    pub(super) slots: usize,
+    pub(super) end: usize,
+}
+
+const fn lines(bytes: usize) -> usize {
+    bytes.next_multiple_of(LINE_BYTES)
+}
+
+impl Default for Shape {
+    /// One seat, with windows of 64 messages and no edges.
+    fn default() -> Self {
+        Self {
+            seats: 1,
+            window: 64,
+            reply_window: 64,
+            inbox_capacity: 0,
+            edges: 0,
+            edges_in: 0,
+            state_bytes: LINE_BYTES,
+        }
+    }
+}
+
+impl Shape {
+    pub(super) const GRID_NEWS: usize = 0;
+    pub(super) const GRID_REPORT: usize = Self::GRID_NEWS + size_of::<GridNews>();
+    pub(super) const CENSUS: usize = Self::GRID_REPORT + size_of::<GridReport>();
+    pub(super) const LEFT: usize = 0;
+
+    fn seats(self) -> usize {
+        self.seats as usize
+    }
+
+    // The host's arena.
+
+    pub(super) fn news(self, seat: u32) -> usize {
+        Self::CENSUS + lines(4 * (self.seats() + 1)) + seat as usize * size_of::<SeatNews>()
+    }
+
+    pub(super) fn report(self, seat: u32) -> usize {
+        self.news(self.seats) + seat as usize * size_of::<SeatReport>()
+    }
+
+    pub(super) fn counters(self, seat: u32) -> usize {
+        self.report(self.seats) + seat as usize * size_of::<SeatCounters>()
+    }
+
+    pub(super) fn band(self, seat: u32, band: u32) -> usize {
+        let ring = lines(RawMemory::bytes_for::<Tagged>(self.window));
+        self.counters(self.seats) + (seat * BANDS + band) as usize * ring
+    }
+
+    pub(super) fn replies(self, seat: u32) -> usize {
+        let ring = lines(RawMemory::bytes_for::<Tagged>(self.reply_window));
+        self.band(self.seats, 0) + seat as usize * ring
+    }
+
+    /// How many bytes the host's arena takes.
+    pub fn host_bytes(self) -> usize {
+        self.replies(self.seats)
+    }
+
+    // The device's.
+
+    pub(super) fn seat(self, seat: u32) -> usize {
+        Self::LEFT + size_of::<RingCursor>() + seat as usize * size_of::<Seat>()
+    }
+
+    pub(super) fn mirror(self, seat: u32) -> usize {
+        self.seat(self.seats) + seat as usize * size_of::<SeatMirror>()
+    }
+
+    pub(super) fn store(self, seat: u32) -> usize {
+        self.mirror(self.seats) + seat as usize * size_of::<SeatStore>()
+    }
+
+    pub(super) fn edge(self, seat: u32, edge: u32) -> usize {
+        self.store(self.seats) + (seat * self.edges + edge) as usize * size_of::<Edge>()
+    }
+
+    pub(super) fn inbox(self, seat: u32) -> InboxAt {
+        let cursor = size_of::<RingCursor>();
+        let returned = self.edges_in as usize * cursor;
+        let slots = lines(self.inbox_capacity * dotcompute_abi::slot::SLOT_BYTES as usize);
+        let tickets = self.edge(self.seats, 0) + seat as usize * (2 * cursor + returned + slots);
+        let (head, returned_at) = (tickets + cursor, tickets + 2 * cursor);
+        let slots_at = returned_at + returned;
+        InboxAt { tickets, head, returned: returned_at, slots: slots_at, end: slots_at + slots }
+    }
+
+    pub(super) fn state(self, seat: u32) -> usize {
+        self.inbox(self.seats).tickets + seat as usize * lines(self.state_bytes)
+    }
+
+    /// How many bytes the device's arena takes.
+    pub fn device_bytes(self) -> usize {
+        self.state(self.seats)
+    }
+
+    /// Why no grid has this shape; nothing if one can.
+    pub fn wrong(self) -> Option<&'static str> {
+        if self.seats == 0 {
+            return Some("a grid has at least one seat");
+        }
+        if self.window == 0 {
+            return Some("a window holds at least one message");
+        }
+        if self.reply_window < dotcompute_abi::device::OUTBOX_RECORDS as usize {
+            return Some("a reply window holds at least what one message can make, 8");
+        }
+        if self.inbox_capacity != 0 && !self.inbox_capacity.is_power_of_two() {
+            return Some("the capacity of an inbox is a power of two");
+        }
+        (self.edges > 32).then_some("a seat has at most 32 edges")
+    }
+}

@@ -1,0 +1,417 @@
+//! The device protocol's steps under loom, which tries every interleaving and every value that the
+//! memory model lets a load return: `make loom`.
+//!
+//! ThreadSanitizer sees the device's own sources, but no fence that stands alone, and on x86 no store
+//! that overtakes another. So each hand-over of the protocol stands here once more, with the relaxed
+//! accesses and the fences that the device has; and each is run with one step broken after the
+//! other, which must fail. What stands behind a step's name in `device/` is said beside it.
+//!
+//! A chunk is one atomic, tag and data together, as sixteen bytes are on the device. That a slot is
+//! not written again before it was read shows by a cell for each position, which its reader touches
+//! when it reads and the next writer of the slot before it writes: loom fails if nothing orders the
+//! two.
+#![cfg(loom)]
+#![allow(clippy::unwrap_used, reason = "a helper that fails is a failed test")]
+
+use loom::cell::UnsafeCell;
+use loom::sync::Arc;
+use loom::sync::atomic::{AtomicU64, Ordering, fence};
+use loom::thread;
+
+/// A step that is left out, or done out of its turn.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Broken {
+    Nothing,
+    /// A reader believes a slot by the tag of its first chunk.
+    OneTagIsEnough,
+    /// `dc_settle`, `dc_free_inbox`: no fence before the head.
+    FreeFence,
+    /// The head is published before the slot is read.
+    FreeBeforeRead,
+    /// `dc_has_room`, `dc_send`: no fence after the head; or the host's load does not acquire.
+    RoomFence,
+    /// `dc_send`: a ticket alone is taken for a free slot.
+    TicketIsEnough,
+    /// `dc_free_inbox`: an edge gets its share back before the slot is free, and nobody looks.
+    ShareBeforeRead,
+    /// `Port::command`: not released.
+    CommandRelease,
+    /// `dc_pass_news_on`: no fence between command and order.
+    OrderFence,
+    /// `dc_sit`: no fence after an order to drain.
+    DrainFence,
+    /// `dc_sit`: a look from before the order counts.
+    DrainBeforeOrder,
+    /// `dc_tell_state`: no fence before the state.
+    ReportFence,
+    /// `dc_tell_state`: the state before the fault.
+    StateBeforeFault,
+    /// `Port::report`: not acquired.
+    ReportAcquire,
+    /// `dc_leave`: no fence before the count.
+    LeaveFence,
+    /// `dc_serve`: no fence after the count.
+    LeftFence,
+    /// `dc_serve`: no fence before the end is told.
+    EndFence,
+    /// `Grid::has_ended`: not acquired.
+    EndAcquire,
+}
+
+impl Broken {
+    /// A fence of the device's, unless it is the broken step.
+    fn fence(self, step: Self, order: Ordering) {
+        if self != step {
+            fence(order);
+        }
+    }
+
+    /// The ordering of an access of the host's.
+    fn order(self, step: Self, order: Ordering) -> Ordering {
+        if self == step { Ordering::Relaxed } else { order }
+    }
+}
+
+const POSITIONS: usize = 3;
+
+/// A slot of two chunks.
+#[derive(Default)]
+struct Slot([AtomicU64; 2]);
+
+impl Slot {
+    /// One store for each chunk. The tag is the lap plus one, in the high half.
+    fn write(&self, tag: u64, data: u64) {
+        for chunk in &self.0 {
+            chunk.store(tag << 32 | data, Ordering::Relaxed);
+        }
+    }
+
+    /// One load for each chunk: the data, if the slot is there.
+    fn read(&self, tag: u64, broken: Broken) -> Option<[u64; 2]> {
+        let chunks = [0, 1].map(|place: usize| self.0[place].load(Ordering::Relaxed));
+        let trusted = if broken == Broken::OneTagIsEnough { 1 } else { 2 };
+        let is_there = chunks[..trusted].iter().all(|chunk| chunk >> 32 == tag);
+        is_there.then_some(chunks.map(|chunk| chunk & 0xffff_ffff))
+    }
+}
+
+/// Marks of who read which position, for whoever writes its slot next.
+#[derive(Default)]
+struct Marks([UnsafeCell<()>; POSITIONS]);
+
+impl Marks {
+    fn read(&self, position: u64) {
+        self.0[position as usize].with(|_| ());
+    }
+
+    fn overwritten(&self, position: u64) {
+        self.0[position as usize].with_mut(|_| ());
+    }
+}
+
+/// A ring of one slot.
+#[derive(Default)]
+struct Ring {
+    slot: Slot,
+    head: AtomicU64,
+    marks: Marks,
+}
+
+impl Ring {
+    /// Takes the message at `position` as a seat does, if it is there; gives its slot back.
+    fn take(&self, position: u64, broken: Broken) -> bool {
+        if broken == Broken::FreeBeforeRead && self.slot.read(position + 1, broken).is_some() {
+            fence(Ordering::AcqRel);
+            self.head.store(position + 1, Ordering::Relaxed);
+        }
+        let Some(data) = self.slot.read(position + 1, broken) else { return false };
+        assert_eq!(data, [position; 2], "a torn record");
+        self.marks.read(position);
+        broken.fence(Broken::FreeFence, Ordering::AcqRel);
+        // SYNC(ring.free) release
+        self.head.store(position + 1, Ordering::Relaxed);
+        true
+    }
+
+    /// Whether there is room for the message at `position`, by a load and a fence, as a seat looks.
+    fn has_room(&self, position: u64, broken: Broken) -> bool {
+        // SYNC(ring.free) acquire
+        let head = self.head.load(Ordering::Relaxed);
+        broken.fence(Broken::RoomFence, Ordering::Acquire);
+        position - head < 1
+    }
+
+    fn put(&self, position: u64) {
+        if position > 0 {
+            self.marks.overwritten(position - 1);
+        }
+        self.slot.write(position + 1, position);
+    }
+}
+
+/// One end pushes what it finds room for, the other takes what it finds.
+fn ring(broken: Broken) {
+    loom::model(move || {
+        let ring = Arc::new(Ring::default());
+        let pusher = {
+            let ring = Arc::clone(&ring);
+            thread::spawn(move || {
+                for position in 0..2 {
+                    if !ring.has_room(position, broken) {
+                        return;
+                    }
+                    ring.put(position);
+                }
+            })
+        };
+        let mut position = 0;
+        for _ in 0..2 {
+            position += u64::from(ring.take(position, broken));
+        }
+        pusher.join().unwrap();
+    });
+}
+
+/// Two kernels have sent to a third, whose inbox has two slots and gives each of them a share of one,
+/// and one sends again: it has its share back when it sees so, and its slot when it sees the head.
+fn inbox(broken: Broken) {
+    #[derive(Default)]
+    struct Inbox {
+        slots: [Slot; 2],
+        tickets: AtomicU64,
+        head: AtomicU64,
+        returned: [AtomicU64; 2],
+        marks: Marks,
+    }
+
+    impl Inbox {
+        fn send(&self, edge: usize, sent: u64, broken: Broken) {
+            // `dc_edges_have_room`: nothing is ordered by it.
+            while sent - self.returned[edge].load(Ordering::Relaxed) >= 1 {
+                thread::yield_now();
+            }
+            let position = self.tickets.fetch_add(1, Ordering::Relaxed);
+            if broken != Broken::TicketIsEnough && position >= 2 {
+                // SYNC(device.inbox_free) acquire
+                while position - self.head.load(Ordering::Relaxed) >= 2 {
+                    thread::yield_now();
+                }
+                broken.fence(Broken::RoomFence, Ordering::Acquire);
+            }
+            if position >= 2 {
+                self.marks.overwritten(position - 2);
+            }
+            // The edge's number tells whose share it is.
+            let data = position * 2 + edge as u64;
+            self.slots[position as usize % 2].write(position / 2 + 1, data);
+        }
+
+        fn take(&self, position: u64, broken: Broken) -> bool {
+            let read = self.slots[position as usize % 2].read(position / 2 + 1, broken);
+            let Some([data, other]) = read else { return false };
+            assert_eq!((data / 2, data), (position, other), "a torn record");
+            let edge = data as usize % 2;
+            let give_share = || {
+                // One writer.
+                let before = self.returned[edge].load(Ordering::Relaxed);
+                self.returned[edge].store(before + 1, Ordering::Relaxed);
+            };
+            if broken == Broken::ShareBeforeRead {
+                fence(Ordering::AcqRel);
+                self.head.store(position + 1, Ordering::Relaxed);
+                give_share();
+                self.marks.read(position);
+                return true;
+            }
+            self.marks.read(position);
+            broken.fence(Broken::FreeFence, Ordering::AcqRel);
+            // SYNC(device.inbox_free) release
+            self.head.store(position + 1, Ordering::Relaxed);
+            give_share();
+            true
+        }
+    }
+
+    loom::model(move || {
+        let inbox = Arc::new(Inbox::default());
+        inbox.send(0, 0, broken);
+        inbox.send(1, 0, broken);
+        let sender = {
+            let inbox = Arc::clone(&inbox);
+            // Once it has its share back, into the slot of its first.
+            thread::spawn(move || inbox.send(0, 1, broken))
+        };
+        for position in 0..2 {
+            while !inbox.take(position, broken) {
+                thread::yield_now();
+            }
+        }
+        sender.join().unwrap();
+    });
+}
+
+/// The host sends, then commands to drain; the service warp passes that on; the seat must find what
+/// was sent when it has seen the order.
+fn drain(broken: Broken) {
+    loom::model(move || {
+        let words: Arc<(Slot, AtomicU64, AtomicU64)> = Arc::default();
+        let host = {
+            let words = Arc::clone(&words);
+            thread::spawn(move || {
+                let (slot, command, _) = &*words;
+                slot.write(1, 7);
+                // SYNC(device.order) release
+                command.store(1, broken.order(Broken::CommandRelease, Ordering::Release));
+            })
+        };
+        let service = {
+            let words = Arc::clone(&words);
+            thread::spawn(move || {
+                let (_, command, order) = &*words;
+                // SYNC(device.order) acquire, and release
+                if command.load(Ordering::Relaxed) == 1 {
+                    broken.fence(Broken::OrderFence, Ordering::AcqRel);
+                    order.store(1, Ordering::Relaxed);
+                }
+            })
+        };
+        let (slot, _, order) = &*words;
+        let early = match broken {
+            Broken::DrainBeforeOrder => slot.read(1, broken),
+            _ => None,
+        };
+        // SYNC(device.order) acquire
+        if order.load(Ordering::Relaxed) == 1 {
+            broken.fence(Broken::DrainFence, Ordering::Acquire);
+            let found = match broken {
+                Broken::DrainBeforeOrder => early,
+                _ => slot.read(1, broken),
+            };
+            assert_eq!(found, Some([7; 2]), "the drain leaves a message behind");
+        }
+        host.join().unwrap();
+        service.join().unwrap();
+    });
+}
+
+/// A seat fails, and the host that sees so must see why.
+fn report(broken: Broken) {
+    loom::model(move || {
+        let words: Arc<(AtomicU64, AtomicU64)> = Arc::default();
+        let seat = {
+            let words = Arc::clone(&words);
+            thread::spawn(move || {
+                let (fault, state) = &*words;
+                if broken == Broken::StateBeforeFault {
+                    state.store(1, Ordering::Relaxed);
+                }
+                fault.store(1, Ordering::Relaxed);
+                broken.fence(Broken::ReportFence, Ordering::AcqRel);
+                // SYNC(device.report) release
+                state.store(1, Ordering::Relaxed);
+            })
+        };
+        let (fault, state) = &*words;
+        // SYNC(device.report) acquire
+        if state.load(broken.order(Broken::ReportAcquire, Ordering::Acquire)) == 1 {
+            assert_eq!(fault.load(Ordering::Relaxed), 1, "a fault without its reason");
+        }
+        seat.join().unwrap();
+    });
+}
+
+/// A seat leaves, the service warp copies its counter and tells that the grid has ended, and the
+/// host must find the counter as it was left.
+fn leave(broken: Broken) {
+    #[derive(Default)]
+    struct Words {
+        store: AtomicU64,
+        left: AtomicU64,
+        counters: AtomicU64,
+        ended: AtomicU64,
+    }
+
+    loom::model(move || {
+        let words: Arc<Words> = Arc::default();
+        let seat = {
+            let words = Arc::clone(&words);
+            thread::spawn(move || {
+                words.store.store(5, Ordering::Relaxed);
+                broken.fence(Broken::LeaveFence, Ordering::AcqRel);
+                // SYNC(device.left) release
+                words.left.fetch_add(1, Ordering::Relaxed);
+            })
+        };
+        let service = {
+            let words = Arc::clone(&words);
+            thread::spawn(move || {
+                // SYNC(device.left) acquire
+                if words.left.load(Ordering::Relaxed) == 1 {
+                    broken.fence(Broken::LeftFence, Ordering::Acquire);
+                    words.counters.store(words.store.load(Ordering::Relaxed), Ordering::Relaxed);
+                    broken.fence(Broken::EndFence, Ordering::AcqRel);
+                    // SYNC(device.report) release
+                    words.ended.store(1, Ordering::Relaxed);
+                }
+            })
+        };
+        // SYNC(device.report) acquire
+        if words.ended.load(broken.order(Broken::EndAcquire, Ordering::Acquire)) == 1 {
+            assert_eq!(words.counters.load(Ordering::Relaxed), 5, "the books do not balance");
+        }
+        seat.join().unwrap();
+        service.join().unwrap();
+    });
+}
+
+/// A hand-over that works, and each way to break it, which must fail.
+macro_rules! hand_over {
+    ($model:ident, $name:ident: $($broken:ident => $test:ident),* $(,)?) => {
+        #[test]
+        fn $name() {
+            $model(Broken::Nothing);
+        }
+
+        $(
+            #[test]
+            #[should_panic]
+            fn $test() {
+                $model(Broken::$broken);
+            }
+        )*
+    };
+}
+
+hand_over! { ring, a_slot_is_whole_and_is_not_written_again_before_it_was_read:
+    OneTagIsEnough => ring_with_one_tag_tears,
+    FreeFence => ring_without_a_fence_before_its_head_fails,
+    FreeBeforeRead => ring_freed_before_it_is_read_fails,
+    RoomFence => ring_without_a_fence_after_its_head_fails,
+}
+
+hand_over! { inbox, an_inbox_never_lacks_a_slot_for_a_share:
+    FreeFence => inbox_without_a_fence_before_its_head_fails,
+    RoomFence => inbox_without_a_fence_after_its_head_fails,
+    TicketIsEnough => inbox_that_trusts_its_tickets_fails,
+    ShareBeforeRead => inbox_that_gives_shares_back_too_early_fails,
+}
+
+hand_over! { drain, a_drain_leaves_nothing_behind:
+    CommandRelease => drain_without_a_released_command_fails,
+    OrderFence => drain_without_a_fence_before_the_order_fails,
+    DrainFence => drain_without_a_fence_after_the_order_fails,
+    DrainBeforeOrder => drain_that_counts_an_early_look_fails,
+}
+
+hand_over! { report, a_fault_comes_with_its_reason:
+    ReportFence => report_without_a_fence_fails,
+    StateBeforeFault => report_of_the_state_first_fails,
+    ReportAcquire => report_read_without_acquiring_fails,
+}
+
+hand_over! { leave, the_counters_are_exact_when_a_grid_has_ended:
+    LeaveFence => leave_without_a_fence_fails,
+    LeftFence => leave_counted_without_a_fence_fails,
+    EndFence => end_told_without_a_fence_fails,
+    EndAcquire => end_read_without_acquiring_fails,
+}

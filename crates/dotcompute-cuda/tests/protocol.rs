@@ -1,0 +1,307 @@
+//! What a kernel on a seat does, by the device's own sources on host threads: commands, faults,
+//! leases, and what of it the host sees.
+
+#![allow(clippy::unwrap_used, reason = "a helper that fails is a failed test")]
+
+mod twin;
+
+use std::sync::OnceLock;
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use dotcompute_abi::TaggedRecord;
+use dotcompute_abi::codes::{
+    FAULT_BAD_RESULT, FAULT_BOUNDS, FAULT_DEADLINE, FAULT_EMIT_LIMIT, FAULT_NONE,
+};
+use dotcompute_abi::control::{
+    COMMAND_DRAIN, COMMAND_HOLD, COMMAND_KILL, COMMAND_RUN, COMMAND_STOP, STATE_FAILED,
+    STATE_HOLDING, STATE_RUNNING, STATE_STOPPED,
+};
+use dotcompute_abi::slot::FLAG_LOG;
+use dotcompute_cuda::grid::{EdgePlan, PlanError, Port, Shape};
+use dotcompute_mailbox::Band;
+use twin::{ADD, Stage, Twin, number, plan, sum};
+
+/// The handler that does what the value says.
+const OBEY: u32 = 2;
+
+fn compiled() -> Twin {
+    static TWIN: OnceLock<Twin> = OnceLock::new();
+    *TWIN.get_or_init(|| Twin::compile("protocol", &[]))
+}
+
+/// One seat with this handler, and its grid, running.
+struct Running {
+    stage: Stage,
+    port: Port,
+    epoch: u32,
+    warps: Vec<JoinHandle<()>>,
+}
+
+impl Running {
+    fn new(handler: u32, max_emit: u32) -> Self {
+        let stage = Stage::new(Shape::default());
+        let mut plan = plan(handler);
+        plan.max_emit = max_emit;
+        let port = stage.seat(0, &plan);
+        let mut running = Self { stage, port, epoch: 0, warps: Vec::new() };
+        running.launch(None, None);
+        running
+    }
+
+    fn launch(&mut self, lease: Option<Duration>, silence: Option<Duration>) {
+        let (epoch, parameters) = self.stage.launch(lease, silence);
+        self.epoch = epoch;
+        self.warps = (0..=1).map(|warp| thread::spawn(compiled().warp(parameters, warp))).collect();
+    }
+
+    fn send(&mut self, value: i64) {
+        until("there is room", || self.port.send(Band::Normal, number(0, value)).is_ok());
+    }
+
+    fn receive(&mut self) -> TaggedRecord {
+        let mut received = None;
+        until("a reply", || {
+            received = self.port.receive();
+            received.is_some()
+        });
+        received.unwrap()
+    }
+
+    fn state(&mut self, state: u32) {
+        until("the state", || self.port.report().state == state);
+    }
+
+    /// Waits until the grid has ended.
+    fn ended(&mut self) {
+        let (grid, epoch) = (self.stage.grid, self.epoch);
+        until("the end of the grid", || grid.has_ended(epoch));
+        self.warps.drain(..).for_each(|warp| warp.join().unwrap());
+    }
+}
+
+/// Waits for what the device is to do; fails the test if it does not.
+fn until(what: &str, mut done: impl FnMut() -> bool) {
+    let deadline = Instant::now() + Duration::from_secs(60);
+    while !done() {
+        assert!(Instant::now() < deadline, "waited in vain for {what}");
+        thread::yield_now();
+    }
+}
+
+#[test]
+fn a_kernel_holds_until_it_is_to_run_and_holds_again() {
+    let mut running = Running::new(ADD, 0);
+    running.state(STATE_HOLDING);
+    running.send(1);
+    assert!(running.port.receive().is_none());
+    running.port.command(COMMAND_RUN);
+    assert_eq!(sum(&running.receive()), (1, 1));
+    running.port.command(COMMAND_HOLD);
+    running.state(STATE_HOLDING);
+    running.send(2);
+    assert!(running.port.receive().is_none());
+    running.port.command(COMMAND_RUN);
+    assert_eq!(sum(&running.receive()), (3, 2));
+    running.port.command(COMMAND_STOP);
+    running.state(STATE_STOPPED);
+    running.ended();
+    assert_eq!(running.port.counters().processed, 2);
+    assert!(running.port.counters().handler_ticks > 0);
+}
+
+#[test]
+fn a_drain_handles_all_that_was_sent_before_it() {
+    let mut running = Running::new(ADD, 0);
+    for value in 1..=40 {
+        running.send(value);
+    }
+    running.port.command(COMMAND_DRAIN);
+    for value in 1..=40 {
+        assert_eq!(sum(&running.receive()).1, value);
+    }
+    running.state(STATE_STOPPED);
+    running.ended();
+    assert_eq!(running.port.counters().processed, 40);
+}
+
+#[test]
+fn a_more_urgent_band_goes_first() {
+    let mut running = Running::new(ADD, 0);
+    for (token, band) in [(4, Band::Low), (3, Band::Normal), (2, Band::High), (1, Band::System)] {
+        running.port.send(band, number(token, 0)).unwrap();
+    }
+    running.port.command(COMMAND_RUN);
+    for token in 1..=4 {
+        assert_eq!(running.receive().header.token, token);
+    }
+    running.port.command(COMMAND_STOP);
+    running.ended();
+}
+
+#[test]
+fn what_a_handler_emits_goes_out_in_order_before_its_reply() {
+    let mut running = Running::new(OBEY, 2);
+    running.port.command(COMMAND_RUN);
+    running.port.send(Band::Normal, number(77, 1)).unwrap();
+    for _ in 0..3 {
+        let reply = running.receive();
+        assert_eq!((reply.header.token, reply.header.flags, sum(&reply)), (77, 0, (1, 1)));
+    }
+    running.port.command(COMMAND_STOP);
+    running.ended();
+    assert_eq!(running.port.counters().replied, 3);
+}
+
+#[test]
+fn a_fault_discards_what_was_emitted_keeps_its_text_and_fails_the_kernel() {
+    let mut running = Running::new(OBEY, 2);
+    running.port.command(COMMAND_RUN);
+    running.send(2);
+    let line = running.receive();
+    assert_eq!(u32::from(line.header.flags), FLAG_LOG);
+    assert_eq!(u32::from(line.header.payload_bytes), 4 + 14);
+    assert_eq!(&line.payload[..18], &[&40_i32.to_le_bytes()[..], b"as it was told"].concat());
+    running.state(STATE_FAILED);
+    let report = running.port.report();
+    assert_eq!((report.fault, report.faulted, report.processed, report.busy), (-22, 1, 0, 0));
+    running.ended();
+    assert!(running.port.receive().is_none(), "the emitted record is discarded");
+    // A later grid leaves the seat empty.
+    running.launch(None, None);
+    running.ended();
+    assert_eq!(running.port.report().state, STATE_FAILED);
+}
+
+#[test]
+fn every_way_to_go_wrong_has_its_code() {
+    for (value, max_emit, code) in
+        [(3, 2, FAULT_EMIT_LIMIT), (4, 0, FAULT_BAD_RESULT), (7, 1, FAULT_BOUNDS)]
+    {
+        let mut running = Running::new(OBEY, max_emit);
+        running.port.command(COMMAND_RUN);
+        running.send(value);
+        running.state(STATE_FAILED);
+        assert_eq!(running.port.report().fault, code, "told to do {value}");
+        running.ended();
+    }
+}
+
+#[test]
+fn a_handler_that_ticks_can_be_killed() {
+    let mut running = Running::new(OBEY, 0);
+    running.port.command(COMMAND_RUN);
+    running.send(5);
+    until("it is busy", || running.port.report().busy == 1);
+    running.port.command(COMMAND_STOP);
+    running.port.command(COMMAND_KILL);
+    running.state(STATE_FAILED);
+    assert_eq!(running.port.report().fault, FAULT_DEADLINE);
+    running.ended();
+}
+
+#[test]
+fn a_line_of_the_log_is_cut_to_its_record() {
+    let mut running = Running::new(OBEY, 0);
+    running.port.command(COMMAND_RUN);
+    running.send(6);
+    let line = running.receive();
+    assert_eq!(line.header.payload_bytes, 40);
+    assert_eq!(&line.payload[4..], b"a line of the log that is longer tha");
+    running.port.command(COMMAND_STOP);
+    running.ended();
+    assert_eq!(running.port.counters().logs_lost, 0);
+    assert_eq!(running.port.counters().processed, 1);
+}
+
+#[test]
+fn a_kernel_without_room_for_replies_says_so_and_still_obeys() {
+    let mut running = Running::new(ADD, 0);
+    running.port.command(COMMAND_RUN);
+    for value in 0..100 {
+        running.send(value);
+        if running.port.report().waiting_on == 1 {
+            break;
+        }
+    }
+    until("it waits", || running.port.report().waiting_on == 1);
+    running.port.command(COMMAND_HOLD);
+    running.state(STATE_HOLDING);
+    running.port.command(COMMAND_RUN);
+    assert_eq!(sum(&running.receive()).1, 0);
+    running.port.command(COMMAND_STOP);
+    running.state(STATE_STOPPED);
+    running.ended();
+}
+
+#[test]
+fn a_grid_ends_with_its_lease_and_the_next_one_goes_on_where_it_was() {
+    let mut running = Running::new(ADD, 0);
+    running.port.command(COMMAND_RUN);
+    running.state(STATE_RUNNING);
+    let (grid, epoch) = (running.stage.grid, running.epoch);
+    grid.quiesce(epoch);
+    running.ended();
+    for lease in 1..=5 {
+        running.send(lease);
+        running.launch(Some(Duration::from_millis(20)), None);
+        assert_eq!(sum(&running.receive()), (lease * (lease + 1) / 2, lease));
+        running.ended();
+        assert_eq!(running.port.counters().processed, lease as u64);
+        assert_eq!(running.port.report().state, STATE_RUNNING);
+    }
+}
+
+#[test]
+fn a_grid_whose_host_fell_silent_ends_itself() {
+    let mut running = Running::new(ADD, 0);
+    running.stage.grid.quiesce(1);
+    running.ended();
+    running.launch(None, Some(Duration::from_millis(50)));
+    until("it is resident", || running.stage.grid.rounds() > 0);
+    running.ended();
+}
+
+#[test]
+fn a_seat_taken_anew_knows_nothing_of_the_kernel_before() {
+    let mut running = Running::new(OBEY, 0);
+    running.port.command(COMMAND_RUN);
+    running.send(4);
+    running.send(4);
+    running.state(STATE_FAILED);
+    running.ended();
+    running.port = running.stage.seat(0, &plan(ADD));
+    assert_eq!(running.port.report().fault, FAULT_NONE);
+    running.launch(None, None);
+    running.port.command(COMMAND_RUN);
+    running.send(9);
+    assert_eq!(sum(&running.receive()), (9, 9));
+    running.port.command(COMMAND_STOP);
+    running.ended();
+    assert_eq!(running.port.counters().processed, 1);
+}
+
+#[test]
+fn a_plan_that_does_not_fit_its_grid_is_refused() {
+    let stage = Stage::new(Shape { edges: 1, edges_in: 1, inbox_capacity: 8, ..Shape::default() });
+    let refused = |seat: u32, change: &dyn Fn(&mut dotcompute_cuda::grid::SeatPlan)| {
+        let mut plan = plan(ADD);
+        change(&mut plan);
+        // SAFETY: nothing runs, and there is no port yet.
+        unsafe { stage.grid.seat(seat, &plan) }.unwrap_err()
+    };
+    let too_large = |error: PlanError| matches!(error, PlanError::TooLarge { .. });
+    let edge = EdgePlan { to: 0, number: 0, share: 8, record_bytes: 8 };
+    assert!(too_large(refused(1, &|_| ())));
+    assert!(too_large(refused(0, &|plan| plan.reply_bytes = 41)));
+    assert!(too_large(refused(0, &|plan| plan.max_emit = 8)));
+    assert!(too_large(refused(0, &|plan| plan.state = vec![0; 1 << 20])));
+    assert!(too_large(refused(0, &|plan| plan.edges = vec![edge; 2])));
+    assert!(too_large(refused(0, &|plan| plan.edges = vec![EdgePlan { to: 1, ..edge }])));
+    assert!(too_large(refused(0, &|plan| plan.edges = vec![EdgePlan { share: 9, ..edge }])));
+    let error = refused(0, &|plan| {
+        plan.max_emit = 3;
+        plan.edges = vec![EdgePlan { share: 2, ..edge }];
+    });
+    assert_eq!(error, PlanError::ShareTooSmall { edge: 0, share: 2, least: 3 });
+}

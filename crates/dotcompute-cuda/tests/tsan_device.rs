@@ -1,0 +1,196 @@
+//! The device's sources and the host's half, under ThreadSanitizer: `make tsan`.
+//!
+//! What the standard library orders the sanitizer does not see; so, as in the mailbox's tests,
+//! threads come from the system and memory is leaked: all that the threads share is the protocol.
+//! Without the sanitizer it is a plain test, once over.
+//!
+//! With it, the program runs itself again with one edge of the protocol after the other broken, and
+//! fails unless the sanitizer notices each.
+
+#![allow(clippy::unwrap_used, reason = "a helper that fails is a failed test")]
+
+mod twin;
+
+use std::ffi::c_void;
+use std::mem;
+use std::process::Command;
+use std::ptr;
+use std::time::Duration;
+
+use dotcompute_abi::control::{COMMAND_DRAIN, COMMAND_RUN, STATE_STOPPED};
+use dotcompute_abi::device::TOKEN_NONE;
+use dotcompute_cuda::grid::{EdgePlan, Port, Shape};
+use dotcompute_mailbox::Band;
+use twin::{ADD, Stage, Twin, number, plan, sum};
+
+/// The handler that sends each value on to one of its targets.
+const DEAL: u32 = 1;
+
+const MESSAGES: u32 = 3_000;
+
+/// The edges that order plain memory: `dc_sync`. The others order words that are atomic themselves,
+/// where a missing edge is no race: those are the model checker's, in `loom_protocol.rs`.
+const EDGES: [(u32, &str); 4] =
+    [(1, "ring.tag"), (2, "ring.free"), (3, "device.inbox_tag"), (4, "device.inbox_free")];
+
+fn main() {
+    // A message that never comes ends the program.
+    // SAFETY: takes a number and touches nothing of ours.
+    unsafe { libc::alarm(120) };
+    let sanitized = std::env::var_os("DOTCOMPUTE_TSAN").is_some();
+    let sanitizer: &[&str] = if sanitized { &["-fsanitize=thread", "-Wno-tsan"] } else { &[] };
+    if let Ok(bug) = std::env::var("DOTCOMPUTE_BUG") {
+        let define = format!("-DDC_BUG={bug}");
+        return all(Twin::compile("tsan-bug", &[sanitizer, &[&define]].concat()));
+    }
+    all(Twin::compile("tsan", sanitizer));
+    if !sanitized {
+        return;
+    }
+    for (bug, edge) in EDGES {
+        let run = Command::new(std::env::current_exe().unwrap())
+            .env("DOTCOMPUTE_BUG", bug.to_string())
+            .env("TSAN_OPTIONS", "halt_on_error=1")
+            .output()
+            .unwrap();
+        let told = String::from_utf8_lossy(&run.stderr);
+        let noticed = told.contains("WARNING: ThreadSanitizer: data race");
+        assert!(!run.status.success() && noticed, "{edge} is broken and nobody notices: {told}");
+        eprintln!("{edge} broken: noticed");
+    }
+}
+
+fn all(twin: Twin) {
+    fed_by_the_host(twin);
+    between_kernels(twin);
+}
+
+/// Messages of all bands through one kernel, over several leases; small windows, so that slots are
+/// used again soon.
+fn fed_by_the_host(twin: Twin) {
+    let mut stage = Stage::new(Shape { window: 2, reply_window: 8, ..Shape::default() });
+    let mut port = stage.seat(0, &plan(ADD));
+    port.command(COMMAND_RUN);
+    let (mut sent, mut received, mut total) = (0_u32, 0_u32, 0_i64);
+    for lease in 1..=4_u32 {
+        let (epoch, parameters) = stage.launch(None, None);
+        let warps: Vec<Thread> =
+            (0..=1).map(|warp| Thread::start(twin.warp(parameters, warp))).collect();
+        while received < MESSAGES * lease / 4 {
+            let band = [Band::System, Band::High, Band::Normal, Band::Low][sent as usize % 4];
+            if sent < MESSAGES && port.send(band, number(sent, 1)).is_ok() {
+                sent += 1;
+            }
+            match port.receive() {
+                Some(reply) => {
+                    total += 1;
+                    assert_eq!(sum(&reply), (total, 1));
+                    received += 1;
+                }
+                None => relax(),
+            }
+        }
+        if lease == 4 {
+            port.command(COMMAND_DRAIN);
+        } else {
+            stage.grid.quiesce(epoch);
+        }
+        while !stage.grid.has_ended(epoch) {
+            relax();
+        }
+        // What was handled on the way out.
+        while let Some(reply) = port.receive() {
+            total += 1;
+            assert_eq!(sum(&reply), (total, 1));
+            received += 1;
+        }
+        assert_eq!(port.counters().processed, u64::from(received));
+        warps.into_iter().for_each(Thread::join);
+    }
+    assert_eq!((sent, received), (MESSAGES, MESSAGES));
+    assert_eq!(port.report().state, STATE_STOPPED);
+    // Leaked, as all that threads of the sanitizer's and the standard library's would share.
+    mem::forget(port);
+}
+
+/// Two kernels deal messages to one, whose inbox is as small as their shares.
+fn between_kernels(twin: Twin) {
+    let mut stage = Stage::new(Shape {
+        seats: 3,
+        window: 4,
+        reply_window: 16,
+        inbox_capacity: 4,
+        edges: 1,
+        edges_in: 2,
+        ..Shape::default()
+    });
+    let dealer = |seat: u32| {
+        let mut plan = plan(DEAL);
+        plan.max_emit = 1;
+        plan.edges = vec![EdgePlan { to: 2, number: seat, share: 2, record_bytes: 8 }];
+        stage.seat(seat, &plan)
+    };
+    let mut dealers = [dealer(0), dealer(1)];
+    let mut adder = stage.seat(2, &plan(ADD));
+    let ports = |of: &[Port]| of.iter().for_each(|port| port.command(COMMAND_RUN));
+    ports(&dealers);
+    adder.command(COMMAND_RUN);
+    let (epoch, parameters) = stage.launch(None, Some(Duration::from_secs(60)));
+    let warps: Vec<Thread> =
+        (0..=3).map(|warp| Thread::start(twin.warp(parameters, warp))).collect();
+    let (mut sent, mut received) = ([0_u32; 2], 0_u32);
+    while received < MESSAGES {
+        for (dealer, sent) in dealers.iter_mut().zip(&mut sent) {
+            if *sent < MESSAGES / 2 && dealer.send(Band::Normal, number(*sent, 1)).is_ok() {
+                *sent += 1;
+            }
+        }
+        stage.grid.beat();
+        match adder.receive() {
+            Some(reply) => {
+                received += 1;
+                assert_eq!(reply.header.token, TOKEN_NONE);
+                assert_eq!(sum(&reply), (i64::from(received), 1));
+            }
+            None => relax(),
+        }
+    }
+    dealers.iter().chain([&adder]).for_each(|port| port.command(COMMAND_DRAIN));
+    while !stage.grid.has_ended(epoch) {
+        relax();
+    }
+    assert_eq!(dealers[0].counters().sent + dealers[1].counters().sent, u64::from(MESSAGES));
+    warps.into_iter().for_each(Thread::join);
+    mem::forget((dealers, adder));
+}
+
+/// A thread of the system's, since those of the standard library share reference counts.
+struct Thread(libc::pthread_t);
+
+impl Thread {
+    fn start<F: FnOnce() + Send>(f: F) -> Self {
+        extern "C" fn enter<F: FnOnce()>(f: *mut c_void) -> *mut c_void {
+            // SAFETY: `start` leaked exactly this box for exactly this thread.
+            let f = unsafe { Box::from_raw(f.cast::<F>()) };
+            f();
+            ptr::null_mut()
+        }
+        let mut thread = 0;
+        let f = Box::into_raw(Box::new(f)).cast();
+        // SAFETY: `enter::<F>` takes what `f` is; every thread is joined before its test ends.
+        let error = unsafe { libc::pthread_create(&mut thread, ptr::null(), enter::<F>, f) };
+        assert_eq!(error, 0);
+        Self(thread)
+    }
+
+    fn join(self) {
+        // SAFETY: a joinable thread, joined once.
+        assert_eq!(unsafe { libc::pthread_join(self.0, ptr::null_mut()) }, 0);
+    }
+}
+
+/// Lets the other threads run, also on one core.
+fn relax() {
+    // SAFETY: takes nothing and touches nothing.
+    unsafe { libc::sched_yield() };
+}

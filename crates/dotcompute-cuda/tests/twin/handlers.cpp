@@ -1,0 +1,72 @@
+// The device's side of the protocol for host threads, with the handlers of the tests.
+#include "../../device/twin.cpp"
+
+struct number {
+    int64_t value;
+};
+struct sum {
+    int64_t total, value;
+};
+
+// Replies with the sum of all values so far.
+static int32_t add(const number *message, sum *state, sum *reply, rk_ctx *) {
+    state->total += message->value;
+    reply->total = state->total;
+    reply->value = message->value;
+    return DC_HANDLER_REPLY;
+}
+
+// Sends each value on to one of its targets, in turn.
+static int32_t deal(const number *message, sum *state, sum *, rk_ctx *ctx) {
+    const uint32_t targets = ctx->seat->edge_count;
+    return rk_send(ctx, uint32_t(state->total++ % targets), message);
+}
+
+// Does what the value says.
+static int32_t obey(const number *message, sum *state, sum *reply, rk_ctx *ctx) {
+    state->total += 1;
+    reply->total = state->total;
+    reply->value = message->value;
+    switch (message->value) {
+    case 1: // emits two, then replies
+        rk_emit(ctx, reply);
+        rk_emit(ctx, reply);
+        return DC_HANDLER_REPLY;
+    case 2: // emits one, and fails
+        rk_emit(ctx, reply);
+        return rk_fault(ctx, -22, "as it was told", 14);
+    case 3: // emits more than it declared, and goes on
+        for (int emitted = 0; emitted < 3; ++emitted)
+            rk_emit(ctx, reply);
+        return DC_HANDLER_REPLY;
+    case 4:
+        return 17;
+    case 5: // until it is killed
+        for (;;)
+            if (int32_t fault = rk_tick(ctx))
+                return fault;
+    case 6:
+        rk_log(ctx, 20, "a line of the log that is longer than its record", 48);
+        return DC_HANDLER_DONE;
+    case 7:
+        return rk_send(ctx, 99, reply);
+    default:
+        return DC_HANDLER_DONE;
+    }
+}
+
+extern "C" int32_t dc_dispatch(uint32_t handler, const void *message, void *state, void *reply,
+                               rk_ctx *ctx) {
+    auto in = static_cast<const number *>(message);
+    auto kept = static_cast<sum *>(state), out = static_cast<sum *>(reply);
+    switch (handler) {
+    case 0:
+        return add(in, kept, out, ctx);
+    case 1:
+        return deal(in, kept, out, ctx);
+    case 2:
+        return obey(in, kept, out, ctx);
+    default:
+        return DC_FAULT_BOUNDS;
+    }
+}

@@ -1,0 +1,346 @@
+//! The child's end: takes messages out of their ring, runs the kernel, and publishes replies and
+//! acknowledgements.
+
+use std::collections::VecDeque;
+use std::os::fd::{AsFd, OwnedFd};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::process;
+use std::sync::Arc;
+use std::task::{Context as TaskContext, Poll, Wake, Waker};
+use std::thread;
+
+use dotcompute_core::{
+    BoxError, Envelope, Fault, FaultKind, Handler, HandlerCalls, KernelRef, Message, MessageId,
+};
+use dotcompute_mailbox::doorbell::Waiting;
+use dotcompute_mailbox::sync::{AtomicBool, Ordering};
+
+use crate::coder::Coder;
+use crate::frame::{FromRing, Prefix, Reader, ToRing, Writer};
+use crate::memory::Memory;
+use crate::output::ToParent;
+use crate::segment::{DRAIN, ParentBell, RUN, STOP, Segment};
+use crate::socket::{self, Report, Setup};
+
+/// How many messages a handler handles before it publishes what came of them, where more are there.
+const ACKNOWLEDGE_EVERY: u64 = 32;
+
+/// A child's ends of what joins it with its parent.
+#[derive(Debug)]
+pub struct Host {
+    segment: Arc<Segment>,
+    from_parent: FromRing,
+    to_parent: ToRing,
+    parent: ParentBell,
+    socket: OwnedFd,
+    setup: Setup,
+    reader: Reader,
+    writer: Writer,
+    waiting: Waiting,
+    woken: Arc<Woken>,
+    /// Position of the last message taken out of the ring.
+    received: u64,
+    /// What was acknowledged last.
+    acknowledged: u64,
+    demand: u64,
+}
+
+/// A waker of this process said that there is something to do.
+#[derive(Debug)]
+struct Woken {
+    woken: AtomicBool,
+    segment: Arc<Segment>,
+}
+
+impl Wake for Woken {
+    fn wake(self: Arc<Self>) {
+        self.wake_by_ref();
+    }
+
+    fn wake_by_ref(self: &Arc<Self>) {
+        // SYNC(process.host_woken) release: pairs with the acquires in `Host`. Makes visible what the
+        // waker did before.
+        self.woken.store(true, Ordering::Release);
+        self.segment.child_bell().ring();
+    }
+}
+
+impl Host {
+    /// Takes over what the parent hands over through `socket`, and sees to it that this process
+    /// ends with its parent.
+    pub(crate) fn attach(socket: OwnedFd) -> rustix::io::Result<Self> {
+        let (setup, files) = socket::receive_setup(&socket)?;
+        let [segment, bell] =
+            <[OwnedFd; 2]>::try_from(files).map_err(|_| rustix::io::Errno::BADMSG)?;
+        let (segment, there, back) = Segment::attach(Memory::map(segment)?)?;
+        let parent = ParentBell::attach(Memory::map(bell)?)?;
+        let watched = socket.try_clone().map_err(|_| rustix::io::Errno::MFILE)?;
+        thread::Builder::new()
+            .name("dotcompute-parent".into())
+            .stack_size(64 * 1024)
+            .spawn(move || end_with_parent(&watched))
+            .map_err(|_| rustix::io::Errno::AGAIN)?;
+        if setup.log_level > 0 {
+            let socket = socket.try_clone().map_err(|_| rustix::io::Errno::MFILE)?;
+            // A program that has a subscriber of its own keeps it.
+            let _ = tracing::subscriber::set_global_default(ToParent {
+                socket,
+                level: setup.log_level,
+            });
+        }
+        let woken = AtomicBool::new(false);
+        Ok(Self {
+            woken: Arc::new(Woken { woken, segment: Arc::clone(&segment) }),
+            segment,
+            from_parent: there.consumer(),
+            to_parent: back.producer(),
+            parent,
+            socket,
+            setup,
+            reader: Reader::default(),
+            writer: Writer::default(),
+            waiting: Waiting::default(),
+            received: 0,
+            acknowledged: 0,
+            demand: 0,
+        })
+    }
+
+    /// The name that the kernel's code is registered under.
+    pub fn entry(&self) -> &str {
+        &self.setup.entry
+    }
+
+    /// The kernel's own name.
+    pub fn kernel(&self) -> &str {
+        &self.setup.kernel
+    }
+
+    /// What the launch gave it as arguments.
+    pub fn args(&self) -> &[u8] {
+        &self.setup.args
+    }
+
+    /// How many messages it may be handed at a time.
+    pub fn window(&self) -> usize {
+        self.setup.window.max(1) as usize
+    }
+
+    /// Reports to the parent how the kernel ended; the last thing to do.
+    pub fn end(self, outcome: Result<(), Fault>) {
+        let report = match outcome {
+            Ok(()) => Report::Returned,
+            Err(fault) => Report::Faulted(fault),
+        };
+        // Without a parent there is nobody to tell.
+        let _ = socket::send_report(self.socket.as_fd(), &report);
+    }
+
+    /// Runs a handler over the messages until the parent says that it is over, or it fails.
+    ///
+    /// # Errors
+    ///
+    /// What it failed with. What it handled before is acknowledged.
+    pub fn run_handler<H: Handler>(
+        &mut self,
+        handler: H,
+        messages: Coder<H::In>,
+        replies: Coder<H::Out>,
+    ) -> Result<(), Fault> {
+        let mut calls = HandlerCalls::new(handler);
+        let mut made = Vec::new();
+        let window = self.window() as u64;
+        self.acknowledge(0, window);
+        loop {
+            // Before the ring: what was handed over before the command is in it.
+            let command = self.segment.command();
+            while self.segment.command() != STOP && self.next()? {
+                let message = self.read(&messages)?;
+                let token = self.received as u32;
+                let handled = catch_unwind(AssertUnwindSafe(|| calls.call(&message, &mut made)));
+                if let Err(fault) = flatten(handled) {
+                    self.acknowledge(self.received - 1, 0);
+                    return Err(fault);
+                }
+                for reply in made.drain(..) {
+                    self.send(token, &reply, &replies)?;
+                }
+                // After a fault one by one, so that it is known whose it is.
+                let since = self.received - self.acknowledged;
+                if since >= ACKNOWLEDGE_EVERY || message.delivery_count() > 1 {
+                    self.acknowledge(self.received, self.received + window);
+                }
+            }
+            if self.received > self.acknowledged {
+                self.acknowledge(self.received, self.received + window);
+            } else if command != RUN {
+                return Ok(());
+            }
+            self.wait(|host| host.segment.command() != RUN || !host.from_parent.is_empty());
+        }
+    }
+
+    /// Hands the messages to a kernel of this process and its replies to the parent, until it ends.
+    ///
+    /// The kernel needs a mailbox of at least [`window`](Self::window) messages and
+    /// [`keep_replies`](dotcompute_core::KernelBuilder::keep_replies), and is driven elsewhere.
+    ///
+    /// # Errors
+    ///
+    /// What it failed with.
+    pub fn run_kernel<M: Message, R: Message>(
+        &mut self,
+        kernel: &KernelRef<M, R>,
+        messages: Coder<M>,
+        replies: Coder<R>,
+    ) -> Result<(), Fault> {
+        let waker = Waker::from(Arc::clone(&self.woken));
+        let mut cx = TaskContext::from_waker(&waker);
+        let mut ended = Box::pin(kernel.ended());
+        let mut receiving = kernel.receiving();
+        // The ids of the messages that are not acknowledged, oldest first.
+        let mut unsettled: VecDeque<MessageId> = VecDeque::new();
+        let mut told = RUN;
+        let mut refused = false;
+        loop {
+            // SYNC(process.host_woken) acquire: pairs with the release in `wake_by_ref`.
+            self.woken.woken.swap(false, Ordering::Acquire);
+            // First whether it is over and how far it came, then its replies: those that belong to
+            // it are there by then.
+            let ending = match ended.as_mut().poll(&mut cx) {
+                Poll::Ready(outcome) => Some(outcome),
+                Poll::Pending => None,
+            };
+            let (books, awaited) = kernel.books_awaited(&mut cx);
+            let settled = books.processed + books.expired;
+            while let Poll::Ready(Ok(reply)) = std::pin::Pin::new(&mut receiving).poll(&mut cx) {
+                receiving = kernel.receiving();
+                let named = reply.correlation_id;
+                let index = unsettled.iter().position(|id| Some(*id) == named);
+                let index = index.or((named.is_none() && !unsettled.is_empty()).then_some(0));
+                let token = index.map_or(0, |index| self.acknowledged + 1 + index as u64);
+                self.send(token as u32, &reply, &replies)?;
+            }
+            if let Some(outcome) = ending {
+                // Of those that are not settled it had one in hand, and only if it failed.
+                let in_hand = u64::from(outcome.is_err());
+                self.received = self.received.min(settled + in_hand);
+                self.segment.set_received(self.received);
+                self.acknowledge(settled, 0);
+                return outcome;
+            }
+            let demand = match self.window() {
+                1 if awaited && settled == self.received => self.received + 1,
+                1 => self.demand,
+                window => settled + window as u64,
+            };
+            if settled > self.acknowledged || demand > self.demand {
+                unsettled.drain(..(settled - self.acknowledged) as usize);
+                self.acknowledge(settled, demand);
+            } else if self.writer.staged() > 0 {
+                self.publish();
+            }
+            // The command before the ring, as for a handler.
+            let command = self.segment.command();
+            while command != STOP && !refused && self.next()? {
+                let message = self.read(&messages)?;
+                let id = message.id;
+                match kernel.try_send(message) {
+                    Ok(()) => unsettled.push_back(id),
+                    // It has just ended by itself, which the next turn finds.
+                    Err(_) => {
+                        refused = true;
+                        self.received -= 1;
+                        self.segment.set_received(self.received);
+                    }
+                }
+            }
+            if command != told {
+                told = command;
+                kernel.stop(command == DRAIN);
+            }
+            self.wait(|host| {
+                // SYNC(process.host_woken) acquire: as above, where it is taken.
+                host.woken.woken.load(Ordering::Acquire)
+                    || host.segment.command() != told
+                    || (told != STOP && !refused && !host.from_parent.is_empty())
+            });
+        }
+    }
+
+    /// Takes the next message out of the ring; false if there is none.
+    fn next(&mut self) -> Result<bool, Fault> {
+        let found = self.reader.next(&mut self.from_parent);
+        let found =
+            found.map_err(|error| Fault::reported(FaultKind::Executor, error.to_string()))?;
+        if found {
+            self.received += 1;
+            self.segment.set_received(self.received);
+        } else if self.reader.is_inside() {
+            // Of a long message there is room for more now.
+            self.publish();
+        }
+        Ok(found)
+    }
+
+    fn read<T: Message>(&self, coder: &Coder<T>) -> Result<Envelope<T>, Fault> {
+        coder.read(&self.reader).map_err(Fault::from_error)
+    }
+
+    /// Puts a reply into its ring, to be published with the next acknowledgement; waits for room.
+    fn send<T: Message>(
+        &mut self,
+        token: u32,
+        reply: &Envelope<T>,
+        coder: &Coder<T>,
+    ) -> Result<(), Fault> {
+        let encode = coder.encode;
+        let begun = self.writer.begin(token, Prefix::of(reply), |out| encode(reply, out));
+        begun.map_err(Fault::from_error)?;
+        while !self.writer.stage(&self.to_parent) {
+            self.publish();
+            self.wait(|host| host.to_parent.free() == host.to_parent.capacity());
+        }
+        Ok(())
+    }
+
+    /// Acknowledges everything up to `processed`, after the replies to it, and asks for messages up
+    /// to `demand`. Replies and acknowledgement become known at once: a reply that is in the ring
+    /// acknowledges its message, whether or not the word behind it was still written.
+    fn acknowledge(&mut self, processed: u64, demand: u64) {
+        self.acknowledged = processed.max(self.acknowledged);
+        self.demand = demand.max(self.demand);
+        self.publish();
+    }
+
+    fn publish(&mut self) {
+        self.writer.publish(&mut self.to_parent);
+        self.segment.set_progress(self.acknowledged, self.demand);
+        self.segment.tell();
+        self.parent.bell().ring();
+    }
+
+    fn wait(&mut self, ready: impl Fn(&Self) -> bool) {
+        let mut waiting = std::mem::take(&mut self.waiting);
+        self.segment.child_bell().wait(&mut waiting, None, || ready(self));
+        self.waiting = waiting;
+    }
+}
+
+fn flatten(
+    outcome: Result<Result<(), BoxError>, Box<dyn std::any::Any + Send>>,
+) -> Result<(), Fault> {
+    match outcome {
+        Ok(handled) => handled.map_err(Fault::from_error),
+        Err(panic) => Err(Fault::from_panic(panic)),
+    }
+}
+
+/// Ends this process when its parent is gone, or has no more use for it.
+fn end_with_parent(socket: &OwnedFd) {
+    // The parent sends nothing after the setup: whatever comes is the end.
+    let _ = socket::receive_report(socket, true);
+    // Not `exit`: what user code left to be done at the exit may wait for ever.
+    let _ = rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::KILL);
+    process::abort();
+}

@@ -1,0 +1,352 @@
+//! Kernels by name: what both parent and child know of each other's code.
+
+use std::any::{Any, type_name};
+use std::collections::HashMap;
+use std::env;
+use std::fmt;
+use std::future::Future;
+use std::os::fd::{AsFd, OwnedFd};
+use std::process::Command;
+use std::sync::Arc;
+
+use dotcompute_core::{
+    BoxError, Context, Executor, Fault, Handler, KernelBuilder, KernelId, KernelRef, LaunchError,
+    Message, Runtime,
+};
+use dotcompute_mailbox::sync::{AtomicBool, Ordering};
+
+use crate::child::Session;
+use crate::coder::Coder;
+use crate::executor::{Desk, ProcessExecutor};
+use crate::host::Host;
+use crate::output::{self, Output, Sink};
+use crate::proxy::Proxy;
+use crate::socket::{ARGS_MAX, Setup};
+use crate::{CHILD_OF, EXECUTOR};
+
+/// Whether this process is a child that serves its parent, as it should.
+static SERVES: AtomicBool = AtomicBool::new(false);
+
+/// The kernels of a program that can run in processes of their own, by name.
+///
+/// The child is the same program: it comes to [`child_main`](Self::child_main) with the same
+/// kernels registered, and goes no further.
+#[must_use = "registered kernels are reached through `child_main`"]
+pub struct Kernels {
+    entries: HashMap<String, Entry>,
+    command: Box<dyn Fn() -> std::io::Result<Command> + Send + Sync>,
+    sink: Sink,
+}
+
+type Serve = Box<dyn Fn(&mut Host) -> Result<(), Fault> + Send + Sync>;
+
+struct Entry {
+    /// The `Coders<M, R>` of its messages and replies.
+    coders: Box<dyn Any + Send + Sync>,
+    types: &'static str,
+    /// For the child: runs it.
+    serve: Serve,
+}
+
+struct Coders<M, R> {
+    messages: Coder<M>,
+    replies: Coder<R>,
+}
+
+impl Default for Kernels {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Kernels {
+    /// None yet; children run the program that runs now.
+    pub fn new() -> Self {
+        Self {
+            entries: HashMap::new(),
+            command: Box::new(|| Ok(Command::new(env::current_exe()?))),
+            sink: Arc::new(output::trace),
+        }
+    }
+
+    /// Children are started by what `command` makes, instead: a program that comes to
+    /// [`child_main`](Self::child_main) with the same kernels. Its standard input is taken.
+    pub fn command(
+        mut self,
+        command: impl Fn() -> std::io::Result<Command> + Send + Sync + 'static,
+    ) -> Self {
+        self.command = Box::new(command);
+        self
+    }
+
+    /// What children write goes to `sink` instead of `tracing`'s target `dotcompute::child`.
+    pub fn output(mut self, sink: impl Fn(&KernelId, Output<'_>) + Send + Sync + 'static) -> Self {
+        self.sink = Arc::new(sink);
+        self
+    }
+
+    /// Registers a handler: `make` is called in the child, with the arguments of the launch, at
+    /// each start. The one registered last under a name counts.
+    pub fn handler<H: Handler>(
+        self,
+        name: &str,
+        messages: Coder<H::In>,
+        replies: Coder<H::Out>,
+        make: impl Fn(&[u8]) -> Result<H, BoxError> + Send + Sync + 'static,
+    ) -> Self {
+        self.host(name, messages, replies, move |host| {
+            let handler = make(host.args()).map_err(Fault::from_error)?;
+            host.run_handler(handler, messages, replies)
+        })
+    }
+
+    /// Registers a body: it is called in the child, with the arguments of the launch, at each
+    /// start, and runs there on a thread of its own. Of other kernels it knows only those that its
+    /// own process has.
+    pub fn body<M: Message, R: Message, F>(
+        self,
+        name: &str,
+        messages: Coder<M>,
+        replies: Coder<R>,
+        body: impl Fn(Context<M, R>, Vec<u8>) -> F + Clone + Send + Sync + 'static,
+    ) -> Self
+    where
+        F: Future<Output = Result<(), BoxError>> + Send + 'static,
+    {
+        self.host(name, messages, replies, move |host| {
+            let (body, args) = (body.clone(), host.args().to_vec());
+            let runtime = Runtime::builder().name(host.kernel()).build();
+            let kernel = runtime
+                .kernel(host.kernel())
+                .executor("thread")
+                .capacity(host.window())
+                .watchdog(None)
+                .keep_replies()
+                .launch(move |context| body(context, args.clone()))
+                .map_err(|error| Fault::from_error(error.into()))?;
+            kernel.activate().map_err(|error| Fault::from_error(error.into()))?;
+            host.run_kernel(&kernel, messages, replies)
+        })
+    }
+
+    /// Registers a kernel that `serve` runs in the child, by the means of [`Host`]: for other
+    /// languages.
+    pub fn host<M: Message, R: Message>(
+        mut self,
+        name: &str,
+        messages: Coder<M>,
+        replies: Coder<R>,
+        serve: impl Fn(&mut Host) -> Result<(), Fault> + Send + Sync + 'static,
+    ) -> Self {
+        let coders = Box::new(Coders { messages, replies });
+        let entry = Entry { coders, types: type_name::<(M, R)>(), serve: Box::new(serve) };
+        self.entries.insert(name.into(), entry);
+        self
+    }
+
+    /// In a child: runs the kernel that it was started for, and ends the process. In any other
+    /// process: returns, and kernels can be launched.
+    ///
+    /// To be called first thing in `main`, before there are threads: a child that came to launch
+    /// kernels itself would never end.
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "a child must not run on in a `main` that is its parent's"
+    )]
+    pub fn child_main(self) -> Processes {
+        if is_child() {
+            // Relaxed: this thread is the only one so far.
+            SERVES.store(true, Ordering::Relaxed);
+            std::process::exit(match self.serve() {
+                Ok(()) => 0,
+                Err(error) => {
+                    eprintln!(
+                        "this process was started for a ring kernel and cannot run it: {error}"
+                    );
+                    1
+                }
+            });
+        }
+        Processes { kernels: Arc::new(self) }
+    }
+
+    /// Runs the kernel that this child was started for. Whether that went well; how the kernel
+    /// ended, its parent is told.
+    fn serve(self) -> std::io::Result<()> {
+        let mut host = Host::attach(take_socket()?)?;
+        let outcome = match self.entries.get(host.entry()) {
+            Some(entry) => (entry.serve)(&mut host),
+            None => Err(Fault::new(format!(
+                "the program has no kernel '{}' registered for its processes",
+                host.entry()
+            ))),
+        };
+        // What was printed comes before the end.
+        use std::io::Write;
+        std::io::stdout().flush()?;
+        host.end(outcome);
+        Ok(())
+    }
+}
+
+impl fmt::Debug for Kernels {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_set().entries(self.entries.keys()).finish()
+    }
+}
+
+/// Whether this process was started by another one to run a kernel for it.
+pub fn is_child() -> bool {
+    let parent = rustix::process::getppid().map(|parent| parent.as_raw_pid().to_string());
+    // A process that a child starts inherits the variable, but not the parent.
+    parent.is_some() && env::var(CHILD_OF).ok() == parent
+}
+
+/// The socket that this child was given as its standard input, which is empty from now on.
+fn take_socket() -> std::io::Result<OwnedFd> {
+    let socket = std::io::stdin().as_fd().try_clone_to_owned()?;
+    let nothing = std::fs::File::open("/dev/null")?;
+    rustix::stdio::dup2_stdin(&nothing)?;
+    Ok(socket)
+}
+
+/// How a kernel is launched in a process of its own.
+#[derive(Clone, Debug)]
+pub struct Process {
+    entry: String,
+    args: Vec<u8>,
+    window: usize,
+    slots: usize,
+}
+
+impl Process {
+    /// With the code that is registered under `name`.
+    pub fn new(name: &str) -> Self {
+        Self { entry: name.into(), args: Vec::new(), window: 1, slots: 1024 }
+    }
+
+    /// Arguments for its code, at most 64 KiB.
+    #[must_use]
+    pub fn args(mut self, args: impl Into<Vec<u8>>) -> Self {
+        self.args = args.into();
+        self
+    }
+
+    /// How many messages are handed over before the first of them is acknowledged: 1 by default.
+    ///
+    /// With 1 a message leaves the mailbox when the kernel waits for it, and everything is as with
+    /// any other executor. With more the two processes need not wait for each other; but the
+    /// messages that are handed over count as in hand, no longer towards the capacity, are not
+    /// overtaken by more urgent ones, not dropped by a policy, and not held back by a deactivation.
+    #[must_use]
+    pub fn window(mut self, messages: usize) -> Self {
+        self.window = messages.clamp(1, 1 << 16);
+        self
+    }
+
+    /// How many slots of 64 bytes each of the two rings has: 1024 by default, at least 16. A
+    /// message takes 24 bytes more than its own, 56 to a slot.
+    #[must_use]
+    pub fn slots(mut self, slots: usize) -> Self {
+        self.slots = slots.clamp(16, 1 << 20);
+        self
+    }
+}
+
+/// Launches the kernels that were registered, each in a process of its own. Cloning is one reference
+/// count.
+#[derive(Clone, Debug)]
+pub struct Processes {
+    kernels: Arc<Kernels>,
+}
+
+impl Processes {
+    /// The executor `"process"`, for [`RuntimeBuilder::executor`](dotcompute_core::RuntimeBuilder).
+    pub fn executor(&self) -> Arc<dyn Executor> {
+        Arc::new(ProcessExecutor)
+    }
+
+    /// Launches a kernel in a process of its own, which is started at once. `builder` names an
+    /// executor made by [`executor`](Self::executor) and says everything else.
+    ///
+    /// The process, and with it the kernel's state, is started anew at each restart.
+    ///
+    /// # Errors
+    ///
+    /// See [`LaunchError`]; also if the name is not registered, for other types, or the process
+    /// cannot be started.
+    pub fn launch<M: Message, R: Message>(
+        &self,
+        builder: KernelBuilder<'_>,
+        process: Process,
+    ) -> Result<KernelRef<M, R>, LaunchError> {
+        let kernel = builder.id().clone();
+        let refuse = |source: BoxError| LaunchError::Executor {
+            kernel: kernel.clone(),
+            executor: EXECUTOR,
+            source,
+        };
+        // Relaxed: set before there were threads, or never.
+        if is_child() && !SERVES.load(Ordering::Relaxed) {
+            return Err(refuse(
+                "this process is itself a child that was to run one kernel: call `child_main` first \
+                 thing in `main`"
+                    .into(),
+            ));
+        }
+        let Coders { messages, replies } =
+            *self.coders::<M, R>(&process.entry).map_err(|error| refuse(error.into()))?;
+        if process.args.len() > ARGS_MAX {
+            let length = process.args.len();
+            return Err(refuse(format!("{length} bytes of arguments: 65536 are allowed").into()));
+        }
+        let desk = Desk::new().map_err(|error| refuse(error.into()))?;
+        let starter = Starter {
+            kernels: Arc::clone(&self.kernels),
+            kernel: kernel.clone(),
+            process,
+            desk: Arc::clone(&desk),
+        };
+        // Launch takes the resources: the first process runs before the kernel is activated.
+        let mut first = Some(starter.start().map_err(|error| refuse(error.into()))?);
+        desk.launching(|| {
+            builder.launch_proxy(move |context| {
+                let session = first.take().map_or_else(|| starter.start(), Ok);
+                let desk = Arc::clone(&starter.desk);
+                async move { Proxy::new(context, session?, desk, messages, replies).await }
+            })
+        })
+    }
+
+    fn coders<M: Message, R: Message>(&self, entry: &str) -> Result<&Coders<M, R>, String> {
+        let Some(found) = self.kernels.entries.get(entry) else {
+            return Err(format!("no kernel '{entry}' is registered for processes"));
+        };
+        found.coders.downcast_ref().ok_or_else(|| {
+            let (types, asked) = (found.types, type_name::<(M, R)>());
+            format!("'{entry}' is registered for messages and replies {types}, not {asked}")
+        })
+    }
+}
+
+/// Starts the processes of one kernel.
+struct Starter {
+    kernels: Arc<Kernels>,
+    kernel: KernelId,
+    process: Process,
+    desk: Arc<Desk>,
+}
+
+impl Starter {
+    fn start(&self) -> std::io::Result<Session> {
+        let setup = Setup {
+            entry: self.process.entry.clone(),
+            kernel: self.kernel.as_str().into(),
+            args: self.process.args.clone(),
+            window: self.process.window as u32,
+            log_level: output::level(),
+        };
+        let command = (self.kernels.command)()?;
+        Session::spawn(command, &setup, self.process.slots, &self.desk, &self.kernels.sink)
+    }
+}

@@ -1,0 +1,138 @@
+//! Ring kernels in child processes: the executor `"process"` (Linux).
+//!
+//! A kernel in a process of its own crashes alone, is killed when it hangs, and shares no memory
+//! but what it is given. To whoever sends to it, it is a kernel like any other: mailbox, bands,
+//! policies, asks, books and supervision are the parent's, and the same code as for every executor.
+//!
+//! The protocol between the two is below; how to use it, [`Kernels`] and [`Processes`] say.
+//!
+//! # Who is there
+//!
+//! In the parent each kernel has a driver thread, on which its *proxy* is the body of the kernel, and
+//! a thread that watches the child. In the child the *host* runs a handler on the main thread, or
+//! hands messages to a body on a thread of its own. The child is spawned, never forked: the same
+//! program, which comes to [`Kernels::child_main`] and goes no further.
+//!
+//! Parent and child share, for one life of the child,
+//!
+//! - a *segment*: a memory file with a ring of [plain slots](dotcompute_abi::slot) each way and a
+//!   few words, a line per writer;
+//! - the *parent's bell*: another memory file, the same for all children of a kernel. Link and host
+//!   each wait for several things at once (rings, words, wakers, the child's death), so each has
+//!   one [`Doorbell`](dotcompute_mailbox::doorbell::Doorbell) that all of these ring; the rings
+//!   themselves only poll;
+//! - a *socket*, the child's standard input at first. The parent's first and only datagram carries
+//!   the setup and the descriptors of the files. Back come log events and the child's last words.
+//!
+//! All descriptors are handed over, none inherited by accident; memory files have no name, so
+//! nothing can be left behind in `/dev/shm`.
+//!
+//! # The way of a message
+//!
+//! Positions count the messages handed to one child, from 1; the token of a slot is its position
+//! modulo 2^32. Ids, bands and askers stay in the parent: the proxy takes an envelope out of the
+//! mailbox into a table, in which it is *in hand*, and writes a copy into the ring.
+//!
+//! 1. The child says what it is ready for (`demand`). With a [window](Process::window) of 1, the
+//!    default, that is one message, and only while its kernel waits for one. So a message is either
+//!    queued in the mailbox, where policies, bands and a deactivation see it, or in hand: never in
+//!    between, and at most one is in hand, as with every executor.
+//! 2. The proxy writes the message and rings. A ring is a window: nothing is taken back out of it.
+//! 3. The host notes the position (`received`) *before* its kernel sees the message.
+//! 4. Replies go into the other ring under the token of the message they answer. Then, in this
+//!    order: the tail of that ring, `processed` with the new `demand` (one word), and the bell.
+//! 5. The proxy reads `processed`, then the replies, routes these, and settles the messages. While a
+//!    reply waits for room in the output mailbox its message stays in hand.
+//!
+//! # When the child dies
+//!
+//! At whatever instant: each word has one writer and is stored in one piece, a frame is published by
+//! one store after its slots were written, and a message of several frames is used when the last
+//! one is there. So what the parent finds is something the child did publish, never half of it. The
+//! end of the process shows in its pidfd; the watcher reaps it and wakes the driver, also if the child
+//! died while about to do so. Then the proxy reads what is left in the ring, and knows of each message:
+//!
+//! | | the message | becomes |
+//! |---|---|---|
+//! | acknowledged | `processed` covers it, *or a reply under its token is in the ring* | processed |
+//! | received | `received` covers it | delivered again, or a dead letter, as [`Restart`] says |
+//! | neither | still in the ring, or on its way | queued again, as if never taken |
+//!
+//! A reply is its message's acknowledgement: both are the one store of the ring's tail. So a message
+//! whose reply was read is never delivered again. Everything else is at least once: what was
+//! received and not acknowledged comes again first, in its old order, with a delivery count that
+//! says so, and is a dead letter after [`DELIVERIES_MAX`] deliveries. A handler publishes what up to
+//! 32 messages led to at once, but after a fault one by one.
+//!
+//! A kernel that fails without dying says why on the socket, as its last words, and is settled in
+//! the same way. State starts anew with each process.
+//!
+//! # When the parent dies
+//!
+//! The socket ends, which the child waits for on a thread of its own, and kills itself. (Not
+//! `PR_SET_PDEATHSIG`, which also fires when the thread that spawned the child ends.) A stopped
+//! child (SIGSTOP) looks like one that works long: the watchdog of its kernel reports it, and a
+//! terminate kills it.
+//!
+//! # Edges
+//!
+//! | name | release | acquire | makes visible |
+//! |---|---|---|---|
+//! | `segment.made` | `Segment::create`, magic | `Segment::attach` | words and rings |
+//! | `process.command` | `Segment::set_command` | `Segment::command` | what was handed over before |
+//! | `process.progress` | `Segment::set_progress`, `set_received` | `Segment::progress` | the replies made before |
+//! | `process.news` | `Segment::tell` | `Segment::news` | what was published |
+//! | `process.woken` | `Desk::wake`, `watch` | `Desk::drive` | what the waker did |
+//! | `process.host_woken` | `Woken::wake` | `Host::run_kernel` | what the waker did |
+//!
+//! Those of rings and doorbells are in `dotcompute-mailbox`.
+//!
+//! [`Restart`]: dotcompute_core::Restart
+//! [`DELIVERIES_MAX`]: dotcompute_core::DELIVERIES_MAX
+
+#[cfg(target_os = "linux")]
+mod child;
+#[cfg(target_os = "linux")]
+mod coder;
+#[cfg(target_os = "linux")]
+mod executor;
+#[cfg(target_os = "linux")]
+mod frame;
+#[cfg(target_os = "linux")]
+mod host;
+#[cfg(target_os = "linux")]
+mod kernels;
+#[cfg(target_os = "linux")]
+mod memory;
+#[cfg(target_os = "linux")]
+mod output;
+#[cfg(target_os = "linux")]
+mod proxy;
+#[cfg(target_os = "linux")]
+mod segment;
+#[cfg(target_os = "linux")]
+mod socket;
+
+#[cfg(target_os = "linux")]
+pub use coder::Coder;
+#[cfg(target_os = "linux")]
+pub use host::Host;
+#[cfg(target_os = "linux")]
+pub use kernels::{Kernels, Process, Processes, is_child};
+#[cfg(target_os = "linux")]
+pub use output::{Output, Sink};
+
+/// The name of the executor.
+pub const EXECUTOR: &str = "process";
+
+/// Why kernels cannot run in processes of their own here; `None` if they can.
+pub const fn unavailable() -> Option<&'static str> {
+    match cfg!(target_os = "linux") {
+        true => None,
+        false => Some("processes need Linux: memory files, futexes and pidfds"),
+    }
+}
+
+/// Tells a process that it is a child, and whose: the parent's process id.
+#[cfg(target_os = "linux")]
+const CHILD_OF: &str = "DOTCOMPUTE_CHILD_OF";

@@ -1,0 +1,216 @@
+//! The parent's end: a future that is the body of a kernel whose code runs in a child.
+
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context as TaskContext, Poll, ready};
+
+use dotcompute_core::{BoxError, Context, Envelope, Fault, FaultKind, Message, Stopped};
+
+use crate::child::Session;
+use crate::coder::Coder;
+use crate::executor::Desk;
+use crate::frame::{Prefix, Reader, Writer};
+use crate::segment::{DRAIN, RUN, STOP};
+
+type Boxed<T> = Pin<Box<dyn Future<Output = T> + Send>>;
+
+/// Hands messages to one child and brings back its replies, until the kernel or the child ends.
+pub(crate) struct Proxy<M: Message, R: Message> {
+    context: Context<M, R>,
+    session: Session,
+    desk: Arc<Desk>,
+    messages: Coder<M>,
+    replies: Coder<R>,
+    writer: Writer,
+    reader: Reader,
+    /// How many messages were taken out for this child: the position of the last one.
+    handed: u64,
+    /// Of them, how many have been put into the ring, or begun to be.
+    begun: u64,
+    /// How many are settled.
+    settled: u64,
+    /// The last position whose reply was read.
+    replied: u64,
+    /// A reply that waits for room in the output mailbox.
+    blocked: Option<Boxed<Result<(), Stopped>>>,
+    /// Ready once the kernel is to end at once.
+    stop: Option<Boxed<()>>,
+}
+
+impl<M: Message, R: Message> Proxy<M, R> {
+    pub(crate) fn new(
+        context: Context<M, R>,
+        session: Session,
+        desk: Arc<Desk>,
+        messages: Coder<M>,
+        replies: Coder<R>,
+    ) -> Self {
+        desk.watch(Some(&session.segment));
+        let stop = Box::pin(context.stop_at_once());
+        Self {
+            context,
+            session,
+            desk,
+            messages,
+            replies,
+            writer: Writer::default(),
+            reader: Reader::default(),
+            handed: 0,
+            begun: 0,
+            settled: 0,
+            replied: 0,
+            blocked: None,
+            stop: Some(stop),
+        }
+    }
+
+    /// Does all that can be done now; ready when the child has ended and everything of it was read.
+    fn turn(&mut self, cx: &mut TaskContext<'_>) -> Poll<Result<(), BoxError>> {
+        if let Some(stop) = &mut self.stop
+            && stop.as_mut().poll(cx).is_ready()
+        {
+            self.stop = None;
+            self.command(STOP);
+        }
+        loop {
+            // Both before the replies are read: what they stand for is in the ring by then.
+            let ending = self.session.ending().cloned();
+            let progress = self.session.segment.progress();
+            ready!(self.bring_replies(cx))?;
+            // No child that keeps to the protocol says more than it was handed.
+            let processed = progress.processed.min(self.begun);
+            if processed > self.settled {
+                self.context.settle_lent((processed - self.settled) as usize);
+                self.settled = processed;
+            }
+            if let Some(ending) = ending {
+                // A reply acknowledges its message, also where the word did not get so far.
+                let acknowledged = self.replied.min(self.begun).saturating_sub(self.settled);
+                let received = progress.received.min(self.begun);
+                let fault = ending.fault(self.context.id());
+                if fault.is_some() {
+                    self.context.settle_lent(acknowledged as usize);
+                    self.settled += acknowledged;
+                }
+                self.context.mark_delivered(received.saturating_sub(self.settled) as usize);
+                return Poll::Ready(match fault {
+                    None => Ok(()),
+                    Some(fault) => Err(fault.into()),
+                });
+            }
+            self.hand_over()?;
+            let wanted = progress.demand.saturating_sub(self.handed);
+            if wanted == 0 || self.handed > self.begun {
+                return Poll::Pending;
+            }
+            match ready!(self.context.poll_lend(wanted as usize, cx)) {
+                Ok(count) => self.handed += count as u64,
+                Err(Stopped { .. }) => {
+                    // Everything that was accepted has been handed over, or is not to be.
+                    if self.session.segment.command() == RUN {
+                        self.command(DRAIN);
+                    }
+                    return Poll::Pending;
+                }
+            }
+        }
+    }
+
+    /// Takes the replies out of their ring and sends each where it belongs. Pending while one waits
+    /// for room there.
+    fn bring_replies(&mut self, cx: &mut TaskContext<'_>) -> Poll<Result<(), BoxError>> {
+        let mut any = false;
+        loop {
+            if let Some(blocked) = &mut self.blocked {
+                // Of a kernel that had to stop meanwhile the reply is a dead letter.
+                let _ = ready!(blocked.as_mut().poll(cx));
+                self.blocked = None;
+            }
+            match self.reader.next(&mut self.session.from_child) {
+                Ok(true) => {}
+                Ok(false) => break,
+                Err(error) => return Poll::Ready(Err(self.lost(&error.to_string()))),
+            }
+            any = true;
+            let reply = match self.replies.read(&self.reader) {
+                Ok(reply) => reply,
+                Err(error) => return Poll::Ready(Err(self.lost(&error.to_string()))),
+            };
+            self.send(reply);
+        }
+        if any || self.reader.is_inside() {
+            // Room for more: the child may wait for it.
+            self.session.segment.child_bell().ring();
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    fn send(&mut self, reply: Envelope<R>) {
+        let index = match self.reader.token() {
+            0 => None,
+            // Tokens are positions modulo 2^32; those of replies are of the last few.
+            token => Some(token.wrapping_sub(self.settled as u32 + 1) as usize),
+        };
+        let index = index.filter(|index| *index < self.context.lent().len());
+        if let Some(index) = index {
+            self.replied = self.replied.max(self.settled + index as u64 + 1);
+        }
+        if let Err(reply) = self.context.try_send_from(index, reply) {
+            self.blocked = Some(Box::pin(self.context.output(reply)));
+        }
+    }
+
+    /// Puts messages that were taken out into the ring, as it has room.
+    fn hand_over(&mut self) -> Result<(), BoxError> {
+        loop {
+            if !self.writer.stage(&self.session.to_child) || self.begun == self.handed {
+                break;
+            }
+            let index = (self.begun - self.settled) as usize;
+            self.begun += 1;
+            let Some(envelope) = self.context.lent().nth(index) else { break };
+            let encode = self.messages.encode;
+            let token = self.begun as u32;
+            let begun = self.writer.begin(token, Prefix::of(envelope), |out| encode(envelope, out));
+            if let Err(error) = begun {
+                // It cannot be delivered, now or later.
+                self.context.mark_delivered(index + 1);
+                return Err(error);
+            }
+        }
+        if self.writer.publish(&mut self.session.to_child) {
+            self.session.segment.child_bell().ring();
+        }
+        Ok(())
+    }
+
+    fn command(&self, command: u32) {
+        self.session.segment.set_command(command);
+        self.session.segment.child_bell().ring();
+    }
+
+    /// The child did what no child does.
+    fn lost(&self, what: &str) -> BoxError {
+        let message = format!("the process of ring kernel '{}': {what}", self.context.id());
+        Fault::reported(FaultKind::Executor, message).into()
+    }
+}
+
+impl<M: Message, R: Message> Future for Proxy<M, R> {
+    type Output = Result<(), BoxError>;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut TaskContext<'_>) -> Poll<Self::Output> {
+        self.get_mut().turn(cx)
+    }
+}
+
+impl<M: Message, R: Message> Drop for Proxy<M, R> {
+    fn drop(&mut self) {
+        // Dropped while its child runs: whatever that had received may have had its effects.
+        let progress = self.session.segment.progress();
+        let received = progress.received.min(self.begun).saturating_sub(self.settled);
+        self.context.mark_delivered(received as usize);
+        self.desk.watch(None);
+    }
+}

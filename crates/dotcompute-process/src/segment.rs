@@ -1,0 +1,281 @@
+//! What parent and child share for one life of the child: words, and a ring each way.
+
+use std::sync::Arc;
+
+use dotcompute_abi::ABI_VERSION;
+use dotcompute_mailbox::doorbell::Doorbell;
+use dotcompute_mailbox::ring::{Plain, Polls, RawError, RawMemory, RawRing};
+use dotcompute_mailbox::sync::{AtomicU32, AtomicU64, Ordering};
+use rustix::io;
+
+use crate::memory::Memory;
+
+/// Go on.
+pub(crate) const RUN: u32 = 0;
+/// End once everything that was handed over is processed.
+pub(crate) const DRAIN: u32 = 1;
+/// End after the message in hand.
+pub(crate) const STOP: u32 = 2;
+
+/// `dotcproc` in ASCII: the first word of a segment, written last.
+const MAGIC: u64 = u64::from_le_bytes(*b"dotcproc");
+
+/// The words come first; the rings follow from here.
+const RINGS_AT: usize = 1024;
+
+/// The words of a segment, a line per writer.
+#[derive(Debug)]
+#[repr(C, align(128))]
+struct Words {
+    identity: Identity,
+    parent: ParentWords,
+    child: ChildWords,
+    /// The child sleeps on it.
+    child_bell: Doorbell,
+}
+
+/// Written once, by the parent, before the child sees the segment.
+#[derive(Debug)]
+#[repr(C, align(128))]
+struct Identity {
+    magic: AtomicU64,
+    version: AtomicU32,
+    /// The slots of each ring.
+    slots: AtomicU32,
+}
+
+/// Written by the parent only.
+#[derive(Debug)]
+#[repr(C, align(128))]
+struct ParentWords {
+    command: AtomicU32,
+}
+
+/// Written by the child only. Positions count the messages handed to this child, from 1.
+#[derive(Debug)]
+#[repr(C, align(128))]
+struct ChildWords {
+    /// The last message that its kernel may have seen.
+    received: AtomicU64,
+    /// Two in one, so that no death and no stop parts them: the last message that it has
+    /// acknowledged, with all before it; and, in the low bits, how many beyond it is ready for.
+    progress: AtomicU64,
+    /// Counts what the child published, in the rings and in these words.
+    news: AtomicU64,
+}
+
+/// The low bits of `progress`. The other 47 last for as long as a child lives.
+const AHEAD_BITS: u32 = 17;
+const AHEAD_MASK: u64 = (1 << AHEAD_BITS) - 1;
+
+const _: () = assert!(size_of::<Words>() <= RINGS_AT);
+
+/// How far a child has come.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Progress {
+    pub(crate) received: u64,
+    pub(crate) processed: u64,
+    pub(crate) demand: u64,
+}
+
+/// Messages to the child, and replies from it.
+pub(crate) type Ring = RawRing<Plain, Polls>;
+
+/// A mapped segment.
+#[derive(Debug)]
+pub(crate) struct Segment {
+    memory: Memory,
+}
+
+impl Segment {
+    /// A new segment with two rings of `slots` slots each, and these rings: to the child, and from
+    /// it.
+    pub(crate) fn create(slots: usize) -> io::Result<(Arc<Self>, Ring, Ring)> {
+        let bytes = RINGS_AT + 2 * ring_bytes(slots);
+        let segment = Arc::new(Self { memory: Memory::create("dotcompute-rings", bytes)? });
+        let make = |index| segment.ring_memory(index, slots).create(slots);
+        let (there, back) = (make(0).map_err(invalid)?, make(1).map_err(invalid)?);
+        let identity = &segment.words().identity;
+        // Relaxed, both: the magic publishes them.
+        identity.version.store(ABI_VERSION, Ordering::Relaxed);
+        identity.slots.store(slots as u32, Ordering::Relaxed);
+        // SYNC(segment.made) release: pairs with the acquire in `attach`. Makes visible the words
+        // and the rings.
+        identity.magic.store(MAGIC, Ordering::Release);
+        Ok((segment, there, back))
+    }
+
+    /// The segment in the memory that the parent handed over.
+    pub(crate) fn attach(memory: Memory) -> io::Result<(Arc<Self>, Ring, Ring)> {
+        if memory.bytes() < RINGS_AT {
+            return Err(io::Errno::INVAL);
+        }
+        let segment = Arc::new(Self { memory });
+        let identity = &segment.words().identity;
+        // SYNC(segment.made) acquire: pairs with the release in `create`. Makes visible the words
+        // and the rings.
+        let magic = identity.magic.load(Ordering::Acquire);
+        // Relaxed, both: written before the magic and never again.
+        let version = identity.version.load(Ordering::Relaxed);
+        let slots = identity.slots.load(Ordering::Relaxed) as usize;
+        let fits = segment.memory.bytes().checked_sub(RINGS_AT);
+        if magic != MAGIC || version != ABI_VERSION || fits != Some(2 * ring_bytes(slots)) {
+            return Err(io::Errno::INVAL);
+        }
+        let find = |index| segment.ring_memory(index, slots).attach();
+        let (there, back) = (find(0).map_err(invalid)?, find(1).map_err(invalid)?);
+        Ok((segment, there, back))
+    }
+
+    fn ring_memory(self: &Arc<Self>, index: usize, slots: usize) -> RawMemory {
+        let bytes = ring_bytes(slots);
+        // SAFETY: both callers made sure that the rings lie inside the memory.
+        let start = unsafe { self.memory.start().add(RINGS_AT + index * bytes) };
+        // SAFETY: the owner keeps the mapping. The parent makes a ring here once, before the child
+        // has the memory, and takes one end of it; the child takes the other.
+        unsafe { RawMemory::from_raw(start, bytes, Arc::clone(self)) }
+    }
+
+    fn words(&self) -> &Words {
+        // SAFETY: the mapping is page-aligned and long enough, lives as long as `self`, and any
+        // bytes are valid words, which are atomics.
+        unsafe { self.memory.start().cast().as_ref() }
+    }
+
+    pub(crate) fn memory(&self) -> &Memory {
+        &self.memory
+    }
+
+    /// The bell that the child sleeps on.
+    pub(crate) fn child_bell(&self) -> &Doorbell {
+        &self.words().child_bell
+    }
+
+    pub(crate) fn command(&self) -> u32 {
+        // SYNC(process.command) acquire: pairs with the release in `set_command`. The command alone
+        // matters, and that what was handed over before it is seen.
+        self.words().parent.command.load(Ordering::Acquire)
+    }
+
+    /// For the parent. Ring the child's bell after it.
+    pub(crate) fn set_command(&self, command: u32) {
+        // SYNC(process.command) release: pairs with the acquire in `command`. Makes visible the
+        // messages that were handed over before.
+        self.words().parent.command.store(command, Ordering::Release);
+    }
+
+    /// For the child, before its kernel sees the message at `position`.
+    pub(crate) fn set_received(&self, position: u64) {
+        // SYNC(process.progress) release: pairs with the acquires in `progress`. Nothing else is
+        // published; that it is stored before the kernel runs matters, whenever the child dies.
+        self.words().child.received.store(position, Ordering::Release);
+    }
+
+    /// For the child, after the replies to these messages are in their ring.
+    pub(crate) fn set_progress(&self, processed: u64, demand: u64) {
+        let words = &self.words().child;
+        let ahead = demand.saturating_sub(processed).min(AHEAD_MASK);
+        // SYNC(process.progress) release: pairs with the acquires in `progress`. Makes visible, with
+        // the acknowledgement, the replies that came before it.
+        words.progress.store(processed << AHEAD_BITS | ahead, Ordering::Release);
+    }
+
+    /// For the child, last: something was published.
+    pub(crate) fn tell(&self) {
+        let news = &self.words().child.news;
+        // Relaxed read: the child's own word.
+        let next = news.load(Ordering::Relaxed).wrapping_add(1);
+        // SYNC(process.news) release: pairs with the acquire in `news`. Makes visible what it is
+        // news of.
+        news.store(next, Ordering::Release);
+    }
+
+    pub(crate) fn news(&self) -> u64 {
+        // SYNC(process.news) acquire: pairs with the release in `tell`.
+        self.words().child.news.load(Ordering::Acquire)
+    }
+
+    /// How far the child has come. Read before its replies, so that those which belong to it are
+    /// there.
+    pub(crate) fn progress(&self) -> Progress {
+        let words = &self.words().child;
+        // SYNC(process.progress) acquire: pairs with the releases in `set_progress`. Makes visible
+        // the replies made before.
+        let word = words.progress.load(Ordering::Acquire);
+        let processed = word >> AHEAD_BITS;
+        let demand = processed + (word & AHEAD_MASK);
+        // SYNC(process.progress) acquire: pairs with the release in `set_received`.
+        let received = words.received.load(Ordering::Acquire);
+        Progress { received, processed, demand }
+    }
+}
+
+fn ring_bytes(slots: usize) -> usize {
+    RawMemory::bytes_for::<Plain>(slots).next_multiple_of(dotcompute_abi::LINE_BYTES)
+}
+
+fn invalid(_: RawError) -> io::Errno {
+    io::Errno::INVAL
+}
+
+/// The bell that the parent sleeps on; one for all children that a kernel has in turn.
+#[derive(Debug)]
+pub(crate) struct ParentBell {
+    memory: Memory,
+}
+
+impl ParentBell {
+    pub(crate) fn create() -> io::Result<Self> {
+        Ok(Self { memory: Memory::create("dotcompute-bell", size_of::<Doorbell>())? })
+    }
+
+    pub(crate) fn attach(memory: Memory) -> io::Result<Self> {
+        match memory.bytes() >= size_of::<Doorbell>() {
+            true => Ok(Self { memory }),
+            false => Err(io::Errno::INVAL),
+        }
+    }
+
+    pub(crate) fn bell(&self) -> &Doorbell {
+        // SAFETY: the mapping is page-aligned and long enough, lives as long as `self`, and any
+        // bytes are a doorbell, which is made of atomics.
+        unsafe { self.memory.start().cast().as_ref() }
+    }
+
+    pub(crate) fn memory(&self) -> &Memory {
+        &self.memory
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn both_sides_see_the_same_segment() {
+        let (ours, there, back) = Segment::create(8).unwrap();
+        let file = ours.memory().file().try_clone_to_owned().unwrap();
+        let (theirs, there2, back2) = Segment::attach(Memory::map(file).unwrap()).unwrap();
+        let (mut to_child, mut in_child) = (there.producer(), there2.consumer());
+        let (mut from_child, mut to_parent) = (back.consumer(), back2.producer());
+        let slot = |token| dotcompute_abi::PlainSlot::new(token, b"x").unwrap();
+        to_child.try_push(slot(7)).unwrap();
+        assert_eq!(in_child.try_pop().unwrap().header.token, 7);
+        to_parent.try_push(slot(8)).unwrap();
+        assert_eq!(from_child.try_pop().unwrap().header.token, 8);
+        theirs.set_received(3);
+        theirs.set_progress(2, 5);
+        theirs.tell();
+        assert_eq!(ours.progress(), Progress { received: 3, processed: 2, demand: 5 });
+        assert_eq!(ours.news(), 1);
+        ours.set_command(STOP);
+        assert_eq!(theirs.command(), STOP);
+    }
+
+    #[test]
+    fn memory_that_is_no_segment_is_refused() {
+        for bytes in [1, 4096, RINGS_AT + 2 * ring_bytes(8)] {
+            assert!(Segment::attach(Memory::create("none", bytes).unwrap()).is_err(), "{bytes}");
+        }
+    }
+}

@@ -1,0 +1,132 @@
+//! Arrays and scalars of numpy out of messages.
+
+use dotcompute::wire::Decoder;
+use pyo3::exceptions::PyValueError;
+use pyo3::intern;
+use pyo3::prelude::*;
+use pyo3::types::{PyByteArray, PyBytes, PyTuple};
+
+use super::{Reader, Result};
+use crate::message::{keys, types};
+
+impl<'py, 'de> Reader<'py, 'de> {
+    /// An array: its data, or where it lies in this process.
+    pub(super) fn numbers(
+        &mut self,
+        decoder: &mut Decoder<'de>,
+        first: &'de str,
+        length: usize,
+    ) -> Result<Bound<'py, PyAny>> {
+        let py = self.py;
+        let (mut data, mut dtype, mut shape) = (None, None, None);
+        let mut is_scalar = false;
+        let mut reference = None;
+        let mut key = first;
+        for index in 0..length {
+            if index > 0 {
+                key = decoder.str()?;
+            }
+            match key {
+                keys::ARRAY | keys::ARRAY_FALLBACK_BYTES => data = Some(decoder.bytes()?),
+                keys::ARRAY_REFERENCE => reference = Some(decoder.str()?),
+                keys::ARRAY_DTYPE => dtype = Some(decoder.str()?),
+                keys::ARRAY_SHAPE => shape = Some(lengths(decoder)?),
+                keys::SCALAR => is_scalar = decoder.bool()?,
+                _ => decoder.skip()?,
+            }
+        }
+        let (Some(dtype), Some(shape)) = (dtype, shape) else {
+            let text = "an array without its dtype or its shape";
+            return Err(self.fail(decoder, PyValueError::new_err(text)));
+        };
+        if let Some(reference) = reference {
+            let found = py.import(intern!(py, "pydotcompute.ring_kernels.array_message")).and_then(
+                |module| {
+                    let arguments = (reference, dtype, PyTuple::new(py, &shape)?);
+                    module.call_method1(intern!(py, "_find_array"), arguments)
+                },
+            );
+            let found = self.py(decoder, found)?;
+            if !found.is_none() {
+                return Ok(found);
+            }
+        }
+        let Some(data) = data else {
+            let text = match reference {
+                Some(id) => format!(
+                    "the array {id} is not in this process (any more), and its data are not in the \
+                     message"
+                ),
+                None => "an array without its data".to_owned(),
+            };
+            return Err(self.fail(decoder, PyValueError::new_err(text)));
+        };
+        decoder.claim_memory::<u8>(256 + data.len())?;
+        let is_frozen = first == keys::ARRAY_FALLBACK;
+        let array = make_array(py, dtype, &shape, data, is_frozen, is_scalar);
+        self.py(decoder, array)
+    }
+}
+
+/// An array of numpy, with data of its own.
+fn make_array<'py>(
+    py: Python<'py>,
+    dtype: &str,
+    shape: &[u64],
+    data: &[u8],
+    is_frozen: bool,
+    is_scalar: bool,
+) -> PyResult<Bound<'py, PyAny>> {
+    let wrong = || {
+        PyValueError::new_err(format!(
+            "{} bytes are no array of {dtype} with shape {shape:?}",
+            data.len()
+        ))
+    };
+    // numpy itself takes any number for a character, and fails when the text is looked at.
+    let is_text = dtype.contains('U');
+    if is_text && !are_characters(data, dtype.starts_with('>')) {
+        return Err(PyValueError::new_err("an array of text with numbers that are no characters"));
+    }
+    let dtype = types::dtype(py, dtype)?;
+    let elements = shape.iter().try_fold(1u64, |product, &length| product.checked_mul(length));
+    let is_empty = shape.contains(&0);
+    let needed = elements.and_then(|elements| elements.checked_mul(dtype.item_bytes));
+    if shape.len() > 64 || (!is_empty && needed != Some(data.len() as u64)) {
+        return Err(wrong());
+    }
+    if is_empty {
+        // numpy makes no array of no bytes.
+        if !data.is_empty() {
+            return Err(wrong());
+        }
+        let zeros = py.import(intern!(py, "numpy"))?.getattr(intern!(py, "zeros"))?;
+        return zeros.call1((PyTuple::new(py, shape)?, &dtype.dtype));
+    }
+    let shape = PyTuple::new(py, shape)?;
+    let buffer = if is_frozen {
+        PyBytes::new(py, data).into_any()
+    } else {
+        PyByteArray::new(py, data).into_any()
+    };
+    let array = types::classes(py)?.array.bind(py).call1((shape, &dtype.dtype, buffer))?;
+    if is_scalar { array.get_item(PyTuple::empty(py)) } else { Ok(array) }
+}
+
+/// Whether numpy's text of four bytes each consists of code points.
+fn are_characters(data: &[u8], big_endian: bool) -> bool {
+    data.chunks_exact(4).all(|unit| {
+        let mut unit = [unit[0], unit[1], unit[2], unit[3]];
+        if big_endian {
+            unit.reverse();
+        }
+        u32::from_le_bytes(unit) <= char::MAX as u32
+    })
+}
+
+pub(super) fn lengths(decoder: &mut Decoder<'_>) -> Result<Vec<u64>> {
+    decoder.array(|decoder, length| {
+        decoder.claim_memory::<u64>(length)?;
+        (0..length).map(|_| decoder.integer("a length")).collect()
+    })
+}
