@@ -251,7 +251,7 @@ impl Hub {
             let Some(ready) = self.next() else { break };
             left -= 1;
             outcome = self.run(py, ready);
-            if left % CLOCK_EVERY == 0 && self.is_over(py) {
+            if left.is_multiple_of(CLOCK_EVERY) && self.is_over(py) {
                 break;
             }
         }
@@ -322,7 +322,7 @@ impl Hub {
                 self.raise_later(py, exit);
                 break;
             }
-            if helped % CLOCK_EVERY == 0 && self.is_over(py) {
+            if helped.is_multiple_of(CLOCK_EVERY) && self.is_over(py) {
                 // Relaxed: as above. No more help in this turn.
                 self.helped.store(HELPS, Ordering::Relaxed);
             }
