@@ -9,6 +9,8 @@ CARGO ?= cargo
 # How long the parts of check-deep run that could run for ever.
 FUZZ_SECONDS ?= 60
 CHAOS_SECONDS ?= 60
+# How many child processes the chaos test kills while a million messages flow.
+CHAOS_KILLS ?= 4000
 
 DEVELOP = .venv/bin/maturin develop --quiet --features pyo3/extension-module,conformance
 
@@ -86,6 +88,7 @@ portable: tools
 
 chaos: tools
 	CHAOS_SECONDS=$(CHAOS_SECONDS) $(CARGO) test --release -p dotcompute-conformance --test chaos
+	CHAOS_KILLS=$(CHAOS_KILLS) CHAOS_MESSAGES=1000000 $(CARGO) test --release -p dotcompute-process --test chaos
 
 # Device sources compiled and linked for every architecture by the code that ships, and their machine
 # code looked at. Takes NVIDIA's compilers (130 MB) into an environment of its own.

@@ -25,6 +25,7 @@ __all__ = [
     "MessageBase",
     "MessageQueueBase",
     "PageRankGraph",
+    "ProcessHost",
     "RecordLayout",
     "RecordMemory",
     "RingBuffer",
@@ -35,6 +36,7 @@ __all__ = [
     "_after_fork",
     "_close_all",
     "_join_threads",
+    "_launch_process",
     "decode_any_message",
     "decode_message",
     "encode_message",
@@ -502,6 +504,7 @@ class Actor:
         watchdog: float | None,
         input_type: type | None,
         output_type: type | None,
+        far_side: bool = False,
     ) -> None: ...
     def _launch_compiled(
         self,
@@ -621,6 +624,37 @@ class Runtime:
         self, kernel_id: str | None, take: bool
     ) -> list[tuple[str, Any, str, int, bool, float]]: ...
     def _replay(self, kernel_id: str | None) -> int: ...
+
+def _launch_process(
+    actor: Actor,
+    runtime: Runtime,
+    command: list[str],
+    args: bytes,
+    sink: Callable[[str, str, int, str, str], object],
+    *,
+    window: int,
+    capacity: int,
+    reply_capacity: int,
+    backpressure: str,
+    exact_priority: bool,
+    restart: Any,
+    watchdog: float | None,
+    input_type: type | None,
+    output_type: type | None,
+) -> None: ...
+
+@final
+class ProcessHost:
+    def __new__(cls) -> ProcessHost: ...
+    @property
+    def kernel_id(self) -> str: ...
+    @property
+    def args(self) -> bytes: ...
+    @property
+    def window(self) -> int: ...
+    def log(self, level: int, target: str, text: str) -> None: ...
+    def run(self, actor: Actor) -> str | None: ...
+    def end(self, fault: str | None) -> None: ...
 
 def _close_all() -> None: ...
 def _join_threads(timeout: float) -> None: ...

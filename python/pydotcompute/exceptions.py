@@ -139,9 +139,18 @@ class KernelFailedError(KernelStateError):
         self.cause = cause
         text = f"Cannot {operation}: kernel '{kernel_id}' failed"
         if cause is not None:
-            text += f" with {type(cause).__name__}: {cause}"
+            text += f" with {type(cause).__name__}{_text_of(cause)}"
         self.args = (text,)
         self.__cause__ = cause
+
+
+def _text_of(error: BaseException) -> str:
+    """Quote an exception of a user's class, whose text may be none, or an error itself."""
+    try:
+        text = str(error)
+    except Exception:
+        return ""
+    return f": {text}" if text else ""
 
 
 class KernelStoppedError(KernelStateError):

@@ -191,6 +191,19 @@ def test_a_failed_kernel_tells_its_cause():
     assert repr(pickle.loads(pickle.dumps(error)).__cause__) == repr(CAUSE)
 
 
+def test_a_failed_kernel_tells_of_a_cause_without_a_text():
+    class Mute(Exception):
+        def __str__(self):
+            raise RuntimeError("no text")
+
+    for cause in (Mute(), ValueError()):
+        error = e.KernelFailedError("k", cause, "receive message")
+        assert (
+            str(error) == f"Cannot receive message: kernel 'k' failed with {type(cause).__name__}"
+        )
+        assert error.__cause__ is cause
+
+
 def test_a_stopped_kernel_tells_what_was_asked_of_it():
     error = e.KernelStoppedError("k")
     assert str(error) == "Cannot receive message: kernel 'k' was stopped"

@@ -531,3 +531,16 @@ class Named:
     def __init__(self, name, priority):
         self.name = name
         self.priority = priority
+
+
+async def test_a_function_that_yields_is_an_error_and_not_a_kernel_that_ends():
+    def generator(ctx):
+        yield ctx.receive()
+
+    async def async_generator(ctx):
+        yield await ctx.receive()
+
+    for function in (generator, async_generator):
+        async with managed_kernel("k", function) as kernel:
+            with pytest.raises(KernelFailedError, match="must not yield"):
+                await kernel.receive(timeout=10)

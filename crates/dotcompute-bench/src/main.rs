@@ -11,16 +11,19 @@ mod load;
 mod memory;
 mod os;
 mod ours;
+mod page;
 mod peers;
 mod report;
 
+use std::fmt;
 use std::fs;
 use std::io::{self, Write};
-use std::path::PathBuf;
-use std::process::ExitCode;
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitCode};
 
 use clap::error::ErrorKind;
 use clap::{CommandFactory, Parser};
+use serde_json::Value;
 
 use crate::groups::{GROUPS, ROWS};
 use crate::harness::{Effort, Row, Wrong, measure};
@@ -38,6 +41,8 @@ Examples:
   dotcompute-bench --only ring,ask          two groups
   dotcompute-bench --only mailbox.books     one row
   dotcompute-bench --json figures.json      also write the figures to a file
+  dotcompute-bench --report target/report --python .venv/bin/python
+                                            a page with plots, of Rust and Python
   dotcompute-bench --list                   what there is
 
 Exit status: 0 whatever the figures; 1 if a result was wrong or a file could not be written;
@@ -59,6 +64,14 @@ struct Arguments {
     /// Write the table to a file as Markdown, too.
     #[arg(long, value_name = "FILE")]
     markdown: Option<PathBuf>,
+    /// Write a folder with report.json and index.html, a page with plots that needs nothing beside
+    /// itself. Takes curves over sizes, too.
+    #[arg(long, value_name = "DIR")]
+    report: Option<PathBuf>,
+    /// With --report: the rows of `PYTHON -m pydotcompute.bench`, too; beside the released
+    /// PyDotCompute where its environment was made (by --peer of that program).
+    #[arg(long, value_name = "PYTHON", requires = "report")]
+    python: Option<PathBuf>,
     /// List groups and rows, measure nothing.
     #[arg(long)]
     list: bool,
@@ -117,13 +130,52 @@ fn bench(arguments: &Arguments) -> Result<(), Wrong> {
     if let Some(path) = &arguments.markdown {
         write(path, report::markdown(&environment, &lines, &skipped))?;
     }
+    let curves = match &arguments.report {
+        Some(_) if rows.iter().any(|row| row.group() == "pagerank") => {
+            eprintln!("[curves] pagerank over sizes");
+            vec![ours::pagerank::sizes(arguments.quick, peers::memory::of)?]
+        }
+        _ => Vec::new(),
+    };
+    let report =
+        Report { environment: &environment, load_average_after, rows: &lines, curves, skipped };
+    let mut json = serde_json::to_value(&report).map_err(Wrong::new)?;
+    let pretty = |json: &Value| serde_json::to_string_pretty(json).map(|text| text + "\n");
     if let Some(path) = &arguments.json {
-        let report =
-            Report { environment: &environment, load_average_after, rows: &lines, skipped };
-        let json = serde_json::to_string_pretty(&report).map_err(Wrong::new)?;
-        write(path, json + "\n")?;
+        write(path, pretty(&json).map_err(Wrong::new)?)?;
+    }
+    if let Some(folder) = &arguments.report {
+        fs::create_dir_all(folder)
+            .map_err(|error| Wrong::new(format_args!("{}: {error}", folder.display())))?;
+        if let Some(python) = &arguments.python {
+            json["python"] = python_rows(python, arguments.quick, &folder.join("python.json"))?;
+        }
+        write(&folder.join("report.json"), pretty(&json).map_err(Wrong::new)?)?;
+        let parts = page::parts(&report, &environment.text(), json.get("python"))?;
+        let page = folder.join("index.html");
+        write(&page, page::html(&parts))?;
+        say(&format!("report: {}\n", page.display()))?;
     }
     Ok(())
+}
+
+/// The rows of the Python package, measured by itself.
+fn python_rows(python: &Path, quick: bool, file: &Path) -> Result<Value, Wrong> {
+    let mut command = Command::new(python);
+    command.args(["-m", "pydotcompute.bench", "--json"]).arg(file);
+    if quick {
+        command.arg("--quick");
+    }
+    let failed = |error: &dyn fmt::Display| {
+        Wrong::new(format_args!("{} -m pydotcompute.bench: {error}", python.display()))
+    };
+    let status = command.status().map_err(|error| failed(&error))?;
+    // 1 says that a row of its own failed, which the rows say, too.
+    if !status.success() && status.code() != Some(1) {
+        return Err(failed(&status));
+    }
+    let text = fs::read_to_string(file).map_err(|error| failed(&error))?;
+    serde_json::from_str(&text).map_err(|error| failed(&error))
 }
 
 /// The rows of the groups and ids given, all if none; ends the program if one is unknown.

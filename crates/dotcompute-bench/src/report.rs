@@ -10,6 +10,7 @@ use serde::Serialize;
 
 use crate::harness::{Better, Measured, Row};
 use crate::os;
+use crate::page::Curve;
 
 /// Where and when the figures were taken.
 #[derive(Debug, Serialize)]
@@ -264,6 +265,7 @@ pub(crate) struct Report<'a> {
     pub(crate) environment: &'a Environment,
     pub(crate) load_average_after: String,
     pub(crate) rows: &'a [Line],
+    pub(crate) curves: Vec<Curve>,
     /// Rows that this machine cannot run, each with the reason.
     pub(crate) skipped: Vec<String>,
 }

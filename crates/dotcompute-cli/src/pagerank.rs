@@ -50,7 +50,7 @@ pub(crate) struct Arguments {
     #[arg(long, default_value_t = Query::default().damping, allow_negative_numbers = true)]
     damping: f64,
 
-    /// Change of a turn, summed over all nodes, below which the ranks are final
+    /// Change of a turn, summed over all nodes, below which the ranks are final; 0: take all turns
     #[arg(long, default_value_t = Query::default().tolerance, allow_negative_numbers = true)]
     tolerance: f64,
 
@@ -178,7 +178,11 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode, Failure> {
             graph.links(),
             outcome.iterations,
             outcome.change,
-            if outcome.converged { "" } else { ": NOT SETTLED, see --max-iterations" },
+            if outcome.converged || arguments.tolerance == 0.0 {
+                ""
+            } else {
+                ": NOT SETTLED, see --max-iterations"
+            },
         );
         let _ = writeln!(
             text,

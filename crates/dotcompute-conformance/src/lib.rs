@@ -43,6 +43,8 @@ pub mod lifecycle;
 #[allow(missing_docs, reason = "the name of a promise is its documentation")]
 pub mod pipelines;
 #[allow(missing_docs, reason = "the name of a promise is its documentation")]
+pub mod pools;
+#[allow(missing_docs, reason = "the name of a promise is its documentation")]
 pub mod restarts;
 #[allow(missing_docs, reason = "the name of a promise is its documentation")]
 pub mod telemetry;

@@ -170,6 +170,17 @@ macro_rules! conformance_suite {
                 kernels_are_connected_by_name_if_their_types_agree
                 what_cannot_be_connected_is_refused_and_changes_nothing
             }
+            pools {
+                a_pool_takes_turns_and_its_replies_come_out_in_one_place
+                a_worker_without_room_is_passed_over_while_another_has_room
+                a_key_goes_to_one_worker_and_its_messages_keep_their_order
+                a_pool_is_asked_as_one_kernel
+                a_worker_that_failed_is_passed_over_and_the_pool_goes_on
+                a_key_whose_worker_failed_is_refused_and_all_others_go_on
+                a_worker_that_restarts_keeps_its_messages_and_their_order
+                a_pool_ends_as_one_and_frees_its_names
+                the_replies_of_a_pool_go_to_the_kernel_that_it_is_connected_to
+            }
             telemetry {
                 counts_are_exact
                 times_are_taken_for_the_first_message_and_every_64th
@@ -244,6 +255,7 @@ mod tests {
             ("termination", include_str!("termination.rs")),
             ("dead_letters", include_str!("dead_letters.rs")),
             ("pipelines", include_str!("pipelines.rs")),
+            ("pools", include_str!("pools.rs")),
             ("telemetry", include_str!("telemetry.rs")),
         ];
         for (module, source) in modules {

@@ -135,11 +135,12 @@ impl<R> Asks<R> {
         }
     }
 
-    /// Registers an ask under the id of its message, before the message is sent.
-    pub(crate) fn register(&mut self, id: MessageId) -> AskToken {
+    /// Registers an ask under the id of its message, before the message is sent, and perhaps whom to
+    /// wake when it ends.
+    pub(crate) fn register(&mut self, id: MessageId, waker: Option<&Waker>) -> AskToken {
         let state = match &self.closed {
             Some(failure) => State::Ended(Err(failure.clone())),
-            None => State::Waiting(Asker::Task(None)),
+            None => State::Waiting(Asker::Task(waker.cloned())),
         };
         self.enter(id, state)
     }
@@ -522,7 +523,7 @@ mod tests {
     #[test]
     fn a_reply_goes_to_the_ask_that_its_correlation_names_in_any_order() {
         let mut asks = asks();
-        let (a, b) = (asks.register(id(1)), asks.register(id(2)));
+        let (a, b) = (asks.register(id(1), None), asks.register(id(2), None));
         receive(&mut asks, &[a, b]);
         assert!(matches!(asks.route(None, reply(10, Some(2), 22)), Routed::Answered(_)));
         assert!(matches!(asks.route(None, reply(11, Some(1), 11)), Routed::Answered(_)));
@@ -533,7 +534,7 @@ mod tests {
     #[test]
     fn an_echo_goes_to_the_ask_of_the_same_id() {
         let mut asks = asks();
-        let (a, b) = (asks.register(id(1)), asks.register(id(2)));
+        let (a, b) = (asks.register(id(1), None), asks.register(id(2), None));
         receive(&mut asks, &[a, b]);
         assert!(matches!(asks.route(None, reply(2, None, 22)), Routed::Answered(_)));
         assert_eq!(result(&mut asks, b), Some(22));
@@ -543,7 +544,8 @@ mod tests {
     #[test]
     fn a_reply_without_a_name_goes_to_the_oldest_ask_received_and_then_to_the_output() {
         let mut asks = asks();
-        let (a, b, c) = (asks.register(id(1)), asks.register(id(2)), asks.register(id(3)));
+        let (a, b, c) =
+            (asks.register(id(1), None), asks.register(id(2), None), asks.register(id(3), None));
         receive(&mut asks, &[b, a]);
         for (n, token) in [(22, b), (11, a)] {
             assert!(matches!(asks.route(None, reply(99, None, n)), Routed::Answered(_)));
@@ -556,7 +558,7 @@ mod tests {
     #[test]
     fn a_reply_to_a_message_that_was_only_sent_never_takes_another_ask() {
         let mut asks = asks();
-        let a = asks.register(id(1));
+        let a = asks.register(id(1), None);
         receive(&mut asks, &[a]);
         let hand = Some((id(7), None));
         assert!(matches!(asks.route(hand, reply(20, Some(7), 0)), Routed::Output(_)));
@@ -568,7 +570,7 @@ mod tests {
     #[test]
     fn a_reply_to_an_ended_ask_is_late_by_hand_by_name_and_by_echo() {
         let mut asks = asks();
-        let a = asks.register(id(1));
+        let a = asks.register(id(1), None);
         receive(&mut asks, &[a]);
         assert!(asks.cancel(a).is_none());
         let hand = Some((id(1), Some(a)));
@@ -577,7 +579,7 @@ mod tests {
         assert!(matches!(asks.route(None, reply(1, None, 0)), Routed::Late(_)));
         assert!(matches!(asks.received(a), Received::Ended), "a cancelled ask is skipped");
         // Its place is taken by another ask, which the old token does not reach.
-        let b = asks.register(id(2));
+        let b = asks.register(id(2), None);
         assert_eq!(b.index, a.index);
         assert!(matches!(asks.route(hand, reply(20, Some(1), 0)), Routed::Late(_)));
         assert_eq!(result(&mut asks, b), None);
@@ -586,7 +588,7 @@ mod tests {
     #[test]
     fn a_second_reply_to_an_answered_ask_is_late() {
         let mut asks = asks();
-        let a = asks.register(id(1));
+        let a = asks.register(id(1), None);
         let hand = Some((id(1), Some(a)));
         assert!(matches!(asks.route(hand, reply(20, Some(1), 1)), Routed::Answered(_)));
         assert!(matches!(asks.route(hand, reply(21, Some(1), 2)), Routed::Late(_)));
@@ -596,7 +598,7 @@ mod tests {
     #[test]
     fn a_reply_that_came_before_the_cancel_is_handed_back() {
         let mut asks = asks();
-        let a = asks.register(id(1));
+        let a = asks.register(id(1), None);
         assert!(matches!(asks.route(None, reply(20, Some(1), 5)), Routed::Answered(_)));
         assert_eq!(asks.cancel(a).map(|reply| reply.message), Some(5));
     }
@@ -604,9 +606,9 @@ mod tests {
     #[test]
     fn close_fails_every_ask_now_and_later() {
         let mut asks = asks();
-        let a = asks.register(id(1));
+        let a = asks.register(id(1), None);
         assert!(matches!(asks.close(AskFailure::Stopped)[..], [Tell::Nobody]));
-        let b = asks.register(id(2));
+        let b = asks.register(id(2), None);
         for token in [a, b] {
             assert!(matches!(
                 asks.poll(token, Waker::noop(), &mut None),
@@ -618,7 +620,7 @@ mod tests {
     #[test]
     fn after_a_restart_only_a_named_reply_reaches_an_old_ask() {
         let mut asks = asks();
-        let a = asks.register(id(1));
+        let a = asks.register(id(1), None);
         receive(&mut asks, &[a]);
         asks.forget_received();
         assert!(matches!(asks.route(None, reply(20, None, 0)), Routed::Output(_)));
@@ -630,7 +632,7 @@ mod tests {
     fn places_are_used_again() {
         let mut asks = asks();
         for n in 0..100 {
-            let token = asks.register(id(n));
+            let token = asks.register(id(n), None);
             assert!(asks.cancel(token).is_none());
         }
         assert_eq!(asks.entries.len(), 1);

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::task::{Context as TaskContext, Poll};
 use std::time::{Duration, Instant};
 
-use dotcompute_mailbox::{Inbox, Outcome, clock, wait};
+use dotcompute_mailbox::{Inbox, Outcome, Times, clock, wait};
 
 use crate::dead_letter::DeadLetterReason;
 use crate::error::{KernelId, LookupError, ReceiveError, Stopped};
@@ -84,8 +84,17 @@ impl<M: Message, R: Message> Context<M, R> {
     /// A message is delivered exactly when the future is ready; nothing is lost before.
     #[inline]
     pub async fn receive(&mut self) -> Result<&M, Stopped> {
-        std::future::poll_fn(|cx| self.poll_receive(cx)).await?;
+        self.next().await?;
         Ok(self.message())
+    }
+
+    /// [`receive`](Self::receive) without a look at the message.
+    #[inline]
+    pub(crate) async fn next(&mut self) -> Result<(), Stopped> {
+        match self.advance() {
+            true => Ok(()),
+            false => std::future::poll_fn(|cx| self.poll_receive(cx)).await,
+        }
     }
 
     /// [`receive`](Self::receive) that gives up after `timeout`. The message before is settled in
@@ -370,6 +379,34 @@ impl<M: Message, R: Message> Context<M, R> {
         }
     }
 
+    /// Receives the next message if there is nothing else to do: no lock to take, no time to note, no
+    /// destructor to run, nobody's turn, nobody who asked. So it is most of the time while messages
+    /// wait. If false, [`poll_receive`](Self::poll_receive) does the rest.
+    #[inline(always)]
+    fn advance(&mut self) -> bool {
+        if std::mem::needs_drop::<M>()
+            || self.budget == 0
+            || self.inbox.has_times()
+            || !self.inbox.advance()
+        {
+            return false;
+        }
+        self.taken = None;
+        self.budget -= 1;
+        self.inbox.current().is_none_or(|envelope| envelope.ask.is_none()) || self.is_wanted()
+    }
+
+    /// Whether the message that was just delivered is still wanted; if not, it is settled.
+    fn is_wanted(&mut self) -> bool {
+        let asked = self.inbox.current().and_then(|envelope| envelope.ask);
+        let is_wanted = asked.is_none_or(|token| self.cell.ask_received(token));
+        if !is_wanted {
+            // Nobody waits for it any more.
+            drop(self.inbox.settle(Outcome::Expired));
+        }
+        is_wanted
+    }
+
     /// [`receive`](Self::receive) in poll form, for executors that wait in a way of their own:
     /// settles what is in hand and delivers the next message that is still wanted, which
     /// [`envelope`](Self::envelope) then shows. The last waker given is the one that is woken.
@@ -394,23 +431,24 @@ impl<M: Message, R: Message> Context<M, R> {
                 Poll::Ready(Ok(())) => {}
             }
             self.budget = self.budget.saturating_sub(1);
-            let asked = self.inbox.current().and_then(|envelope| envelope.ask);
-            if asked.is_none_or(|token| self.cell.ask_received(token)) {
-                break;
+            if self.is_wanted() {
+                return Poll::Ready(Ok(()));
             }
-            // Nobody waits for it any more.
-            drop(self.inbox.settle(Outcome::Expired));
         }
-        Poll::Ready(Ok(()))
     }
 
     /// Lets others of the executor run, once in a while. The message in hand is done with, also
     /// while they have their turn.
     #[inline]
     fn poll_turn(&mut self, cx: &mut TaskContext<'_>) -> Poll<()> {
-        if self.budget > 0 {
-            return Poll::Ready(());
+        match self.budget {
+            0 => self.end_turn(cx),
+            _ => Poll::Ready(()),
         }
+    }
+
+    #[cold]
+    fn end_turn(&mut self, cx: &mut TaskContext<'_>) -> Poll<()> {
         self.budget = BUDGET;
         self.settle_sample();
         self.note_in_hand();
@@ -435,9 +473,14 @@ impl<M: Message, R: Message> Context<M, R> {
     #[inline]
     fn settle_sample(&mut self) {
         if let Some(times) = self.inbox.take_times() {
-            let handler_ns = clock::now_ns().saturating_sub(times.delivered_ns);
-            self.cell.telemetry.record(times.queued_ns, handler_ns);
+            self.record(times);
         }
+    }
+
+    #[cold]
+    fn record(&self, times: Times) {
+        let handler_ns = clock::now_ns().saturating_sub(times.delivered_ns);
+        self.cell.telemetry.record(times.queued_ns, handler_ns);
     }
 }
 

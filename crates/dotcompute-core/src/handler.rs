@@ -161,7 +161,7 @@ pub(crate) async fn run<H: Handler>(
     let mut out =
         HandlerContext { message: MessageId::from_u128(0), delivery_count: 1, emitted: Vec::new() };
     loop {
-        if std::future::poll_fn(|cx| context.poll_receive(cx)).await.is_err() {
+        if context.next().await.is_err() {
             return Ok(());
         }
         let Some(envelope) = context.envelope() else { continue };

@@ -7,7 +7,7 @@ use std::fmt;
 use std::sync::{Arc, Mutex, Weak};
 use std::task::Waker;
 
-use dotcompute_mailbox::sync::{AtomicU32, AtomicU64, Ordering, lock};
+use dotcompute_mailbox::sync::{AtomicU32, AtomicU64, Lock, Ordering, lock};
 use dotcompute_mailbox::{Backpressure, Books, Mailbox, STAMP_EVERY};
 
 use crate::ask::Asks;
@@ -46,11 +46,13 @@ pub(crate) struct Cell<M, R> {
     pub(crate) options: Options,
     pub(crate) executor: &'static str,
     pub(crate) replies: Arc<Mailbox<Envelope<R>>>,
-    asks: Mutex<Asks<R>>,
+    asks: Lock<Asks<R>>,
     /// Where its replies go instead of `replies`, while it is connected.
     link: Mutex<Option<Arc<Link<R>>>>,
     /// Replies that went there.
     forwarded: AtomicU64,
+    /// Whose `replies` are, if it is a worker of a pool.
+    output: Option<Arc<Output<R>>>,
     lifecycle: Mutex<Lifecycle>,
     /// The task that runs the body, to be woken by a kill.
     runner: Mutex<Option<Waker>>,
@@ -74,13 +76,53 @@ fn mailbox<M: Message>(
     }
 }
 
+fn replies<R: Message>(options: &Options) -> Arc<Mailbox<Envelope<R>>> {
+    mailbox(options.reply_capacity, options.reply_backpressure, STAMP_EVERY, options.exact_priority)
+}
+
+/// The output that the workers of a pool share.
+pub(crate) struct Output<R> {
+    pub(crate) replies: Arc<Mailbox<Envelope<R>>>,
+    forwarded: AtomicU64,
+    /// Workers that have not ended.
+    workers: AtomicU64,
+}
+
+impl<R: Message> Output<R> {
+    pub(crate) fn new(options: &Options) -> Arc<Self> {
+        Arc::new(Self {
+            replies: replies(options),
+            forwarded: AtomicU64::new(0),
+            workers: AtomicU64::new(0),
+        })
+    }
+
+    fn join(&self) -> Arc<Mailbox<Envelope<R>>> {
+        // Relaxed: a count; the pool is not shared before all its workers are in it.
+        self.workers.fetch_add(1, Ordering::Relaxed);
+        Arc::clone(&self.replies)
+    }
+
+    pub(crate) fn books(&self) -> Books {
+        // Relaxed: a count.
+        with_forwarded(self.replies.books(), self.forwarded.load(Ordering::Relaxed))
+    }
+}
+
+fn with_forwarded(mut books: Books, forwarded: u64) -> Books {
+    books.accepted += forwarded;
+    books.forwarded += forwarded;
+    books
+}
+
 impl<M: Message, R: Message> Cell<M, R> {
     pub(crate) fn new(
         id: KernelId,
-        options: Options,
+        mut options: Options,
         executor: &'static str,
         runtime: &Arc<Shared>,
     ) -> Arc<Self> {
+        let output = options.output.take().and_then(|output| output.downcast::<Output<R>>().ok());
         Arc::new(Self {
             mailbox: mailbox(
                 options.capacity,
@@ -88,16 +130,15 @@ impl<M: Message, R: Message> Cell<M, R> {
                 options.sample_every,
                 options.exact_priority,
             ),
-            replies: mailbox(
-                options.reply_capacity,
-                options.reply_backpressure,
-                STAMP_EVERY,
-                options.exact_priority,
-            ),
+            replies: match &output {
+                Some(output) => output.join(),
+                None => replies(&options),
+            },
+            output,
             id,
             options,
             executor,
-            asks: Mutex::new(Asks::new()),
+            asks: Lock::new(Asks::new()),
             link: Mutex::new(None),
             forwarded: AtomicU64::new(0),
             lifecycle: Mutex::new(Lifecycle::new()),
@@ -112,11 +153,28 @@ impl<M: Message, R: Message> Cell<M, R> {
 
     fn reply_books(&self) -> Books {
         // Relaxed: a count.
-        let forwarded = self.forwarded.load(Ordering::Relaxed);
-        let mut books = self.replies.books();
-        books.accepted += forwarded;
-        books.forwarded += forwarded;
-        books
+        let own = || with_forwarded(self.replies.books(), self.forwarded.load(Ordering::Relaxed));
+        self.output.as_ref().map_or_else(own, |output| output.books())
+    }
+
+    /// Where replies that were forwarded are counted.
+    fn forwarded(&self) -> &AtomicU64 {
+        self.output.as_ref().map_or(&self.forwarded, |output| &output.forwarded)
+    }
+
+    /// The kernel has ended, and with it its part of an output that others share.
+    fn leave_output(&self) {
+        if let Some(output) = &self.output {
+            // SYNC(output.workers) release: pairs with the acquire below. Whoever finds nobody left
+            // finds all their replies in the output.
+            output.workers.fetch_sub(1, Ordering::Release);
+        }
+    }
+
+    /// Whether no kernel is left whose replies go to the output.
+    fn output_has_ended(&self) -> bool {
+        // SYNC(output.workers) acquire: pairs with the above.
+        self.output.as_ref().is_none_or(|output| output.workers.load(Ordering::Acquire) == 0)
     }
 
     fn snapshot(&self) -> KernelTelemetry {

@@ -83,6 +83,8 @@ pub(crate) struct Lifecycle {
     pub(crate) fault: Option<Fault>,
     /// The runner has let go of the body and of all resources.
     pub(crate) ended: bool,
+    /// It has begun to end: what it shares with others it has left.
+    pub(crate) finished: bool,
     /// Ended before its body could be stopped: its executor still holds it.
     pub(crate) abandoned: bool,
     /// The body was dropped at the deadline.
@@ -106,6 +108,7 @@ impl Lifecycle {
             stop: None,
             fault: None,
             ended: false,
+            finished: false,
             abandoned: false,
             cancelled: false,
             remove_when_ended: false,

@@ -1,5 +1,7 @@
 //! What can be said about a kernel at launch.
 
+use std::any::Any;
+use std::sync::Arc;
 use std::time::Duration;
 
 use dotcompute_mailbox::Backpressure;
@@ -74,6 +76,8 @@ pub(crate) struct Options {
     pub(crate) restart: Restart,
     pub(crate) watchdog: Option<Duration>,
     pub(crate) sample_every: u64,
+    /// The output of the pool that it is a worker of.
+    pub(crate) output: Option<Arc<dyn Any + Send + Sync>>,
     /// Replies that nobody has read when it is terminated can still be read.
     pub(crate) keep_replies: bool,
     pub(crate) exact_priority: bool,
@@ -89,6 +93,7 @@ impl Default for Options {
             restart: Restart::default(),
             watchdog: Some(Duration::from_secs(30)),
             sample_every: dotcompute_mailbox::STAMP_EVERY,
+            output: None,
             keep_replies: false,
             exact_priority: false,
         }

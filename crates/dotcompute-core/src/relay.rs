@@ -7,9 +7,9 @@
 
 use std::any::{Any, type_name};
 use std::fmt;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
-use dotcompute_mailbox::sync::lock;
+use dotcompute_mailbox::sync::Lock;
 
 use crate::ask::{AskFailure, Asks, Tell};
 use crate::dead_letter::DeadLetterReason;
@@ -19,11 +19,11 @@ use crate::message::{AskToken, Envelope, Message};
 use crate::pipeline::Key;
 
 /// Asks that wait for replies of type `R` from wherever they come.
-pub(crate) struct Home<R>(pub(crate) Mutex<Asks<R>>);
+pub(crate) struct Home<R>(pub(crate) Lock<Asks<R>>);
 
 impl<R> Home<R> {
     pub(crate) fn new() -> Arc<Self> {
-        Arc::new(Self(Mutex::new(Asks::new())))
+        Arc::new(Self(Lock::new(Asks::new())))
     }
 }
 
@@ -43,7 +43,7 @@ trait AnyHome: Send + Sync {
 
 impl<R: Message> AnyHome for Home<R> {
     fn waits(&self, token: AskToken) -> bool {
-        lock(&self.0).waits(token)
+        self.0.lock().waits(token)
     }
 
     fn answer(
@@ -56,7 +56,7 @@ impl<R: Message> AnyHome for Home<R> {
             self.fail(token, AskFailure::WrongType(found));
             return Some(DeadLetterReason::WrongType);
         };
-        let answered = lock(&self.0).answer_here(token, reply.take()?);
+        let answered = self.0.lock().answer_here(token, reply.take()?);
         match answered {
             Ok(tell) => {
                 tell_all([tell], None);
@@ -70,7 +70,7 @@ impl<R: Message> AnyHome for Home<R> {
     }
 
     fn fail(&self, token: AskToken, failure: AskFailure) {
-        let tell = lock(&self.0).fail(token, failure);
+        let tell = self.0.lock().fail(token, failure);
         tell_all([tell], None);
     }
 }

@@ -21,6 +21,7 @@ use crate::lifecycle::KernelState;
 use crate::message::Message;
 use crate::options::{Options, Restart};
 use crate::pipeline::Pipelines;
+use crate::pool::{Pool, PoolBuilder};
 use crate::supervision::{BodyFuture, TellWhenDropped, supervise};
 use crate::telemetry::{self, KernelTelemetry};
 use crate::terminate::{self, Termination};
@@ -39,11 +40,33 @@ pub(crate) struct Shared {
 #[derive(Default)]
 struct Kernels {
     by_id: HashMap<KernelId, Arc<dyn AnyCell>>,
+    pools: HashMap<KernelId, PoolEntry>,
     shutting_down: bool,
     monitored: bool,
 }
 
+/// A pool, as its runtime has it.
+pub(crate) struct PoolEntry {
+    pub(crate) types: String,
+    pub(crate) state: fn(&(dyn Any + Send + Sync)) -> KernelState,
+    pub(crate) pool: Arc<dyn Any + Send + Sync>,
+}
+
 impl Shared {
+    /// Adds a pool under its name.
+    pub(crate) fn add_pool(&self, id: KernelId, entry: PoolEntry) -> Result<(), LaunchError> {
+        let mut kernels = lock(&self.kernels);
+        kernels.free(&id)?;
+        kernels.pools.insert(id, entry);
+        Ok(())
+    }
+
+    /// Frees the name of a pool.
+    pub(crate) fn remove_pool(&self, id: &KernelId) {
+        let removed = lock(&self.kernels).pools.remove(id);
+        drop(removed);
+    }
+
     /// Takes `cell` out of the registry, unless its name belongs to another kernel by now.
     pub(crate) fn remove(&self, cell: &dyn AnyCell) {
         let mut kernels = lock(&self.kernels);
@@ -57,6 +80,21 @@ impl Shared {
 
     fn all(&self) -> Vec<Arc<dyn AnyCell>> {
         lock(&self.kernels).by_id.values().cloned().collect()
+    }
+}
+
+impl Kernels {
+    /// Whether something new may have this name.
+    fn free(&self, id: &KernelId) -> Result<(), LaunchError> {
+        if self.shutting_down {
+            return Err(LaunchError::ShuttingDown { kernel: id.clone() });
+        }
+        let kernel = self.by_id.get(id).map(|known| known.state());
+        let state = kernel.or_else(|| self.pools.get(id).map(|known| (known.state)(&*known.pool)));
+        match state {
+            Some(state) => Err(LaunchError::AlreadyExists { kernel: id.clone(), state }),
+            None => Ok(()),
+        }
     }
 }
 
@@ -178,6 +216,10 @@ impl Runtime {
         Self { shared }
     }
 
+    pub(crate) fn shared(&self) -> &Arc<Shared> {
+        &self.shared
+    }
+
     /// Its name.
     pub fn name(&self) -> &str {
         &self.shared.name
@@ -214,6 +256,23 @@ impl Runtime {
                 found,
             }),
         }
+    }
+
+    /// The pool of this name that takes `M` and replies with `R`.
+    ///
+    /// # Errors
+    ///
+    /// If there is none, or it works on other types: the error names both.
+    pub fn pool<M: Message, R: Message>(&self, name: &str) -> Result<Pool<M, R>, LookupError> {
+        let kernels = lock(&self.shared.kernels);
+        let Some(entry) = kernels.pools.get(name) else {
+            return Err(LookupError::NotFound { kernel: name.into() });
+        };
+        Pool::from_any(Arc::clone(&entry.pool)).ok_or_else(|| LookupError::WrongType {
+            kernel: name.into(),
+            expected: types::<M, R>(),
+            found: entry.types.clone(),
+        })
     }
 
     /// The address of the kernel of this name that takes `M`, whatever it replies with.
@@ -345,11 +404,12 @@ impl Runtime {
     ///
     /// The request stands; only the deadline is then no longer enforced.
     pub async fn shutdown(&self, within: Duration) -> Vec<(KernelId, Termination)> {
-        let cells: Vec<_> = {
+        let (cells, pools): (Vec<_>, _) = {
             let mut kernels = lock(&self.shared.kernels);
             kernels.shutting_down = true;
-            kernels.by_id.values().cloned().collect()
+            (kernels.by_id.values().cloned().collect(), std::mem::take(&mut kernels.pools))
         };
+        drop(pools);
         for cell in &cells {
             cell.request_stop(false);
             cell.remove_when_ended();
@@ -393,12 +453,7 @@ impl Runtime {
         cell.change(|lifecycle| lifecycle.launched());
         {
             let mut kernels = lock(&self.shared.kernels);
-            if kernels.shutting_down {
-                return Err(LaunchError::ShuttingDown { kernel: id });
-            }
-            if let Some(known) = kernels.by_id.get(&id) {
-                return Err(LaunchError::AlreadyExists { kernel: id, state: known.state() });
-            }
+            kernels.free(&id)?;
             kernels.by_id.insert(id.clone(), cell.clone());
             if watched && !kernels.monitored {
                 kernels.monitored = true;
@@ -442,10 +497,24 @@ enum BodyKind {
 /// A kernel being described; [`launch`](Self::launch) makes it.
 #[must_use = "a kernel exists once it is launched"]
 pub struct KernelBuilder<'a> {
-    runtime: &'a Runtime,
-    id: KernelId,
+    pub(crate) runtime: &'a Runtime,
+    pub(crate) id: KernelId,
     executor: String,
-    options: Options,
+    pub(crate) options: Options,
+}
+
+impl<'a> KernelBuilder<'a> {
+    /// Describes a pool of so many kernels of this kind, 1 or more, behind this name: see [`Pool`].
+    pub fn pool(self, workers: usize) -> PoolBuilder<'a> {
+        PoolBuilder { kernel: self, workers }
+    }
+
+    /// The same for a worker of a pool with that output.
+    pub(crate) fn worker(&self, name: String, output: Arc<dyn Any + Send + Sync>) -> Self {
+        let options = Options { output: Some(output), ..self.options.clone() };
+        let executor = self.executor.clone();
+        Self { runtime: self.runtime, id: name.into(), executor, options }
+    }
 }
 
 impl KernelBuilder<'_> {

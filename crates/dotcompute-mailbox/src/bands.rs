@@ -164,6 +164,12 @@ impl<T> Bands<T> {
         self.lent() > 0
     }
 
+    /// Whether there is a window, and not of this band.
+    #[inline(always)]
+    pub(crate) fn is_beside_window(&self, band: Band) -> bool {
+        band != self.window.band && self.is_lent()
+    }
+
     /// Whether a message of `band` must not wait until the inbox has read its window.
     #[inline]
     pub(crate) fn precedes_window(&self, band: Band) -> bool {
@@ -178,7 +184,7 @@ impl<T> Bands<T> {
     }
 
     /// Queues a message. `stamp` is the time of admission, or 0.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn push(&mut self, band: Band, value: T, stamp: u64) {
         let slot = match self.free.pop_front() {
             Some(slot) => slot,
@@ -230,8 +236,8 @@ impl<T> Bands<T> {
     /// Notes the time if `band` is empty and so begins to wait now.
     #[inline]
     fn begin_wait(&mut self, band: Band) {
-        let served_now = self.is_lent() && band == self.window.band;
-        if self.queues[band as usize].slots.is_empty() && !served_now {
+        let is_served_now = || self.is_lent() && band == self.window.band;
+        if self.queues[band as usize].slots.is_empty() && !is_served_now() {
             self.queues[band as usize].served = self.deliveries;
         }
     }
@@ -456,8 +462,8 @@ impl<T> Drop for Bands<T> {
 
 /// Place for one message.
 struct Slot<T> {
-    /// The next slot of the chain; meaningless in its last one.
-    next: UnsafeCell<Option<SlotPtr<T>>>,
+    /// The next slot of the chain; meaningless, perhaps dangling, in its last one.
+    next: UnsafeCell<SlotPtr<T>>,
     /// When the message was admitted, if that was noted; else 0.
     stamp: UnsafeCell<u64>,
     value: UnsafeCell<Option<T>>,
@@ -465,8 +471,8 @@ struct Slot<T> {
 
 impl<T> Slot<T> {
     fn new() -> Self {
-        let (next, stamp) = (UnsafeCell::new(None), UnsafeCell::new(0));
-        Self { next, stamp, value: UnsafeCell::new(None) }
+        let next = UnsafeCell::new(SlotPtr(NonNull::dangling()));
+        Self { next, stamp: UnsafeCell::new(0), value: UnsafeCell::new(None) }
     }
 }
 
@@ -517,10 +523,8 @@ impl<T> SlotPtr<T> {
     pub(crate) unsafe fn next(self) -> Self {
         // SAFETY: as the caller promised.
         let slot = unsafe { self.slot() };
-        slot.next.with(|next| {
-            // SAFETY: nobody writes the link (caller).
-            unsafe { *next }.expect("a slot before the last should have a successor")
-        })
+        // SAFETY: nobody writes the link (caller).
+        slot.next.with(|next| unsafe { *next })
     }
 
     /// # Safety
@@ -531,10 +535,10 @@ impl<T> SlotPtr<T> {
         // SAFETY: as the caller promised.
         let slot = unsafe { self.slot() };
         // SAFETY: nobody else is at the link (caller).
-        slot.next.with_mut(|link| unsafe { *link = Some(next) });
+        slot.next.with_mut(|link| unsafe { *link = next });
     }
 
-    /// Puts a message in; the slot must be empty, or its value is dropped.
+    /// Puts a message in; what was there, if it is not empty, is forgotten.
     ///
     /// # Safety
     ///
@@ -545,12 +549,8 @@ impl<T> SlotPtr<T> {
         let slot = unsafe { self.slot() };
         // SAFETY: nobody else is at the slot (caller).
         slot.stamp.with_mut(|place| unsafe { *place = stamp });
-        slot.value.with_mut(|place| {
-            // SAFETY: nobody else is at the slot (caller).
-            let place = unsafe { &mut *place };
-            debug_assert!(place.is_none(), "a slot should be empty when it is filled");
-            *place = Some(value);
-        });
+        // SAFETY: nobody else is at the slot (caller).
+        slot.value.with_mut(|place| unsafe { place.write(Some(value)) });
     }
 
     /// Moves the value out, if it is still there.
@@ -576,7 +576,13 @@ impl<T> SlotPtr<T> {
         // SAFETY: as the caller promised.
         let slot = unsafe { self.slot() };
         // SAFETY: nobody else is at the slot (caller).
-        slot.stamp.with_mut(|stamp| unsafe { std::mem::take(&mut *stamp) })
+        let stamp = slot.stamp.with(|stamp| unsafe { *stamp });
+        // Most are 0 already, and the line need not be written.
+        if stamp != 0 {
+            // SAFETY: as above.
+            slot.stamp.with_mut(|stamp| unsafe { *stamp = 0 });
+        }
+        stamp
     }
 
     /// The value, if it is still there.
@@ -640,7 +646,15 @@ impl<T> Chain<T> {
 
     #[inline]
     fn push_back(&mut self, slot: SlotPtr<T>) {
-        self.append(Self::of(slot));
+        self.len += 1;
+        match &mut self.ends {
+            Some((_, last)) => {
+                // SAFETY: as in `append`.
+                unsafe { last.set_next(slot) };
+                *last = slot;
+            }
+            ends => *ends = Some((slot, slot)),
+        }
     }
 
     #[inline]
@@ -650,13 +664,13 @@ impl<T> Chain<T> {
 
     #[inline]
     fn pop_front(&mut self) -> Option<SlotPtr<T>> {
-        let (first, last) = self.ends?;
+        let (first, _) = self.ends?;
         self.len -= 1;
-        self.ends = match self.len {
-            0 => None,
+        match &mut self.ends {
             // SAFETY: the first of several slots; nobody writes links but the lock holder.
-            _ => Some((unsafe { first.next() }, last)),
-        };
+            Some((start, _)) if self.len > 0 => *start = unsafe { first.next() },
+            ends => *ends = None,
+        }
         Some(first)
     }
 

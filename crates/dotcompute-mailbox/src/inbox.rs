@@ -31,6 +31,20 @@ pub struct Times {
     pub delivered_ns: u64,
 }
 
+impl Times {
+    /// Those of a message that was admitted at `stamp`, if not 0, and is delivered now.
+    #[inline]
+    pub(crate) fn since(stamp: u64) -> Option<Self> {
+        if stamp == 0 { None } else { Some(Self::taken(stamp)) }
+    }
+
+    #[cold]
+    fn taken(stamp: u64) -> Self {
+        let delivered_ns = now_ns();
+        Self { queued_ns: delivered_ns.saturating_sub(stamp), delivered_ns }
+    }
+}
+
 /// The unique receiving end of a [`Mailbox`] for a kernel, made by [`Mailbox::inbox`].
 ///
 /// One message at a time is *in hand*: it counts as neither queued nor processed until it is
@@ -100,10 +114,28 @@ impl<T> Inbox<T> {
     /// A message is received exactly when this returns ready; waiting can be given up at any time.
     #[inline]
     pub fn poll_next(&mut self, context: &mut Context<'_>) -> Poll<Result<(), Closed>> {
-        let Self { mailbox, end } = self;
-        if end.advance(mailbox) {
-            return Poll::Ready(Ok(()));
+        match self.advance() {
+            true => Poll::Ready(Ok(())),
+            false => self.poll_locked(context),
         }
+    }
+
+    /// Settles the message in hand as processed and receives the next one, if that takes no lock:
+    /// what most receives do while messages wait. If false, nothing has changed, but the value in
+    /// hand is dropped: [`poll_next`](Self::poll_next) does the rest.
+    ///
+    /// # Panics
+    ///
+    /// As [`poll_next`](Self::poll_next).
+    #[inline(always)]
+    pub fn advance(&mut self) -> bool {
+        self.end.advance(&self.mailbox)
+    }
+
+    /// Apart, so that the rest can be inlined.
+    #[inline(never)]
+    fn poll_locked(&mut self, context: &mut Context<'_>) -> Poll<Result<(), Closed>> {
+        let Self { mailbox, end } = self;
         let mut wakes = Wakes::default();
         let mut locked = mailbox.lock();
         let outcome = end.receive(&mut locked, &mut wakes);
@@ -166,6 +198,12 @@ impl<T> Inbox<T> {
         self.end.times.take()
     }
 
+    /// Whether [`take_times`](Self::take_times) has something to tell.
+    #[inline]
+    pub fn has_times(&self) -> bool {
+        self.end.times.is_some()
+    }
+
     /// How many messages can be received at once without the lock. A hint: the mailbox may take
     /// them back at any time, to hand out something more urgent first.
     pub fn window_remaining(&self) -> usize {
@@ -220,10 +258,14 @@ impl<T> End<T> {
     }
 
     /// Receives the next message of the window, without the lock; false if that cannot be.
-    #[inline]
+    #[inline(always)]
     fn advance(&mut self, mailbox: &Mailbox<T>) -> bool {
         // First, and without the lock: a destructor that panics leaves its own message in hand.
-        drop(self.take());
+        // A value without one is left where it is: its slot then is only read here, and its lines
+        // need not come back from this core for the next value.
+        if std::mem::needs_drop::<T>() {
+            drop(self.take());
+        }
         let Some((slot, band, left)) = self.ahead else { return false };
         let Some(progress) = mailbox.cursor().advance(self.progress) else { return false };
         self.progress = progress;
@@ -284,10 +326,7 @@ impl<T> End<T> {
         self.hand = Some((slot, band));
         // SAFETY: the slot in hand is the inbox's alone, and the inbox keeps the mailbox alive.
         let stamp = unsafe { slot.take_stamp() };
-        self.times = (stamp != 0).then(|| {
-            let delivered_ns = now_ns();
-            Times { queued_ns: delivered_ns.saturating_sub(stamp), delivered_ns }
-        });
+        self.times = Times::since(stamp);
     }
 }
 

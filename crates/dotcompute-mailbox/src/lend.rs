@@ -14,7 +14,6 @@ use std::task::{Context, Poll, Waker};
 
 use crate::bands::Band;
 use crate::books::Books;
-use crate::clock::now_ns;
 use crate::error::{Closed, TryReceiveError};
 use crate::inbox::{Inbox, Outcome, Times};
 use crate::mailbox::{Locked, Mailbox};
@@ -120,10 +119,7 @@ impl<T> Locked<'_, T> {
         for _ in 0..max {
             let Some((value, band, stamp)) = self.bands.lend() else { break };
             self.lent += 1;
-            let times = (stamp != 0).then(|| {
-                let delivered_ns = now_ns();
-                Times { queued_ns: delivered_ns.saturating_sub(stamp), delivered_ns }
-            });
+            let times = Times::since(stamp);
             out.push_back(Lent { value, band, times });
         }
         self.admit_blocked(wakes);

@@ -52,4 +52,4 @@ pub use inbox::{Inbox, Outcome, Times};
 pub use lend::Lent;
 pub use mailbox::{Admission, Backpressure, Close, Diverted, Mailbox, STAMP_EVERY};
 pub use receive::{Receive, ReceiveBatch, ReceiveOwned};
-pub use send::Send;
+pub use send::{Begun, Blocked, Send};

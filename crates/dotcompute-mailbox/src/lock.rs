@@ -9,6 +9,7 @@
 
 use crate::sync::{AtomicBool, AtomicU32, Ordering, UnsafeCell, spin_loop};
 use crate::sys::{self, Scope};
+use std::fmt;
 use std::ops::{Deref, DerefMut};
 #[cfg(not(loom))]
 use std::time::{Duration, Instant};
@@ -34,8 +35,19 @@ const LOOKS_PER_YIELD: usize = 8;
 #[cfg(not(loom))]
 const NAP: Duration = Duration::from_micros(250);
 
+/// A lock for critical sections of tens of nanoseconds, for where the standard mutex would be most of
+/// what a message costs. Whoever waits for it spins, yields and naps; so nothing that waits, and no
+/// code of a user, may run under it. A panic of its holder releases it.
+///
+/// ```
+/// use dotcompute_mailbox::sync::Lock;
+///
+/// let counter = Lock::new(0);
+/// *counter.lock() += 1;
+/// assert_eq!(*counter.lock(), 1);
+/// ```
 #[repr(C)]
-pub(crate) struct Lock<T> {
+pub struct Lock<T> {
     word: AtomicU32,
     /// Whether threads sleep, or are about to, that nobody has woken yet.
     has_sleepers: AtomicBool,
@@ -46,9 +58,19 @@ pub(crate) struct Lock<T> {
 unsafe impl<T: Send> Sync for Lock<T> {}
 
 impl<T> Lock<T> {
-    pub(crate) fn new(value: T) -> Self {
+    /// A free lock around `value`.
+    pub fn new(value: T) -> Self {
         let (word, has_sleepers) = (AtomicU32::new(FREE), AtomicBool::new(false));
         Self { word, has_sleepers, value: UnsafeCell::new(value) }
+    }
+
+    /// Waits for the lock and takes it until the guard is dropped.
+    #[inline]
+    pub fn lock(&self) -> Guard<'_, T> {
+        if !self.try_acquire() {
+            self.acquire_slowly();
+        }
+        Guard { lock: self }
     }
 
     #[inline]
@@ -110,17 +132,22 @@ fn nap(_word: &AtomicU32) {
     loom::thread::yield_now();
 }
 
-/// Waits for `lock` and takes it until the guard is dropped. A panic of its holder releases it.
-#[inline]
-pub(crate) fn lock<T>(lock: &Lock<T>) -> Guard<'_, T> {
-    if !lock.try_acquire() {
-        lock.acquire_slowly();
+impl<T> fmt::Debug for Lock<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Lock").finish_non_exhaustive()
     }
-    Guard { lock }
 }
 
-pub(crate) struct Guard<'a, T> {
+/// Holds a [`Lock`] until it is dropped.
+#[must_use = "the lock is released when the guard is dropped"]
+pub struct Guard<'a, T> {
     lock: &'a Lock<T>,
+}
+
+impl<T> fmt::Debug for Guard<'_, T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Guard").finish_non_exhaustive()
+    }
 }
 
 impl<T> Deref for Guard<'_, T> {
@@ -167,7 +194,7 @@ mod tests {
                 let shared = Arc::clone(&shared);
                 spawn(Box::new(move || {
                     for _ in 0..rounds {
-                        let mut pair = lock(&shared);
+                        let mut pair = shared.lock();
                         assert_eq!(pair.0, pair.1);
                         pair.0 += 1;
                         pair.1 += 1;
@@ -176,7 +203,7 @@ mod tests {
             })
             .collect();
         joins.into_iter().for_each(|join| join());
-        assert_eq!(*lock(&shared), (threads * rounds, threads * rounds));
+        assert_eq!(*shared.lock(), (threads * rounds, threads * rounds));
     }
 
     type Join = Box<dyn FnOnce()>;

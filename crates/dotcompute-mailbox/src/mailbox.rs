@@ -31,21 +31,21 @@ use crate::error::{Closed, ReceiveError, SendError, TryReceiveError, TrySendErro
 use crate::inbox::{Inbox, Outcome};
 use crate::lend::Awaited;
 #[cfg(not(loom))]
-use crate::lock::{Guard, Lock, lock};
+use crate::lock::{Guard, Lock};
 use crate::receive::{Receive, ReceiveBatch, ReceiveOwned};
 use crate::receivers::{Place, Receivers};
-use crate::send::Send;
+use crate::send::{Begun, Blocked, Send};
 // The models of the mailbox use the model checker's own mutex: it knows how that waits, and need not
 // explore each retry. The lock has a model of its own.
 #[cfg(loom)]
-use crate::sync::{Mutex as Lock, MutexGuard as Guard, lock};
+use crate::sync::{Mutex as Lock, MutexGuard as Guard};
 use crate::wait::block_on_until;
 use crate::wait_list::{Key, WaitList, Wakes};
 use std::collections::VecDeque;
 use std::fmt;
 use std::ops::{Deref, DerefMut};
 use std::sync::Arc;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, Waker};
 use std::time::Instant;
 
 /// What a full mailbox does with one more message.
@@ -253,13 +253,11 @@ impl<T> Mailbox<T> {
     /// [`close`](Self::close).
     #[inline]
     pub fn try_send(&self, band: Band, value: T) -> Result<Admission<T>, TrySendError<T>> {
-        let mut wakes = Wakes::default();
-        let mut locked = self.lock();
-        let outcome = locked.offer(band, value, &mut wakes);
-        if matches!(outcome, Err(TrySendError::Full(_))) {
-            locked.rejected += 1;
+        let locked = self.lock();
+        match locked.takes_more() {
+            true => Ok(locked.admit_alone(band, value)),
+            false => locked.try_rarely(band, value),
         }
-        outcome
     }
 
     /// [`try_send`](Self::try_send) for those who wait if it comes back: it does not count as
@@ -270,8 +268,11 @@ impl<T> Mailbox<T> {
     /// As [`try_send`](Self::try_send).
     #[inline]
     pub fn offer(&self, band: Band, value: T) -> Result<Admission<T>, TrySendError<T>> {
-        let mut wakes = Wakes::default();
-        self.lock().offer(band, value, &mut wakes)
+        let locked = self.lock();
+        match locked.takes_more() {
+            true => Ok(locked.admit_alone(band, value)),
+            false => locked.offer_rarely(band, value),
+        }
     }
 
     /// Sends, waiting for room under [`Backpressure::Block`]. The message enters the mailbox, or
@@ -290,13 +291,52 @@ impl<T> Mailbox<T> {
         Send::new(self, band, value)
     }
 
+    /// The first poll of a [`send`](Self::send), for futures that do not want to hold the message
+    /// until then: sends, or waits in line for room, under one lock. `context`'s task is woken when
+    /// a send that waits has ended.
+    #[inline]
+    pub fn begin_send(&self, band: Band, value: T, context: &Context<'_>) -> Begun<'_, T> {
+        let mut wakes = Wakes::default();
+        let mut locked = self.lock();
+        Begun::Ended(match locked.offer(band, value, &mut wakes) {
+            Ok(admission) => Ok(admission),
+            Err(TrySendError::Closed(value)) => Err(SendError::Closed(value)),
+            Err(TrySendError::Full(value)) if self.backpressure == Backpressure::Block => {
+                match locked.block(band, value, context, &mut wakes) {
+                    None => Ok(Admission::Accepted),
+                    Some(key) => return Begun::Blocked(Blocked::new(self, key)),
+                }
+            }
+            Err(TrySendError::Full(value)) => {
+                locked.rejected += 1;
+                Err(SendError::Full(value))
+            }
+        })
+    }
+
     /// [`send`](Self::send) on the calling thread, which sleeps while it waits, at most until
     /// `deadline`.
     ///
     /// # Errors
     ///
     /// Those of [`send`](Self::send), and [`SendError::Timeout`] when the deadline passes first.
+    #[inline]
     pub fn send_blocking(
+        &self,
+        band: Band,
+        value: T,
+        deadline: Option<Instant>,
+    ) -> Result<Admission<T>, SendError<T>> {
+        let locked = self.lock();
+        if locked.takes_more() {
+            return Ok(locked.admit_alone(band, value));
+        }
+        drop(locked);
+        self.wait_for_room(band, value, deadline)
+    }
+
+    #[cold]
+    fn wait_for_room(
         &self,
         band: Band,
         mut value: T,
@@ -304,8 +344,7 @@ impl<T> Mailbox<T> {
     ) -> Result<Admission<T>, SendError<T>> {
         if self.backpressure == Backpressure::Block {
             for _ in 0..YIELDS_BEFORE_WAIT {
-                let mut wakes = Wakes::default();
-                match self.lock().offer(band, value, &mut wakes) {
+                match self.offer(band, value) {
                     Ok(admission) => return Ok(admission),
                     Err(TrySendError::Closed(value)) => return Err(SendError::Closed(value)),
                     Err(TrySendError::Full(back)) => value = back,
@@ -507,7 +546,7 @@ impl<T> Mailbox<T> {
         from.recall();
         while let Some((band, value)) = from.bands.remove_first() {
             from.forwarded += 1;
-            to.admit(band, value, &mut there);
+            there.push(to.admit(band, value));
         }
         from.shut(Close::Diverted, &mut wakes);
         Ok(Diverted { _wakes: [wakes, there] })
@@ -640,7 +679,11 @@ impl<T> Mailbox<T> {
 
     #[inline]
     pub(crate) fn lock(&self) -> Locked<'_, T> {
-        Locked { mailbox: self, state: lock(&self.state) }
+        #[cfg(not(loom))]
+        let state = self.state.lock();
+        #[cfg(loom)]
+        let state = crate::sync::lock(&self.state);
+        Locked { mailbox: self, state }
     }
 
     #[inline]
@@ -701,6 +744,44 @@ impl<T> Locked<'_, T> {
         }
     }
 
+    /// Whether a message would be admitted at once, as far as that is known without a look at the
+    /// inbox: what most sends find.
+    #[inline(always)]
+    fn takes_more(&self) -> bool {
+        self.closed.is_none() && self.bands.len() < self.mailbox.capacity
+    }
+
+    /// Admits a message, for which there is room, and nothing else in this critical section.
+    #[inline(always)]
+    fn admit_alone(mut self, band: Band, value: T) -> Admission<T> {
+        let waker = self.admit(band, value);
+        drop(self);
+        if let Some(waker) = waker {
+            waker.wake();
+        }
+        Admission::Accepted
+    }
+
+    #[cold]
+    fn offer_rarely(mut self, band: Band, value: T) -> Result<Admission<T>, TrySendError<T>> {
+        let mut wakes = Wakes::default();
+        let outcome = self.offer(band, value, &mut wakes);
+        // Before the wakes, which were declared after it.
+        drop(self);
+        outcome
+    }
+
+    #[cold]
+    fn try_rarely(mut self, band: Band, value: T) -> Result<Admission<T>, TrySendError<T>> {
+        let mut wakes = Wakes::default();
+        let outcome = self.offer(band, value, &mut wakes);
+        if matches!(outcome, Err(TrySendError::Full(_))) {
+            self.rejected += 1;
+        }
+        drop(self);
+        outcome
+    }
+
     /// A snapshot of the counters.
     pub(crate) fn books(&mut self) -> Books {
         let in_hand = u64::from(self.observe().is_in_hand()) + self.lent;
@@ -730,7 +811,6 @@ impl<T> Locked<'_, T> {
     }
 
     /// Sends, as far as that takes no waiting.
-    #[inline]
     pub(crate) fn offer(
         &mut self,
         band: Band,
@@ -741,7 +821,7 @@ impl<T> Locked<'_, T> {
             return Err(TrySendError::Closed(value));
         }
         if self.has_room() {
-            self.admit(band, value, wakes);
+            wakes.push(self.admit(band, value));
             return Ok(Admission::Accepted);
         }
         match self.mailbox.backpressure {
@@ -758,27 +838,49 @@ impl<T> Locked<'_, T> {
                     false => self.bands.evict(),
                 };
                 self.dropped_oldest += u64::from(evicted.is_some());
-                self.admit(band, value, wakes);
+                wakes.push(self.admit(band, value));
                 Ok(evicted.map_or(Admission::Accepted, Admission::Evicted))
             }
         }
     }
 
-    /// Queues a message for which there is room, and tells a receiver.
-    #[inline]
-    fn admit(&mut self, band: Band, value: T, wakes: &mut Wakes) {
+    /// Queues a message for which there is room: the waker of the receiver that is to be told.
+    #[inline(always)]
+    #[must_use = "somebody waits to be told"]
+    fn admit(&mut self, band: Band, value: T) -> Option<Waker> {
+        if self.bands.is_beside_window(band) {
+            self.look_before_push(band);
+        }
+        let stamp = match self.stamp_in.checked_sub(1) {
+            Some(left) => {
+                self.stamp_in = left;
+                0
+            }
+            None => self.stamp(),
+        };
+        self.accepted += 1;
+        self.bands.push(band, value, stamp);
+        if self.bands.len() > self.high_water {
+            self.note_high_water();
+        }
+        self.next_to_tell()
+    }
+
+    /// The inbox reads another band than the one that gets a message.
+    #[cold]
+    fn look_before_push(&mut self, band: Band) {
         if self.bands.precedes_window(band) {
             self.recall();
         } else if self.bands.push_needs_progress(band) {
             self.observe();
         }
-        let is_stamped = self.stamp_in == 0;
-        self.stamp_in = if is_stamped { self.stamp_every } else { self.stamp_in } - 1;
-        let stamp = if is_stamped { now_ns() } else { 0 };
-        self.accepted += 1;
-        self.bands.push(band, value, stamp);
-        self.note_high_water();
-        self.notify_one(wakes);
+    }
+
+    /// The time, for the message admitted now.
+    #[cold]
+    fn stamp(&mut self) -> u64 {
+        self.stamp_in = self.stamp_every - 1;
+        now_ns()
     }
 
     /// Admits blocked senders, in their order, while there is room.
@@ -796,7 +898,7 @@ impl<T> Locked<'_, T> {
         while self.has_room() {
             let Some((key, waker)) = self.senders.serve() else { break };
             if let (line, Some(value)) = self.senders.take_payload(key) {
-                self.admit(Band::ALL[line], value, wakes);
+                wakes.push(self.admit(Band::ALL[line], value));
             }
             wakes.push(waker);
         }
@@ -813,7 +915,7 @@ impl<T> Locked<'_, T> {
         // From here on each delivery comes by the lock, and admits somebody who waits.
         self.recall();
         if self.has_room() {
-            self.admit(band, value, wakes);
+            wakes.push(self.admit(band, value));
             return None;
         }
         let waker = context.waker().clone();
@@ -854,7 +956,7 @@ impl<T> Locked<'_, T> {
         &self.mailbox.cursor
     }
 
-    #[inline]
+    #[cold]
     pub(crate) fn note_high_water(&mut self) {
         if self.bands.len() > self.high_water {
             self.observe();
@@ -902,11 +1004,16 @@ impl<T> Locked<'_, T> {
     }
 
     /// Tells the next receiver in line to look, if there is something to see.
-    #[inline]
     pub(crate) fn notify_one(&mut self, wakes: &mut Wakes) {
-        if self.receivers.waiting() > 0 && self.can_deliver() != Err(TryReceiveError::Empty) {
-            wakes.push(self.receivers.serve());
-        }
+        wakes.push(self.next_to_tell());
+    }
+
+    /// The waker of the next receiver in line, which counts as told, if there is something to see.
+    #[inline]
+    fn next_to_tell(&mut self) -> Option<Waker> {
+        let is_told =
+            self.receivers.waiting() > 0 && self.can_deliver() != Err(TryReceiveError::Empty);
+        if is_told { self.receivers.serve() } else { None }
     }
 
     /// Tells as many receivers to look as will find something. A closed mailbox has something for

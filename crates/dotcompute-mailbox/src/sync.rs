@@ -57,6 +57,8 @@ mod imp {
     pub(crate) use const_thread_local as thread_local;
 }
 
+#[cfg(not(loom))]
+pub use crate::lock::{Guard, Lock};
 pub use imp::*;
 
 /// The standard library's atomics, also under loom: for process-wide statics that only count or

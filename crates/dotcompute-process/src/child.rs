@@ -1,5 +1,6 @@
 //! A child process as its parent sees it: spawned, watched, and always reaped.
 
+use std::any::Any;
 use std::fs::File;
 use std::io::{ErrorKind, Read};
 use std::os::fd::{AsFd, OwnedFd};
@@ -70,6 +71,7 @@ impl Session {
         slots: usize,
         desk: &Arc<Desk>,
         sink: &Sink,
+        kept: Box<dyn Any + Send>,
     ) -> std::io::Result<Self> {
         let (segment, there, back) = Segment::create(slots)?;
         let (ours, theirs) = socket::pair()?;
@@ -105,7 +107,11 @@ impl Session {
         thread::Builder::new()
             .name(format!("rk-{kernel}-child").replace('\0', "?"))
             .stack_size(256 * 1024)
-            .spawn(move || watch(process, &child, &desk, &kernel, &sink))?;
+            .spawn(move || {
+                watch(process, &child, &desk, &kernel, &sink);
+                drop((sink, desk, child));
+                drop(kept);
+            })?;
         Ok(session)
     }
 

@@ -1,6 +1,7 @@
 //! How messages of a type become bytes and come back.
 
 use std::fmt;
+use std::sync::Arc;
 
 use dotcompute_core::record::Record;
 use dotcompute_core::{BoxError, Envelope, Message, WireMessage, wire};
@@ -10,35 +11,39 @@ use crate::frame::{Prefix, Reader};
 /// How messages of type `T` travel between processes: [as they are](Self::record), or [in the wire
 /// format](Self::wire).
 pub struct Coder<T> {
-    pub(crate) encode: fn(&Envelope<T>, &mut Vec<u8>) -> Result<(), BoxError>,
-    pub(crate) decode: fn(&[u8]) -> Result<T, BoxError>,
+    pub(crate) encode: Encode<T>,
+    decode: Decode<T>,
 }
+
+pub(crate) type Encode<T> =
+    Arc<dyn Fn(&Envelope<T>, &mut Vec<u8>) -> Result<(), BoxError> + Send + Sync>;
+type Decode<T> = Arc<dyn Fn(&[u8]) -> Result<T, BoxError> + Send + Sync>;
 
 impl<T: Record> Coder<T> {
     /// The bytes of a record, without encoding.
-    pub const fn record() -> Self {
-        Self {
-            encode: |envelope, out| {
+    pub fn record() -> Self {
+        Self::new(
+            |envelope, out| {
                 out.extend_from_slice(envelope.message.bytes());
                 Ok(())
             },
-            decode: |bytes| {
+            |bytes| {
                 T::from_bytes(bytes).ok_or_else(|| {
                     let (name, expected, found) = (T::TYPE_NAME, size_of::<T>(), bytes.len());
                     format!("a {name} has {expected} bytes, not {found}").into()
                 })
             },
-        }
+        )
     }
 }
 
 impl<T: WireMessage> Coder<T> {
     /// MessagePack: see [`wire`].
-    pub const fn wire() -> Self {
-        Self {
-            encode: |envelope, out| Ok(wire::encode_into(envelope, out)?),
-            decode: |bytes| Ok(wire::decode::<T>(bytes)?.message),
-        }
+    pub fn wire() -> Self {
+        Self::new(
+            |envelope, out| Ok(wire::encode_into(envelope, out)?),
+            |bytes| Ok(wire::decode::<T>(bytes)?.message),
+        )
     }
 }
 
@@ -46,11 +51,11 @@ impl<T: Message> Coder<T> {
     /// Another way: `encode` appends the bytes of a message, `decode` reads them.
     ///
     /// Either may be called by any thread of its process.
-    pub const fn new(
-        encode: fn(&Envelope<T>, &mut Vec<u8>) -> Result<(), BoxError>,
-        decode: fn(&[u8]) -> Result<T, BoxError>,
+    pub fn new(
+        encode: impl Fn(&Envelope<T>, &mut Vec<u8>) -> Result<(), BoxError> + Send + Sync + 'static,
+        decode: impl Fn(&[u8]) -> Result<T, BoxError> + Send + Sync + 'static,
     ) -> Self {
-        Self { encode, decode }
+        Self { encode: Arc::new(encode), decode: Arc::new(decode) }
     }
 
     /// The message that `reader` has read.
@@ -67,11 +72,9 @@ impl<T: Message> Coder<T> {
 
 impl<T> Clone for Coder<T> {
     fn clone(&self) -> Self {
-        *self
+        Self { encode: Arc::clone(&self.encode), decode: Arc::clone(&self.decode) }
     }
 }
-
-impl<T> Copy for Coder<T> {}
 
 impl<T: Message> fmt::Debug for Coder<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

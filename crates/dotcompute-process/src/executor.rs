@@ -1,5 +1,6 @@
 //! The executor: a thread for each kernel, which keeps the proxy of its process going.
 
+use std::any::Any;
 use std::cell::RefCell;
 use std::pin::pin;
 use std::sync::{Arc, Mutex};
@@ -19,6 +20,8 @@ pub(crate) struct Desk {
     pub(crate) bell: Arc<ParentBell>,
     /// A waker of this process said that there is something to do.
     woken: AtomicBool,
+    /// What the driver's thread keeps.
+    kept: Mutex<Option<Box<dyn Any + Send>>>,
     /// The segment of the child that runs now.
     segment: Mutex<Option<Arc<Segment>>>,
 }
@@ -29,10 +32,11 @@ thread_local! {
 }
 
 impl Desk {
-    pub(crate) fn new() -> rustix::io::Result<Arc<Self>> {
+    pub(crate) fn new(kept: Box<dyn Any + Send>) -> rustix::io::Result<Arc<Self>> {
         Ok(Arc::new(Self {
             bell: Arc::new(ParentBell::create()?),
             woken: AtomicBool::new(false),
+            kept: Mutex::new(Some(kept)),
             segment: Mutex::default(),
         }))
     }
@@ -119,8 +123,13 @@ impl Executor for ProcessExecutor {
         };
         let name = format!("rk-{kernel}").replace('\0', "?");
         thread::Builder::new().name(name).spawn(move || {
-            let _running = wait::running();
-            desk.drive(task);
+            let kept = lock(&desk.kept).take();
+            {
+                let _running = wait::running();
+                desk.drive(task);
+            }
+            drop(desk);
+            drop(kept);
         })?;
         Ok(())
     }

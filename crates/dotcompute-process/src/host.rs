@@ -8,6 +8,7 @@ use std::process;
 use std::sync::Arc;
 use std::task::{Context as TaskContext, Poll, Wake, Waker};
 use std::thread;
+use std::time::{Duration, Instant};
 
 use dotcompute_core::{
     BoxError, Envelope, Fault, FaultKind, Handler, HandlerCalls, KernelRef, Message, MessageId,
@@ -126,8 +127,15 @@ impl Host {
         self.setup.window.max(1) as usize
     }
 
-    /// Reports to the parent how the kernel ended; the last thing to do.
+    /// Logs to the parent, from any thread.
+    pub fn log(&self) -> std::io::Result<Log> {
+        Ok(Log { socket: self.socket.try_clone()? })
+    }
+
+    /// Reports to the parent how the kernel ended. The process is to exit then, within seconds.
     pub fn end(self, outcome: Result<(), Fault>) {
+        // SYNC(process.ended) release: pairs with the acquire in `end_with_parent`. Nothing else.
+        ENDED.store(true, Ordering::Release);
         let report = match outcome {
             Ok(()) => Report::Returned,
             Err(fault) => Report::Faulted(fault),
@@ -144,8 +152,8 @@ impl Host {
     pub fn run_handler<H: Handler>(
         &mut self,
         handler: H,
-        messages: Coder<H::In>,
-        replies: Coder<H::Out>,
+        messages: &Coder<H::In>,
+        replies: &Coder<H::Out>,
     ) -> Result<(), Fault> {
         let mut calls = HandlerCalls::new(handler);
         let mut made = Vec::new();
@@ -155,7 +163,7 @@ impl Host {
             // Before the ring: what was handed over before the command is in it.
             let command = self.segment.command();
             while self.segment.command() != STOP && self.next()? {
-                let message = self.read(&messages)?;
+                let message = self.read(messages)?;
                 let token = self.received as u32;
                 let handled = catch_unwind(AssertUnwindSafe(|| calls.call(&message, &mut made)));
                 if let Err(fault) = flatten(handled) {
@@ -163,7 +171,7 @@ impl Host {
                     return Err(fault);
                 }
                 for reply in made.drain(..) {
-                    self.send(token, &reply, &replies)?;
+                    self.send(token, &reply, replies)?;
                 }
                 // After a fault one by one, so that it is known whose it is.
                 let since = self.received - self.acknowledged;
@@ -191,8 +199,8 @@ impl Host {
     pub fn run_kernel<M: Message, R: Message>(
         &mut self,
         kernel: &KernelRef<M, R>,
-        messages: Coder<M>,
-        replies: Coder<R>,
+        messages: &Coder<M>,
+        replies: &Coder<R>,
     ) -> Result<(), Fault> {
         let waker = Waker::from(Arc::clone(&self.woken));
         let mut cx = TaskContext::from_waker(&waker);
@@ -219,7 +227,7 @@ impl Host {
                 let index = unsettled.iter().position(|id| Some(*id) == named);
                 let index = index.or((named.is_none() && !unsettled.is_empty()).then_some(0));
                 let token = index.map_or(0, |index| self.acknowledged + 1 + index as u64);
-                self.send(token as u32, &reply, &replies)?;
+                self.send(token as u32, &reply, replies)?;
             }
             if let Some(outcome) = ending {
                 // Of those that are not settled it had one in hand, and only if it failed.
@@ -243,7 +251,7 @@ impl Host {
             // The command before the ring, as for a handler.
             let command = self.segment.command();
             while command != STOP && !refused && self.next()? {
-                let message = self.read(&messages)?;
+                let message = self.read(messages)?;
                 let id = message.id;
                 match kernel.try_send(message) {
                     Ok(()) => unsettled.push_back(id),
@@ -294,7 +302,7 @@ impl Host {
         reply: &Envelope<T>,
         coder: &Coder<T>,
     ) -> Result<(), Fault> {
-        let encode = coder.encode;
+        let encode = &coder.encode;
         let begun = self.writer.begin(token, Prefix::of(reply), |out| encode(reply, out));
         begun.map_err(Fault::from_error)?;
         while !self.writer.stage(&self.to_parent) {
@@ -336,10 +344,39 @@ fn flatten(
     }
 }
 
+/// A way into the parent's log.
+#[derive(Debug)]
+pub struct Log {
+    socket: OwnedFd,
+}
+
+impl Log {
+    /// Logs `text` as coming from `target`. `level`: 1 (error) to 5 (trace). Waits while the parent
+    /// does not keep up.
+    pub fn send(&self, level: u8, target: &str, text: &str) {
+        let report = Report::Log { level, target: target.into(), text: text.into() };
+        // Without a parent there is nobody to tell.
+        let _ = socket::send_report(&self.socket, &report);
+    }
+}
+
+/// Whether this process has reported the end of its kernel.
+static ENDED: AtomicBool = AtomicBool::new(false);
+
+/// How long a process may take to exit after it reported the end of its kernel.
+const EXIT_WITHIN: Duration = Duration::from_secs(5);
+
 /// Ends this process when its parent is gone, or has no more use for it.
 fn end_with_parent(socket: &OwnedFd) {
     // The parent sends nothing after the setup: whatever comes is the end.
     let _ = socket::receive_report(socket, true);
+    // SYNC(process.ended) acquire: pairs with the release in `Host::end`.
+    if ENDED.load(Ordering::Acquire) {
+        let deadline = Instant::now() + EXIT_WITHIN;
+        while let Some(left) = deadline.checked_duration_since(Instant::now()) {
+            thread::park_timeout(left);
+        }
+    }
     // Not `exit`: what user code left to be done at the exit may wait for ever.
     let _ = rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::KILL);
     process::abort();

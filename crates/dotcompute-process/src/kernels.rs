@@ -36,7 +36,11 @@ pub struct Kernels {
     entries: HashMap<String, Entry>,
     command: Box<dyn Fn() -> std::io::Result<Command> + Send + Sync>,
     sink: Sink,
+    threads: Threads,
 }
+
+/// Makes what each thread of a kernel keeps until it ends.
+pub(crate) type Threads = Arc<dyn Fn() -> Box<dyn Any + Send> + Send + Sync>;
 
 type Serve = Box<dyn Fn(&mut Host) -> Result<(), Fault> + Send + Sync>;
 
@@ -66,6 +70,7 @@ impl Kernels {
             entries: HashMap::new(),
             command: Box::new(|| Ok(Command::new(env::current_exe()?))),
             sink: Arc::new(output::trace),
+            threads: Arc::new(|| Box::new(())),
         }
     }
 
@@ -85,6 +90,16 @@ impl Kernels {
         self
     }
 
+    /// `keep` is called before a thread of a kernel is started in the parent, and its result dropped
+    /// when that thread ends; for runtimes that must know of threads.
+    pub fn threads(
+        mut self,
+        keep: impl Fn() -> Box<dyn Any + Send> + Send + Sync + 'static,
+    ) -> Self {
+        self.threads = Arc::new(keep);
+        self
+    }
+
     /// Registers a handler: `make` is called in the child, with the arguments of the launch, at
     /// each start. The one registered last under a name counts.
     pub fn handler<H: Handler>(
@@ -94,9 +109,10 @@ impl Kernels {
         replies: Coder<H::Out>,
         make: impl Fn(&[u8]) -> Result<H, BoxError> + Send + Sync + 'static,
     ) -> Self {
-        self.host(name, messages, replies, move |host| {
+        let (message_coder, reply_coder) = (messages.clone(), replies.clone());
+        self.host(name, message_coder, reply_coder, move |host| {
             let handler = make(host.args()).map_err(Fault::from_error)?;
-            host.run_handler(handler, messages, replies)
+            host.run_handler(handler, &messages, &replies)
         })
     }
 
@@ -113,7 +129,8 @@ impl Kernels {
     where
         F: Future<Output = Result<(), BoxError>> + Send + 'static,
     {
-        self.host(name, messages, replies, move |host| {
+        let (message_coder, reply_coder) = (messages.clone(), replies.clone());
+        self.host(name, message_coder, reply_coder, move |host| {
             let (body, args) = (body.clone(), host.args().to_vec());
             let runtime = Runtime::builder().name(host.kernel()).build();
             let kernel = runtime
@@ -125,7 +142,7 @@ impl Kernels {
                 .launch(move |context| body(context, args.clone()))
                 .map_err(|error| Fault::from_error(error.into()))?;
             kernel.activate().map_err(|error| Fault::from_error(error.into()))?;
-            host.run_kernel(&kernel, messages, replies)
+            host.run_kernel(&kernel, &messages, &replies)
         })
     }
 
@@ -155,8 +172,6 @@ impl Kernels {
     )]
     pub fn child_main(self) -> Processes {
         if is_child() {
-            // Relaxed: this thread is the only one so far.
-            SERVES.store(true, Ordering::Relaxed);
             std::process::exit(match self.serve() {
                 Ok(()) => 0,
                 Err(error) => {
@@ -173,7 +188,7 @@ impl Kernels {
     /// Runs the kernel that this child was started for. Whether that went well; how the kernel
     /// ended, its parent is told.
     fn serve(self) -> std::io::Result<()> {
-        let mut host = Host::attach(take_socket()?)?;
+        let mut host = child_host()?;
         let outcome = match self.entries.get(host.entry()) {
             Some(entry) => (entry.serve)(&mut host),
             None => Err(Fault::new(format!(
@@ -193,6 +208,28 @@ impl fmt::Debug for Kernels {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_set().entries(self.entries.keys()).finish()
     }
+}
+
+/// In a child: its end of what joins it with its parent, for programs that bring their own way to find
+/// a kernel's code. To be called once, before there are threads.
+///
+/// # Errors
+///
+/// If this process is no child, or was called before.
+pub fn child_host() -> std::io::Result<Host> {
+    if !is_child() {
+        let why = "this process was not started to run a ring kernel";
+        return Err(std::io::Error::new(std::io::ErrorKind::NotConnected, why));
+    }
+    // Relaxed: this thread is the only one so far.
+    SERVES.store(true, Ordering::Relaxed);
+    Ok(Host::attach(take_socket()?)?)
+}
+
+/// The executor `"process"`, for [`RuntimeBuilder::executor`](dotcompute_core::RuntimeBuilder). It
+/// runs what [`Processes::launch`] launches.
+pub fn executor() -> Arc<dyn Executor> {
+    Arc::new(ProcessExecutor)
 }
 
 /// Whether this process was started by another one to run a kernel for it.
@@ -261,9 +298,9 @@ pub struct Processes {
 }
 
 impl Processes {
-    /// The executor `"process"`, for [`RuntimeBuilder::executor`](dotcompute_core::RuntimeBuilder).
+    /// The executor `"process"`: see [`executor`].
     pub fn executor(&self) -> Arc<dyn Executor> {
-        Arc::new(ProcessExecutor)
+        executor()
     }
 
     /// Launches a kernel in a process of its own, which is started at once. `builder` names an
@@ -295,12 +332,13 @@ impl Processes {
             ));
         }
         let Coders { messages, replies } =
-            *self.coders::<M, R>(&process.entry).map_err(|error| refuse(error.into()))?;
+            self.coders::<M, R>(&process.entry).map_err(|error| refuse(error.into()))?;
+        let (messages, replies) = (messages.clone(), replies.clone());
         if process.args.len() > ARGS_MAX {
             let length = process.args.len();
             return Err(refuse(format!("{length} bytes of arguments: 65536 are allowed").into()));
         }
-        let desk = Desk::new().map_err(|error| refuse(error.into()))?;
+        let desk = Desk::new((self.kernels.threads)()).map_err(|error| refuse(error.into()))?;
         let starter = Starter {
             kernels: Arc::clone(&self.kernels),
             kernel: kernel.clone(),
@@ -313,6 +351,7 @@ impl Processes {
             builder.launch_proxy(move |context| {
                 let session = first.take().map_or_else(|| starter.start(), Ok);
                 let desk = Arc::clone(&starter.desk);
+                let (messages, replies) = (messages.clone(), replies.clone());
                 async move { Proxy::new(context, session?, desk, messages, replies).await }
             })
         })
@@ -347,6 +386,13 @@ impl Starter {
             log_level: output::level(),
         };
         let command = (self.kernels.command)()?;
-        Session::spawn(command, &setup, self.process.slots, &self.desk, &self.kernels.sink)
+        Session::spawn(
+            command,
+            &setup,
+            self.process.slots,
+            &self.desk,
+            &self.kernels.sink,
+            (self.kernels.threads)(),
+        )
     }
 }

@@ -83,6 +83,7 @@
 //! | `process.progress` | `Segment::set_progress`, `set_received` | `Segment::progress` | the replies made before |
 //! | `process.news` | `Segment::tell` | `Segment::news` | what was published |
 //! | `process.woken` | `Desk::wake`, `watch` | `Desk::drive` | what the waker did |
+//! | `process.ended` | `Host::end` | `end_with_parent` | that the kernel has ended |
 //! | `process.host_woken` | `Woken::wake` | `Host::run_kernel` | what the waker did |
 //!
 //! Those of rings and doorbells are in `dotcompute-mailbox`.
@@ -116,9 +117,9 @@ mod socket;
 #[cfg(target_os = "linux")]
 pub use coder::Coder;
 #[cfg(target_os = "linux")]
-pub use host::Host;
+pub use host::{Host, Log};
 #[cfg(target_os = "linux")]
-pub use kernels::{Kernels, Process, Processes, is_child};
+pub use kernels::{Kernels, Process, Processes, child_host, executor, is_child};
 #[cfg(target_os = "linux")]
 pub use output::{Output, Sink};
 

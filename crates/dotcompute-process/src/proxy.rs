@@ -170,7 +170,7 @@ impl<M: Message, R: Message> Proxy<M, R> {
             let index = (self.begun - self.settled) as usize;
             self.begun += 1;
             let Some(envelope) = self.context.lent().nth(index) else { break };
-            let encode = self.messages.encode;
+            let encode = &self.messages.encode;
             let token = self.begun as u32;
             let begun = self.writer.begin(token, Prefix::of(envelope), |out| encode(envelope, out));
             if let Err(error) = begun {

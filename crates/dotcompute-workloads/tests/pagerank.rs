@@ -152,7 +152,7 @@ fn queries_that_make_no_sense_are_refused() {
     for damping in [1.0, -0.1, f64::NAN] {
         assert!(matches!(ask(Query { damping, ..precise() }), QueryError::Damping(_)));
     }
-    for tolerance in [0.0, -1.0, f64::NAN] {
+    for tolerance in [1e-17, -1.0, f64::NAN] {
         assert!(matches!(ask(Query { tolerance, ..precise() }), QueryError::Tolerance(..)));
     }
     let seeds = vec![(2, 1.0)];
@@ -180,6 +180,9 @@ fn whoever_watches_can_end_it_and_the_limit_is_kept() {
     );
     assert!(!ranks.converged);
     assert_eq!(ranks.iterations, 2);
+    // No tolerance: all turns, also when nothing moves any more.
+    let ranks = rank::<f64>(2, &[[0, 1], [1, 0]], &Query { tolerance: 0.0, ..Query::default() });
+    assert_eq!((ranks.iterations, ranks.converged), (Query::default().max_iterations, false));
 }
 
 #[test]

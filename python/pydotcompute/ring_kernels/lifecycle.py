@@ -16,6 +16,7 @@ import inspect
 import itertools
 import logging
 import os
+import sys
 import time
 import weakref
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable
@@ -367,6 +368,14 @@ class RingKernel(_native.Actor, Generic[In, Out]):
     state
         What the state of a compiled handler is at first: an object of its class, a dict of what is
         not its default, or a structured array; None: the class's defaults.
+    executor
+        "process": the function runs in a process of its own, which imports it by its module and
+        its name (Linux). Messages go there and back as `serialize` writes them; a process that
+        dies is a fault of the kernel, and a restart starts a new one. None: as the function says.
+    window
+        In a process: how many messages it is handed at a time. With more than 1 it need not be
+        waited for; but what it was handed is in hand: not counted in the queue, nor overtaken,
+        dropped or held back any more.
     """
 
     def __init__(
@@ -380,8 +389,18 @@ class RingKernel(_native.Actor, Generic[In, Out]):
         restart: Restart | str | None = None,
         watchdog: float | None = None,
         state: Any = None,
+        executor: Literal["process"] | None = None,
+        window: int = 1,
     ) -> None:
+        if executor not in (None, "process"):
+            raise InvalidConfigurationError("executor", executor, "must be 'process' or None")
+        if isinstance(window, bool) or not isinstance(window, int) or not 1 <= window <= 1 << 16:
+            raise InvalidConfigurationError("window", window, "must be 1 to 65536 messages")
         self._kernel_func = kernel_func
+        self._executor = executor
+        self._window = window
+        #: Whether it is what a kernel of another process really runs.
+        self._far_side = False
         self._handler = handler_of(kernel_func)
         self._initial_state = state
         self._compiled: _native.CompiledHandler | None = None
@@ -422,6 +441,9 @@ class RingKernel(_native.Actor, Generic[In, Out]):
 
     def _launch_in(self, runtime: _native.Runtime) -> None:
         config = self._config
+        if self._executor == "process":
+            self._launch_in_process(runtime)
+            return
         if self._handler is not None:
             self._compiled = self._handler.compile(self.kernel_id, self._initial_state)
             self._launch_compiled(
@@ -439,6 +461,36 @@ class RingKernel(_native.Actor, Generic[In, Out]):
             runtime,
             self._start,
             threaded=not _is_async(self._kernel_func),
+            capacity=config.input_queue_size,
+            reply_capacity=config.output_queue_size,
+            backpressure=config.backpressure_strategy,
+            exact_priority=not config.use_fast_queue,
+            restart=self._restart,
+            watchdog=self._watchdog,
+            input_type=_as_type(self._input_type),
+            output_type=_as_type(self._output_type),
+            far_side=self._far_side,
+        )
+
+    def _launch_in_process(self, runtime: _native.Runtime) -> None:
+        from pydotcompute.ring_kernels import _process
+
+        if sys.platform != "linux":
+            raise InvalidConfigurationError("executor", "process", "needs Linux")
+        if self._handler is not None:
+            raise InvalidConfigurationError(
+                "executor",
+                "process",
+                "does not run compiled handlers, which need no GIL on a thread",
+            )
+        config = self._config
+        _native._launch_process(
+            self,
+            runtime,
+            _process.command(),
+            _process.arguments(self, self._kernel_func),
+            _process.sink,
+            window=self._window,
             capacity=config.input_queue_size,
             reply_capacity=config.output_queue_size,
             backpressure=config.backpressure_strategy,
@@ -486,6 +538,9 @@ class RingKernel(_native.Actor, Generic[In, Out]):
         captured = (self._captured or contextvars.copy_context()).copy()
         result = captured.run(self._kernel_func, context)
         if not inspect.isawaitable(result):
+            if inspect.isgenerator(result) or inspect.isasyncgen(result):
+                # Nothing of it has run, and nobody would drive it.
+                raise TypeError(f"the function of kernel {self.kernel_id!r} must not yield")
             return None
         coroutine: Coroutine[Any, Any, Any]
         coroutine = result if asyncio.iscoroutine(result) else _await(result)

@@ -13,7 +13,7 @@ import time
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any
+from typing import Any, Literal
 
 from pydotcompute import _native
 from pydotcompute.exceptions import (
@@ -212,6 +212,8 @@ class RingKernelRuntime(_native.Runtime):
         restart: Restart | str | None = None,
         watchdog: float | None = None,
         state: Any = None,
+        executor: Literal["process"] | None = None,
+        window: int = 1,
     ) -> RingKernel[Any, Any]:
         """Make a kernel; it is LAUNCHED then, and waits to be activated.
 
@@ -232,6 +234,9 @@ class RingKernelRuntime(_native.Runtime):
             `RingKernel`.
         state
             What the state of a compiled handler is at first: see `RingKernel`.
+        executor, window
+            "process": in a process of its own, and how many messages that is handed at a time: see
+            `RingKernel`.
 
         Raises
         ------
@@ -265,6 +270,8 @@ class RingKernelRuntime(_native.Runtime):
             restart=restart,
             watchdog=watchdog,
             state=state,
+            executor=executor,
+            window=window,
         )
         self._begin()
         kernel._launch_in(self)

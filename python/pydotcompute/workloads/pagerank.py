@@ -133,7 +133,8 @@ class Graph:
         damping
             The share of rank that follows the links, at least 0 and below 1.
         tolerance
-            The ranks are final when a turn moves them by less, summed over all nodes.
+            The ranks are final when a turn moves them by less, summed over all nodes; 0: never,
+            all turns are taken.
         max_iterations
             Turns to take at most.
         seeds

@@ -11,6 +11,7 @@ use rayon::ThreadPool;
 
 use crate::harness::{Slice, Wrong, expect};
 use crate::os::preemptions_of_process;
+use crate::page::{Curve, Series};
 
 /// A debug build checks the rows and measures nothing: on small graphs, that takes no time.
 const SMALLER: u32 = if cfg!(debug_assertions) { 1 << 8 } else { 1 };
@@ -79,8 +80,7 @@ fn turns(sample: &Sample, pool: &ThreadPool, operations: u64) -> Result<Slice, W
     let turns = u32::try_from((operations / links).max(1)).map_err(Wrong::new)?;
     repeat(operations, links * u64::from(turns), || {
         // The first turn warms up and is not counted.
-        let query =
-            Query { tolerance: 1e-6, max_iterations: turns + 1, seeds: Vec::new(), ..endless() };
+        let query = Query { tolerance: 0.0, max_iterations: turns + 1, ..Query::default() };
         let (mut first, mut last) = (None, Instant::now());
         let ranks = pool
             .install(|| {
@@ -96,11 +96,6 @@ fn turns(sample: &Sample, pool: &ThreadPool, operations: u64) -> Result<Slice, W
         expect("turns", ranks.iterations, turns + 1)?;
         Ok(last - first.unwrap_or(last))
     })
-}
-
-/// Settles so slowly that the number of turns decides.
-fn endless() -> Query {
-    Query { damping: 0.999, ..Query::default() }
 }
 
 pub(crate) fn sparse(operations: u64) -> Result<Slice, Wrong> {
@@ -121,6 +116,43 @@ pub(crate) fn kronecker_alone(operations: u64) -> Result<Slice, Wrong> {
 
 pub(crate) fn uniform_alone(operations: u64) -> Result<Slice, Wrong> {
     turns(&UNIFORM, &ONE, operations)
+}
+
+/// What a link costs in a turn, in nanoseconds, over random graphs of five links a node: ours, and
+/// the floor that `floor` gives for the same graph. `quick`: up to a million links.
+pub(crate) fn sizes(
+    quick: bool,
+    floor: fn(&Sample, u64) -> Result<Slice, Wrong>,
+) -> Result<Curve, Wrong> {
+    let largest = if quick { 1_000_000 } else { 100_000_000 } / SMALLER;
+    let mut ours = Vec::new();
+    let mut floors = Vec::new();
+    let mut links = 10_000;
+    while links <= largest {
+        let nodes = links / 5;
+        let sample = Sample::new(nodes, generate::uniform(nodes, links as usize, 42));
+        // Enough turns for a clock, and the best of a few: what disturbs only ever adds.
+        let operations = u64::from(links).max(2_000_000);
+        let cost = |run: &dyn Fn() -> Result<Slice, Wrong>| -> Result<f64, Wrong> {
+            let mut least = f64::INFINITY;
+            for _ in 0..5 {
+                least = least.min(run()?.elapsed.as_secs_f64() * 1e9 / operations as f64);
+            }
+            Ok(least)
+        };
+        ours.push((f64::from(links), cost(&|| turns(&sample, &TWO, operations))?));
+        floors.push((f64::from(links), cost(&|| floor(&sample, operations))?));
+        links = if links.to_string().starts_with('1') { links * 3 } else { links / 3 * 10 };
+    }
+    Ok(Curve {
+        title: "pagerank: what a link costs in a turn, by the size of the graph".into(),
+        x: "links, five a node, f32, two threads".into(),
+        y: "ns a link".into(),
+        series: vec![
+            Series { name: "ours".into(), points: ours },
+            Series { name: "gather and stream".into(), points: floors },
+        ],
+    })
 }
 
 /// From edges in memory to a graph that is ready to be ranked.

@@ -74,6 +74,11 @@ static OF_SPARSE: LazyLock<Floor> = LazyLock::new(|| Floor::new(&SPARSE));
 static OF_KRONECKER: LazyLock<Floor> = LazyLock::new(|| Floor::new(&KRONECKER));
 static OF_UNIFORM: LazyLock<Floor> = LazyLock::new(|| Floor::new(&UNIFORM));
 
+/// Of a graph of one's own.
+pub(crate) fn of(sample: &Sample, operations: u64) -> Result<Slice, Wrong> {
+    Floor::new(sample).run(operations)
+}
+
 pub(crate) fn sparse(operations: u64) -> Result<Slice, Wrong> {
     OF_SPARSE.run(operations)
 }

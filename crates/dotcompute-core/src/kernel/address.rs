@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::KernelRef;
-use super::send::{Accept, send, send_blocking};
+use super::send::{Accept, send, send_blocking, send_until};
 use crate::error::{KernelId, SendError};
 use crate::message::{Envelope, Message};
 use crate::timer;
@@ -37,7 +37,7 @@ impl<M: Message> Address<M> {
         &self,
         message: impl Into<Envelope<M>>,
     ) -> impl Future<Output = Result<(), SendError<M>>> {
-        send(&*self.to, message, None)
+        send(&*self.to, message)
     }
 
     /// As [`KernelRef::send_timeout`].
@@ -50,7 +50,7 @@ impl<M: Message> Address<M> {
         message: impl Into<Envelope<M>>,
         timeout: Duration,
     ) -> Result<(), SendError<M>> {
-        send(&*self.to, message, timer::after(timeout)).await
+        send_until(&*self.to, message, timer::after(timeout)).await
     }
 
     /// As [`KernelRef::try_send`].

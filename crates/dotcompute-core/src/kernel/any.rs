@@ -4,7 +4,6 @@ use std::any::{Any, type_name};
 use std::sync::{Arc, Weak};
 
 use dotcompute_mailbox::Books;
-use dotcompute_mailbox::sync::lock;
 
 use super::life::Waiter;
 use super::send::Accept;
@@ -152,7 +151,7 @@ impl<M: Message, R: Message> AnyCell for Cell<M, R> {
     }
 
     fn fail_those_passing_through(&self, failure: &AskFailure) {
-        let told = lock(&self.asks).fail_those_passing_through(failure);
+        let told = self.asks.lock().fail_those_passing_through(failure);
         tell_all(told, None);
     }
 

@@ -4,13 +4,12 @@ use std::future::Future;
 use std::marker::PhantomData;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context as TaskContext, Poll};
+use std::task::{Context as TaskContext, Poll, Waker};
 use std::time::{Duration, Instant};
 
-use dotcompute_mailbox::sync::lock;
-use dotcompute_mailbox::wait;
+use dotcompute_mailbox::{self as mailbox, wait};
 
-use super::send::{Accept, send, send_blocking};
+use super::send::{Accept, send_blocking, send_until, sent};
 use super::{Cell, KernelRef};
 use crate::ask::{AskFailure, Received};
 use crate::dead_letter::{DeadLetter, DeadLetterReason};
@@ -32,7 +31,10 @@ impl<M: Message, R: Message> KernelRef<M, R> {
     /// Dropping the future ends the ask: the kernel skips the message if it has not received it
     /// yet, and a reply that still comes is a dead letter.
     pub async fn ask(&self, message: impl Into<Envelope<M>>) -> Result<Envelope<R>, AskError<M>> {
-        self.ask_until(message.into(), None).await
+        match self.cell.link() {
+            Some(link) => ask_through(&*self.cell, &link.home, message.into(), None).await,
+            None => self.asking(message).await,
+        }
     }
 
     /// [`ask`](Self::ask) that gives up after `timeout`, sending included.
@@ -45,7 +47,15 @@ impl<M: Message, R: Message> KernelRef<M, R> {
         message: impl Into<Envelope<M>>,
         timeout: Duration,
     ) -> Result<Envelope<R>, AskError<M>> {
-        self.ask_until(message.into(), timer::after(timeout)).await
+        let deadline = timer::after(timeout);
+        if let Some(link) = self.cell.link() {
+            return ask_through(&*self.cell, &link.home, message.into(), deadline).await;
+        }
+        let mut asking = self.asking(message);
+        match timer::timeout_at(deadline, &mut asking).await {
+            Some(outcome) => outcome,
+            None => Err(asking.give_up()),
+        }
     }
 
     /// [`ask`](Self::ask) that waits on the calling thread, for ever without a `timeout`.
@@ -63,7 +73,8 @@ impl<M: Message, R: Message> KernelRef<M, R> {
         if let Some(link) = self.cell.link() {
             return wait::block_on(ask_through(&*self.cell, &link.home, envelope, deadline));
         }
-        let mut waiting = Waiting::register(&self.cell, &mut envelope);
+        let mut waiting = Waiting::new(&self.cell);
+        waiting.register(&mut envelope, None);
         send_blocking(&*self.cell, envelope, deadline).map_err(|error| waiting.not_sent(error))?;
         match wait::block_on_until(&mut waiting, deadline) {
             Ok(outcome) => outcome,
@@ -71,37 +82,22 @@ impl<M: Message, R: Message> KernelRef<M, R> {
         }
     }
 
-    async fn ask_until(
-        &self,
-        mut envelope: Envelope<M>,
-        deadline: Option<Instant>,
-    ) -> Result<Envelope<R>, AskError<M>> {
-        if let Some(link) = self.cell.link() {
-            return ask_through(&*self.cell, &link.home, envelope, deadline).await;
-        }
-        let mut waiting = Waiting::register(&self.cell, &mut envelope);
-        send(&*self.cell, envelope, deadline).await.map_err(|error| waiting.not_sent(error))?;
-        if deadline.is_none() {
-            return waiting.await;
-        }
-        match timer::timeout_at(deadline, waiting).await {
-            Some(outcome) => outcome,
-            None => Err(AskError::Timeout { kernel: self.id().clone() }),
-        }
+    fn asking<I: Into<Envelope<M>>>(&self, message: I) -> Asking<'_, M, R, I> {
+        Asking { waiting: Waiting::new(&self.cell), stage: Stage::Holding(message) }
     }
 }
 
 impl<M: Message, R: Message> Cell<M, R> {
     /// The kernel received the message of this ask. `false`: the ask has ended.
     pub(crate) fn ask_received(&self, token: AskToken) -> bool {
-        let received = lock(&self.asks).received(token);
+        let received = self.asks.lock().received(token);
         match received {
             Received::Waiting => true,
             Received::Ended => false,
             Received::At(origin) => {
                 let waits = origin.waits();
                 if !waits {
-                    lock(&self.asks).expire(token);
+                    self.asks.lock().expire(token);
                 }
                 waits
             }
@@ -110,16 +106,80 @@ impl<M: Message, R: Message> Cell<M, R> {
 
     /// Whether somebody waits for its reply still.
     pub(crate) fn ask_waits(&self, token: AskToken) -> bool {
-        lock(&self.asks).waits(token)
+        self.asks.lock().waits(token)
     }
 
     pub(crate) fn fail_ask(&self, token: AskToken, failure: AskFailure) {
-        let tell = lock(&self.asks).fail(token, failure);
+        let tell = self.asks.lock().fail(token, failure);
         tell_all([tell], Some(&self.id));
     }
 
     pub(crate) fn forget_received_asks(&self) {
-        lock(&self.asks).forget_received();
+        self.asks.lock().forget_received();
+    }
+}
+
+/// An ask in progress; dropping it ends the ask.
+struct Asking<'a, M: Message, R: Message, I> {
+    waiting: Waiting<'a, M, R>,
+    stage: Stage<'a, M, I>,
+}
+
+enum Stage<'a, M, I> {
+    /// Not polled yet.
+    Holding(I),
+    /// The message waits for room.
+    Blocked(mailbox::Blocked<'a, Envelope<M>>),
+    Sent,
+}
+
+/// Nothing in it is ever pinned.
+impl<M: Message, R: Message, I> Unpin for Asking<'_, M, R, I> {}
+
+impl<M: Message, R: Message, I> Asking<'_, M, R, I> {
+    /// Ends an ask that has not ended: its time is over.
+    fn give_up(mut self) -> AskError<M> {
+        if let Stage::Blocked(blocked) = std::mem::replace(&mut self.stage, Stage::Sent)
+            && let Err(error) = sent(self.waiting.cell, blocked.give_up())
+        {
+            return self.waiting.not_sent(error);
+        }
+        AskError::Timeout { kernel: self.waiting.cell.id.clone() }
+    }
+}
+
+impl<M: Message, R: Message, I: Into<Envelope<M>>> Future for Asking<'_, M, R, I> {
+    type Output = Result<Envelope<R>, AskError<M>>;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut TaskContext<'_>) -> Poll<Self::Output> {
+        let cell = self.waiting.cell;
+        match std::mem::replace(&mut self.stage, Stage::Sent) {
+            Stage::Holding(message) => {
+                let mut envelope = message.into();
+                self.waiting.register(&mut envelope, Some(cx.waker()));
+                match cell.begin_send(envelope, cx) {
+                    // There is no need to look: its end, also one that has come by now, wakes this
+                    // task. The asks are closed after the mailbox, so it was open when it was made.
+                    Ok(None) => Poll::Pending,
+                    Ok(Some(blocked)) => {
+                        self.stage = Stage::Blocked(blocked);
+                        Poll::Pending
+                    }
+                    Err(error) => Poll::Ready(Err(self.waiting.not_sent(error))),
+                }
+            }
+            Stage::Blocked(mut blocked) => match Pin::new(&mut blocked).poll(cx) {
+                Poll::Pending => {
+                    self.stage = Stage::Blocked(blocked);
+                    Poll::Pending
+                }
+                Poll::Ready(outcome) => match sent(cell, outcome) {
+                    Ok(()) => Pin::new(&mut self.waiting).poll(cx),
+                    Err(error) => Poll::Ready(Err(self.waiting.not_sent(error))),
+                },
+            },
+            Stage::Sent => Pin::new(&mut self.waiting).poll(cx),
+        }
     }
 }
 
@@ -130,17 +190,20 @@ struct Waiting<'a, M: Message, R: Message> {
 }
 
 impl<'a, M: Message, R: Message> Waiting<'a, M, R> {
-    fn register(cell: &'a Cell<M, R>, envelope: &mut Envelope<M>) -> Self {
-        let token = lock(&cell.asks).register(envelope.id);
-        envelope.ask = Some(token);
-        Self { cell, token: Some(token) }
+    fn new(cell: &'a Cell<M, R>) -> Self {
+        Self { cell, token: None }
+    }
+
+    fn register(&mut self, envelope: &mut Envelope<M>, waker: Option<&Waker>) {
+        self.token = Some(self.cell.asks.lock().register(envelope.id, waker));
+        envelope.ask = self.token;
     }
 
     /// The message was not accepted, so there never was an ask. The envelope that comes back can be
     /// sent again, and must not name one.
     fn not_sent(&mut self, mut error: SendError<M>) -> AskError<M> {
         if let Some(token) = self.token.take() {
-            lock(&self.cell.asks).withdraw(token);
+            self.cell.asks.lock().withdraw(token);
         }
         error.envelope_mut().ask = None;
         AskError::NotSent(error)
@@ -153,7 +216,7 @@ impl<M: Message, R: Message> Future for Waiting<'_, M, R> {
     fn poll(mut self: Pin<&mut Self>, cx: &mut TaskContext<'_>) -> Poll<Self::Output> {
         let token = self.token.expect("an ask is not polled after its reply");
         let mut stale = None;
-        let polled = lock(&self.cell.asks).poll(token, cx.waker(), &mut stale);
+        let polled = self.cell.asks.lock().poll(token, cx.waker(), &mut stale);
         let Poll::Ready(outcome) = polled else { return Poll::Pending };
         self.token = None;
         Poll::Ready(outcome.map_err(|failure| ask_error(&self.cell.id, failure)))
@@ -163,7 +226,7 @@ impl<M: Message, R: Message> Future for Waiting<'_, M, R> {
 impl<M: Message, R: Message> Drop for Waiting<'_, M, R> {
     fn drop(&mut self) {
         if let Some(token) = self.token {
-            let unread = lock(&self.cell.asks).cancel(token);
+            let unread = self.cell.asks.lock().cancel(token);
             if let Some(reply) = unread {
                 self.cell.dead_reply(reply, DeadLetterReason::LateReply);
             }
@@ -190,14 +253,14 @@ pub(super) async fn ask_through<M: Message, R: Message>(
     mut envelope: Envelope<M>,
     deadline: Option<Instant>,
 ) -> Result<Envelope<R>, AskError<M>> {
-    let token = lock(&home.0).register(envelope.id);
+    let token = home.0.lock().register(envelope.id, None);
     let mut waiting =
         Through { first, home: &**home, token: Some(token), kind: PhantomData::<fn(M)> };
     envelope.ask = first.relay(envelope.id, Origin::new(home, token, first.end()));
     // After it is registered, so that one of the two sees the other: this, or the kernel that fails.
     let refused = match first.failed_stage() {
         Some((kernel, fault)) => Err(SendError::Failed { envelope, kernel, fault }),
-        None => send(first, envelope, deadline).await,
+        None => send_until(first, envelope, deadline).await,
     };
     if let Err(mut error) = refused {
         let envelope = error.envelope_mut();
@@ -229,7 +292,7 @@ impl<A: Accept<M> + ?Sized, M: Message, R: Message> Future for Through<'_, A, M,
     fn poll(mut self: Pin<&mut Self>, cx: &mut TaskContext<'_>) -> Poll<Self::Output> {
         let token = self.token.expect("an ask is not polled after its reply");
         let mut stale = None;
-        let polled = lock(&self.home.0).poll(token, cx.waker(), &mut stale);
+        let polled = self.home.0.lock().poll(token, cx.waker(), &mut stale);
         let Poll::Ready(outcome) = polled else { return Poll::Pending };
         self.token = None;
         Poll::Ready(outcome.map_err(|failure| ask_error(self.first.id(), failure)))
@@ -239,7 +302,7 @@ impl<A: Accept<M> + ?Sized, M: Message, R: Message> Future for Through<'_, A, M,
 impl<A: Accept<M> + ?Sized, M: Message, R: Message> Drop for Through<'_, A, M, R> {
     fn drop(&mut self) {
         let Some(token) = self.token else { return };
-        let unread = lock(&self.home.0).cancel(token);
+        let unread = self.home.0.lock().cancel(token);
         if let Some(reply) = unread {
             let reason = DeadLetterReason::LateReply;
             self.first.dead_letter(DeadLetter::of(self.first.id(), reply, reason, false));

@@ -73,7 +73,8 @@ impl<M: Message, R: Message> Cell<M, R> {
     ///
     /// `fault`: it failed. `abandoned`: its executor still holds the body.
     pub(crate) fn finish(&self, fault: Option<Fault>, abandoned: bool) {
-        let terminated = self.change(|lifecycle| {
+        let (first, terminated) = self.change(|lifecycle| {
+            let first = !std::mem::replace(&mut lifecycle.finished, true);
             if !lifecycle.ended {
                 lifecycle.abandoned = abandoned;
                 match &fault {
@@ -84,7 +85,7 @@ impl<M: Message, R: Message> Cell<M, R> {
                     lifecycle.fault = fault.clone();
                 }
             }
-            lifecycle.stop.is_some()
+            (first, lifecycle.stop.is_some())
         });
         self.telemetry.end();
         self.mailbox.close(Close::Now);
@@ -96,7 +97,7 @@ impl<M: Message, R: Message> Cell<M, R> {
             Some(fault) => AskFailure::Failed(fault.clone()),
             None => AskFailure::Stopped,
         };
-        let told = lock(&self.asks).close(failure.clone());
+        let told = self.asks.lock().close(failure.clone());
         tell_all(told, Some(&self.id));
         if let Some(runtime) = self.runtime.upgrade() {
             match self.state() {
@@ -105,9 +106,12 @@ impl<M: Message, R: Message> Cell<M, R> {
             }
         }
         self.unlink();
+        if first {
+            self.leave_output();
+        }
         if terminated && !self.options.keep_replies {
             self.bury_replies();
-        } else {
+        } else if self.output_has_ended() {
             // Replies already made can still be read.
             self.replies.close(Close::Drain);
         }
@@ -129,6 +133,9 @@ impl<M: Message, R: Message> Cell<M, R> {
 
     /// After a terminate nobody will read replies.
     pub(crate) fn bury_replies(&self) {
+        if !self.output_has_ended() {
+            return;
+        }
         self.replies.close(Close::Now);
         self.replies.take_all(|reply| self.dead_reply(reply, DeadLetterReason::Unread));
     }

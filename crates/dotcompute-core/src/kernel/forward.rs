@@ -49,7 +49,7 @@ impl<M: Message, R: Message> Cell<M, R> {
         let band = Band::from_priority(reply.priority);
         match to.mailbox().offer(band, reply) {
             Ok(admission) => {
-                Telemetry::count(&self.forwarded);
+                Telemetry::count(self.forwarded());
                 admitted(to, admission);
                 None
             }
@@ -135,7 +135,7 @@ impl<M: Message, R: Message> Cell<M, R> {
     /// The reply answers an ask that waits elsewhere, if this is the kernel that is to answer it;
     /// otherwise the way to that one is cut, and the ask fails.
     pub(super) fn answer_elsewhere(&self, reply: Envelope<R>) {
-        let origin = reply.ask.and_then(|token| lock(&self.asks).hand_over(token));
+        let origin = reply.ask.and_then(|token| self.asks.lock().hand_over(token));
         let Some(origin) = origin else {
             self.dead_reply(reply, DeadLetterReason::LateReply);
             return;
@@ -156,7 +156,7 @@ impl<M: Message, R: Message> Cell<M, R> {
     #[inline]
     fn hand_over(&self, to: &dyn Accept<R>, mut reply: Envelope<R>) -> Option<Envelope<R>> {
         let Some(token) = reply.ask else { return Some(reply) };
-        let origin = lock(&self.asks).hand_over(token);
+        let origin = self.asks.lock().hand_over(token);
         reply.ask = origin.and_then(|origin| to.relay(reply.id, origin));
         self.unless_late(reply)
     }
@@ -164,7 +164,7 @@ impl<M: Message, R: Message> Cell<M, R> {
     /// The reply was not accepted there: undoes [`hand_over`](Self::hand_over).
     fn take_back(&self, to: &dyn Accept<R>, mut reply: Envelope<R>) -> Option<Envelope<R>> {
         let Some(token) = reply.ask else { return Some(reply) };
-        let passed = to.take_back(token).map(|origin| lock(&self.asks).pass(reply.id, origin));
+        let passed = to.take_back(token).map(|origin| self.asks.lock().pass(reply.id, origin));
         reply.ask = match passed {
             Some(Ok(token)) => Some(token),
             Some(Err(tell)) => {
@@ -211,7 +211,10 @@ impl<M: Message, R: Message> Cell<M, R> {
         let mut link = lock(&self.link);
         let taken = link.take_if(|present| wanted(present))?;
         self.note_link(false);
-        self.replies.reopen();
+        // Where others share the output, an ended kernel leaves it as it is.
+        if self.output.is_none() || !self.has_ended() {
+            self.replies.reopen();
+        }
         Some(taken)
     }
 }
@@ -242,7 +245,7 @@ impl<M: Message, R: Message> Forwarding<'_, M, R> {
 
     fn count(&self, sent: Sent<R>) -> Forwarded<R> {
         let admission = sent?;
-        Telemetry::count(&self.cell.forwarded);
+        Telemetry::count(self.cell.forwarded());
         admitted(self.to, admission);
         Ok(())
     }

@@ -4,7 +4,6 @@ use std::future::Future;
 use std::pin::Pin;
 use std::task::Poll;
 
-use dotcompute_mailbox::sync::lock;
 use dotcompute_mailbox::{self as mailbox, Backpressure, Band};
 
 use super::Cell;
@@ -31,7 +30,7 @@ impl<M: Message, R: Message> Cell<M, R> {
         {
             return Some(reply);
         }
-        let routed = lock(&self.asks).route(in_hand, reply);
+        let routed = self.asks.lock().route(in_hand, reply);
         match routed {
             Routed::Answered(waker) => {
                 Telemetry::count(&self.telemetry.asks_answered);

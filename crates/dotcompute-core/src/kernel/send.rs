@@ -7,7 +7,6 @@ use std::pin::Pin;
 use std::task::{Context as TaskContext, Poll};
 use std::time::{Duration, Instant};
 
-use dotcompute_mailbox::sync::lock;
 use dotcompute_mailbox::{self as mailbox, Admission, Backpressure, Band, Mailbox};
 
 use super::{Cell, KernelRef};
@@ -36,7 +35,7 @@ impl<M: Message, R: Message> KernelRef<M, R> {
         &self,
         message: impl Into<Envelope<M>>,
     ) -> impl Future<Output = Result<(), SendError<M>>> {
-        send(&*self.cell, message, None)
+        send(&*self.cell, message)
     }
 
     /// [`send`](Self::send) that gives up after `timeout`.
@@ -49,7 +48,7 @@ impl<M: Message, R: Message> KernelRef<M, R> {
         message: impl Into<Envelope<M>>,
         timeout: Duration,
     ) -> Result<(), SendError<M>> {
-        send(&*self.cell, message, timer::after(timeout)).await
+        send_until(&*self.cell, message, timer::after(timeout)).await
     }
 
     /// Sends a message without waiting.
@@ -81,6 +80,7 @@ impl<M: Message, R: Message> KernelRef<M, R> {
     /// # Errors
     ///
     /// See [`SendError`].
+    #[inline]
     pub fn send_blocking(
         &self,
         message: impl Into<Envelope<M>>,
@@ -226,6 +226,23 @@ pub(crate) trait Accept<M: Message>: Send + Sync {
         }
     }
 
+    /// Sends, or waits in line for room if that is the policy.
+    #[inline]
+    fn begin_send(
+        &self,
+        envelope: Envelope<M>,
+        cx: &TaskContext<'_>,
+    ) -> Result<Option<mailbox::Blocked<'_, Envelope<M>>>, SendError<M>> {
+        if !self.is_open() {
+            return Err(self.refusal(envelope));
+        }
+        let band = Band::from_priority(envelope.priority);
+        match self.mailbox().begin_send(band, envelope, cx) {
+            mailbox::Begun::Ended(outcome) => sent(self, outcome).map(|()| None),
+            mailbox::Begun::Blocked(blocked) => Ok(Some(blocked)),
+        }
+    }
+
     /// Sends as far as that takes no waiting; what a policy that blocks has no room for comes back.
     #[inline]
     fn offer(&self, envelope: Envelope<M>) -> Result<Option<Envelope<M>>, SendError<M>> {
@@ -268,12 +285,12 @@ impl<M: Message, R: Message> Accept<M> for Cell<M, R> {
     }
 
     fn relay(&self, id: MessageId, origin: Origin) -> Option<AskToken> {
-        let registered = lock(&self.asks).relay(id, origin);
+        let registered = self.asks.lock().relay(id, origin);
         registered.map_err(|tell| tell_all([tell], Some(&self.id))).ok()
     }
 
     fn take_back(&self, token: AskToken) -> Option<Origin> {
-        lock(&self.asks).take_back(token)
+        self.asks.lock().take_back(token)
     }
 
     fn has_failed(&self) -> bool {
@@ -354,33 +371,80 @@ impl<M> Drop for InBatch<'_, M> {
     }
 }
 
-/// Sends; most often that takes no waiting, and the envelope never lies in the future.
+/// A send in progress. Most often it takes no waiting, and then the envelope never lies in here.
+pub(super) struct Sending<'a, M, I, A: ?Sized> {
+    to: &'a A,
+    stage: Stage<'a, M, I>,
+}
+
+enum Stage<'a, M, I> {
+    /// Not polled yet.
+    Holding(I),
+    Blocked(mailbox::Blocked<'a, Envelope<M>>),
+    Ended,
+}
+
+/// Nothing in it is ever pinned.
+impl<M, I, A: ?Sized> Unpin for Sending<'_, M, I, A> {}
+
+impl<M: Message, I, A: Accept<M> + ?Sized> Sending<'_, M, I, A> {
+    /// Ends a send that has not ended: as sent if it was accepted meanwhile.
+    fn give_up(self) -> Result<(), SendError<M>> {
+        match self.stage {
+            Stage::Blocked(blocked) => sent(self.to, blocked.give_up()),
+            Stage::Holding(_) | Stage::Ended => unreachable!("it was polled and is pending"),
+        }
+    }
+}
+
+impl<M: Message, I: Into<Envelope<M>>, A: Accept<M> + ?Sized> Future for Sending<'_, M, I, A> {
+    type Output = Result<(), SendError<M>>;
+
+    #[inline]
+    fn poll(mut self: Pin<&mut Self>, cx: &mut TaskContext<'_>) -> Poll<Self::Output> {
+        let to = self.to;
+        match std::mem::replace(&mut self.stage, Stage::Ended) {
+            Stage::Holding(message) => match to.begin_send(message.into(), cx) {
+                Ok(None) => Poll::Ready(Ok(())),
+                Ok(Some(blocked)) => {
+                    self.stage = Stage::Blocked(blocked);
+                    Poll::Pending
+                }
+                Err(error) => Poll::Ready(Err(error)),
+            },
+            Stage::Blocked(mut blocked) => match Pin::new(&mut blocked).poll(cx) {
+                Poll::Ready(outcome) => Poll::Ready(sent(to, outcome)),
+                Poll::Pending => {
+                    self.stage = Stage::Blocked(blocked);
+                    Poll::Pending
+                }
+            },
+            Stage::Ended => panic!("a send was polled after it had ended"),
+        }
+    }
+}
+
 #[inline]
-pub(super) async fn send<M: Message>(
+pub(super) fn send<'a, M: Message, I: Into<Envelope<M>>, A: Accept<M> + ?Sized>(
+    to: &'a A,
+    message: I,
+) -> Sending<'a, M, I, A> {
+    Sending { to, stage: Stage::Holding(message) }
+}
+
+pub(super) async fn send_until<M: Message>(
     to: &(impl Accept<M> + ?Sized),
     message: impl Into<Envelope<M>>,
     deadline: Option<Instant>,
 ) -> Result<(), SendError<M>> {
-    let Some(envelope) = to.offer(message.into())? else { return Ok(()) };
-    wait_for_room(to, envelope, deadline).await
+    let mut send = send(to, message);
+    match timer::timeout_at(deadline, &mut send).await {
+        Some(outcome) => outcome,
+        None => send.give_up(),
+    }
 }
 
-async fn wait_for_room<M: Message>(
-    to: &(impl Accept<M> + ?Sized),
-    envelope: Envelope<M>,
-    deadline: Option<Instant>,
-) -> Result<(), SendError<M>> {
-    let mut send = to.mailbox().send(Band::from_priority(envelope.priority), envelope);
-    let outcome = match deadline {
-        None => send.await,
-        Some(_) => match timer::timeout_at(deadline, &mut send).await {
-            Some(outcome) => outcome,
-            None => send.give_up(),
-        },
-    };
-    sent(to, outcome)
-}
-
+#[inline]
 pub(super) fn send_blocking<M: Message>(
     to: &(impl Accept<M> + ?Sized),
     envelope: Envelope<M>,
@@ -394,7 +458,10 @@ pub(super) fn send_blocking<M: Message>(
 }
 
 #[inline]
-fn sent<M: Message>(to: &(impl Accept<M> + ?Sized), outcome: Sent<M>) -> Result<(), SendError<M>> {
+pub(super) fn sent<M: Message>(
+    to: &(impl Accept<M> + ?Sized),
+    outcome: Sent<M>,
+) -> Result<(), SendError<M>> {
     match outcome {
         Ok(Admission::Accepted) => Ok(()),
         Ok(admission) => {

@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use dotcompute::mailbox::sync::{AtomicBool, Ordering, lock};
 use dotcompute::{
-    Backpressure, Envelope, FaultKind, KernelId, KernelRef, Restart, RestartPolicy, Runtime,
-    SendError, Terminate, Termination,
+    Backpressure, Envelope, FaultKind, KernelBuilder, KernelId, KernelRef, Restart, RestartPolicy,
+    Runtime, SendError, Terminate, Termination,
 };
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
@@ -28,12 +28,14 @@ pub(super) type Kernel = KernelRef<PyMessage, PyMessage>;
 
 /// A core runtime with the executors of Python.
 pub(super) fn core_runtime() -> Runtime {
-    Runtime::builder()
+    let builder = Runtime::builder()
         .name("pydotcompute")
         .executor(Arc::new(AsyncioExecutor))
         .executor(Arc::new(ThreadExecutor))
-        .on_stall(report_stall)
-        .build()
+        .on_stall(report_stall);
+    #[cfg(target_os = "linux")]
+    let builder = builder.executor(dotcompute::process::executor());
+    builder.build()
 }
 
 /// Python's log, too, tells of a kernel that stalls.
@@ -175,6 +177,69 @@ fn backpressure_of(name: &str) -> PyResult<Backpressure> {
     })
 }
 
+/// What can be said about a kernel of any kind at its launch.
+pub(super) struct Settings {
+    capacity: usize,
+    reply_capacity: usize,
+    backpressure: Backpressure,
+    exact_priority: bool,
+    restart: Restart,
+    watchdog: Option<Duration>,
+}
+
+impl Settings {
+    pub(super) fn new(
+        capacity: usize,
+        reply_capacity: usize,
+        backpressure: &str,
+        exact_priority: bool,
+        restart: Option<&Bound<'_, PyAny>>,
+    ) -> PyResult<Self> {
+        let (backpressure, restart) = (backpressure_of(backpressure)?, restart_of(restart)?);
+        Ok(Self { capacity, reply_capacity, backpressure, exact_priority, restart, watchdog: None })
+    }
+
+    /// With a watchdog of so many seconds.
+    pub(super) fn watched(mut self, seconds: Option<f64>) -> PyResult<Self> {
+        self.watchdog = duration(seconds)?;
+        Ok(self)
+    }
+
+    pub(super) fn apply<'a>(&self, builder: KernelBuilder<'a>) -> KernelBuilder<'a> {
+        builder
+            .capacity(self.capacity)
+            .reply_capacity(self.reply_capacity)
+            .backpressure(self.backpressure)
+            .exact_priority(self.exact_priority)
+            .restart(self.restart)
+            .watchdog(self.watchdog)
+    }
+}
+
+impl Actor {
+    /// Notes the types of messages and replies, before the launch.
+    pub(super) fn prepare(
+        &self,
+        py: Python<'_>,
+        input_type: Option<Py<PyAny>>,
+        output_type: Option<Py<PyAny>>,
+    ) -> PyResult<()> {
+        if self.kernel.get().is_some() {
+            return Err(errors::wrong_state(py, &self.id, self.state(), "launch"));
+        }
+        // Relaxed: before the kernel is launched.
+        self.typed.store(input_type.is_some(), Ordering::Relaxed);
+        *lock(&self.input_type) = input_type;
+        self.shared.set_output_type(output_type);
+        Ok(())
+    }
+
+    pub(super) fn launched(&self, kernel: Kernel, capacity: usize) {
+        let _ = self.capacity.set(capacity);
+        let _ = self.kernel.set(kernel);
+    }
+}
+
 impl Drop for Actor {
     fn drop(&mut self) {
         // Nobody can ask for it any more.
@@ -242,7 +307,7 @@ impl Actor {
     /// Launches the kernel in `runtime`.
     #[expect(clippy::too_many_arguments, reason = "called once, from the Python half, by name")]
     #[pyo3(signature = (runtime, start, *, threaded, capacity, reply_capacity, backpressure,
-                        exact_priority, restart, watchdog, input_type, output_type))]
+                        exact_priority, restart, watchdog, input_type, output_type, far_side=false))]
     fn _launch(
         &self,
         py: Python<'_>,
@@ -257,40 +322,34 @@ impl Actor {
         watchdog: Option<f64>,
         input_type: Option<Py<PyAny>>,
         output_type: Option<Py<PyAny>>,
+        far_side: bool,
     ) -> PyResult<()> {
-        let restart = restart_of(restart)?;
-        let backpressure = backpressure_of(backpressure)?;
-        if self.kernel.get().is_some() {
-            return Err(errors::wrong_state(py, &self.id, self.state(), "launch"));
+        let settings =
+            Settings::new(capacity, reply_capacity, backpressure, exact_priority, restart)?
+                .watched(watchdog)?;
+        self.prepare(py, input_type, output_type)?;
+        if far_side {
+            // Those who ask are in the parent, which finds their asks by the ids of replies.
+            self.shared.set_asked();
         }
-        // Relaxed: before the kernel is launched.
-        self.typed.store(input_type.is_some(), Ordering::Relaxed);
-        *lock(&self.input_type) = input_type;
-        self.shared.set_output_type(output_type);
         let core = runtime.core();
         let shared = Arc::clone(&self.shared);
         let spec = Arc::new(Spec { start, kernel: Mutex::new(None), shared, threaded });
         let body = Arc::clone(&spec);
-        let watchdog = duration(watchdog)?;
         let launch = || {
-            core.kernel(self.id.as_str())
+            let builder = settings.apply(core.kernel(self.id.as_str()));
+            let builder = if far_side { builder.keep_replies() } else { builder };
+            builder
                 .executor(if threaded { "thread" } else { "asyncio" })
-                .capacity(capacity)
-                .reply_capacity(reply_capacity)
-                .backpressure(backpressure)
-                .exact_priority(exact_priority)
-                .restart(restart)
-                .watchdog(watchdog)
                 .launch(move |context| ActorRun::new(Arc::clone(&body), context))
         };
-        let launched = scope(py, || watched(watchdog, launch));
+        let launched = scope(py, || watched(settings.watchdog, launch));
         let kernel = match launched {
             Ok(kernel) => kernel,
             Err(error) => return Err(errors::launch(py, &error)),
         };
-        let _ = self.capacity.set(capacity);
         *lock(&spec.kernel) = Some(kernel.clone());
-        let _ = self.kernel.set(kernel);
+        self.launched(kernel, capacity);
         Ok(())
     }
 

@@ -58,10 +58,10 @@ impl Executor for ThreadExecutor {
 static THREADS: AtomicU64 = AtomicU64::new(0);
 
 /// A thread of a kernel, as long as it may run Python code.
-struct ThreadOfAKernel(());
+pub(super) struct ThreadOfAKernel(());
 
 impl ThreadOfAKernel {
-    fn enter() -> Self {
+    pub(super) fn enter() -> Self {
         // Relaxed: a count; nothing is published by it.
         THREADS.fetch_add(1, Ordering::Relaxed);
         Self(())

@@ -16,6 +16,8 @@ mod hub;
 mod message;
 mod object;
 mod operation;
+#[cfg(target_os = "linux")]
+mod process;
 mod python;
 mod runtime;
 mod scope;
@@ -41,6 +43,8 @@ pub(crate) fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_function(wrap_pyfunction!(hub::_close_all, module)?)?;
     module.add_function(wrap_pyfunction!(executor::_join_threads, module)?)?;
     module.add_function(wrap_pyfunction!(hub::_after_fork, module)?)?;
+    #[cfg(target_os = "linux")]
+    process::register(module)?;
     Ok(())
 }
 

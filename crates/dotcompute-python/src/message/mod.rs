@@ -23,6 +23,7 @@ use dotcompute::{DEFAULT_PRIORITY, MessageId};
 use pyo3::exceptions::{PyException, PyTypeError};
 use pyo3::intern;
 use pyo3::prelude::*;
+use pyo3::sync::PyOnceLock;
 use pyo3::types::{PyBytes, PyDict, PyFloat, PyInt, PyList, PyString, PyTuple, PyType};
 
 pub(crate) fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
@@ -35,6 +36,40 @@ pub(crate) fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_function(wrap_pyfunction!(encode::encode_message, module)?)?;
     module.add_function(wrap_pyfunction!(decode::decode_message, module)?)?;
     module.add_function(wrap_pyfunction!(decode::decode_any_message, module)?)
+}
+
+/// Appends the bytes of any object to `out`: of a message its own, of anything else those of a message
+/// around it.
+pub(crate) fn to_wire(object: &Bound<'_, PyAny>, out: &mut Vec<u8>) -> PyResult<()> {
+    let py = object.py();
+    // Apart, since it borrows the message.
+    let is_message = base::native(object).is_some();
+    let bytes = match is_message {
+        true => encode::encode_message(object)?,
+        false => encode::encode_message(&plain(py)?.bind(py).call1((object,))?)?,
+    };
+    out.extend_from_slice(bytes.as_bytes());
+    Ok(())
+}
+
+/// The object that has these bytes, which [`to_wire`] made here or in another process.
+pub(crate) fn from_wire<'py>(py: Python<'py>, bytes: &[u8]) -> PyResult<Bound<'py, PyAny>> {
+    let plain = plain(py)?.bind(py);
+    let object = decode::decode_any_message(PyBytes::new(py, bytes).as_any(), plain)?;
+    match object.get_type().is(plain) {
+        // Raises where it is some other message, of a class that is not known here.
+        true => object.call_method0(intern!(py, "inside")),
+        false => Ok(object),
+    }
+}
+
+/// The class of messages around what is no message.
+fn plain(py: Python<'_>) -> PyResult<&'static Py<PyType>> {
+    static PLAIN: PyOnceLock<Py<PyType>> = PyOnceLock::new();
+    PLAIN.get_or_try_init(py, || {
+        let class = py.import("pydotcompute.ring_kernels._plain")?.getattr("Plain")?;
+        Ok(class.cast_into::<PyType>()?.unbind())
+    })
 }
 
 /// What the runtime reads of a message: the bits of its id and of the id that it answers, and its

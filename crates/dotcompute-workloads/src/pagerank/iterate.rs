@@ -76,7 +76,8 @@ impl Score for f64 {
 pub struct Query {
     /// The share of rank that follows the links, 0 to 1 (exclusive). Usual, and the default: 0.85.
     pub damping: f64,
-    /// The L1 change of a turn below which the ranks are final. Default: 1e-7.
+    /// The L1 change of a turn below which the ranks are final; 0: never, all turns are taken.
+    /// Default: 1e-7.
     pub tolerance: f64,
     /// The most turns to take. Default: 1000.
     pub max_iterations: u32,
@@ -98,8 +99,8 @@ pub enum QueryError {
     /// Not at least 0 and below 1.
     #[error("damping is {0}: it has to be at least 0 and below 1")]
     Damping(f64),
-    /// Not a number above what the scores resolve.
-    #[error("tolerance is {0}: it has to be a number, at least {1} for these scores")]
+    /// Neither 0 nor above what the scores resolve.
+    #[error("tolerance is {0}: it has to be 0 or at least {1}, which is what these scores resolve")]
     Tolerance(f64, f64),
     /// A seed that is no node.
     #[error("seed {node} is no node: they are 0 to {nodes} (exclusive)")]
@@ -384,7 +385,8 @@ impl Query {
         if !(0.0..1.0).contains(&self.damping) {
             return Err(QueryError::Damping(self.damping));
         }
-        if self.tolerance.is_nan() || self.tolerance < T::MIN_TOLERANCE {
+        let resolved = self.tolerance == 0.0 || self.tolerance >= T::MIN_TOLERANCE;
+        if !resolved {
             return Err(QueryError::Tolerance(self.tolerance, T::MIN_TOLERANCE));
         }
         if self.seeds.is_empty() {

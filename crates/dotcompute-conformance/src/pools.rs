@@ -1,0 +1,306 @@
+//! Kernels of one kind behind one name.
+
+use std::collections::HashMap;
+use std::sync::mpsc::channel;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use dotcompute::mailbox::sync::lock;
+use dotcompute::{
+    AskError, BoxError, ConnectError, Context, KernelRef, KernelState, LaunchError, LookupError,
+    Message, Pool, ReceiveError, Restart, RestartPolicy, SendError, Terminate, Termination,
+};
+
+use crate::stage::{Gate, Number, Stage, echo, eventually, launch, quiet};
+
+type Numbers = Pool<Number, Number>;
+
+/// A pool on the executor under test whose workers reply with the number of theirs.
+fn pool(stage: &Stage, workers: usize) -> Numbers {
+    let pool = stage.kernel("pool").pool(workers).launch(echo).unwrap();
+    pool.activate().unwrap();
+    pool
+}
+
+fn receive(pool: &Numbers, count: usize) -> Vec<u64> {
+    let mut all: Vec<_> =
+        (0..count).map(|_| pool.receive_blocking(None).unwrap().message.0).collect();
+    all.sort_unstable();
+    all
+}
+
+fn accepted(pool: &Numbers) -> Vec<u64> {
+    pool.workers().iter().map(|worker| worker.books().accepted).collect()
+}
+
+pub fn a_pool_takes_turns_and_its_replies_come_out_in_one_place(stage: &Stage) {
+    let pool = pool(stage, 3);
+    for number in 0..30 {
+        pool.send_blocking(Number(number), None).unwrap();
+        assert_eq!(receive(&pool, 1), [number], "one at a time, so no mailbox is full");
+    }
+    assert_eq!(accepted(&pool), [10, 10, 10]);
+    pool.workers().iter().for_each(quiet);
+    let (books, replies) = (pool.books(), pool.reply_books());
+    assert!(books.balance() && replies.balance());
+    assert_eq!((books.accepted, books.processed), (30, 30));
+    assert_eq!((replies.accepted, replies.processed), (30, 30));
+    let names: Vec<_> = pool.workers().iter().map(|worker| worker.id().to_string()).collect();
+    assert_eq!(names, ["pool/0", "pool/1", "pool/2"]);
+    assert_eq!(stage.runtime.pool::<Number, Number>("pool").unwrap().id(), pool.id());
+}
+
+pub fn a_worker_without_room_is_passed_over_while_another_has_room(stage: &Stage) {
+    let gate = Gate::default();
+    let inside = gate.clone();
+    let pool = stage.kernel("pool").capacity(1).pool(2).launch(
+        move |mut context: Context<Number, Number>| {
+            let gate = inside.clone();
+            async move {
+                while let Ok(&number) = context.receive().await {
+                    if number.0 == 0 {
+                        gate.pass().await;
+                    }
+                    context.reply(number).await?;
+                }
+                Ok(())
+            }
+        },
+    );
+    let pool = pool.unwrap();
+    pool.activate().unwrap();
+    // One in hand and one queued with the first worker; all others go to the second.
+    let [first, second] = pool.workers() else { unreachable!("two workers") };
+    first.send_blocking(Number(0), None).unwrap();
+    eventually(|| first.books().in_hand == 1);
+    first.send_blocking(Number(1), None).unwrap();
+    for number in 2..10 {
+        pool.send_blocking(Number(number), None).unwrap();
+        assert_eq!(receive(&pool, 1), [number]);
+    }
+    assert_eq!((first.books().accepted, second.books().accepted), (2, 8));
+    gate.remove();
+    assert_eq!(receive(&pool, 2), [0, 1]);
+}
+
+/// What belongs to a customer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Order {
+    customer: u64,
+    place: u64,
+}
+
+impl Message for Order {
+    const TYPE_NAME: &'static str = "Order";
+}
+
+pub fn a_key_goes_to_one_worker_and_its_messages_keep_their_order(stage: &Stage) {
+    const CUSTOMERS: u64 = 40;
+    const EACH: u64 = 50;
+    let seen: Arc<Mutex<HashMap<u64, (String, u64)>>> = Arc::default();
+    let inside = Arc::clone(&seen);
+    let body = move |mut context: Context<Order, Order>| {
+        let seen = Arc::clone(&inside);
+        async move {
+            while let Ok(&order) = context.receive().await {
+                let here = context.id().to_string();
+                let broken = {
+                    let mut seen = lock(&seen);
+                    let known = seen.entry(order.customer).or_insert((here.clone(), 0));
+                    let broken = *known != (here, order.place);
+                    known.1 += 1;
+                    broken
+                };
+                if broken {
+                    return Err("out of order, or elsewhere".into());
+                }
+                context.reply(order).await?;
+            }
+            Ok(())
+        }
+    };
+    let pool = stage.kernel("pool").capacity(4).pool(4).launch(body).unwrap();
+    let pool = pool.by_key(|order: &Order| order.customer);
+    pool.activate().unwrap();
+    std::thread::scope(|scope| {
+        // Each customer's orders come from one thread.
+        for half in 0..2 {
+            let pool = &pool;
+            scope.spawn(move || {
+                for place in 0..EACH {
+                    for customer in (half..CUSTOMERS).step_by(2) {
+                        pool.send_blocking(Order { customer, place }, None).unwrap();
+                    }
+                }
+            });
+        }
+        for _ in 0..CUSTOMERS * EACH {
+            pool.receive_blocking(None).unwrap();
+        }
+    });
+    let mut workers: Vec<_> = lock(&seen).values().map(|(worker, _)| worker.clone()).collect();
+    workers.sort_unstable();
+    workers.dedup();
+    assert_eq!(workers.len(), 4, "the keys are spread over the workers");
+}
+
+pub fn a_pool_is_asked_as_one_kernel(stage: &Stage) {
+    let pool = pool(stage, 3);
+    std::thread::scope(|scope| {
+        for asker in 0..4 {
+            let pool = &pool;
+            scope.spawn(move || {
+                for number in asker * 50..(asker + 1) * 50 {
+                    let reply = pool.ask_blocking(Number(number), None).unwrap();
+                    assert_eq!(reply.message.0, number);
+                }
+            });
+        }
+    });
+    assert!(accepted(&pool).iter().all(|&accepted| accepted > 0));
+    assert_eq!(pool.reply_books().accepted, 0);
+    assert!(matches!(pool.try_receive(), Err(ReceiveError::Empty { .. })));
+}
+
+/// Fails at the number 13.
+async fn superstitious(mut context: Context<Number, Number>) -> Result<(), BoxError> {
+    while let Ok(&number) = context.receive().await {
+        if number.0 == 13 {
+            return Err("not this one".into());
+        }
+        context.reply(number).await?;
+    }
+    Ok(())
+}
+
+pub fn a_worker_that_failed_is_passed_over_and_the_pool_goes_on(stage: &Stage) {
+    let pool = stage.kernel("pool").pool(3).launch(superstitious).unwrap();
+    pool.activate().unwrap();
+    let error = pool.ask_blocking(Number(13), None).unwrap_err();
+    assert!(matches!(&error, AskError::Failed { .. }), "{error}");
+    eventually(|| pool.workers().iter().any(|w| w.state() == KernelState::Failed));
+    for number in 20..50 {
+        pool.send_blocking(Number(number), None).unwrap();
+    }
+    assert_eq!(receive(&pool, 30), (20..50).collect::<Vec<_>>());
+    // When the last one has failed, whoever waits is told.
+    for _ in 0..2 {
+        pool.send_blocking(Number(13), None).unwrap();
+        eventually(|| pool.books().in_hand + pool.books().queued == 0);
+    }
+    let error = pool.receive_blocking(None).unwrap_err();
+    assert!(matches!(&error, ReceiveError::Failed { .. }), "{error}");
+    let error = pool.send_blocking(Number(1), None).unwrap_err();
+    assert!(matches!(&error, SendError::Failed { .. }), "{error}");
+}
+
+pub fn a_key_whose_worker_failed_is_refused_and_all_others_go_on(stage: &Stage) {
+    let pool = stage.kernel("pool").pool(3).launch(superstitious).unwrap();
+    let pool = pool.by_key(|&Number(number)| number);
+    pool.activate().unwrap();
+    assert!(pool.ask_blocking(Number(13), None).is_err());
+    let failed = |worker: &&KernelRef<Number, Number>| worker.state() == KernelState::Failed;
+    eventually(|| pool.workers().iter().any(|worker| failed(&worker)));
+    let mut refused = 0;
+    for number in 100..200 {
+        match pool.ask_blocking(Number(number), None) {
+            Ok(reply) => assert_eq!(reply.message.0, number),
+            Err(AskError::NotSent(SendError::Failed { kernel, .. })) => {
+                let worker = pool.workers().iter().find(failed).unwrap();
+                assert_eq!(kernel, *worker.id());
+                refused += 1;
+            }
+            Err(error) => panic!("{error}"),
+        }
+    }
+    assert!((1..100).contains(&refused), "{refused} of 100 keys");
+}
+
+pub fn a_worker_that_restarts_keeps_its_messages_and_their_order(stage: &Stage) {
+    let restart = Restart {
+        policy: RestartPolicy::OnFault,
+        max_restarts: u32::MAX,
+        backoff: Duration::from_micros(100),
+        backoff_max: Duration::from_millis(1),
+        redeliver: true,
+        ..Restart::default()
+    };
+    let body = move |mut context: Context<Number, Number>| async move {
+        while let Ok(&number) = context.receive().await {
+            let again = context.envelope().is_some_and(|envelope| envelope.delivery_count() > 1);
+            if number.0 % 7 == 0 && !again {
+                return Err("again".into());
+            }
+            context.reply(number).await?;
+        }
+        Ok(())
+    };
+    let pool = stage.kernel("pool").restart(restart).pool(2).launch(body).unwrap();
+    let pool = pool.by_key(|&Number(number)| number % 2);
+    pool.activate().unwrap();
+    for number in 1..100 {
+        pool.send_blocking(Number(number), None).unwrap();
+    }
+    let mut last = [0; 2];
+    for _ in 1..100 {
+        let Number(number) = pool.receive_blocking(None).unwrap().message;
+        let last = &mut last[(number % 2) as usize];
+        assert!(number > *last, "{number} after {last}");
+        *last = number;
+    }
+}
+
+pub fn a_pool_ends_as_one_and_frees_its_names(stage: &Stage) {
+    let pool = pool(stage, 3);
+    for number in 0..100 {
+        pool.try_send(Number(number)).unwrap();
+    }
+    let taken = stage.kernel("pool").launch(echo).unwrap_err();
+    assert!(matches!(taken, LaunchError::AlreadyExists { .. }), "{taken}");
+    assert_eq!(pool.terminate_blocking(Terminate::drain()), [Termination::Clean; 3]);
+    assert_eq!(pool.books().processed, 100);
+    assert!(matches!(pool.receive_blocking(None), Err(ReceiveError::Stopped { .. })));
+    assert!(matches!(pool.try_send(Number(1)), Err(SendError::Stopped { .. })));
+    assert_eq!(stage.runtime.take_dead_letters(|_| true).len(), 100, "nobody had read them");
+    let gone = stage.runtime.pool::<Number, Number>("pool").unwrap_err();
+    assert!(matches!(gone, LookupError::NotFound { .. }), "{gone}");
+    launch(stage.kernel("pool"), echo);
+    let none = stage.kernel("none").pool(0).launch(echo).unwrap_err();
+    assert!(matches!(none, LaunchError::InvalidOption { .. }), "{none}");
+}
+
+pub fn the_replies_of_a_pool_go_to_the_kernel_that_it_is_connected_to(stage: &Stage) {
+    let pool = pool(stage, 3);
+    for number in 0..10 {
+        pool.try_send(Number(number)).unwrap();
+    }
+    eventually(|| pool.reply_books().queued == 10);
+    let (tell, seen) = channel();
+    let next = launch(stage.kernel("next"), move |mut context: Context<Number, Number>| {
+        let tell = tell.clone();
+        async move {
+            while let Ok(&Number(number)) = context.receive().await {
+                tell.send(number)?;
+                context.reply(Number(number + 1000)).await?;
+            }
+            Ok(())
+        }
+    });
+    pool.connect(&next).unwrap();
+    assert!(matches!(pool.try_receive(), Err(ReceiveError::Connected { .. })));
+    for number in 10..40 {
+        pool.send_blocking(Number(number), None).unwrap();
+    }
+    let mut all: Vec<_> = seen.iter().take(40).collect();
+    all.sort_unstable();
+    assert_eq!(all, (0..40).collect::<Vec<_>>());
+    assert_eq!(pool.ask_blocking(Number(7), None).unwrap().message.0, 1007);
+    let refused = pool.connect(&next).unwrap_err();
+    assert!(matches!(refused, ConnectError::AlreadyConnected { .. }), "{refused}");
+    pool.workers().iter().for_each(quiet);
+    let replies = pool.reply_books();
+    assert_eq!((replies.accepted, replies.forwarded), (41, 41), "that of the ask too");
+    assert!(pool.disconnect());
+    pool.send_blocking(Number(3), None).unwrap();
+    assert_eq!(receive(&pool, 1), [3]);
+}

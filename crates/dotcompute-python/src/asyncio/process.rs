@@ -1,0 +1,197 @@
+//! Kernels in processes of their own: the parent's launch, and the child's end.
+
+use std::any::Any;
+use std::process::Command;
+use std::sync::Mutex;
+
+use dotcompute::mailbox::sync::lock;
+use dotcompute::process::{Coder, Host, Kernels, Log, Output, Process, child_host};
+use dotcompute::{BoxError, Envelope, Fault};
+use pyo3::exceptions::PyRuntimeError;
+use pyo3::prelude::*;
+
+use super::actor::{Actor, Settings};
+use super::errors;
+use super::executor::{ThreadOfAKernel, without_signals};
+use super::message::PyMessage;
+use super::runtime::NativeRuntime;
+use super::scope::scope;
+use crate::message::{from_wire, to_wire};
+
+/// The one name under which the functions of all kernels run: the arguments say which.
+const ENTRY: &str = "python";
+
+/// Objects as the bytes of the contract.
+fn coder() -> Coder<PyMessage> {
+    Coder::new(encode, decode)
+}
+
+fn encode(envelope: &Envelope<PyMessage>, out: &mut Vec<u8>) -> Result<(), BoxError> {
+    Python::try_attach(|py| {
+        let object = envelope.message.object(py);
+        to_wire(object.bind(py), out).map_err(|error| text_of(py, &error).into())
+    })
+    .unwrap_or_else(|| Err("the interpreter is ending".into()))
+}
+
+fn decode(bytes: &[u8]) -> Result<PyMessage, BoxError> {
+    Python::try_attach(|py| {
+        from_wire(py, bytes)
+            .map(|object| PyMessage::new(object.unbind()))
+            .map_err(|error| text_of(py, &error).into())
+    })
+    .unwrap_or_else(|| Err("the interpreter is ending".into()))
+}
+
+fn text_of(py: Python<'_>, error: &PyErr) -> String {
+    let name = error.get_type(py).name().map(|name| name.to_string()).unwrap_or_default();
+    format!("{name}: {}", error.value(py))
+}
+
+/// Launches the kernel of `actor` in a process that `command` starts; `sink` is called with the
+/// kernel's name and what the process writes and logs: "stdout", "stderr" or "log", the level, the
+/// logger's name, and the text.
+#[expect(clippy::too_many_arguments, reason = "called once, from the Python half, by name")]
+#[pyfunction]
+#[pyo3(signature = (actor, runtime, command, args, sink, *, window, capacity, reply_capacity,
+                    backpressure, exact_priority, restart, watchdog, input_type, output_type))]
+pub(super) fn _launch_process(
+    py: Python<'_>,
+    actor: &Bound<'_, Actor>,
+    runtime: &NativeRuntime,
+    command: Vec<String>,
+    args: Vec<u8>,
+    sink: Py<PyAny>,
+    window: usize,
+    capacity: usize,
+    reply_capacity: usize,
+    backpressure: &str,
+    exact_priority: bool,
+    restart: Option<&Bound<'_, PyAny>>,
+    watchdog: Option<f64>,
+    input_type: Option<Py<PyAny>>,
+    output_type: Option<Py<PyAny>>,
+) -> PyResult<()> {
+    let actor = actor.get();
+    let settings = Settings::new(capacity, reply_capacity, backpressure, exact_priority, restart)?
+        .watched(watchdog)?;
+    actor.prepare(py, input_type, output_type)?;
+    let processes = Kernels::new()
+        .host::<PyMessage, PyMessage>(ENTRY, coder(), coder(), |_| {
+            Err(Fault::new("a child that runs Python finds its function by itself"))
+        })
+        .command(move || {
+            let (program, arguments) = command.split_first().ok_or_else(|| {
+                std::io::Error::new(std::io::ErrorKind::InvalidInput, "a command without a program")
+            })?;
+            let mut made = Command::new(program);
+            made.args(arguments);
+            Ok(made)
+        })
+        .output(move |kernel, output| {
+            let (kind, level, target, text) = match output {
+                Output::Stdout(line) => ("stdout", 0, "", line),
+                Output::Stderr(line) => ("stderr", 0, "", line),
+                Output::Log { level, target, text } => ("log", level, target, text),
+            };
+            Python::try_attach(|py| {
+                let called = sink.call1(py, (kernel.as_str(), kind, level, target, text));
+                if let Err(error) = called {
+                    error.write_unraisable(py, None);
+                }
+            });
+        })
+        .threads(|| Box::new(ThreadOfAKernel::enter()) as Box<dyn Any + Send>)
+        .child_main();
+    let core = runtime.core();
+    let launched = scope(py, || {
+        without_signals(|| {
+            let builder = settings.apply(core.kernel(actor.id()).executor("process"));
+            processes.launch(builder, Process::new(ENTRY).args(args).window(window))
+        })
+    });
+    actor.launched(launched.map_err(|error| errors::launch(py, &error))?, capacity);
+    Ok(())
+}
+
+/// What a child has of its parent. One for each process, made first thing.
+#[pyclass(frozen, module = "pydotcompute._native")]
+pub(super) struct ProcessHost {
+    host: Mutex<Option<Host>>,
+    log: Log,
+    kernel: String,
+    args: Vec<u8>,
+    window: usize,
+}
+
+#[pymethods]
+impl ProcessHost {
+    #[new]
+    fn new() -> PyResult<Self> {
+        let host = child_host()?;
+        Ok(Self {
+            log: host.log()?,
+            kernel: host.kernel().to_owned(),
+            args: host.args().to_vec(),
+            window: host.window(),
+            host: Mutex::new(Some(host)),
+        })
+    }
+
+    /// The name of the kernel.
+    #[getter]
+    fn kernel_id(&self) -> &str {
+        &self.kernel
+    }
+
+    /// The arguments of the launch.
+    #[getter]
+    fn args(&self) -> &[u8] {
+        &self.args
+    }
+
+    /// How many messages the kernel may be handed at a time.
+    #[getter]
+    fn window(&self) -> usize {
+        self.window
+    }
+
+    /// Logs to the parent. `level`: 1 (error) to 5 (trace).
+    fn log(&self, py: Python<'_>, level: u8, target: &str, text: &str) {
+        py.detach(|| self.log.send(level, target, text));
+    }
+
+    /// Carries messages and replies between the parent and a kernel of this process, on the calling
+    /// thread, until the kernel ends; how, the parent is told by [`end`](Self::end).
+    fn run(&self, py: Python<'_>, actor: &Bound<'_, Actor>) -> PyResult<Option<String>> {
+        let kernel = actor.get().kernel(py, "run")?.clone();
+        let mut host = self.take()?;
+        let outcome = py.detach(|| {
+            let outcome = host.run_kernel(&kernel, &coder(), &coder());
+            *lock(&self.host) = Some(host);
+            outcome
+        });
+        Ok(outcome.err().map(|fault| fault.to_string()))
+    }
+
+    /// Tells the parent that the kernel has ended: with what fault, or none. The process is to exit
+    /// then, within seconds.
+    #[pyo3(signature = (fault))]
+    fn end(&self, fault: Option<&str>) -> PyResult<()> {
+        self.take()?.end(fault.map_or(Ok(()), |fault| Err(Fault::new(fault))));
+        Ok(())
+    }
+}
+
+impl ProcessHost {
+    fn take(&self) -> PyResult<Host> {
+        let host = lock(&self.host).take();
+        host.ok_or_else(|| PyRuntimeError::new_err("the host of this process is in use or ended"))
+    }
+}
+
+/// Where the classes lie, for the module's own use.
+pub(super) fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
+    module.add_class::<ProcessHost>()?;
+    module.add_function(wrap_pyfunction!(_launch_process, module)?)
+}

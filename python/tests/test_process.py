@@ -1,0 +1,245 @@
+"""Kernels whose functions run in processes of their own."""
+
+import asyncio
+import functools
+import logging
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+from typing import Any
+
+import numpy as np
+import pytest
+
+from pydotcompute import RingKernelRuntime, message
+from pydotcompute.exceptions import (
+    InvalidConfigurationError,
+    KernelFailedError,
+)
+from pydotcompute.ring_kernels.lifecycle import Restart
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="processes need Linux")
+
+#: Seconds; a child takes some tenths of one to start when the machine is quiet.
+WAIT = 60
+
+
+@message
+class Add:
+    value: int = 0
+
+
+@message
+class Sum:
+    total: int = 0
+    process: int = 0
+
+
+@message
+class Columns:
+    names: list[str]
+    values: np.ndarray
+
+
+async def adder(ctx: Any) -> None:
+    total = 0
+    while not ctx.should_terminate:
+        got = await ctx.receive()
+        if got.value == 13:
+            raise ValueError("thirteen")
+        if got.value == 14:
+            os.kill(os.getpid(), signal.SIGKILL)
+        total += got.value
+        await ctx.send(Sum(total=total, process=os.getpid(), correlation_id=got.message_id))
+
+
+def echo(ctx: Any) -> None:
+    while True:
+        ctx.send(ctx.receive())
+
+
+async def talker(ctx: Any) -> None:
+    text = await ctx.receive()
+    print(f"printed {text}")
+    print(f"complained {text}", file=sys.stderr)
+    logging.getLogger("talker").error("logged %s", text)
+    await ctx.send(text)
+
+
+async def ask(runtime: RingKernelRuntime, value: int) -> Sum:
+    reply = await runtime.send_and_receive("adder", Add(value=value), timeout=WAIT)
+    assert isinstance(reply, Sum)
+    return reply
+
+
+async def start(runtime: RingKernelRuntime, name: str, function: Any, **options: Any) -> None:
+    await runtime.launch(name, function, executor="process", **options)
+    await runtime.activate(name)
+
+
+async def test_an_async_function_runs_in_a_process_of_its_own():
+    async with RingKernelRuntime() as runtime:
+        await start(runtime, "adder", adder)
+        first = await ask(runtime, 2)
+        assert first.process not in (0, os.getpid())
+        second = await ask(runtime, 40)
+        assert (second.total, second.process) == (42, first.process)
+
+
+async def test_a_plain_function_runs_in_a_process_and_any_value_goes_there_and_back():
+    values = [
+        7,
+        -1.5,
+        "text",
+        b"bytes",
+        None,
+        True,
+        [1, [2, "three"]],
+        {"key": {"nested": 1}},
+        (1, ("two", 3)),
+        Add(value=3),
+    ]
+    async with RingKernelRuntime() as runtime:
+        await start(runtime, "echo", echo)
+        for value in values:
+            await runtime.send("echo", value)
+            got = await runtime.receive("echo", timeout=WAIT)
+            assert got == value
+            assert type(got) is type(value)
+
+
+async def test_large_arrays_arrive_as_they_were_sent():
+    async with RingKernelRuntime() as runtime:
+        await start(runtime, "echo", echo)
+        for length in (10, 1 << 17, 1 << 20):
+            sent = Columns(names=["a", "b"], values=np.arange(length, dtype=np.float64))
+            await runtime.send("echo", sent)
+            got = await runtime.receive("echo", timeout=WAIT)
+            assert got.names == sent.names
+            np.testing.assert_array_equal(got.values, sent.values)
+
+
+async def test_many_messages_keep_their_order_with_a_window():
+    async with RingKernelRuntime() as runtime:
+        await start(runtime, "echo", echo, window=64)
+        sending = asyncio.ensure_future(send_all(runtime, 2000))
+        got = [await runtime.receive("echo", timeout=WAIT) for _ in range(2000)]
+        await sending
+        assert got == list(range(2000))
+
+
+async def send_all(runtime: RingKernelRuntime, count: int) -> None:
+    for number in range(count):
+        await runtime.send("echo", number)
+
+
+async def test_an_exception_and_a_death_are_faults_that_a_restart_mends():
+    async with RingKernelRuntime() as runtime:
+        restart = Restart(max_restarts=10, backoff=0)
+        await start(runtime, "adder", adder, restart=restart)
+        processes = {(await ask(runtime, 1)).process}
+        for value, what in ((13, "ValueError: thirteen"), (14, "killed by signal 9")):
+            with pytest.raises(KernelFailedError, match=what):
+                await ask(runtime, value)
+            reply = await ask(runtime, 5)
+            assert reply.total == 5, "the state is new"
+            processes.add(reply.process)
+        assert len(processes) == 3
+
+
+async def test_a_message_that_kills_its_process_is_a_dead_letter_after_three_deliveries():
+    async with RingKernelRuntime() as runtime:
+        restart = Restart(max_restarts=10, backoff=0, redeliver=True)
+        await start(runtime, "adder", adder, restart=restart)
+        with pytest.raises(KernelFailedError):
+            await ask(runtime, 14)
+        assert (await ask(runtime, 1)).total == 1
+        (letter,) = runtime.dead_letters()
+        assert letter.delivery_count == 3
+        assert letter.message == Add(value=14, message_id=letter.message.message_id)
+
+
+async def test_what_the_process_writes_and_logs_reaches_logging(caplog):
+    caplog.set_level(logging.INFO)
+    async with RingKernelRuntime() as runtime:
+        await start(runtime, "talker", talker)
+        await runtime.send("talker", "words")
+        assert await runtime.receive("talker", timeout=WAIT) == "words"
+
+        def found() -> set[tuple[str, int, str]]:
+            return {(r.name, r.levelno, r.getMessage()) for r in caplog.records}
+
+        wanted = {
+            ("pydotcompute.child", logging.INFO, "talker: printed words"),
+            ("pydotcompute.child", logging.WARNING, "talker: complained words"),
+            ("talker", logging.ERROR, "logged words"),
+        }
+        async with asyncio.timeout(WAIT):
+            while not wanted <= found():
+                await asyncio.sleep(0.001)
+
+
+async def test_what_no_other_process_can_import_is_refused_with_the_reason():
+    async def inner(ctx: Any) -> None: ...
+
+    async with RingKernelRuntime() as runtime:
+        for function, reason in (
+            (lambda ctx: None, "is a lambda"),
+            (inner, "defined inside a function"),
+            (functools.partial(echo), "without a name"),
+        ):
+            with pytest.raises(InvalidConfigurationError, match=reason):
+                await runtime.launch("k", function, executor="process")
+        with pytest.raises(InvalidConfigurationError, match="executor"):
+            await runtime.launch("k", echo, executor="thread")
+        with pytest.raises(InvalidConfigurationError, match="window"):
+            await runtime.launch("k", echo, executor="process", window=0)
+
+
+PROGRAM = """
+import asyncio
+from pydotcompute import RingKernelRuntime, message
+
+@message
+class Number:
+    value: int = 0
+
+async def double(ctx):
+    number = await ctx.receive()
+    await ctx.send(Number(value=2 * number.value, correlation_id=number.message_id))
+
+async def main():
+    async with RingKernelRuntime() as runtime:
+        await runtime.launch("double", double, executor="process")
+        await runtime.activate("double")
+        reply = await runtime.send_and_receive("double", Number(value=21), timeout=60)
+        print("answer", reply.value)
+
+"""
+
+
+def run_program(tmp_path: Any, end: str) -> subprocess.CompletedProcess[str]:
+    program = tmp_path / "program.py"
+    program.write_text(PROGRAM + textwrap.dedent(end))
+    return subprocess.run(
+        [sys.executable, str(program)], capture_output=True, text=True, timeout=120, check=False
+    )
+
+
+def test_a_function_of_the_main_program_is_found_by_its_path(tmp_path):
+    ended = run_program(
+        tmp_path,
+        """
+        if __name__ == "__main__":
+            asyncio.run(main())
+        """,
+    )
+    assert ended.stdout == "answer 42\n", ended.stderr
+
+
+def test_a_main_program_that_is_not_guarded_fails_with_advice(tmp_path):
+    ended = run_program(tmp_path, "asyncio.run(main())\n")
+    assert ended.returncode != 0
+    assert "guard what the program does" in ended.stderr
