@@ -24,11 +24,11 @@ fn the_committed_headers_are_current() {
 }
 
 /// The header asserts every size and offset itself, so compiling it is the test.
-fn compiles_as(language: &str, standard: &str) {
+fn compiles_as(language: &str, arguments: &[&str]) {
     let compiler = env::var("CC").unwrap_or_else(|_| "cc".into());
     let output = Command::new(&compiler)
-        .args(["-x", language, standard, "-Wall", "-Wextra", "-Werror", "-pedantic"])
-        .arg("-fsyntax-only")
+        .args(["-x", language, "-Wall", "-Wextra", "-Werror", "-fsyntax-only"])
+        .args(arguments)
         .arg(generated("dotcompute_abi.h"))
         .output()
         .unwrap_or_else(|error| panic!("cannot run the C compiler {compiler}: {error}"));
@@ -37,10 +37,17 @@ fn compiles_as(language: &str, standard: &str) {
 
 #[test]
 fn c_agrees_with_every_size_and_offset() {
-    compiles_as("c", "-std=c11");
+    compiles_as("c", &["-std=c11", "-pedantic"]);
 }
 
 #[test]
 fn cpp_agrees_with_every_size_and_offset() {
-    compiles_as("c++", "-std=c++17");
+    compiles_as("c++", &["-std=c++17", "-pedantic"]);
+}
+
+/// The branch for NVRTC, which has no standard headers: with what NVRTC has built in defined here.
+#[test]
+fn the_branch_without_standard_headers_agrees_too() {
+    let built_in = "-D__INTADDR__(address)=((unsigned long long)(address))";
+    compiles_as("c", &["-std=c11", "-nostdinc", "-D__CUDACC_RTC__", built_in]);
 }

@@ -9,7 +9,8 @@ pub(crate) const FAILED: u8 = 1;
 pub(crate) const USAGE: u8 = 2;
 /// An optional part of dotcompute is not on this machine.
 pub(crate) const ABSENT: u8 = 3;
-/// Stopped by Ctrl-C: 128 and the signal's number, as shells count.
+/// Stopped by Ctrl-C: 128 and the signal's number, as shells count. Also by SIGTERM, which asks for
+/// the same.
 pub(crate) const INTERRUPTED: u8 = 130;
 
 /// The end of a command that did not succeed.

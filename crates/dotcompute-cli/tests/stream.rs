@@ -212,13 +212,19 @@ mod unix {
     use super::*;
 
     fn interrupt(child: &Child) {
+        tell(child, Signal::INT);
+    }
+
+    fn tell(child: &Child, signal: Signal) {
         let pid = Pid::from_raw(i32::try_from(child.id()).unwrap()).unwrap();
-        kill_process(pid, Signal::INT).unwrap();
+        kill_process(pid, signal).unwrap();
     }
 
     #[test]
-    fn the_first_interrupt_finishes_what_was_read() {
-        for executor in EXECUTORS {
+    fn the_first_interrupt_or_sigterm_finishes_what_was_read() {
+        for (executor, signal) in
+            EXECUTORS.into_iter().flat_map(|e| [(e, Signal::INT), (e, Signal::TERM)])
+        {
             let arguments = [&SHORT[..], &["--executor", executor]].concat();
             let mut child = stream(&arguments).spawn().unwrap();
             let mut stdin = child.stdin.take().unwrap();
@@ -229,7 +235,7 @@ mod unix {
             stdout.read_line(&mut alert).unwrap();
             assert!(alert.contains("\"value\":9.0"), "{alert}");
 
-            interrupt(&child); // standard input is still open
+            tell(&child, signal); // standard input is still open
             let output = child.wait_with_output().unwrap();
             assert_eq!(output.status.code(), Some(130));
             let told = stderr(&output);

@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use dotcompute::mailbox::wait::block_on;
 use dotcompute::{
-    Backpressure, CAPACITY_MAX, Context, Envelope, KernelRef, Message, ReceiveError, SendError,
-    Terminate,
+    Backpressure, BoxError, CAPACITY_MAX, Context, Envelope, Handler, HandlerContext, KernelRef,
+    Message, ReceiveError, SendError, Terminate,
 };
 
 use crate::stage::{
@@ -466,6 +466,59 @@ pub fn kernels_send_to_each_other_by_address(stage: &Stage) {
     ring.iter().for_each(quiet);
     let processed: u64 = ring.iter().map(|kernel| kernel.books().processed).sum();
     assert_eq!(processed, HOPS + 1);
+}
+
+/// A handler sends on to a kernel that it knows by name.
+pub fn a_handler_sends_to_other_kernels_by_name(stage: &Stage) {
+    struct SendsOn(String);
+
+    impl Handler for SendsOn {
+        type In = Number;
+        type Out = Number;
+
+        fn handle(
+            &mut self,
+            &Number(number): &Number,
+            context: &mut HandlerContext<Number>,
+        ) -> Result<Option<Number>, BoxError> {
+            context.address_of::<Number>(&self.0)?.try_send(Number(number + 1))?;
+            Ok(None)
+        }
+    }
+
+    let next = launch(stage.kernel("next"), echo);
+    let launch = |name: &str, next: &'static str| {
+        let kernel = stage.kernel(name).launch_handler(move || SendsOn(next.into())).unwrap();
+        kernel.activate().unwrap();
+        kernel
+    };
+    let sends_on = launch("sends on", "next");
+    sends_on.try_send(Number(1)).unwrap();
+    assert_eq!(next.receive_blocking(None).unwrap().message, Number(2));
+    quiet(&sends_on);
+    let lost = launch("lost", "nobody");
+    lost.try_send(Number(1)).unwrap();
+    let fault = block_on(lost.ended()).unwrap_err();
+    assert!(fault.message().contains("nobody"), "{fault}");
+}
+
+/// An address takes batches as the kernel's own handle does.
+pub fn an_address_takes_batches(stage: &Stage) {
+    let gated = Gated::busy(stage.kernel("batches").capacity(2));
+    let address = gated.kernel.address();
+    let mut messages: VecDeque<Envelope<Number>> = (1..=5).map(|n| Number(n).into()).collect();
+    assert_eq!(address.try_send_batch(&mut messages).unwrap(), 2);
+    let brief = Some(Duration::from_millis(5));
+    let refused = address.send_batch_blocking(&mut messages, brief).unwrap_err();
+    assert!(matches!(refused, SendError::Timeout { .. }), "{refused}");
+    assert_eq!((refused.into_inner().0, messages.len()), (3, 2));
+    let sender = Waiter::start(async move {
+        address.send_batch(&mut messages).await.unwrap();
+        messages.len()
+    });
+    assert_eq!(gated.release(4), [1, 2, 4, 5]);
+    assert_eq!(sender.join(), 0);
+    quiet(&gated.kernel);
 }
 
 pub fn a_message_taken_out_of_its_envelope_is_in_hand_until_the_next_receive(stage: &Stage) {

@@ -409,7 +409,7 @@ pub fn a_panic_in_a_destructor_of_the_body_is_a_fault(stage: &Stage) {
         }
     });
     arrived.recv().unwrap();
-    let how = Terminate::now().within(Duration::from_secs(1));
+    let how = Terminate::now().within(Duration::from_secs(3));
     assert_eq!(kernel.terminate_blocking(how), Termination::Cancelled);
     assert_eq!(kernel.state(), KernelState::Terminated);
 }

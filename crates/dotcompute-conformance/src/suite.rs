@@ -40,6 +40,8 @@ macro_rules! conformance_suite {
                 a_timed_receive_does_not_time_out_while_a_message_waits
                 a_body_may_receive_on_its_thread
                 kernels_send_to_each_other_by_address
+                a_handler_sends_to_other_kernels_by_name
+                an_address_takes_batches
                 a_message_taken_out_of_its_envelope_is_in_hand_until_the_next_receive
             }
             backpressure {

@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::future::Future;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::task::{Context as TaskContext, Poll};
 use std::time::{Duration, Instant};
 
@@ -11,10 +11,10 @@ use dotcompute_mailbox::{Inbox, Outcome, Times, clock, wait};
 use crate::dead_letter::DeadLetterReason;
 use crate::error::{KernelId, LookupError, ReceiveError, Stopped};
 use crate::id::MessageId;
-use crate::kernel::{Address, Cell, Link};
+use crate::kernel::{Accept, Address, Cell};
 use crate::lent::LentMessages;
 use crate::message::{AskToken, Envelope, Message, Taken};
-use crate::runtime::Runtime;
+use crate::runtime::{Runtime, Shared};
 use crate::timer;
 
 /// How many messages a kernel receives in one go before it lets others of its executor run.
@@ -33,7 +33,7 @@ pub struct Context<M: Message, R: Message> {
     taken: Option<Taken>,
     pub(crate) cell: Arc<Cell<M, R>>,
     /// Where replies go, if not to the output mailbox, as it was when the word was read.
-    link: Option<Arc<Link<R>>>,
+    next: Option<Arc<dyn Accept<R>>>,
     link_word: u32,
     /// Messages that were handed on to where the kernel runs: see `lent.rs`.
     pub(crate) lent: LentMessages<M>,
@@ -50,7 +50,7 @@ impl<M: Message, R: Message> Context<M, R> {
             budget: BUDGET,
             taken: None,
             cell: Arc::clone(cell),
-            link: None,
+            next: None,
             link_word: 0,
             lent: LentMessages::default(),
         })
@@ -203,12 +203,12 @@ impl<M: Message, R: Message> Context<M, R> {
     #[inline]
     async fn send_out(&mut self, reply: Envelope<R>) -> bool {
         self.look_at_link();
-        let back = match &self.link {
+        let back = match &self.next {
             None => match self.cell.output(reply).await {
                 Ok(sent) => return sent,
                 Err(back) => back,
             },
-            Some(link) => match self.cell.try_forward(link, reply) {
+            Some(next) => match self.cell.try_forward(&**next, reply) {
                 None => return true,
                 Some(back) => back,
             },
@@ -286,9 +286,9 @@ impl<M: Message, R: Message> Context<M, R> {
     #[inline]
     fn try_send_out(&mut self, reply: Envelope<R>) -> Result<(), Envelope<R>> {
         self.look_at_link();
-        let back = match &self.link {
+        let back = match &self.next {
             None => self.cell.try_output(reply),
-            Some(link) => self.cell.try_forward(link, reply),
+            Some(next) => self.cell.try_forward(&**next, reply),
         };
         back.map_or(Ok(()), Err)
     }
@@ -321,6 +321,10 @@ impl<M: Message, R: Message> Context<M, R> {
         self.cell.runtime.upgrade().map(Runtime::from_shared)
     }
 
+    pub(crate) fn weak_runtime(&self) -> Weak<Shared> {
+        Weak::clone(&self.cell.runtime)
+    }
+
     /// The address of another kernel that takes `N`, by its name.
     ///
     /// # Errors
@@ -337,7 +341,7 @@ impl<M: Message, R: Message> Context<M, R> {
     fn look_at_link(&mut self) {
         let word = self.cell.link_word();
         if word != self.link_word {
-            self.link = self.cell.link();
+            self.next = self.cell.next();
             self.link_word = word;
         }
     }

@@ -1,11 +1,14 @@
 //! Kernels as handlers: one call per message, no waiting inside.
 
 use std::fmt;
+use std::sync::Weak;
 
 use crate::context::Context;
-use crate::error::BoxError;
+use crate::error::{BoxError, LookupError};
 use crate::id::MessageId;
+use crate::kernel::Address;
 use crate::message::{Envelope, Message};
+use crate::runtime::{Runtime, Shared};
 
 /// A kernel whose code runs once per message and never waits: `self` is its state, made anew at
 /// each (re)start.
@@ -70,6 +73,8 @@ pub struct HandlerContext<R> {
     message: MessageId,
     delivery_count: u8,
     emitted: Vec<Envelope<R>>,
+    /// The runtime that the kernel lives in, where the handler runs in its process.
+    runtime: Weak<Shared>,
 }
 
 impl<R: Message> HandlerContext<R> {
@@ -84,6 +89,21 @@ impl<R: Message> HandlerContext<R> {
     /// Sends a reply that says itself what it belongs to, as [`Context::send`] does.
     pub fn send(&mut self, reply: impl Into<Envelope<R>>) {
         self.emitted.push(reply.into());
+    }
+
+    /// The address of another kernel that takes `N`, by its name. A handler must not wait:
+    /// [`Address::try_send`] says whether there was room. What is sent there stays sent if the handler
+    /// fails afterwards.
+    ///
+    /// # Errors
+    ///
+    /// If there is no such kernel, or it takes another type; also where the handler runs outside the
+    /// process of its runtime.
+    pub fn address_of<N: Message>(&self, kernel: &str) -> Result<Address<N>, LookupError> {
+        match self.runtime.upgrade() {
+            Some(runtime) => Runtime::from_shared(runtime).address(kernel),
+            None => Err(LookupError::NotFound { kernel: kernel.into() }),
+        }
     }
 
     /// The id of the message at hand.
@@ -119,7 +139,12 @@ impl<H: Handler> HandlerCalls<H> {
         let message = MessageId::from_u128(0);
         Self {
             handler,
-            context: HandlerContext { message, delivery_count: 1, emitted: Vec::new() },
+            context: HandlerContext {
+                message,
+                delivery_count: 1,
+                emitted: Vec::new(),
+                runtime: Weak::new(),
+            },
         }
     }
 
@@ -158,8 +183,12 @@ pub(crate) async fn run<H: Handler>(
     mut handler: H,
     mut context: Context<H::In, H::Out>,
 ) -> Result<(), BoxError> {
-    let mut out =
-        HandlerContext { message: MessageId::from_u128(0), delivery_count: 1, emitted: Vec::new() };
+    let mut out = HandlerContext {
+        message: MessageId::from_u128(0),
+        delivery_count: 1,
+        emitted: Vec::new(),
+        runtime: context.weak_runtime(),
+    };
     loop {
         if context.next().await.is_err() {
             return Ok(());

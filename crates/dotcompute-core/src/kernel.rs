@@ -34,8 +34,9 @@ pub use address::Address;
 pub(crate) use any::{AnyCell, types};
 pub use connect::Pipeline;
 pub use end::ScopedKernel;
-pub(crate) use forward::Link;
+use forward::Link;
 pub use receive::Receiving;
+pub(crate) use send::Accept;
 
 /// What everyone who deals with one kernel shares.
 #[repr(C)] // What every send and every poll reads comes first, in one cache line.
@@ -49,8 +50,6 @@ pub(crate) struct Cell<M, R> {
     asks: Lock<Asks<R>>,
     /// Where its replies go instead of `replies`, while it is connected.
     link: Mutex<Option<Arc<Link<R>>>>,
-    /// Replies that went there.
-    forwarded: AtomicU64,
     /// Whose `replies` are, if it is a worker of a pool.
     output: Option<Arc<Output<R>>>,
     lifecycle: Mutex<Lifecycle>,
@@ -60,6 +59,8 @@ pub(crate) struct Cell<M, R> {
     taken: Mutex<Option<Taken>>,
     /// What a body that ended had handed on and not settled.
     lent: Mutex<LentMessages<M>>,
+    /// Replies that went to a kernel that this one was connected to. Away from what senders read.
+    forwarded: AtomicU64,
     pub(crate) telemetry: Telemetry,
     pub(crate) runtime: Weak<Shared>,
 }
@@ -83,18 +84,13 @@ fn replies<R: Message>(options: &Options) -> Arc<Mailbox<Envelope<R>>> {
 /// The output that the workers of a pool share.
 pub(crate) struct Output<R> {
     pub(crate) replies: Arc<Mailbox<Envelope<R>>>,
-    forwarded: AtomicU64,
     /// Workers that have not ended.
     workers: AtomicU64,
 }
 
 impl<R: Message> Output<R> {
     pub(crate) fn new(options: &Options) -> Arc<Self> {
-        Arc::new(Self {
-            replies: replies(options),
-            forwarded: AtomicU64::new(0),
-            workers: AtomicU64::new(0),
-        })
+        Arc::new(Self { replies: replies(options), workers: AtomicU64::new(0) })
     }
 
     fn join(&self) -> Arc<Mailbox<Envelope<R>>> {
@@ -102,17 +98,6 @@ impl<R: Message> Output<R> {
         self.workers.fetch_add(1, Ordering::Relaxed);
         Arc::clone(&self.replies)
     }
-
-    pub(crate) fn books(&self) -> Books {
-        // Relaxed: a count.
-        with_forwarded(self.replies.books(), self.forwarded.load(Ordering::Relaxed))
-    }
-}
-
-fn with_forwarded(mut books: Books, forwarded: u64) -> Books {
-    books.accepted += forwarded;
-    books.forwarded += forwarded;
-    books
 }
 
 impl<M: Message, R: Message> Cell<M, R> {
@@ -140,26 +125,28 @@ impl<M: Message, R: Message> Cell<M, R> {
             executor,
             asks: Lock::new(Asks::new()),
             link: Mutex::new(None),
-            forwarded: AtomicU64::new(0),
             lifecycle: Mutex::new(Lifecycle::new()),
             control: AtomicU32::new(0),
             runner: Mutex::new(None),
             taken: Mutex::new(None),
             lent: Mutex::default(),
+            forwarded: AtomicU64::new(0),
             telemetry: Telemetry::default(),
             runtime: Arc::downgrade(runtime),
         })
     }
 
     fn reply_books(&self) -> Books {
-        // Relaxed: a count.
-        let own = || with_forwarded(self.replies.books(), self.forwarded.load(Ordering::Relaxed));
-        self.output.as_ref().map_or_else(own, |output| output.books())
+        let (mut books, forwarded) = (self.replies.books(), self.forwarded());
+        books.accepted += forwarded;
+        books.forwarded += forwarded;
+        books
     }
 
-    /// Where replies that were forwarded are counted.
-    fn forwarded(&self) -> &AtomicU64 {
-        self.output.as_ref().map_or(&self.forwarded, |output| &output.forwarded)
+    /// How many replies went straight to the kernel that this one was connected to.
+    pub(crate) fn forwarded(&self) -> u64 {
+        // Relaxed: a count.
+        self.forwarded.load(Ordering::Relaxed)
     }
 
     /// The kernel has ended, and with it its part of an output that others share.

@@ -503,7 +503,11 @@ impl<M: Message, R: Message> Pool<M, R> {
 
     /// The books of the output that the workers share.
     pub fn reply_books(&self) -> Books {
-        self.shared.output.books()
+        let forwarded: u64 = self.workers().iter().map(|worker| worker.cell.forwarded()).sum();
+        let mut books = self.shared.output.replies.books();
+        books.accepted += forwarded;
+        books.forwarded += forwarded;
+        books
     }
 
     /// Ends all workers at once, as `how` says, within its time for all of them together; how each

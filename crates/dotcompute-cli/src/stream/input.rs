@@ -120,7 +120,7 @@ fn cut(outcome: Outcome, mut send: impl FnMut(Block) -> bool) -> Outcome {
 pub(super) enum Outcome {
     /// At the end of the input.
     Complete,
-    /// By Ctrl-C.
+    /// By Ctrl-C or SIGTERM.
     Interrupted,
     /// It was told to stop, or nobody takes the blocks any more.
     Stopped,

@@ -139,8 +139,9 @@ Examples:
   tail -f sensors.ndjson | dotcompute stream --format ndjson --alpha 0.001
   zcat readings.csv.gz | dotcompute stream --strict --quiet > alerts.ndjson
 
-Exit status: 0 done; 1 bad input or a failure; 2 wrong usage; 130 interrupted. The first Ctrl-C stops
-reading, finishes what has been read and shows the summary; a second one ends the program at once.";
+Exit status: 0 done; 1 bad input or a failure; 2 wrong usage; 130 interrupted. The first Ctrl-C or
+SIGTERM stops reading, finishes what has been read and shows the summary; a second one ends the program
+at once.";
 
 pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode, Failure> {
     let settings = Settings::new(arguments.alpha, arguments.threshold, arguments.warm_up)

@@ -1,4 +1,4 @@
-//! Stopping the reader: Ctrl-C, or the main thread, which has no more use for input.
+//! Stopping the reader: Ctrl-C or SIGTERM, or the main thread, which has no more use for input.
 
 pub(super) use imp::{Stop, Stopper, wait_for_input};
 
@@ -7,7 +7,7 @@ pub(super) use imp::{Stop, Stopper, wait_for_input};
 pub(super) enum Next {
     /// A read would not block.
     Input,
-    /// Ctrl-C.
+    /// Ctrl-C or SIGTERM.
     Interrupted,
     /// The main thread wants no more.
     Stopped,
@@ -21,7 +21,7 @@ mod imp {
     use std::sync::Arc;
 
     use rustix::event::{PollFd, PollFlags, poll};
-    use signal_hook::consts::SIGINT;
+    use signal_hook::consts::{SIGINT, SIGTERM};
     use signal_hook::{flag, low_level};
 
     use super::Next;
@@ -39,15 +39,18 @@ mod imp {
     pub(in crate::stream) struct Stopper(UnixStream);
 
     impl Stop {
-        /// From now on the first Ctrl-C stops the reader, and a second one ends the process at once.
+        /// From now on the first Ctrl-C or SIGTERM stops the reader, and a second one ends the process
+        /// at once.
         pub(in crate::stream) fn on_interrupt() -> io::Result<(Self, Stopper)> {
             let (stop, stopper) = UnixStream::pair()?;
-            // In this order: the first signal finds the flag unset and sets it, the second ends
-            // the process.
             let seen = Arc::default();
-            flag::register_conditional_shutdown(SIGINT, INTERRUPTED.into(), Arc::clone(&seen))?;
-            flag::register(SIGINT, seen)?;
-            low_level::pipe::register(SIGINT, stopper.try_clone()?)?;
+            for signal in [SIGINT, SIGTERM] {
+                // In this order: the first signal finds the flag unset and sets it, the second ends
+                // the process.
+                flag::register_conditional_shutdown(signal, INTERRUPTED.into(), Arc::clone(&seen))?;
+                flag::register(signal, Arc::clone(&seen))?;
+                low_level::pipe::register(signal, stopper.try_clone()?)?;
+            }
             Ok((Self(stop), Stopper(stopper)))
         }
     }

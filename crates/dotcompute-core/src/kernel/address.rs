@@ -1,11 +1,14 @@
 //! Handles for sending only.
 
+use std::collections::VecDeque;
 use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
 use super::KernelRef;
-use super::send::{Accept, send, send_blocking, send_until};
+use super::send::{
+    Accept, send, send_batch, send_batch_blocking, send_blocking, send_until, try_send_batch,
+};
 use crate::error::{KernelId, SendError};
 use crate::message::{Envelope, Message};
 use crate::timer;
@@ -73,6 +76,47 @@ impl<M: Message> Address<M> {
         timeout: Option<Duration>,
     ) -> Result<(), SendError<M>> {
         send_blocking(&*self.to, message.into(), timeout.and_then(timer::after))
+    }
+
+    /// As [`KernelRef::try_send_batch`].
+    ///
+    /// # Errors
+    ///
+    /// As there.
+    pub fn try_send_batch(
+        &self,
+        messages: &mut VecDeque<Envelope<M>>,
+    ) -> Result<usize, SendError<M>> {
+        try_send_batch(&*self.to, messages)
+    }
+
+    /// As [`KernelRef::send_batch`].
+    ///
+    /// # Errors
+    ///
+    /// As there.
+    ///
+    /// # Cancel safety
+    ///
+    /// As there.
+    pub async fn send_batch(
+        &self,
+        messages: &mut VecDeque<Envelope<M>>,
+    ) -> Result<(), SendError<M>> {
+        send_batch(&*self.to, messages).await
+    }
+
+    /// As [`KernelRef::send_batch_blocking`].
+    ///
+    /// # Errors
+    ///
+    /// As there.
+    pub fn send_batch_blocking(
+        &self,
+        messages: &mut VecDeque<Envelope<M>>,
+        timeout: Option<Duration>,
+    ) -> Result<(), SendError<M>> {
+        send_batch_blocking(&*self.to, messages, timeout.and_then(timer::after))
     }
 }
 

@@ -35,6 +35,11 @@ impl<M: Message, R: Message> Cell<M, R> {
         }
     }
 
+    /// The kernel that this one is connected to.
+    pub(crate) fn next(&self) -> Option<Arc<dyn Accept<R>>> {
+        self.link().map(|link| Arc::clone(&link.to))
+    }
+
     /// The link as it is once whoever changes it now has done so.
     fn settled_link(&self) -> (u32, Option<Arc<Link<R>>>) {
         let link = lock(&self.link);
@@ -43,13 +48,16 @@ impl<M: Message, R: Message> Cell<M, R> {
 
     /// Forwards a reply as far as that takes no waiting; else it comes back, for
     /// [`forward`](Self::forward).
-    pub(crate) fn try_forward(&self, link: &Link<R>, reply: Envelope<R>) -> Option<Envelope<R>> {
-        let to = &*link.to;
+    pub(crate) fn try_forward(
+        &self,
+        to: &dyn Accept<R>,
+        reply: Envelope<R>,
+    ) -> Option<Envelope<R>> {
         let reply = self.hand_over(to, reply)?;
         let band = Band::from_priority(reply.priority);
         match to.mailbox().offer(band, reply) {
             Ok(admission) => {
-                Telemetry::count(self.forwarded());
+                Telemetry::count(&self.forwarded);
                 admitted(to, admission);
                 None
             }
@@ -245,7 +253,7 @@ impl<M: Message, R: Message> Forwarding<'_, M, R> {
 
     fn count(&self, sent: Sent<R>) -> Forwarded<R> {
         let admission = sent?;
-        Telemetry::count(self.cell.forwarded());
+        Telemetry::count(&self.cell.forwarded);
         admitted(self.to, admission);
         Ok(())
     }

@@ -142,14 +142,7 @@ impl<M: Message, R: Message> KernelRef<M, R> {
         &self,
         messages: &mut VecDeque<Envelope<M>>,
     ) -> Result<(), SendError<M>> {
-        let to = &*self.cell;
-        loop {
-            let Some(next) = next_of_batch(to, messages)? else { return Ok(()) };
-            let send = to.mailbox.send(Band::from_priority(next.priority), next);
-            let mut waiting = InBatch { messages, send: Some(send) };
-            let outcome = std::future::poll_fn(|cx| waiting.poll(cx)).await;
-            sent(to, outcome)?;
-        }
+        send_batch(&*self.cell, messages).await
     }
 
     /// [`send_batch`](Self::send_batch) that waits on the calling thread, for ever without a
@@ -163,11 +156,7 @@ impl<M: Message, R: Message> KernelRef<M, R> {
         messages: &mut VecDeque<Envelope<M>>,
         timeout: Option<Duration>,
     ) -> Result<(), SendError<M>> {
-        let deadline = timeout.and_then(timer::after);
-        while let Some(next) = next_of_batch(&*self.cell, messages)? {
-            send_blocking(&*self.cell, next, deadline)?;
-        }
-        Ok(())
+        send_batch_blocking(&*self.cell, messages, timeout.and_then(timer::after))
     }
 }
 
@@ -310,7 +299,7 @@ impl<M: Message, R: Message> Accept<M> for Cell<M, R> {
     }
 }
 
-fn try_send_batch<M: Message>(
+pub(super) fn try_send_batch<M: Message>(
     to: &(impl Accept<M> + ?Sized),
     messages: &mut VecDeque<Envelope<M>>,
 ) -> Result<usize, SendError<M>> {
@@ -341,6 +330,30 @@ fn next_of_batch<M: Message>(
         (Some(next), Backpressure::Reject) => Err(full(to, next)),
         (next, _) => Ok(next),
     }
+}
+
+pub(super) async fn send_batch<M: Message>(
+    to: &(impl Accept<M> + ?Sized),
+    messages: &mut VecDeque<Envelope<M>>,
+) -> Result<(), SendError<M>> {
+    loop {
+        let Some(next) = next_of_batch(to, messages)? else { return Ok(()) };
+        let send = to.mailbox().send(Band::from_priority(next.priority), next);
+        let mut waiting = InBatch { messages, send: Some(send) };
+        let outcome = std::future::poll_fn(|cx| waiting.poll(cx)).await;
+        sent(to, outcome)?;
+    }
+}
+
+pub(super) fn send_batch_blocking<M: Message>(
+    to: &(impl Accept<M> + ?Sized),
+    messages: &mut VecDeque<Envelope<M>>,
+    deadline: Option<Instant>,
+) -> Result<(), SendError<M>> {
+    while let Some(next) = next_of_batch(to, messages)? {
+        send_blocking(to, next, deadline)?;
+    }
+    Ok(())
 }
 
 /// What a mailbox says to a send.
