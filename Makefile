@@ -1,7 +1,7 @@
 # make run         builds the command, streams the bundled data through it (the main job), and
 #                  builds the Python package and runs its quick start
 # make test        formatting, lints, all tests, documentation: under 15 minutes on 2 cores
-# make check-deep  model checking, ThreadSanitizer, the portable system layer, fuzzing, long chaos
+# make check-deep parity  model checking, ThreadSanitizer, the portable system layer, fuzzing, long chaos
 # make cuda-offline  device code compiled and its machine code checked, without a GPU (in check-deep)
 # make bench       every figure beside its peer or floor, in one run
 
@@ -55,7 +55,7 @@ test-python: python python-base
 	.venv/bin/python -m pytest
 	.venv-base/bin/python -m pytest
 
-check-deep: loom tsan portable cuda-offline chaos fuzz
+check-deep: loom tsan portable cuda-offline chaos parity fuzz
 
 bench: tools
 	$(CARGO) build --release -p dotcompute-cli -p dotcompute-bench
@@ -100,6 +100,10 @@ cuda-offline: tools
 	folder=$$(echo $(CURDIR)/target/cuda-tools/lib/python3*/site-packages/nvidia/cu13); \
 		DOTCOMPUTE_CUDA_LIBRARIES=$$folder/lib NVDISASM=$$folder/bin/nvdisasm \
 		$(CARGO) test -p dotcompute-cuda --features offline
+
+# One handler source, interpreted and compiled, over a log of a million messages.
+parity: python
+	PARITY_MESSAGES=1000000 .venv/bin/python -m pytest python/tests/test_handler_parity.py
 
 fuzz: tools
 	cargo fuzz --version >/dev/null 2>&1 || $(CARGO) install --locked cargo-fuzz

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import importlib
 import json
 import os
 import queue
@@ -17,6 +18,10 @@ import time
 from collections.abc import Awaitable, Callable, Iterator
 from statistics import median
 from typing import Any
+
+sys.path.append(os.path.dirname(os.path.abspath(__file__)))
+handlers = importlib.import_module("_bench_handlers")
+sys.path.pop()
 
 clock = time.perf_counter_ns
 Figures = dict[str, float]
@@ -478,6 +483,10 @@ ROWS: dict[str, tuple[Measure, int]] = {
     "simple_queues_2": (simple_queues, 2),
     "spsc": (spsc, 1),
     "call_pair": (call_pair, 1),
+    "handler_batches": (handlers.handler_batches, 2),
+    "handler_chain": (handlers.handler_chain_or_threads, 2),
+    "handler_singles": (handlers.handler_singles, 2),
+    "njit_loop": (handlers.njit_loop, 2),
     "construct": (construct, 1),
     "encode": (encode, 1),
     "decode": (decode, 1),

@@ -73,6 +73,9 @@ def _rows() -> list[Row]:
         # With its extension built, which the released wheel lacks, PyDotCompute takes 8 ms.
         Row("threads.native_echo_1_core", "cython_echo_1", 8_000_000, 1 / 500),
         Row("threads.native_echo_2_cores", "cython_echo_2", 8_000_000, 1 / 1000),
+        Row("handlers.batches", "handler_batches", "njit_loop", 1.3),
+        Row("handlers.singles", "handler_singles", "peer", 1.0),
+        Row("handlers.chain", "handler_chain", "peer", 1 / 50),
         Row("queue.spsc", "spsc", "call_pair", 1.2),
         Row("message.construct", "construct", "peer", 1 / 8),
         Row("message.encode", "encode", "peer", 1 / 10),

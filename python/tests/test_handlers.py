@@ -179,6 +179,7 @@ async def test_an_exception_in_a_handler_has_type_arguments_and_line(executor: s
         frame = traceback.extract_tb(cause.__traceback__)[-1]
         first = total._original_func.__code__.co_firstlineno  # type: ignore[attr-defined]
         assert (frame.filename, frame.lineno, frame.name) == (__file__, first + 3, "total")
+        await kernel._ended()
         assert kernel.error is cause
         letters = runtime.dead_letters("total")
         assert [letter.message.value for letter in letters] == [-4]
@@ -593,3 +594,32 @@ class TestNative:
             native_handler((library, "nothing"), input_type=Amount)
         with pytest.raises(OSError, match=r"nowhere\.so"):
             native_handler(("./nowhere.so", "add"), input_type=Amount)
+
+
+class TestPipelines:
+    async def test_compiled_handlers_are_connected_with_each_other_and_with_actors(
+        self, executor: str
+    ) -> None:
+        @ring_kernel(kernel_id="double", state=None, auto_register=False)
+        def double(msg: Amount, state: None, out: Amount) -> int:
+            out.value = 2 * msg.value
+            return 1
+
+        async def audited(ctx: Any) -> None:
+            while True:
+                got = await ctx.receive()
+                await ctx.send(got if isinstance(got, Amount) else got[::-1].copy())
+
+        async with RingKernelRuntime() as runtime:
+            for name in ("first", "second", "last"):
+                await started(runtime, name, double)
+            await started(runtime, "actor", audited)
+            runtime.connect("first", "second")
+            runtime.connect("second", "actor")
+            runtime.connect("actor", "last")
+            reply = await runtime.send_and_receive("first", Amount(5), timeout=30)
+            assert reply.value == 40
+            reply = await runtime.send_and_receive("first", amounts(1, 2), timeout=30)
+            assert reply["value"].tolist() == [16, 8]
+            await runtime.send("first", amounts(3))
+            assert (await runtime.receive("last", timeout=30))["value"].tolist() == [24]

@@ -131,6 +131,9 @@ pub(crate) enum Better {
 pub(crate) enum Size {
     /// As many as fill the slice's time; found while warming up.
     Timed,
+    /// The same for eight times as long, in a third of the pairs: for more threads than cores, whose
+    /// turns on a core last milliseconds, so that each slice has many of them.
+    Scheduled,
     /// Always so many, in a few pairs only.
     Fixed(u64),
 }
@@ -206,12 +209,15 @@ impl Measured {
 
 /// Measures one row.
 pub(crate) fn measure(row: &Row, effort: Effort) -> Result<Measured, Wrong> {
-    let (pairs, ours_size, other_size) = match (row.size, row.other) {
-        (Size::Fixed(operations), _) => (effort.fixed_pairs, operations, operations),
-        (Size::Timed, Other::Limit(_)) => (effort.pairs, calibrate(row.ours, effort)?, 1),
-        (Size::Timed, Other::Side(side)) => {
-            (effort.pairs, calibrate(row.ours, effort)?, calibrate(side, effort)?)
-        }
+    let (pairs, slice) = match row.size {
+        Size::Fixed(_) => (effort.fixed_pairs, Duration::ZERO),
+        Size::Timed => (effort.pairs, effort.slice),
+        Size::Scheduled => (effort.pairs.div_ceil(3), effort.slice * 8),
+    };
+    let (ours_size, other_size) = match (row.size, row.other) {
+        (Size::Fixed(operations), _) => (operations, operations),
+        (_, Other::Limit(_)) => (calibrate(row.ours, slice)?, 1),
+        (_, Other::Side(side)) => (calibrate(row.ours, slice)?, calibrate(side, slice)?),
     };
     let mut ours = Vec::with_capacity(pairs);
     let mut other = Vec::with_capacity(pairs);
@@ -270,13 +276,13 @@ impl Taker {
 }
 
 /// How many operations fill one slice; warms the side up on the way.
-fn calibrate(side: Side, effort: Effort) -> Result<u64, Wrong> {
+fn calibrate(side: Side, slice: Duration) -> Result<u64, Wrong> {
     let mut operations = 256;
     let mut taker = Taker { retries_left: 10, disturbed: 0 };
     loop {
         let elapsed = taker.take(side, operations)?.elapsed.max(Duration::from_nanos(1));
-        if elapsed >= effort.slice / 4 || operations >= 1 << 30 {
-            let share = effort.slice.as_secs_f64() / elapsed.as_secs_f64();
+        if elapsed >= slice / 4 || operations >= 1 << 30 {
+            let share = slice.as_secs_f64() / elapsed.as_secs_f64();
             return Ok(((operations as f64 * share) as u64).max(256));
         }
         operations *= 4;

@@ -9,6 +9,8 @@ use crate::os;
 
 /// The capacity of every queue and mailbox in the table.
 pub(crate) const CAPACITY: usize = 1024;
+/// Longer than anything here takes.
+pub(crate) const LONG: Duration = Duration::from_secs(60);
 /// Messages published at once in the rows about chunks.
 pub(crate) const CHUNK: u64 = 64;
 /// Threads that send at once in the rows about many senders.

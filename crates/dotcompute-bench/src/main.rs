@@ -6,6 +6,7 @@
 compile_error!("dotcompute-bench measures against Linux futexes and pinned threads");
 
 mod groups;
+mod handled;
 mod harness;
 mod load;
 mod memory;

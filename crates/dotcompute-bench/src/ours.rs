@@ -1,6 +1,7 @@
 //! Our side of each group, through the public API with its defaults, telemetry included.
 
 pub(crate) mod ask;
+pub(crate) mod handlers;
 pub(crate) mod hop;
 pub(crate) mod idle;
 pub(crate) mod mailbox;

@@ -219,19 +219,17 @@ class RecordType:
 
     # --- what the native half calls --------------------------------------------------------------
 
-    def to_records(self, message: Any) -> bytes | tuple[int, int]:
-        """The bytes of one record; or of an array where its records are, and how many."""
+    def to_records(self, message: Any) -> bytes | int:
+        """The bytes of one record; or how many records an array has."""
         if isinstance(message, self.cls):
             return self.pack(message)
         if isinstance(message, np.ndarray) and message.dtype == self.dtype:
-            flags = message.flags
-            address: int = message.__array_interface__["data"][0]
-            if message.ndim != 1 or not flags.c_contiguous or address % self.layout.alignment:
+            if message.ndim != 1 or not message.flags.c_contiguous:
                 raise ValueError(
-                    f"a batch of '{self.cls.__name__}' is an aligned, contiguous array of one "
-                    "dimension: use numpy.ascontiguousarray"
+                    f"a batch of '{self.cls.__name__}' is a contiguous array of one dimension: use "
+                    "numpy.ascontiguousarray"
                 )
-            return address, len(message)
+            return len(message)
         if isinstance(message, np.void) and message.dtype == self.dtype:
             return message.tobytes()
         raise TypeValidationError(self.cls, type(message), f"record '{self.cls.__name__}'")
@@ -551,12 +549,14 @@ def type_of_layout(layout: _native.RecordLayout) -> RecordType:
     return _types[layout]
 
 
-def pack_as(instance: Any, layout: _native.RecordLayout) -> bytes:
-    """The bytes of an object that another kernel sent, as a record of `layout`."""
+def pack_as(instance: Any, layout: _native.RecordLayout) -> tuple[bytes, bool]:
+    """The bytes of what another kernel sent, as records of `layout`; whether it is a single one."""
+    if isinstance(instance, np.ndarray) and instance.dtype == _types[layout].dtype:
+        return np.ravel(instance).tobytes(), False
     found = record_type_or_none(type(instance))
     if found is None or not found.layout.agrees_with(layout):
         raise TypeError(f"a record '{layout.name}' is taken here, not a {type(instance).__name__}")
-    return found.pack(instance)
+    return found.pack(instance), True
 
 
 @overload

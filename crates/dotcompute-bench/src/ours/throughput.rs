@@ -7,6 +7,7 @@ use dotcompute::{BoxError, Handler, HandlerContext, KernelRef, Message, Runtime,
 
 use crate::harness::{Slice, Wrong};
 use crate::load::{Adder, CAPACITY, InOrderEach, SENDERS, Sending, Signed, many_senders};
+use crate::os::pinned;
 use crate::ours::{Number, verify_books};
 
 struct Sum(Adder);
@@ -87,6 +88,11 @@ pub(crate) fn senders(operations: u64) -> Result<Slice, Wrong> {
     kernel.terminate_blocking(Terminate::drain());
     verify_books(&kernel, each * SENDERS)?;
     Ok(slice)
+}
+
+/// The same with all threads on one core.
+pub(crate) fn senders_one_core(operations: u64) -> Result<Slice, Wrong> {
+    pinned(|| senders(operations))
 }
 
 fn thread_kernel<H: Handler>(

@@ -47,6 +47,11 @@ pub(crate) fn senders(operations: u64) -> Result<Slice, Wrong> {
     )
 }
 
+/// The same with all threads on one core.
+pub(crate) fn senders_one_core(operations: u64) -> Result<Slice, Wrong> {
+    pinned(|| senders(operations))
+}
+
 /// 64 times `try_send`, then 64 times `try_recv`, on one thread.
 pub(crate) fn window(operations: u64) -> Result<Slice, Wrong> {
     pinned(|| {

@@ -2,13 +2,16 @@
 
 use std::collections::VecDeque;
 use std::hint::{black_box, spin_loop};
+use std::ptr;
 use std::sync::Mutex;
 
 use dotcompute_mailbox::sync::{AtomicU32, AtomicU64, Ordering};
 
+use crate::handled::{BATCH, Handled, Order, handle, verify};
 use crate::harness::{Slice, Stopwatch, Trips, Wrong, expect};
 use crate::load::{CAPACITY, Placement, round_trip, sum_below};
 use crate::os::{futex_await, futex_post, pinned};
+use crate::ours::handlers::arrays;
 
 /// A word alone on its cache lines.
 #[derive(Debug, Default)]
@@ -104,4 +107,29 @@ pub(crate) fn locked_queue_pair(operations: u64) -> Result<Slice, Wrong> {
 
 fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
     dotcompute_mailbox::sync::lock(mutex)
+}
+
+/// A compiled handler called over the same arrays, on this thread.
+pub(crate) fn handled_in_a_loop(operations: u64) -> Result<Slice, Wrong> {
+    let (arrays, mut answers) = (arrays(), vec![Order::new(0); BATCH as usize]);
+    let mut state = Handled::default();
+    // Called through a pointer, as a kernel does.
+    let function: dotcompute::abi::Handler = std::hint::black_box(handle);
+    let operations = operations / BATCH * BATCH;
+    let slice = pinned(|| {
+        let watch = Stopwatch::start();
+        for (number, array) in (0..operations / BATCH).zip(arrays.iter().cycle()) {
+            let mut written = 0;
+            for order in array.iter() {
+                let (message, state) = (ptr::from_ref(order).cast(), (&raw mut state).cast());
+                let reply = ptr::from_mut(&mut answers[written]).cast();
+                // SAFETY: an order, the state and room for an order; it looks at no context.
+                written += unsafe { function(message, state, reply, ptr::null_mut()) } as usize;
+            }
+            verify(&answers, number % arrays.len() as u64 * BATCH, BATCH)?;
+        }
+        Ok(watch.stop())
+    })?;
+    expect("orders handled", state.count, operations)?;
+    Ok(slice)
 }

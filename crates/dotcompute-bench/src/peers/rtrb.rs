@@ -4,7 +4,8 @@ use std::hint::spin_loop;
 
 use rtrb::{Consumer, RingBuffer};
 
-use crate::harness::{Slice, Trips, Wrong};
+use crate::handled::{Handled, Order, handle};
+use crate::harness::{Slice, Trips, Wrong, expect};
 use crate::load::{CAPACITY, CHUNK, InOrder, Placement, Record, pipeline, round_trip, two_threads};
 
 /// `push` and `pop`, spinning while full or empty.
@@ -173,6 +174,49 @@ pub(crate) fn spinning_round_trip(operations: u64) -> Result<Slice, Wrong> {
                 reply.push(spinning_pop(&mut asked)).map_err(Wrong::new)?;
             }
             Ok(())
+        },
+    )
+}
+
+/// Single records through a worker that calls a compiled handler, and back.
+pub(crate) fn pipeline_handler(operations: u64) -> Result<Slice, Wrong> {
+    let (mut there, mut arrived) = RingBuffer::new(CAPACITY);
+    let (mut passed_on, mut back) = RingBuffer::new(CAPACITY);
+    pipeline(
+        move || {
+            let (mut sent, mut answered, mut wrong) = (0, 0, false);
+            while answered < operations {
+                if sent < operations && there.push(Order::new(sent)).is_ok() {
+                    sent += 1;
+                }
+                if let Ok(answer) = back.pop() {
+                    wrong |= answer != Order::answer_to(answered);
+                    answered += 1;
+                }
+            }
+            expect("wrong answers", wrong, false)
+        },
+        move || {
+            let mut state = Handled::default();
+            let function: dotcompute::abi::Handler = std::hint::black_box(handle);
+            for _ in 0..operations {
+                let order: Order = loop {
+                    match arrived.pop() {
+                        Ok(order) => break order,
+                        Err(_) => spin_loop(),
+                    }
+                };
+                let mut answer = <Order as dotcompute::Record>::from_bytes(&[0; 64])
+                    .ok_or(Wrong::new("an order of another size"))?;
+                let (message, reply) = ((&raw const order).cast(), (&raw mut answer).cast());
+                let (state, context) = ((&raw mut state).cast(), std::ptr::null_mut());
+                // SAFETY: an order, the state and room for an order; it looks at no context.
+                unsafe { function(message, state, reply, context) };
+                while passed_on.push(answer).is_err() {
+                    spin_loop();
+                }
+            }
+            expect("orders handled", state.count, operations)
         },
     )
 }

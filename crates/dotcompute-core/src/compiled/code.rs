@@ -41,34 +41,55 @@ impl RawHandler {
     }
 }
 
+/// Replies whose room is zeroed at once: few enough to stay in the nearest cache until they are
+/// written.
+const ZEROED_AT_ONCE: usize = 16;
+
 impl HandlerCode for RawHandler {
     #[allow(unsafe_code)]
     fn run(&self, call: &mut Call<'_>) -> Result<(), BoxError> {
-        let bytes = call.shape().input.bytes;
-        let reply_bytes = call.shape().reply_bytes();
-        let (emits, state, context) = (call.emits(), call.state(), call.context());
-        let replies = call.replies();
-        let mut written = 0;
-        for (index, message) in call.input().chunks_exact(bytes).enumerate() {
-            let at = if emits { 0 } else { written * reply_bytes };
-            // SAFETY: there is room for a reply per record, and never more replies than records.
-            let reply = unsafe { replies.add(at) };
-            // SAFETY: the room is this loop's, and any bytes are a record.
-            unsafe { ptr::write_bytes(reply, 0, reply_bytes) };
-            call.set_record(index);
+        let (bytes, reply_bytes) = (call.shape().input.bytes, call.shape().reply_bytes());
+        let (emits, count, input) = (call.emits(), call.count(), call.input());
+        let (replies, state, context) = (call.replies(), call.state(), call.context());
+        // For so many replies there is room.
+        let room = if emits { 1 } else { count };
+        let (mut written, mut zeroed) = (0, 0);
+        for (index, message) in input.chunks_exact(bytes).enumerate() {
+            if written == zeroed {
+                let fresh = ZEROED_AT_ONCE.min(room - written);
+                // SAFETY: there is room for `room` replies, of which `written` are done.
+                let start = unsafe { replies.add(written * reply_bytes) };
+                // SAFETY: room for `fresh` more, which is this loop's; any bytes are a record.
+                unsafe { ptr::write_bytes(start, 0, fresh * reply_bytes) };
+                zeroed += fresh;
+            }
+            // SAFETY: as above: at most one reply is written per record.
+            let reply = unsafe { replies.add(written * reply_bytes) };
+            // SAFETY: the context is this call's, and the handler does not run now.
+            unsafe { (*context).record = index as u64 };
             // SAFETY: records of the layouts that `from_raw` was promised to be sound for; the
             // reply's room, the state and the context are this call's alone.
             let result = unsafe {
                 (self.function)(message.as_ptr().cast(), state.cast(), reply.cast(), context)
             };
-            call.check(result)?;
-            if result == abi::codes::HANDLER_REPLY {
-                written += 1;
-                if emits {
-                    // SAFETY: so many bytes of a reply were just written there.
-                    let reply = unsafe { std::slice::from_raw_parts(reply, reply_bytes) };
-                    call.push_reply(reply);
+            // SAFETY: the handler has returned.
+            let fault = unsafe { (*context).fault };
+            if fault != abi::codes::FAULT_NONE {
+                return call.check(result);
+            }
+            match result {
+                abi::codes::HANDLER_REPLY if !emits => written += 1,
+                abi::codes::HANDLER_REPLY | abi::codes::HANDLER_DONE => {
+                    if result == abi::codes::HANDLER_REPLY {
+                        // SAFETY: so many bytes of a reply were just written there.
+                        let reply = unsafe { std::slice::from_raw_parts(reply, reply_bytes) };
+                        call.push_reply(reply);
+                    }
+                    // The next handler finds nothing of this one's.
+                    // SAFETY: this reply's room.
+                    unsafe { ptr::write_bytes(reply, 0, reply_bytes) };
                 }
+                _ => return call.check(result),
             }
         }
         if !emits {

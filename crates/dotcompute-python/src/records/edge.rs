@@ -9,13 +9,13 @@ use std::sync::Arc;
 use dotcompute::compiled::{self, RecordMessage, RecordReply};
 use dotcompute::record::RecordLayout as Core;
 use dotcompute::{BoxError, DeadLetter, Envelope, MessageId, RecordBatch};
-use pyo3::exceptions::PyTypeError;
+use pyo3::exceptions::{PyTypeError, PyValueError};
 use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::types::PyBytes;
 
 use super::layout::RecordLayout;
-use super::memory::{Held, Lease, RecordMemory};
+use super::memory::{self, Held, Lease, RecordMemory};
 use crate::asyncio::{PyFault, PyMessage};
 use crate::message;
 
@@ -50,17 +50,21 @@ fn to_records(
     layout: &'static Core,
 ) -> PyResult<RecordBatch> {
     let py = message.py();
-    // Bytes of one record, or where the records of an array are and how many.
+    // Bytes of one record, or how many an array has.
     let packed = record.call_method1(intern!(py, "to_records"), (message,))?;
     if let Ok(bytes) = packed.cast::<PyBytes>() {
         return RecordBatch::single(layout, bytes.as_bytes())
             .ok_or_else(|| PyTypeError::new_err("a record of another size"));
     }
-    let (address, count): (usize, usize) = packed.extract()?;
+    let count: usize = packed.extract()?;
+    // SAFETY: `to_records` has looked: it is an array.
+    let start = unsafe { memory::start_of(message) };
+    if start.addr() % layout.align_bytes != 0 {
+        return Err(PyValueError::new_err(format!("a batch of '{}' is aligned", layout.name)));
+    }
     let lease = Py::new(py, Lease::new(message)?)?;
-    let start = std::ptr::with_exposed_provenance(address);
-    // SAFETY: `to_records` has looked: so many records of this layout lie there, aligned and
-    // contiguous. The lease keeps the array, which is read only meanwhile; that whoever has another
+    // SAFETY: `to_records` has looked: so many records of this layout lie there, contiguous; they
+    // are aligned. The lease keeps the array, which is read only meanwhile; that whoever has another
     // view of its memory does not write to it is said where batches are documented.
     Ok(unsafe { RecordBatch::from_foreign(layout, start, count, Box::new(Held::new(lease))) })
 }
@@ -125,7 +129,7 @@ impl RecordMessage for PyMessage {
         Python::try_attach(|py| {
             let object = self.object(py);
             let object = object.bind(py);
-            let packed = pack(object, wanted).map_err(|error| PyFault::new(py, error))?;
+            let (packed, single) = pack(object, wanted).map_err(|error| PyFault::new(py, error))?;
             let bytes = packed.as_bytes();
             scratch.clear();
             scratch.resize(bytes.len().div_ceil(8), 0);
@@ -140,19 +144,22 @@ impl RecordMessage for PyMessage {
             // SAFETY: written just now.
             let bytes =
                 unsafe { std::slice::from_raw_parts(scratch.as_ptr().cast::<u8>(), bytes.len()) };
-            Ok(compiled::Records { bytes, single: true })
+            Ok(compiled::Records { bytes, single })
         })
         .unwrap_or_else(|| Err("the interpreter is ending".into()))
     }
 }
 
-/// The bytes of an object that is a record of this layout.
-fn pack<'py>(object: &Bound<'py, PyAny>, wanted: &'static Core) -> PyResult<Bound<'py, PyBytes>> {
+/// The bytes of an object that is a record of this layout, or of an array of them; whether it is a
+/// single one.
+fn pack<'py>(
+    object: &Bound<'py, PyAny>,
+    wanted: &'static Core,
+) -> PyResult<(Bound<'py, PyBytes>, bool)> {
     let py = object.py();
     let layout = Py::new(py, RecordLayout { core: wanted })?;
     let module = py.import(intern!(py, "pydotcompute.handlers.record"))?;
-    let packed = module.call_method1(intern!(py, "pack_as"), (object, layout))?;
-    Ok(packed.cast_into::<PyBytes>()?)
+    module.call_method1(intern!(py, "pack_as"), (object, layout))?.extract()
 }
 
 impl RecordReply for PyMessage {

@@ -57,6 +57,22 @@ impl RecordMemory {
     }
 }
 
+/// Where the elements of a numpy array begin.
+///
+/// numpy's ways to tell it also describe the dtype, which takes longer than all the rest of a send.
+/// The address is the first field of an array behind the head of its object, where the macros of
+/// numpy's C API read it too, so that every compiled extension relies on it.
+///
+/// # Safety
+///
+/// `array` is a `numpy.ndarray` or of a class derived from it.
+pub(super) unsafe fn start_of(array: &Bound<'_, PyAny>) -> *const u8 {
+    // SAFETY: an array is larger than the head of an object.
+    let field = unsafe { array.as_ptr().byte_add(size_of::<ffi::PyObject>()) };
+    // SAFETY: the address lies there, aligned as the head is.
+    unsafe { field.cast::<*const u8>().read() }
+}
+
 /// An array that a batch is in: it cannot be written to while this lives.
 #[pyclass(frozen, module = "pydotcompute._native")]
 pub(crate) struct Lease {

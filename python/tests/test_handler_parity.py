@@ -1,0 +1,158 @@
+"""One handler source: interpreted and compiled it makes the same replies and the same state."""
+
+import asyncio
+import os
+from typing import Annotated, Any
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from pydotcompute import RingKernelRuntime, _optional, message, ring_kernel
+from pydotcompute.handlers import HandlerContext, record, record_dtype
+
+pytest.importorskip("numba")
+
+pytestmark = pytest.mark.filterwarnings("ignore:ring kernel .* is interpreted:RuntimeWarning")
+
+
+@message(layout="record")
+class Trade:
+    account: np.uint16
+    side: np.int8
+    flags: np.uint8
+    quantity: np.uint32
+    price: np.float32
+    value: float
+    sequence: np.uint64
+
+
+@record
+class Side:
+    volume: int
+    mean: float
+    last: np.float32
+
+
+@record
+class Book:
+    sides: Annotated[list[Side], 2]
+    count: np.uint64
+    seen: Annotated[NDArray[np.uint32], 8]
+    weights: Annotated[NDArray[np.float32], (2, 4)]
+    spread: np.float32
+    carry: np.int16
+
+
+@message(layout="record")
+class Quote:
+    account: np.uint16
+    net: int
+    delta: np.int32
+    fee: np.float32
+    mean: float
+    scaled: float
+    step: np.int8
+    code: np.uint8
+    order: np.uint64
+
+
+@ring_kernel(kernel_id="book", state=Book, max_emit=2, auto_register=False)
+def book(msg: Trade, state: Book, out: Quote, ctx: HandlerContext) -> int:
+    state.count += np.uint64(1)
+    if msg.flags & 1:
+        return 0
+    index = 1 if msg.side < 0 else 0
+    side = state.sides[index]
+    side.volume += msg.quantity * msg.side
+    side.mean = side.mean + (msg.value - side.mean) / (1.0 + msg.account % 7)
+    side.last = msg.price * side.last + msg.price
+    bucket = msg.account % 8
+    state.seen[bucket] += np.uint32(1)
+    state.weights[index, bucket % 4] = state.weights[index, bucket % 4] * msg.price + 0.5
+    state.spread = state.sides[0].last - state.sides[1].last
+    # Wraps, as a field of 16 bits does.
+    state.carry += msg.quantity
+    out.account = msg.account
+    out.net = state.sides[0].volume + state.sides[1].volume
+    out.delta = msg.quantity - state.seen[bucket]
+    out.fee = msg.price / 3 + state.weights[index, 1]
+    out.mean = state.sides[0].mean * 0.25 - state.sides[1].mean
+    out.scaled = msg.price * msg.price * 2.0 + float(state.carry // 3) + state.carry % 5
+    out.step = msg.quantity
+    out.code = (msg.flags >> 1) ^ (msg.account & 255)
+    out.order = msg.sequence
+    if msg.flags & 2:
+        ctx.emit(out)
+        out.net = -out.net
+    if msg.flags & 4 and ctx.emit(out) < 0:
+        return -1
+    return 1
+
+
+async def replies_of(log: Any, batch: int) -> tuple[bytes, bytes]:
+    """All replies and the state at the end, as bytes."""
+    async with RingKernelRuntime() as runtime:
+        kernel = await runtime.launch("book", book)
+        await kernel.activate()
+        replies = b""
+        for start in range(0, len(log), batch):
+            made = await runtime.send_and_receive("book", log[start : start + batch], timeout=300)
+            replies += made.tobytes()
+        assert kernel._compiled is not None
+        return replies, kernel._compiled.state_bytes(30.0)
+
+
+def both(log: Any, batch: int) -> None:
+    compiled = asyncio.run(replies_of(log, batch))
+    found = _optional.numba
+    try:
+        _optional.numba = lambda: _optional.Found(None, "it is not wanted")  # type: ignore[assignment]
+        interpreted = asyncio.run(replies_of(log, batch))
+    finally:
+        _optional.numba = found
+    if compiled[0] != interpreted[0]:
+        ours, theirs = (
+            np.frombuffer(one[0], record_dtype(Quote)) for one in (compiled, interpreted)
+        )
+        assert ours.tolist() == theirs.tolist()
+    assert compiled == interpreted
+    assert len(log) < 100 or len(compiled[0]) > len(log)
+
+
+def logs(seed: int, count: int) -> Any:
+    """A log in which every field takes small, large and extreme values."""
+    random = np.random.default_rng(seed)
+    log = np.zeros(count, record_dtype(Trade))
+    log["account"] = random.integers(0, 1 << 16, count)
+    log["side"] = random.integers(-128, 128, count)
+    log["flags"] = random.integers(0, 256, count)
+    log["quantity"] = random.choice([0, 1, 77, 65_535, (1 << 32) - 1], count)
+    log["price"] = random.choice([0.1, 1.5, -3.25, 1e-30, 0.0], count)
+    log["value"] = random.normal(0, 1e6, count)
+    log["sequence"] = random.integers(0, 1 << 63, count, dtype=np.uint64)
+    return log
+
+
+trades = st.tuples(
+    st.integers(0, 65_535),
+    st.integers(-128, 127),
+    st.integers(0, 255),
+    st.integers(0, (1 << 32) - 1),
+    st.floats(width=32, allow_nan=False, allow_infinity=False),
+    st.floats(allow_nan=False, allow_infinity=False, min_value=-1e300, max_value=1e300),
+    st.integers(0, (1 << 64) - 1),
+)
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(log=st.lists(trades, min_size=1, max_size=20), batch=st.integers(1, 7))
+def test_any_log_gives_the_same_replies_and_state(log: list[Any], batch: int) -> None:
+    both(np.array(log, record_dtype(Trade)), batch)
+
+
+def test_a_long_log_gives_the_same_replies_and_state() -> None:
+    """A million messages where PARITY_MESSAGES asks for them (`make check-deep`)."""
+    both(logs(1, int(os.environ.get("PARITY_MESSAGES", "20000"))), 1000)
