@@ -514,7 +514,7 @@ DC_ASSERT(DC_OFFSET(dc_grid, epoch) == 76, "dc_grid.epoch");
 typedef struct dc_grid_news {
     /* Counts up while the host lives. */
     DC_ALIGN(128) uint64_t heartbeat;
-    /* The epoch that is to end before its lease does. */
+    /* The last epoch that is to end before its lease does, as all before it. */
     uint32_t quiesce;
 } dc_grid_news;
 DC_ASSERT(sizeof(dc_grid_news) == 128, "dc_grid_news");

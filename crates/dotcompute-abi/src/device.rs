@@ -199,7 +199,7 @@ shared_struct! {
     GridNews: 128 bytes, aligned to 128;
     /// Counts up while the host lives.
     heartbeat: u64, at 0;
-    /// The epoch that is to end before its lease does.
+    /// The last epoch that is to end before its lease does, as all before it.
     quiesce: u32, at 8;
 }
 

@@ -84,7 +84,9 @@ DC_FN void dc_serve(const dc_grid &grid) {
         }
         const bool over = grid.lease_ns != 0 && now - start >= grid.lease_ns;
         const bool alone = grid.silence_ns != 0 && now - heard >= grid.silence_ns;
-        if (over || alone || quiesce == grid.epoch)
+        // Epochs wrap; of two that are near each other, the later one is the larger.
+        const bool quiesced = quiesce != 0 && quiesce - grid.epoch < 1u << 31;
+        if (over || alone || quiesced)
             leave = grid.epoch;
         dc_pass_news_on(grid, leave);
         if (now - copied >= DC_COUNTERS_EVERY_NS) {

@@ -1,8 +1,9 @@
 //! The driver: `libcuda`, which comes with NVIDIA's kernel module and not with the toolkit.
 
-use std::ffi::{c_char, c_int, c_uint};
+use std::ffi::{CStr, c_char, c_int, c_uint, c_void};
 use std::path::Path;
 use std::ptr;
+use std::ptr::NonNull;
 use std::sync::OnceLock;
 
 use crate::library::{Absent, CallError, Library, Opened, Version, functions, text_at};
@@ -27,6 +28,36 @@ functions! {
     device_name = "cuDeviceGetName"(*mut c_char, c_int, c_int) -> c_int;
     device_attribute = "cuDeviceGetAttribute"(*mut c_int, c_int, c_int) -> c_int;
     device_memory = "cuDeviceTotalMem_v2"(*mut usize, c_int) -> c_int;
+    context = "cuDevicePrimaryCtxRetain"(*mut *mut c_void, c_int) -> c_int;
+    set_current = "cuCtxSetCurrent"(*mut c_void) -> c_int;
+    host_alloc = "cuMemHostAlloc"(*mut *mut c_void, usize, c_uint) -> c_int;
+    host_address = "cuMemHostGetDevicePointer_v2"(*mut u64, *mut c_void, c_uint) -> c_int;
+    alloc = "cuMemAlloc_v2"(*mut u64, usize) -> c_int;
+    stream = "cuStreamCreate"(*mut *mut c_void, c_uint) -> c_int;
+    synchronize = "cuStreamSynchronize"(*mut c_void) -> c_int;
+    query = "cuStreamQuery"(*mut c_void) -> c_int;
+    copy_in = "cuMemcpyHtoDAsync_v2"(u64, *const c_void, usize, *mut c_void) -> c_int;
+    set_zero = "cuMemsetD8Async"(u64, u8, usize, *mut c_void) -> c_int;
+    load = "cuModuleLoadData"(*mut *mut c_void, *const c_void) -> c_int;
+    function = "cuModuleGetFunction"(*mut *mut c_void, *mut c_void, *const c_char) -> c_int;
+    occupancy = "cuOccupancyMaxActiveBlocksPerMultiprocessor"(
+        *mut c_int,
+        *mut c_void,
+        c_int,
+        usize,
+    ) -> c_int;
+    launch = "cuLaunchCooperativeKernel"(
+        *mut c_void,
+        c_uint,
+        c_uint,
+        c_uint,
+        c_uint,
+        c_uint,
+        c_uint,
+        c_uint,
+        *mut c_void,
+        *mut *mut c_void,
+    ) -> c_int;
 }
 
 /// The driver, initialised.
@@ -130,7 +161,7 @@ impl Driver {
         (0..count).map(|ordinal| self.device(ordinal)).collect()
     }
 
-    fn device(&self, ordinal: c_int) -> Result<Device, CallError> {
+    pub(crate) fn device(&self, ordinal: c_int) -> Result<Device, CallError> {
         let mut device = 0;
         // SAFETY: `device` outlives the call.
         let code = unsafe { (self.functions.device)(&mut device, ordinal) };
@@ -182,6 +213,186 @@ impl Driver {
         // SAFETY: as above.
         let text = unsafe { text_at(text) };
         Err(CallError { call, code, text: format!("{name} ({text})") })
+    }
+}
+
+/// `CU_MEMHOSTALLOC_PORTABLE | CU_MEMHOSTALLOC_DEVICEMAP`; not write-combined, which the host would
+/// read at the pace of the bus, and whose partial flushes would tear chunks.
+const HOST_ALLOC_MAPPED: c_uint = 1 | 2;
+
+/// `CU_STREAM_NON_BLOCKING`: what it does waits for no other stream, nor makes one wait.
+const STREAM_NON_BLOCKING: c_uint = 1;
+
+/// `CUDA_ERROR_NOT_READY`.
+const NOT_READY: c_int = 600;
+
+/// The calls of one thread that uses the device's primary context, which is the one that every other
+/// library of the process uses too. It, and what is taken through it, lives as long as the process:
+/// to free it would wait for whatever is resident.
+#[derive(Debug)]
+pub(crate) struct Session {
+    driver: &'static Driver,
+}
+
+/// A queue of work on the device.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Stream(*mut c_void);
+
+/// A kernel of a loaded image.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Kernel(*mut c_void);
+
+impl Session {
+    /// Makes the device's primary context the one of the calling thread, on which the session stays.
+    pub(crate) fn begin(driver: &'static Driver, ordinal: c_int) -> Result<Self, CallError> {
+        let mut context = ptr::null_mut();
+        // SAFETY: `context` outlives the call.
+        let code = unsafe { (driver.functions.context)(&mut context, ordinal) };
+        driver.check("cuDevicePrimaryCtxRetain", code)?;
+        // SAFETY: a context that was just retained, and never is released.
+        let code = unsafe { (driver.functions.set_current)(context) };
+        driver.check("cuCtxSetCurrent", code)?;
+        Ok(Self { driver })
+    }
+
+    /// Zeroed memory of the host's that the device reaches: where, for either.
+    pub(crate) fn host_memory(&self, bytes: usize) -> Result<(NonNull<u8>, u64), CallError> {
+        let functions = self.driver.functions;
+        let mut place = ptr::null_mut();
+        // SAFETY: `place` outlives the call.
+        let code = unsafe { (functions.host_alloc)(&mut place, bytes, HOST_ALLOC_MAPPED) };
+        self.driver.check("cuMemHostAlloc", code)?;
+        let mut address = 0;
+        // SAFETY: memory that was just taken as mapped.
+        let code = unsafe { (functions.host_address)(&mut address, place, 0) };
+        self.driver.check("cuMemHostGetDevicePointer", code)?;
+        let Some(place) = NonNull::new(place.cast::<u8>()) else {
+            let text = "no memory came back".to_owned();
+            return Err(CallError { call: "cuMemHostAlloc", code: 0, text });
+        };
+        // SAFETY: `bytes` bytes that were just taken.
+        unsafe { place.write_bytes(0, bytes) };
+        Ok((place, address))
+    }
+
+    /// Memory of the device's.
+    pub(crate) fn device_memory(&self, bytes: usize) -> Result<u64, CallError> {
+        let mut address = 0;
+        // SAFETY: `address` outlives the call.
+        let code = unsafe { (self.driver.functions.alloc)(&mut address, bytes) };
+        self.driver.check("cuMemAlloc", code)?;
+        Ok(address)
+    }
+
+    pub(crate) fn stream(&self) -> Result<Stream, CallError> {
+        let mut stream = ptr::null_mut();
+        // SAFETY: `stream` outlives the call.
+        let code = unsafe { (self.driver.functions.stream)(&mut stream, STREAM_NON_BLOCKING) };
+        self.driver.check("cuStreamCreate", code)?;
+        Ok(Stream(stream))
+    }
+
+    /// The kernel `name` of `image`.
+    pub(crate) fn kernel(&self, image: &[u8], name: &CStr) -> Result<Kernel, CallError> {
+        let (mut module, mut function) = (ptr::null_mut(), ptr::null_mut());
+        // SAFETY: a cubin says itself how long it is; the driver copies it.
+        let code = unsafe { (self.driver.functions.load)(&mut module, image.as_ptr().cast()) };
+        self.driver.check("cuModuleLoadData", code)?;
+        // SAFETY: a module that was just loaded, and never is unloaded.
+        let code =
+            unsafe { (self.driver.functions.function)(&mut function, module, name.as_ptr()) };
+        self.driver.check("cuModuleGetFunction", code)?;
+        Ok(Kernel(function))
+    }
+
+    /// How many blocks of `threads` of the kernel fit on one multiprocessor.
+    pub(crate) fn occupancy(&self, kernel: Kernel, threads: u32) -> Result<u32, CallError> {
+        let mut blocks = 0;
+        // SAFETY: a live kernel; `blocks` outlives the call.
+        let code = unsafe {
+            (self.driver.functions.occupancy)(&mut blocks, kernel.0, threads as c_int, 0)
+        };
+        self.driver.check("cuOccupancyMaxActiveBlocksPerMultiprocessor", code)?;
+        Ok(blocks.unsigned_abs())
+    }
+
+    /// Copies `bytes` to the device's memory at `address`, and waits for it.
+    ///
+    /// # Safety
+    ///
+    /// - The device's memory there is as long, and nobody uses it.
+    pub(crate) unsafe fn write(
+        &self,
+        stream: Stream,
+        address: u64,
+        bytes: &[u8],
+    ) -> Result<(), CallError> {
+        let functions = self.driver.functions;
+        let from = bytes.as_ptr().cast();
+        // SAFETY: as the caller promises; the bytes outlive the wait below.
+        let code = unsafe { (functions.copy_in)(address, from, bytes.len(), stream.0) };
+        self.driver.check("cuMemcpyHtoDAsync", code)?;
+        // SAFETY: a live stream.
+        let code = unsafe { (functions.synchronize)(stream.0) };
+        self.driver.check("cuStreamSynchronize", code)
+    }
+
+    /// Zeroes `bytes` bytes at `address` once all is done that the stream has before it.
+    ///
+    /// # Safety
+    ///
+    /// - The device's memory there is as long, and nobody else uses it when that is done.
+    pub(crate) unsafe fn zero(
+        &self,
+        stream: Stream,
+        address: u64,
+        bytes: usize,
+    ) -> Result<(), CallError> {
+        // SAFETY: as the caller promises.
+        let code = unsafe { (self.driver.functions.set_zero)(address, 0, bytes, stream.0) };
+        self.driver.check("cuMemsetD8Async", code)
+    }
+
+    /// Launches a grid of `blocks` blocks of `threads`, all resident at once, after what the stream
+    /// has before it.
+    ///
+    /// # Safety
+    ///
+    /// - The kernel takes one parameter of type `P`, and what that leads to stays until it ends.
+    pub(crate) unsafe fn launch<P>(
+        &self,
+        kernel: Kernel,
+        blocks: u32,
+        threads: u32,
+        stream: Stream,
+        parameter: &P,
+    ) -> Result<(), CallError> {
+        let mut parameters = [ptr::from_ref(parameter).cast_mut().cast::<c_void>()];
+        // SAFETY: as the caller promises; the driver copies the parameter.
+        let code = unsafe {
+            (self.driver.functions.launch)(
+                kernel.0,
+                blocks,
+                1,
+                1,
+                threads,
+                1,
+                1,
+                0,
+                stream.0,
+                parameters.as_mut_ptr(),
+            )
+        };
+        self.driver.check("cuLaunchCooperativeKernel", code)
+    }
+
+    /// Whether all is done that the stream was given.
+    pub(crate) fn is_idle(&self, stream: Stream) -> Result<bool, CallError> {
+        // SAFETY: a live stream.
+        match unsafe { (self.driver.functions.query)(stream.0) } {
+            NOT_READY => Ok(false),
+            code => self.driver.check("cuStreamQuery", code).map(|()| true),
+        }
     }
 }
 

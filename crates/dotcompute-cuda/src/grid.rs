@@ -24,6 +24,7 @@ use std::ptr::NonNull;
 use std::sync::Arc;
 use std::time::Duration;
 
+use dotcompute_abi::control::STATE_STOPPED;
 use dotcompute_abi::device as abi;
 use dotcompute_abi::ring::{RingCursor, RingHeader};
 use dotcompute_abi::slot::TAGGED_PAYLOAD_BYTES;
@@ -274,6 +275,34 @@ impl Grid {
         Ok((port, writes))
     }
 
+    /// What must be written to the device's memory before the first launch: that nobody sits
+    /// anywhere.
+    pub fn vacant(&self) -> Vec<Write> {
+        let shape = self.shape;
+        let mut bytes = vec![0; shape.device_bytes()];
+        for seat in 0..shape.seats {
+            let descriptor = abi::Seat {
+                bands: [EMPTY_PLACE; abi::BANDS as usize],
+                replies: EMPTY_PLACE,
+                inbox: EMPTY_PLACE,
+                mirror: self.device + shape.mirror(seat) as u64,
+                report: self.host.device + shape.report(seat) as u64,
+                store: self.device + shape.store(seat) as u64,
+                state: 0,
+                edges: 0,
+                edge_count: 0,
+                handler: 0,
+                max_emit: 0,
+                reply_bytes: 0,
+            };
+            let at = shape.seat(seat);
+            bytes[at..at + size_of::<abi::Seat>()].copy_from_slice(&bytes_of_seat(&descriptor));
+            let state = shape.store(seat) + std::mem::offset_of!(abi::SeatStore, state);
+            bytes[state..state + 4].copy_from_slice(&STATE_STOPPED.to_le_bytes());
+        }
+        vec![(0, bytes)]
+    }
+
     fn check(&self, seat: u32, plan: &SeatPlan) -> Result<(), PlanError> {
         let shape = self.shape;
         let payload = u64::from(TAGGED_PAYLOAD_BYTES);
@@ -396,7 +425,7 @@ impl Grid {
         heartbeat.store(heartbeat.load(Ordering::Relaxed).wrapping_add(1), Ordering::Relaxed);
     }
 
-    /// Asks the grid of this epoch to end now. One thread calls it.
+    /// Asks the grids up to this epoch to end now, also those not yet begun. One thread calls it.
     pub fn quiesce(&self, epoch: u32) {
         // Relaxed: nothing is ordered by it.
         self.news().quiesce.store(epoch, Ordering::Relaxed);
@@ -418,6 +447,12 @@ impl Grid {
         // SYNC(device.report) acquire: pairs with the release in `dc_serve`. Makes visible the
         // counters of all seats.
         self.report().ended.load(Ordering::Acquire) == epoch
+    }
+
+    /// The last epoch whose seats have all left; 0 before the first.
+    pub fn ended(&self) -> u32 {
+        // SYNC(device.report) acquire: as in `has_ended`.
+        self.report().ended.load(Ordering::Acquire)
     }
 
     /// How many rounds the grid's service warp has made: while it lives they go up.

@@ -109,6 +109,16 @@ impl Image {
         Ok(Self { cubin, handlers: names })
     }
 
+    /// An image that was built elsewhere: `cubin` has these handlers, by their functions' names, in
+    /// the order of their numbers.
+    ///
+    /// # Safety
+    ///
+    /// - The cubin is what [`build`](Self::build) made of this version's sources.
+    pub unsafe fn from_cubin(cubin: Vec<u8>, handlers: Vec<String>) -> Self {
+        Self { cubin, handlers }
+    }
+
     /// The code, as the driver loads it.
     pub fn cubin(&self) -> &[u8] {
         &self.cubin

@@ -18,6 +18,7 @@ pub mod nvjitlink;
 pub mod nvml;
 pub mod nvrtc;
 mod probe;
+pub mod resident;
 mod source;
 pub mod toolkit;
 

@@ -1,0 +1,213 @@
+//! A grid that stays, by the host's code as it ships, on a driver that stands in for NVIDIA's: the
+//! device's own sources run on host threads, and what would wait for a resident grid does wait.
+
+#![cfg(target_os = "linux")]
+#![allow(clippy::unwrap_used, reason = "a helper that fails is a failed test")]
+
+use std::path::Path;
+use std::process::Command;
+use std::sync::{Mutex, MutexGuard, OnceLock};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use dotcompute_abi::TaggedRecord;
+use dotcompute_abi::control::{
+    COMMAND_DRAIN, COMMAND_RUN, COMMAND_STOP, STATE_RUNNING, STATE_STOPPED,
+};
+use dotcompute_cuda::driver::Driver;
+use dotcompute_cuda::grid::{PlanError, Port, SeatPlan, Shape};
+use dotcompute_cuda::resident::{Residency, Resident, ResidentError};
+use dotcompute_cuda::{Image, Version};
+use dotcompute_mailbox::Band;
+
+/// As in `twin/handlers.cpp`: replies with the sum of all values.
+const ADD: u32 = 0;
+/// Does what the value says; 5: until it is killed.
+const OBEY: u32 = 2;
+
+struct StandIn {
+    driver: &'static Driver,
+    waited: extern "C" fn() -> i64,
+    lose: extern "C" fn(i32),
+    /// One test at a time: the stand-in is one device, which a grid without a lease keeps.
+    turn: Mutex<()>,
+}
+
+fn stand_in() -> (&'static StandIn, MutexGuard<'static, ()>) {
+    static STAND_IN: OnceLock<StandIn> = OnceLock::new();
+    let stand_in = STAND_IN.get_or_init(build);
+    // A test that failed in its turn has failed already.
+    let turn = stand_in.turn.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+    (stand_in, turn)
+}
+
+fn build() -> StandIn {
+    let manifest = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let path =
+        Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("libcuda-{}.so.1", std::process::id()));
+    let include = manifest.join("../dotcompute-abi/generated");
+    let compiler = std::env::var("CXX").unwrap_or_else(|_| "c++".into());
+    let built = Command::new(compiler)
+        .args(["-std=c++20", "-O1", "-g", "-fPIC", "-shared", "-fno-strict-aliasing", "-pthread"])
+        .args(["-Wall", "-Wextra", "-Werror", "-I"])
+        .arg(include)
+        .arg(manifest.join("tests/twin/driver.cpp"))
+        .arg("-o")
+        .arg(&path)
+        .output()
+        .unwrap();
+    assert!(built.status.success(), "{}", String::from_utf8_lossy(&built.stderr));
+    // SAFETY: built above, with the functions' true types.
+    let driver = unsafe { Driver::open(&path) }.unwrap();
+    // SAFETY: as above.
+    let library = unsafe { libloading::Library::new(&path) }.unwrap();
+    // SAFETY: the type that `driver.cpp` gives it.
+    let waited = *unsafe { library.get(b"standin_waited") }.unwrap();
+    // SAFETY: as above.
+    let lose = *unsafe { library.get(b"standin_lose") }.unwrap();
+    std::fs::remove_file(path).unwrap();
+    // Loaded for good, by the driver.
+    drop(library);
+    StandIn { driver: Box::leak(Box::new(driver)), waited, lose, turn: Mutex::new(()) }
+}
+
+fn launch(stand_in: &StandIn, seats: u32, residency: Residency) -> Resident {
+    // SAFETY: the stand-in has its handlers in itself and looks at no image.
+    let image = unsafe { Image::from_cubin(vec![0; 64], Vec::new()) };
+    let shape = Shape { seats, ..Shape::default() };
+    Resident::launch(stand_in.driver, 0, image, shape, residency).unwrap()
+}
+
+fn plan(handler: u32) -> SeatPlan {
+    SeatPlan { handler, state: Vec::new(), reply_bytes: 16, max_emit: 0, edges: Vec::new() }
+}
+
+fn send(port: &mut Port, value: i64) {
+    let record = TaggedRecord::new(0, &value.to_le_bytes()).unwrap();
+    until("there is room", || port.send(Band::Normal, record).is_ok());
+}
+
+/// The sum in the next reply.
+fn sum(port: &mut Port) -> i64 {
+    let mut reply = None;
+    until("a reply", || {
+        reply = port.receive();
+        reply.is_some()
+    });
+    i64::from_le_bytes(reply.unwrap().payload[..8].try_into().unwrap())
+}
+
+fn until(what: &str, mut done: impl FnMut() -> bool) {
+    let deadline = Instant::now() + Duration::from_secs(100);
+    while !done() {
+        assert!(Instant::now() < deadline, "waited in vain for {what}");
+        thread::yield_now();
+    }
+}
+
+const LONG: Duration = Duration::from_secs(100);
+
+#[test]
+fn a_kernel_goes_on_over_many_leases_and_loses_nothing() {
+    let (stand_in, _turn) = stand_in();
+    let lease = Some(Duration::from_millis(5));
+    let resident = launch(stand_in, 1, Residency { lease, silence: None, census: LONG });
+    let mut port = resident.seat(0, plan(ADD)).unwrap();
+    port.command(COMMAND_RUN);
+    let began = Instant::now();
+    let mut count = 0;
+    while began.elapsed() < Duration::from_millis(300) || count < 1000 {
+        send(&mut port, 1);
+        count += 1;
+        assert_eq!(sum(&mut port), count);
+    }
+    port.command(COMMAND_DRAIN);
+    until("it has stopped", || port.report().state == STATE_STOPPED);
+    resident.end(LONG).unwrap();
+    assert_eq!(port.counters().processed, count as u64);
+}
+
+#[test]
+fn kernels_join_a_grid_that_runs() {
+    let (stand_in, _turn) = stand_in();
+    let resident = launch(stand_in, 3, Residency { census: LONG, ..Residency::default() });
+    let mut first = resident.seat(0, plan(ADD)).unwrap();
+    first.command(COMMAND_RUN);
+    send(&mut first, 20);
+    assert_eq!(sum(&mut first), 20);
+    let mut second = resident.seat(2, plan(ADD)).unwrap();
+    second.command(COMMAND_RUN);
+    send(&mut second, 1);
+    send(&mut first, 22);
+    assert_eq!((sum(&mut first), sum(&mut second)), (42, 1));
+    assert_eq!(resident.seat(2, plan(ADD)).unwrap_err(), ResidentError::Taken(2));
+    let error = resident.seat(3, plan(ADD)).unwrap_err();
+    assert!(matches!(error, ResidentError::Plan(PlanError::TooLarge { .. })), "{error}");
+    // What did not work harms nobody.
+    send(&mut first, 0);
+    assert_eq!(sum(&mut first), 42);
+    resident.end(LONG).unwrap();
+}
+
+/// Whoever waits for the device, as other libraries of the process may, waits for leases to end; and
+/// without leases waits for ever, which is why they are the default.
+#[test]
+fn a_call_that_waits_for_the_device_waits_no_longer_than_its_leases() {
+    let (stand_in, _turn) = stand_in();
+    let lease = Some(Duration::from_millis(50));
+    let resident = launch(stand_in, 1, Residency { lease, silence: None, census: LONG });
+    let port = resident.seat(0, plan(ADD)).unwrap();
+    port.command(COMMAND_RUN);
+    until("it runs", || port.report().state == STATE_RUNNING);
+    let before = (stand_in.waited)();
+    // Another grid's memory and code are such calls.
+    let other = launch(stand_in, 1, Residency { census: LONG, ..Residency::default() });
+    assert!((stand_in.waited)() > before, "nothing waited");
+    port.command(COMMAND_STOP);
+    resident.end(LONG).unwrap();
+    other.end(LONG).unwrap();
+}
+
+#[test]
+fn a_handler_that_does_not_come_back_is_reported_by_its_deadline() {
+    let (stand_in, _turn) = stand_in();
+    let residency = Residency { lease: None, silence: None, census: LONG };
+    let resident = launch(stand_in, 1, residency);
+    let mut port = resident.seat(0, plan(OBEY)).unwrap();
+    port.command(COMMAND_RUN);
+    send(&mut port, 5);
+    until("it is busy", || port.report().busy == 1);
+    let ended = resident.end(Duration::from_millis(50));
+    assert_eq!(ended, Err(ResidentError::Stuck));
+    assert_eq!(port.report().busy, 1, "the suspect is named");
+    // It ticks, so a kill still ends it, and the device is free.
+    port.command(dotcompute_abi::control::COMMAND_KILL);
+    until("it has failed", || port.report().state == dotcompute_abi::control::STATE_FAILED);
+}
+
+#[test]
+fn a_lost_device_is_an_error_with_its_name() {
+    let (stand_in, _turn) = stand_in();
+    let resident = launch(stand_in, 1, Residency { census: LONG, ..Residency::default() });
+    (stand_in.lose)(719);
+    let error = resident.seat(0, plan(ADD)).unwrap_err();
+    assert!(error.to_string().contains("719: CUDA_ERROR_LAUNCH_FAILED"), "{error}");
+    assert_eq!(resident.end(LONG), Err(ResidentError::Gone));
+    (stand_in.lose)(0);
+}
+
+#[test]
+fn a_grid_that_the_device_has_no_room_for_is_refused() {
+    let (stand_in, _turn) = stand_in();
+    assert_eq!(stand_in.driver.version(), Version::new(13, 0));
+    // SAFETY: as in `launch`.
+    let image = unsafe { Image::from_cubin(vec![0; 64], Vec::new()) };
+    let launch = |shape| {
+        Resident::launch(stand_in.driver, 0, image.clone(), shape, Residency::default())
+            .unwrap_err()
+    };
+    // 4 multiprocessors of 16 blocks of 4 warps.
+    let error = launch(Shape { seats: 256, ..Shape::default() });
+    assert_eq!(error, ResidentError::NoRoom { blocks: 65, most: 64 });
+    assert!(matches!(launch(Shape { seats: 0, ..Shape::default() }), ResidentError::Shape(_)));
+}
