@@ -501,6 +501,7 @@ class Actor:
         backpressure: str,
         exact_priority: bool,
         restart: Any,
+        watchdog: float | None,
         input_type: type | None,
         output_type: type | None,
         far_side: bool = False,
@@ -514,6 +515,7 @@ class Actor:
         reply_capacity: int,
         backpressure: str,
         restart: Any,
+        watchdog: float | None,
     ) -> None: ...
     def _activate(self) -> None: ...
     def _deactivate(self) -> None: ...
@@ -636,6 +638,7 @@ def _launch_process(
     backpressure: str,
     exact_priority: bool,
     restart: Any,
+    watchdog: float | None,
     input_type: type | None,
     output_type: type | None,
 ) -> None: ...

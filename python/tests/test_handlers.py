@@ -470,6 +470,17 @@ async def test_without_numba_it_is_interpreted_with_a_warning(no_numba: None) ->
             await runtime.launch("total")
 
 
+async def test_another_numba_is_not_called_by_a_convention_that_may_have_changed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    numba = pytest.importorskip("numba")
+    monkeypatch.setattr(numba, "__version__", "0.99.1")
+    async with RingKernelRuntime() as runtime:
+        with pytest.warns(RuntimeWarning, match=r"numba is 0\.99\.1, and handlers need 0\.68"):
+            await started(runtime, "total")
+        assert (await runtime.send_and_receive("total", Amount(3), timeout=30)).value == 3
+
+
 async def test_policies_and_redelivery_are_per_batch(executor: str) -> None:
     async with RingKernelRuntime() as runtime:
 

@@ -2,9 +2,11 @@
 
 import asyncio
 import inspect
+import logging
 import os
 import subprocess
 import sys
+import threading
 import time
 import uuid
 from dataclasses import dataclass, field
@@ -13,6 +15,7 @@ import pytest
 
 from pydotcompute import RingKernelRuntime, ring_kernel
 from pydotcompute.exceptions import (
+    InvalidConfigurationError,
     KernelAlreadyExistsError,
     KernelNotFoundError,
     KernelStateError,
@@ -330,6 +333,90 @@ def test_the_interpreter_ends_with_live_kernels(how):
     assert "Fatal" not in done.stderr
     assert "panicked" not in done.stderr
     assert time.monotonic() - began < 20
+
+
+def test_timeouts_fire_in_a_child_of_fork():
+    program = """
+import asyncio
+import os
+from pydotcompute import RingKernelRuntime
+from pydotcompute.exceptions import QueueTimeoutError
+
+async def silent(ctx):
+    while True:
+        await ctx.receive()
+
+async def main():
+    async with RingKernelRuntime() as runtime:
+        await runtime.launch("k", silent)
+        await runtime.activate("k")
+        try:
+            await asyncio.wait_for(runtime.receive("k", timeout=0.01), 20)
+        except QueueTimeoutError:
+            return True
+
+def ends(depth):
+    assert asyncio.run(main())
+    if depth > 0:
+        if (child := os.fork()) == 0:
+            ends(depth - 1)
+            os._exit(0)
+        assert os.waitpid(child, 0)[1] == 0
+
+ends(2)
+"""
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore::DeprecationWarning", "-c", program],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("threaded", [False, True], ids=["task", "thread"])
+async def test_a_kernel_that_stalls_past_its_watchdog_is_reported(threaded, caplog):
+    loop = asyncio.get_running_loop()
+    reported = asyncio.Event()
+
+    class Tell(logging.Handler):
+        def emit(self, record):
+            if "stalled" in record.getMessage():
+                loop.call_soon_threadsafe(reported.set)
+
+    go_on = threading.Event()
+
+    async def task(ctx):
+        while True:
+            await ctx.receive()
+            await loop.run_in_executor(None, go_on.wait)
+
+    def thread(ctx):
+        while True:
+            ctx.receive()
+            go_on.wait()
+
+    tell = Tell()
+    logging.getLogger("pydotcompute").addHandler(tell)
+    try:
+        async with RingKernelRuntime() as runtime:
+            await runtime.launch("k", thread if threaded else task, watchdog=0.01)
+            await runtime.activate("k")
+            await runtime.send("k", 1)
+            await asyncio.wait_for(reported.wait(), 30)
+            go_on.set()
+    finally:
+        go_on.set()
+        logging.getLogger("pydotcompute").removeHandler(tell)
+    assert "kernel 'k' stalled" in caplog.text
+
+
+async def test_a_watchdog_that_is_too_short_is_refused():
+    async with RingKernelRuntime() as runtime:
+        with pytest.raises(InvalidConfigurationError, match="watchdog"):
+            await runtime.launch("k", lambda ctx: None, watchdog=0.0)
+        assert runtime.kernel_ids == []
 
 
 def test_a_child_of_fork_can_have_a_runtime_of_its_own():

@@ -120,6 +120,7 @@ macro_rules! conformance_suite {
                 terminate_tells_everyone_who_waits_and_keeps_what_is_left_as_dead_letters
                 replies_that_nobody_read_are_dead_letters
                 a_body_that_ignores_its_end_at_an_await_is_cancelled_at_the_deadline
+                a_message_whose_reply_was_made_is_processed_though_its_body_is_cancelled
                 a_body_that_blocks_its_thread_is_abandoned_at_the_deadline
                 a_drain_that_does_not_end_in_time_is_cut_off
                 a_drain_that_waits_for_a_reader_goes_on_when_there_is_one

@@ -176,6 +176,35 @@ pub fn a_body_that_ignores_its_end_at_an_await_is_cancelled_at_the_deadline(stag
     assert_eq!(kernel.terminate_blocking(Terminate::now()), Termination::Cancelled);
 }
 
+pub fn a_message_whose_reply_was_made_is_processed_though_its_body_is_cancelled(stage: &Stage) {
+    for asked in [false, true] {
+        let (tell, arrived) = channel();
+        let name = if asked { "asked" } else { "sent" };
+        let kernel = launch(stage.kernel(name), move |mut context: Context<Number, Number>| {
+            let tell = tell.clone();
+            async move {
+                let number = *context.receive().await?;
+                // Without a correlation: it answers the oldest ask, or goes to the output.
+                context.send(number).await?;
+                tell.send(())?;
+                std::future::pending().await
+            }
+        });
+        if asked {
+            assert_eq!(block_on(kernel.ask(Number(1))).unwrap().message, Number(1));
+        } else {
+            kernel.try_send(Number(1)).unwrap();
+        }
+        arrived.recv().unwrap();
+        kernel.try_send(Number(2)).unwrap();
+        let how = within(Duration::from_secs(1));
+        assert_eq!(kernel.terminate_blocking(how), Termination::Cancelled);
+        balanced(&kernel);
+        let books = kernel.books();
+        assert_eq!((books.processed, books.dead_lettered, books.in_hand), (1, 1, 0), "{name}");
+    }
+}
+
 /// A body that blocks its thread; it ends when its gate is opened.
 fn blocks(stage: &Stage, name: &str, gate: &Gate) -> (KernelRef<Number, Number>, Receiver<()>) {
     let (tell, arrived) = channel();

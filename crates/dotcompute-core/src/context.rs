@@ -187,23 +187,58 @@ impl<M: Message, R: Message> Context<M, R> {
     /// As for `reply`.
     #[inline]
     pub async fn send(&mut self, reply: impl Into<Envelope<R>>) -> Result<(), Stopped> {
-        let reply = reply.into();
-        let Some(reply) = self.cell.route(self.in_hand(), reply) else { return Ok(()) };
+        let (reply, answers) = self.route(reply.into());
+        if let Some(reply) = reply
+            && !self.send_out(reply).await
+        {
+            return Err(self.stopped());
+        }
+        if answers {
+            self.answered();
+        }
+        Ok(())
+    }
+
+    /// Brings a reply that is for no ask out of the kernel; `false`: it became a dead letter.
+    #[inline]
+    async fn send_out(&mut self, reply: Envelope<R>) -> bool {
         self.look_at_link();
         let back = match &self.next {
             None => match self.cell.output(reply).await {
-                Ok(true) => return Ok(()),
-                Ok(false) => return Err(self.stopped()),
+                Ok(sent) => return sent,
                 Err(back) => back,
             },
             Some(next) => match self.cell.try_forward(&**next, reply) {
-                None => return Ok(()),
+                None => return true,
                 Some(back) => back,
             },
         };
-        match self.cell.forward(back).await {
-            true => Ok(()),
-            false => Err(self.stopped()),
+        self.cell.forward(back).await
+    }
+
+    /// Brings a reply to its ask; what comes back is for others. And whether it answers the message
+    /// in hand.
+    #[inline]
+    fn route(&mut self, reply: Envelope<R>) -> (Option<Envelope<R>>, bool) {
+        let in_hand = self.in_hand();
+        let (id, correlation_id) = (reply.id, reply.correlation_id);
+        let left = self.cell.route(in_hand, reply);
+        let answers = in_hand.is_some_and(|(in_hand, ask)| match (correlation_id, ask) {
+            (Some(named), _) => named == in_hand,
+            (None, _) if id == in_hand => true,
+            (None, None) => left.is_some(),
+            (None, Some(token)) => left.is_none() && !self.cell.ask_waits(token),
+        });
+        (left, answers)
+    }
+
+    /// The kernel has replied to the message in hand.
+    #[inline]
+    fn answered(&mut self) {
+        match (self.inbox.current_mut(), &mut self.taken) {
+            (Some(envelope), _) => envelope.answered = true,
+            (None, Some(taken)) => taken.answered = true,
+            (None, None) => {}
         }
     }
 
@@ -225,16 +260,31 @@ impl<M: Message, R: Message> Context<M, R> {
     /// [`output`](Self::output).
     #[inline]
     pub fn try_send(&mut self, reply: impl Into<Envelope<R>>) -> Result<(), Envelope<R>> {
-        self.try_send_with(self.in_hand(), reply.into())
+        let (reply, answers) = self.route(reply.into());
+        if let Some(reply) = reply {
+            self.try_send_out(reply)?;
+        }
+        if answers {
+            self.answered();
+        }
+        Ok(())
     }
 
+    /// A reply to another message than the one in hand.
     #[inline]
     pub(crate) fn try_send_with(
         &mut self,
         in_hand: Option<(MessageId, Option<AskToken>)>,
         reply: Envelope<R>,
     ) -> Result<(), Envelope<R>> {
-        let Some(reply) = self.cell.route(in_hand, reply) else { return Ok(()) };
+        match self.cell.route(in_hand, reply) {
+            None => Ok(()),
+            Some(reply) => self.try_send_out(reply),
+        }
+    }
+
+    #[inline]
+    fn try_send_out(&mut self, reply: Envelope<R>) -> Result<(), Envelope<R>> {
         self.look_at_link();
         let back = match &self.next {
             None => self.cell.try_output(reply),

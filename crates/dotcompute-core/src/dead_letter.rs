@@ -86,6 +86,7 @@ impl DeadLetter {
         // From now on it is a message like any other, wherever it may be sent: whoever asked is
         // told, and its deliveries count anew.
         envelope.ask = None;
+        envelope.answered = false;
         let delivery_count = std::mem::replace(&mut envelope.delivery_count, 1);
         Self {
             kernel: kernel.clone(),

@@ -74,6 +74,8 @@ pub struct Envelope<M> {
     /// Who waits for the answer, if this message was asked and not just sent.
     pub(crate) ask: Option<AskToken>,
     pub(crate) delivery_count: u8,
+    /// In hand: the kernel has replied to it.
+    pub(crate) answered: bool,
 }
 
 /// Names one waiting ask of a runtime: a place in its table of asks, and which of the asks that
@@ -93,12 +95,13 @@ pub(crate) struct Taken {
     pub(crate) priority: u8,
     pub(crate) ask: Option<AskToken>,
     pub(crate) delivery_count: u8,
+    pub(crate) answered: bool,
 }
 
 impl<M> Envelope<M> {
     pub(crate) fn taken(&self) -> Taken {
-        let Self { id, correlation_id, priority, ask, delivery_count, .. } = *self;
-        Taken { id, correlation_id, priority, ask, delivery_count }
+        let Self { id, correlation_id, priority, ask, delivery_count, answered, .. } = *self;
+        Taken { id, correlation_id, priority, ask, delivery_count, answered }
     }
 
     pub(crate) fn into_parts(self) -> (Taken, M) {
@@ -120,7 +123,15 @@ impl<M> Envelope<M> {
         priority: u8,
         message: M,
     ) -> Self {
-        Self { id, correlation_id, priority, message, ask: None, delivery_count: 1 }
+        Self {
+            id,
+            correlation_id,
+            priority,
+            message,
+            ask: None,
+            delivery_count: 1,
+            answered: false,
+        }
     }
 
     /// The same with this id.

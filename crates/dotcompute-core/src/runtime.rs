@@ -34,6 +34,7 @@ pub(crate) struct Shared {
     pub(crate) dead_letters: DeadLetters,
     pub(crate) pipelines: Pipelines,
     monitor: Arc<MonitorSignal>,
+    on_stall: Option<OnStall>,
 }
 
 #[derive(Default)]
@@ -113,9 +114,25 @@ pub struct RuntimeBuilder {
     workers: Option<usize>,
     tokio: Option<tokio::runtime::Handle>,
     executors: Vec<Arc<dyn Executor>>,
+    on_stall: Option<OnStall>,
 }
 
+/// Told of a kernel that stalls.
+type OnStall = Box<dyn Fn(&KernelId, Duration) + Send + Sync>;
+
 impl RuntimeBuilder {
+    /// Calls `report` with each kernel that begins to stall and with its
+    /// [watchdog](KernelBuilder::watchdog), besides the log: on the thread that looks for them, which
+    /// waits for it.
+    #[must_use]
+    pub fn on_stall(
+        mut self,
+        report: impl Fn(&KernelId, Duration) + Send + Sync + 'static,
+    ) -> Self {
+        self.on_stall = Some(Box::new(report));
+        self
+    }
+
     /// A name, for logs; `dotcompute` by default.
     #[must_use]
     pub fn name(mut self, name: impl Into<String>) -> Self {
@@ -162,6 +179,7 @@ impl RuntimeBuilder {
                 dead_letters: DeadLetters::default(),
                 pipelines: Pipelines::default(),
                 monitor: Arc::default(),
+                on_stall: self.on_stall,
             }),
         }
     }
@@ -190,6 +208,7 @@ impl Runtime {
             workers: None,
             tokio: None,
             executors: Vec::new(),
+            on_stall: None,
         }
     }
 
@@ -712,6 +731,9 @@ fn watch(shared: &Weak<Shared>, signal: &MonitorSignal) {
             shortest = shortest.min(watchdog);
             if cell.telemetry().watch(&cell.books(), watchdog) {
                 tracing::warn!(kernel = %cell.id(), ?watchdog, "ring kernel stalled");
+                if let Some(report) = &runtime.on_stall {
+                    report(cell.id(), watchdog);
+                }
             }
         }
         drop(runtime);

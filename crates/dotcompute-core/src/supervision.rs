@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::task::{Context as TaskContext, Poll, Waker};
 use std::time::Instant;
 
-use dotcompute_mailbox::Outcome;
+use dotcompute_mailbox::{Inbox, Outcome};
 
 use crate::ask::AskFailure;
 use crate::context::Context;
@@ -15,7 +15,7 @@ use crate::dead_letter::{self, DeadLetter, DeadLetterReason};
 use crate::error::{BoxError, Fault, ReceiveError, Stopped};
 use crate::kernel::Cell;
 use crate::lent;
-use crate::message::Message;
+use crate::message::{Envelope, Message, Taken};
 use crate::options::{DELIVERIES_MAX, RestartPolicy};
 use crate::telemetry::Telemetry;
 use crate::terminate::Running;
@@ -206,7 +206,8 @@ fn settle_message_in_hand<M: Message, R: Message>(
         _ => AskFailure::Stopped,
     };
     lent::settle(cell, &mut inbox, fault.as_ref(), &failure, redeliver);
-    let Some(fault) = fault else {
+    let is_answered = matches!(ended, Ended::Killed) && was_answered(&inbox, taken.as_ref());
+    let Some(fault) = fault.filter(|_| !is_answered) else {
         dead_letter::discard(inbox.settle(Outcome::Processed));
         return;
     };
@@ -215,6 +216,7 @@ fn settle_message_in_hand<M: Message, R: Message>(
         && envelope.delivery_count < DELIVERIES_MAX
     {
         envelope.delivery_count += 1;
+        envelope.answered = false;
         inbox.put_back();
         return;
     }
@@ -236,6 +238,12 @@ fn settle_message_in_hand<M: Message, R: Message>(
     if let Some(token) = ask {
         cell.fail_ask(token, failure());
     }
+}
+
+/// Whether the message in hand was replied to: it is done with, though nobody asked for the next.
+fn was_answered<M>(inbox: &Inbox<Envelope<M>>, taken: Option<&Taken>) -> bool {
+    let taken = taken.is_some_and(|taken| taken.answered);
+    inbox.current().map_or(taken, |envelope| envelope.answered)
 }
 
 /// Drives one run of the body: catches its panics, and drops it when it is killed.

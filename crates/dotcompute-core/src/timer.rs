@@ -11,7 +11,7 @@ use std::sync::{Condvar, Mutex, OnceLock};
 use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
-use dotcompute_mailbox::sync::lock;
+use dotcompute_mailbox::sync::{AtomicUsize, Ordering, lock};
 
 use crate::lifecycle::wake_all;
 
@@ -200,12 +200,28 @@ fn slot_at(level: usize, tick: u64) -> usize {
 }
 
 /// The wheel with its clock and its thread.
+#[derive(Debug)]
 struct Timer {
     start: Instant,
     state: Mutex<Shared>,
     earlier: Condvar,
+    thread: OnceLock<()>,
+    /// The one that takes its place in a child process.
+    next: OnceLock<Box<Timer>>,
 }
 
+/// Which timer of the chain is in use.
+static FORKS: AtomicUsize = AtomicUsize::new(0);
+
+/// For a child process after `fork`, in which the calling thread is the only one: from here on
+/// timeouts fire again, on a thread of the child's own. Those set before are the parent's, and are
+/// looked at only when they are polled. In any other process those would fire late, or never.
+pub fn restart_timeouts_after_fork() {
+    // Relaxed: the calling thread is the only one that must see it, and does.
+    FORKS.fetch_add(1, Ordering::Relaxed);
+}
+
+#[derive(Debug)]
 struct Shared {
     wheel: Wheel,
     /// The tick for which the thread sleeps; it is woken only for an earlier one.
@@ -213,15 +229,24 @@ struct Shared {
 }
 
 impl Timer {
-    fn get() -> &'static Timer {
-        static TIMER: OnceLock<Timer> = OnceLock::new();
-        static THREAD: OnceLock<()> = OnceLock::new();
-        let timer = TIMER.get_or_init(|| Timer {
+    fn new() -> Self {
+        Self {
             start: Instant::now(),
             state: Mutex::new(Shared { wheel: Wheel::new(), sleeps_until: 0 }),
             earlier: Condvar::new(),
-        });
-        THREAD.get_or_init(|| {
+            thread: OnceLock::new(),
+            next: OnceLock::new(),
+        }
+    }
+
+    fn get() -> &'static Timer {
+        static FIRST: OnceLock<Timer> = OnceLock::new();
+        let mut timer = FIRST.get_or_init(Timer::new);
+        // Relaxed: as in `restart_timeouts_after_fork`.
+        for _ in 0..FORKS.load(Ordering::Relaxed) {
+            timer = timer.next.get_or_init(|| Box::new(Timer::new()));
+        }
+        timer.thread.get_or_init(|| {
             // Without its thread no timeout would ever fire, and a caller would hang: that the
             // system has no room for one small thread is the rare case where a panic (caught, like
             // any, at the kernel's border) is the honest answer.
@@ -290,7 +315,7 @@ impl Timer {
 #[derive(Debug)]
 pub struct Sleep {
     deadline: Instant,
-    key: Option<Key>,
+    set: Option<(&'static Timer, Key)>,
 }
 
 /// Waits until `deadline`. To set and to take back such a timeout allocates nothing.
@@ -303,30 +328,36 @@ pub struct Sleep {
 /// assert!(Instant::now() >= deadline);
 /// ```
 pub fn sleep_until(deadline: Instant) -> Sleep {
-    Sleep { deadline, key: None }
+    Sleep { deadline, set: None }
 }
 
 impl Future for Sleep {
     type Output = ();
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
-        if let Some(key) = self.key {
+        let timer = Timer::get();
+        if let Some((of, key)) = self.set
+            && std::ptr::eq(of, timer)
+        {
             let mut stale = None;
-            let pending = lock(&Timer::get().state).wheel.pending(key, cx.waker(), &mut stale);
+            let pending = lock(&timer.state).wheel.pending(key, cx.waker(), &mut stale);
             return if pending { Poll::Pending } else { Poll::Ready(()) };
         }
         if self.deadline <= Instant::now() {
             return Poll::Ready(());
         }
-        self.key = Some(Timer::get().set(self.deadline, cx.waker().clone()));
+        self.set = Some((timer, timer.set(self.deadline, cx.waker().clone())));
         Poll::Pending
     }
 }
 
 impl Drop for Sleep {
     fn drop(&mut self) {
-        if let Some(key) = self.key {
-            let waker = lock(&Timer::get().state).wheel.cancel(key);
+        // The timer of a parent process may be locked for ever: its threads are not here.
+        if let Some((timer, key)) = self.set
+            && std::ptr::eq(timer, Timer::get())
+        {
+            let waker = lock(&timer.state).wheel.cancel(key);
             drop(waker);
         }
     }

@@ -9,7 +9,8 @@ mod queues;
 mod records;
 mod workloads;
 
-#[pyo3::pymodule]
+// Types made by hand rely on the interpreter's lock, which a free-threaded one is to keep for them.
+#[pyo3::pymodule(gil_used = true)]
 mod _native {
     use pyo3::prelude::*;
 

@@ -19,6 +19,9 @@ __all__ = ["Handler", "Signature", "handler_of"]
 
 _logger = logging.getLogger("pydotcompute")
 
+#: The numba whose calling convention is known: the one that the tests run with.
+NUMBA = "0.68"
+
 #: The most replies that a handler can emit for one record.
 EMIT_MAX = 65535
 
@@ -91,6 +94,9 @@ class PythonHandler:
         """
         check_source(kernel_id, self)
         numba = _optional.numba()
+        if numba and not numba.module.__version__.startswith(f"{NUMBA}."):
+            version = numba.module.__version__
+            numba = _optional.Found(None, f"numba is {version}, and handlers need {NUMBA}")
         if not numba:
             warnings.warn(
                 f"ring kernel '{kernel_id}': its handler is interpreted, hundreds of times slower, "

@@ -362,6 +362,9 @@ class RingKernel(_native.Actor, Generic[In, Out]):
         What its messages and its replies must be instances of (`TypeValidationError` otherwise).
     restart
         Whether and how it is started again after a fault: "on_fault", "always", or a `Restart`.
+    watchdog
+        Seconds, at least 0.001, after which a kernel that still has the same message in hand is
+        reported as stalled, by a warning of the logger ``pydotcompute``. None: never.
     state
         What the state of a compiled handler is at first: an object of its class, a dict of what is
         not its default, or a structured array; None: the class's defaults.
@@ -384,6 +387,7 @@ class RingKernel(_native.Actor, Generic[In, Out]):
         input_type: type[In] | None = None,
         output_type: type[Out] | None = None,
         restart: Restart | str | None = None,
+        watchdog: float | None = None,
         state: Any = None,
         executor: Literal["process"] | None = None,
         window: int = 1,
@@ -404,6 +408,7 @@ class RingKernel(_native.Actor, Generic[In, Out]):
         self._input_type = input_type
         self._output_type = output_type
         self._restart = _as_restart(restart)
+        self._watchdog = watchdog
         self._context: KernelContext[In, Out] | None = None
         self._task: asyncio.Task[Any] | Future[Any] | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -448,6 +453,7 @@ class RingKernel(_native.Actor, Generic[In, Out]):
                 reply_capacity=config.output_queue_size,
                 backpressure=config.backpressure_strategy,
                 restart=self._restart,
+                watchdog=self._watchdog,
             )
             return
         self._loop = asyncio.get_running_loop()
@@ -460,6 +466,7 @@ class RingKernel(_native.Actor, Generic[In, Out]):
             backpressure=config.backpressure_strategy,
             exact_priority=not config.use_fast_queue,
             restart=self._restart,
+            watchdog=self._watchdog,
             input_type=_as_type(self._input_type),
             output_type=_as_type(self._output_type),
             far_side=self._far_side,
@@ -489,6 +496,7 @@ class RingKernel(_native.Actor, Generic[In, Out]):
             backpressure=config.backpressure_strategy,
             exact_priority=not config.use_fast_queue,
             restart=self._restart,
+            watchdog=self._watchdog,
             input_type=_as_type(self._input_type),
             output_type=_as_type(self._output_type),
         )

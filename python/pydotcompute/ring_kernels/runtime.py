@@ -210,6 +210,7 @@ class RingKernelRuntime(_native.Runtime):
         input_type: type | None = None,
         output_type: type | None = None,
         restart: Restart | str | None = None,
+        watchdog: float | None = None,
         state: Any = None,
         executor: Literal["process"] | None = None,
         window: int = 1,
@@ -228,6 +229,9 @@ class RingKernelRuntime(_native.Runtime):
             As for `RingKernel`; what is not given is taken from the decorator or the registry.
         restart
             Whether and how it is started again after a fault: "on_fault", "always", or a `Restart`.
+        watchdog
+            Seconds after which it is reported if it still has the same message in hand: see
+            `RingKernel`.
         state
             What the state of a compiled handler is at first: see `RingKernel`.
         executor, window
@@ -264,6 +268,7 @@ class RingKernelRuntime(_native.Runtime):
             input_type=input_type if input_type is not None else settings.get("input_type"),
             output_type=output_type if output_type is not None else settings.get("output_type"),
             restart=restart,
+            watchdog=watchdog,
             state=state,
             executor=executor,
             window=window,

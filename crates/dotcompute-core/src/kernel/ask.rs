@@ -104,6 +104,11 @@ impl<M: Message, R: Message> Cell<M, R> {
         }
     }
 
+    /// Whether somebody waits for its reply still.
+    pub(crate) fn ask_waits(&self, token: AskToken) -> bool {
+        self.asks.lock().waits(token)
+    }
+
     pub(crate) fn fail_ask(&self, token: AskToken, failure: AskFailure) {
         let tell = self.asks.lock().fail(token, failure);
         tell_all([tell], Some(&self.id));

@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use dotcompute::mailbox::sync::{AtomicBool, Ordering, lock};
 use dotcompute::{
-    Backpressure, Envelope, FaultKind, KernelBuilder, KernelRef, Restart, RestartPolicy, Runtime,
-    SendError, Terminate, Termination,
+    Backpressure, Envelope, FaultKind, KernelBuilder, KernelId, KernelRef, Restart, RestartPolicy,
+    Runtime, SendError, Terminate, Termination,
 };
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
@@ -15,7 +15,7 @@ use pyo3::types::PyDict;
 use super::awaitable;
 use super::context::{Shared, check_type};
 use super::errors;
-use super::executor::{ActorRun, AsyncioExecutor, Spec, ThreadExecutor};
+use super::executor::{ActorRun, AsyncioExecutor, Spec, ThreadExecutor, without_signals};
 use super::held::Held;
 use super::message::{PyMessage, full_envelope, plain_envelope};
 use super::operation::{Operation, Receive, Target, duration};
@@ -31,10 +31,32 @@ pub(super) fn core_runtime() -> Runtime {
     let builder = Runtime::builder()
         .name("pydotcompute")
         .executor(Arc::new(AsyncioExecutor))
-        .executor(Arc::new(ThreadExecutor));
+        .executor(Arc::new(ThreadExecutor))
+        .on_stall(report_stall);
     #[cfg(target_os = "linux")]
     let builder = builder.executor(dotcompute::process::executor());
     builder.build()
+}
+
+/// Python's log, too, tells of a kernel that stalls.
+fn report_stall(kernel: &KernelId, watchdog: Duration) {
+    let told = Python::try_attach(|py| -> PyResult<()> {
+        let log = py.import("logging")?.call_method1("getLogger", ("pydotcompute",))?;
+        let text = "kernel %r stalled: it has had the same message in hand for more than %s s";
+        log.call_method1("warning", (text, kernel.as_str(), watchdog.as_secs_f64()))?;
+        Ok(())
+    });
+    if let Some(Err(error)) = told {
+        Python::attach(|py| error.write_unraisable(py, None));
+    }
+}
+
+/// Launches a kernel. The thread that looks for stalls starts with the first that has a watchdog.
+fn watched<R>(watchdog: Option<Duration>, launch: impl FnOnce() -> R) -> R {
+    match watchdog {
+        Some(_) => without_signals(launch),
+        None => launch(),
+    }
 }
 
 /// See the module.
@@ -75,10 +97,10 @@ impl Actor {
             return records.envelope(message);
         }
         self.check_input(message)?;
-        Ok(match asking || self.shared.is_asked() {
+        match asking || self.shared.is_asked() {
             true => full_envelope(message),
             false => plain_envelope(message),
-        })
+        }
     }
 
     /// The `RecordType` of the replies, where they are records.
@@ -162,6 +184,7 @@ pub(super) struct Settings {
     backpressure: Backpressure,
     exact_priority: bool,
     restart: Restart,
+    watchdog: Option<Duration>,
 }
 
 impl Settings {
@@ -173,7 +196,13 @@ impl Settings {
         restart: Option<&Bound<'_, PyAny>>,
     ) -> PyResult<Self> {
         let (backpressure, restart) = (backpressure_of(backpressure)?, restart_of(restart)?);
-        Ok(Self { capacity, reply_capacity, backpressure, exact_priority, restart })
+        Ok(Self { capacity, reply_capacity, backpressure, exact_priority, restart, watchdog: None })
+    }
+
+    /// With a watchdog of so many seconds.
+    pub(super) fn watched(mut self, seconds: Option<f64>) -> PyResult<Self> {
+        self.watchdog = duration(seconds)?;
+        Ok(self)
     }
 
     pub(super) fn apply<'a>(&self, builder: KernelBuilder<'a>) -> KernelBuilder<'a> {
@@ -183,7 +212,7 @@ impl Settings {
             .backpressure(self.backpressure)
             .exact_priority(self.exact_priority)
             .restart(self.restart)
-            .watchdog(None)
+            .watchdog(self.watchdog)
     }
 }
 
@@ -261,7 +290,7 @@ impl Actor {
     }
 
     fn __clear__(&self, py: Python<'_>) {
-        self.held.clear();
+        self.held.clear(py);
         let Some(kernel) = self.kernel.get() else { return };
         if let Some(fault) = kernel.fault() {
             errors::clear(&fault);
@@ -278,7 +307,7 @@ impl Actor {
     /// Launches the kernel in `runtime`.
     #[expect(clippy::too_many_arguments, reason = "called once, from the Python half, by name")]
     #[pyo3(signature = (runtime, start, *, threaded, capacity, reply_capacity, backpressure,
-                        exact_priority, restart, input_type, output_type, far_side=false))]
+                        exact_priority, restart, watchdog, input_type, output_type, far_side=false))]
     fn _launch(
         &self,
         py: Python<'_>,
@@ -290,12 +319,14 @@ impl Actor {
         backpressure: &str,
         exact_priority: bool,
         restart: Option<&Bound<'_, PyAny>>,
+        watchdog: Option<f64>,
         input_type: Option<Py<PyAny>>,
         output_type: Option<Py<PyAny>>,
         far_side: bool,
     ) -> PyResult<()> {
         let settings =
-            Settings::new(capacity, reply_capacity, backpressure, exact_priority, restart)?;
+            Settings::new(capacity, reply_capacity, backpressure, exact_priority, restart)?
+                .watched(watchdog)?;
         self.prepare(py, input_type, output_type)?;
         if far_side {
             // Those who ask are in the parent, which finds their asks by the ids of replies.
@@ -305,13 +336,14 @@ impl Actor {
         let shared = Arc::clone(&self.shared);
         let spec = Arc::new(Spec { start, kernel: Mutex::new(None), shared, threaded });
         let body = Arc::clone(&spec);
-        let launched = scope(py, || {
+        let launch = || {
             let builder = settings.apply(core.kernel(self.id.as_str()));
             let builder = if far_side { builder.keep_replies() } else { builder };
             builder
                 .executor(if threaded { "thread" } else { "asyncio" })
                 .launch(move |context| ActorRun::new(Arc::clone(&body), context))
-        });
+        };
+        let launched = scope(py, || watched(settings.watchdog, launch));
         let kernel = match launched {
             Ok(kernel) => kernel,
             Err(error) => return Err(errors::launch(py, &error)),
@@ -323,7 +355,8 @@ impl Actor {
 
     /// Launches the kernel in `runtime` with a compiled handler, on a thread.
     #[expect(clippy::too_many_arguments, reason = "called once, from the Python half, by name")]
-    #[pyo3(signature = (runtime, handler, *, capacity, reply_capacity, backpressure, restart))]
+    #[pyo3(signature = (runtime, handler, *, capacity, reply_capacity, backpressure, restart,
+                        watchdog))]
     fn _launch_compiled(
         &self,
         py: Python<'_>,
@@ -333,24 +366,27 @@ impl Actor {
         reply_capacity: usize,
         backpressure: &str,
         restart: Option<&Bound<'_, PyAny>>,
+        watchdog: Option<f64>,
     ) -> PyResult<()> {
         let restart = restart_of(restart)?;
         let backpressure = backpressure_of(backpressure)?;
         if self.kernel.get().is_some() {
             return Err(errors::wrong_state(py, &self.id, self.state(), "launch"));
         }
+        let watchdog = duration(watchdog)?;
         let compiled = handler.take()?;
         let core = runtime.core();
-        let launched = scope(py, || {
+        let launch = || {
             core.kernel(self.id.as_str())
                 .executor("thread")
                 .capacity(capacity)
                 .reply_capacity(reply_capacity)
                 .backpressure(backpressure)
                 .restart(restart)
-                .watchdog(None)
+                .watchdog(watchdog)
                 .launch_compiled::<PyMessage, PyMessage>(compiled)
-        });
+        };
+        let launched = scope(py, || watched(watchdog, launch));
         let kernel = launched.map_err(|error| errors::launch(py, &error))?;
         let _ = self.records.set(handler.records());
         let _ = self.capacity.set(capacity);

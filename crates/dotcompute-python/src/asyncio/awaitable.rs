@@ -5,16 +5,17 @@
 //! once.
 
 use std::any::Any;
+use std::cell::{Cell, UnsafeCell};
 use std::ffi::{CStr, c_int, c_void};
 use std::ptr::{null, null_mut};
-use std::sync::Mutex;
 use std::task::{Context, Poll, Waker};
 
 use pyo3::exceptions::{PyRuntimeError, PyStopIteration, PyTypeError, PyValueError};
 use pyo3::sync::PyOnceLock;
-use pyo3::types::PyType;
-use pyo3::{ffi, prelude::*};
+use pyo3::types::{PyTraceback, PyType};
+use pyo3::{ffi, intern, prelude::*};
 
+use super::attached::Attached;
 use super::held::Hold;
 use super::hub::{self, Hub};
 use super::object::{self, Memory, Native, guard, slot};
@@ -23,8 +24,18 @@ use super::waiter;
 
 /// See the module.
 pub(super) struct Awaitable {
-    stage: Stage,
+    stage: Cell<Stage>,
+    /// While it is `Running`, of whoever has set that; else of whoever looks at it, for as long as no
+    /// Python code runs.
+    inner: UnsafeCell<Inner>,
+}
+
+struct Inner {
+    /// `None` at the end.
+    operation: Option<Operation>,
     waiter: Option<Wait>,
+    /// What it is about to raise.
+    error: Option<Box<PyErr>>,
 }
 
 /// What it was yielded for, and what keeps that alive meanwhile.
@@ -33,15 +44,16 @@ struct Wait {
     _hold: Hold,
 }
 
+#[derive(Clone, Copy, PartialEq, Eq)]
 enum Stage {
     /// Nothing was done yet.
-    Fresh(Operation),
+    Fresh,
     /// Waits for a wake.
-    Waiting(Operation),
+    Waiting,
     /// Lets the loop have its turn first.
-    Yielded(Operation),
+    Yielded,
     /// Lets the loop have its turn before it raises, if there is still nothing then.
-    Failing(Operation, PyErr),
+    Failing,
     /// Being driven now.
     Running,
     Done,
@@ -53,161 +65,177 @@ enum Step {
 }
 
 /// The awaitable of `operation`.
-#[inline]
+#[inline(always)]
 pub(super) fn new(py: Python<'_>, operation: Operation) -> PyResult<Py<PyAny>> {
-    object::new(py, Awaitable { stage: Stage::Fresh(operation), waiter: None })
+    let inner = Inner { operation: Some(operation), waiter: None, error: None };
+    object::new(py, Awaitable { stage: Cell::new(Stage::Fresh), inner: UnsafeCell::new(inner) })
 }
 
-/// The value of an awaitable, for a moment in which no Python code runs.
+/// # Safety
+///
+/// `this` is an awaitable, and stays alive for as long as the reference; the interpreter is attached.
 #[inline]
-fn with<R>(this: *mut ffi::PyObject, f: impl FnOnce(&mut Awaitable) -> R) -> R {
-    // SAFETY: only called from slots and methods, with objects of the type and the interpreter
-    // attached; `f` runs no Python code, so no other reference to the value is made meanwhile.
-    f(unsafe { object::value::<Awaitable>(this) })
+unsafe fn awaitable<'a>(this: *mut ffi::PyObject) -> &'a Awaitable {
+    // SAFETY: the caller's promise.
+    let cell = unsafe { object::cell::<Awaitable>(this) };
+    // SAFETY: never borrowed exclusively before it is deallocated.
+    unsafe { &*cell.get() }
 }
 
-/// Drives it to its next suspension or to its end.
-#[inline]
-fn step(py: Python<'_>, this: *mut ffi::PyObject) -> PyResult<Step> {
-    let (stage, waiter) = with(this, |awaitable| {
-        (std::mem::replace(&mut awaitable.stage, Stage::Running), awaitable.waiter.take())
-    });
-    let (stage, waiter, outcome) = advance(py, stage, waiter);
-    with(this, |awaitable| {
-        awaitable.stage = stage;
-        awaitable.waiter = waiter;
-    });
-    outcome
-}
-
-type Advanced = (Stage, Option<Wait>, PyResult<Step>);
-
-#[inline]
-fn advance(py: Python<'_>, stage: Stage, waiter: Option<Wait>) -> Advanced {
-    let mut noop = Context::from_waker(Waker::noop());
-    let mut waiter = waiter;
-    let mut operation = match stage {
-        Stage::Fresh(operation) => {
-            if !hub::has_budget() {
-                return give_way(py, operation);
+impl Awaitable {
+    /// Drives it to its next suspension or to its end.
+    #[inline]
+    fn step(&self, py: Python<'_>) -> PyResult<Step> {
+        let stage = self.stage.replace(Stage::Running);
+        match stage {
+            Stage::Running => {
+                return Err(PyValueError::new_err("this awaitable is being awaited already"));
             }
-            operation
+            Stage::Done => {
+                self.stage.set(Stage::Done);
+                return Err(PyRuntimeError::new_err("cannot reuse already awaited operation"));
+            }
+            _ => {}
         }
-        Stage::Yielded(operation) => {
-            waiter = None;
-            operation
+        // SAFETY: `Running` by this call: nobody else touches it before it has another stage.
+        let inner = unsafe { &mut *self.inner.get() };
+        let (stage, outcome) = inner.advance(py, stage);
+        self.stage.set(stage);
+        outcome
+    }
+
+    /// Ends it without driving it. What it waited for is passed on to others.
+    fn end(&self, py: Python<'_>) -> PyResult<()> {
+        if self.stage.get() == Stage::Running {
+            return Err(PyValueError::new_err("this awaitable is being awaited already"));
         }
-        Stage::Waiting(mut operation) => {
-            // The waiter's waker is the one that is registered already.
-            let waiter = match waiter {
-                Some(waiter) => waiter,
-                None => return suspend(py, operation),
-            };
-            let waker = waiter::waker(py, &waiter.waiter);
-            return match operation.poll(py, &mut Context::from_waker(&waker), true) {
-                Poll::Ready(outcome) => finish(operation, None, outcome),
-                Poll::Pending => {
-                    waiter::yielded(py, &waiter.waiter);
-                    let yielded = waiter.waiter.clone_ref(py);
-                    (Stage::Waiting(operation), Some(waiter), Ok(Step::Yield(yielded)))
-                }
-            };
-        }
-        Stage::Failing(mut operation, error) => {
-            return match operation.poll(py, &mut noop, false) {
-                Poll::Ready(Ok(value)) => finish(operation, waiter, Ok(value)),
-                _ => finish(operation, waiter, Err(error)),
-            };
-        }
-        Stage::Running => {
-            let error = PyValueError::new_err("this awaitable is being awaited already");
-            return (Stage::Running, waiter, Err(error));
-        }
-        Stage::Done => {
-            let error = PyRuntimeError::new_err("cannot reuse already awaited operation");
-            return (Stage::Done, waiter, Err(error));
-        }
-    };
-    match operation.poll(py, &mut noop, false) {
-        Poll::Ready(Err(error)) if operation.suspends_before_it_raises() => {
-            (Stage::Failing(operation, error), waiter, Ok(Step::Yield(py.None())))
-        }
-        Poll::Ready(outcome) => finish(operation, waiter, outcome),
-        Poll::Pending => suspend(py, operation),
+        let inner = self.take();
+        super::scope::scope(py, || drop(inner.operation));
+        drop((inner.waiter, inner.error));
+        Ok(())
+    }
+
+    /// What it holds, which is not driven; it is `Done` then.
+    fn take(&self) -> Inner {
+        self.stage.set(Stage::Done);
+        let done = Inner { operation: None, waiter: None, error: None };
+        // SAFETY: not `Running`, as the callers see to; nothing is dropped meanwhile.
+        std::mem::replace(unsafe { &mut *self.inner.get() }, done)
     }
 }
 
-/// The budget is used up: goes on in the next turn of the loop.
-#[cold]
-fn give_way(py: Python<'_>, operation: Operation) -> Advanced {
-    let waiting = Hub::running(py)
-        .and_then(|(hub, event_loop)| hub.waiter(py, &event_loop).map(|waiter| (hub, waiter)));
-    match waiting {
-        Ok((hub, waiter)) => {
-            waiter::waker(py, &waiter).wake();
-            waiter::yielded(py, &waiter);
-            let yielded = waiter.clone_ref(py);
-            let hold = hub.held.hold(waiter.clone_ref(py));
-            let waiter = Wait { waiter, _hold: hold };
-            (Stage::Yielded(operation), Some(waiter), Ok(Step::Yield(yielded)))
-        }
-        // No loop of asyncio's: nobody to give way to.
-        Err(_) => {
-            hub::refill();
-            (Stage::Yielded(operation), None, Ok(Step::Yield(py.None())))
-        }
-    }
-}
+type Advanced = (Stage, PyResult<Step>);
 
-/// Nothing yet: helps others first, then waits.
-fn suspend(py: Python<'_>, mut operation: Operation) -> Advanced {
-    let (hub, event_loop) = match Hub::running(py) {
-        Ok(running) => running,
-        Err(error) => return finish(operation, None, Err(error)),
-    };
-    if operation.may_help() && hub.help(py, &event_loop) {
+impl Inner {
+    #[inline]
+    fn advance(&mut self, py: Python<'_>, stage: Stage) -> Advanced {
         let mut noop = Context::from_waker(Waker::noop());
-        if let Poll::Ready(outcome) = operation.poll(py, &mut noop, false) {
-            return finish(operation, None, outcome);
+        let Some(operation) = &mut self.operation else {
+            return (Stage::Done, Err(PyRuntimeError::new_err("there is nothing to wait for")));
+        };
+        match stage {
+            Stage::Fresh if !hub::has_budget() => return self.give_way(py),
+            Stage::Waiting => return self.go_on(py),
+            Stage::Yielded => self.waiter = None,
+            Stage::Failing => {
+                let polled = operation.poll(py, &mut noop, false);
+                let outcome = match (polled, self.error.take()) {
+                    (Poll::Ready(Ok(value)), _) => Ok(value),
+                    (Poll::Ready(Err(error)), None) => Err(error),
+                    (_, Some(error)) => Err(*error),
+                    (Poll::Pending, None) => return self.suspend(py),
+                };
+                return self.finish(outcome);
+            }
+            Stage::Fresh | Stage::Running | Stage::Done => {}
+        }
+        match operation.poll(py, &mut noop, false) {
+            Poll::Ready(Err(error)) if operation.suspends_before_it_raises() => {
+                self.error = Some(Box::new(error));
+                (Stage::Failing, Ok(Step::Yield(py.None())))
+            }
+            Poll::Ready(outcome) => self.finish(outcome),
+            Poll::Pending => self.suspend(py),
         }
     }
-    let waiter = match hub.waiter(py, &event_loop) {
-        Ok(waiter) => waiter,
-        Err(error) => return finish(operation, None, Err(error)),
-    };
-    let waker = waiter::waker(py, &waiter);
-    match operation.poll(py, &mut Context::from_waker(&waker), true) {
-        Poll::Ready(outcome) => finish(operation, None, outcome),
-        Poll::Pending => {
-            waiter::yielded(py, &waiter);
-            let yielded = waiter.clone_ref(py);
-            let hold = operation.held().unwrap_or(&hub.held).hold(waiter.clone_ref(py));
-            let waiter = Wait { waiter, _hold: hold };
-            (Stage::Waiting(operation), Some(waiter), Ok(Step::Yield(yielded)))
+
+    /// Woken, or asked although it was not.
+    fn go_on(&mut self, py: Python<'_>) -> Advanced {
+        let (Some(operation), Some(wait)) = (&mut self.operation, &self.waiter) else {
+            return self.suspend(py);
+        };
+        // The waiter's waker is the one that is registered already.
+        let waker = waiter::waker(py, &wait.waiter);
+        match operation.poll(py, &mut Context::from_waker(&waker), true) {
+            Poll::Ready(outcome) => self.finish(outcome),
+            Poll::Pending => {
+                waiter::yielded(py, &wait.waiter);
+                (Stage::Waiting, Ok(Step::Yield(wait.waiter.clone_ref(py))))
+            }
         }
     }
-}
 
-#[inline]
-fn finish(operation: Operation, waiter: Option<Wait>, outcome: PyResult<Py<PyAny>>) -> Advanced {
-    hub::spend();
-    drop(operation);
-    drop(waiter);
-    (Stage::Done, None, outcome.map(Step::Return))
-}
-
-/// Ends it without driving it. What it waited for is passed on to others.
-fn end(py: Python<'_>, this: *mut ffi::PyObject) -> PyResult<()> {
-    let (stage, waiter) = with(this, |awaitable| match awaitable.stage {
-        Stage::Running => (Stage::Running, None),
-        _ => (std::mem::replace(&mut awaitable.stage, Stage::Done), awaitable.waiter.take()),
-    });
-    if matches!(stage, Stage::Running) {
-        return Err(PyValueError::new_err("this awaitable is being awaited already"));
+    /// The budget is used up: goes on in the next turn of the loop.
+    #[cold]
+    fn give_way(&mut self, py: Python<'_>) -> Advanced {
+        let waiting = Hub::running(py)
+            .and_then(|(hub, event_loop)| hub.waiter(py, &event_loop).map(|waiter| (hub, waiter)));
+        match waiting {
+            Ok((hub, waiter)) => {
+                waiter::waker(py, &waiter).wake();
+                waiter::yielded(py, &waiter);
+                let yielded = waiter.clone_ref(py);
+                let hold = hub.held.hold(py, waiter.clone_ref(py));
+                self.waiter = Some(Wait { waiter, _hold: hold });
+                (Stage::Yielded, Ok(Step::Yield(yielded)))
+            }
+            // No loop of asyncio's: nobody to give way to.
+            Err(_) => {
+                hub::refill();
+                (Stage::Yielded, Ok(Step::Yield(py.None())))
+            }
+        }
     }
-    super::scope::scope(py, || drop(stage));
-    drop(waiter);
-    Ok(())
+
+    /// Nothing yet: helps others first, then waits.
+    fn suspend(&mut self, py: Python<'_>) -> Advanced {
+        self.waiter = None;
+        let (hub, event_loop) = match Hub::running(py) {
+            Ok(running) => running,
+            Err(error) => return self.finish(Err(error)),
+        };
+        let Some(operation) = &mut self.operation else { return self.finish(Ok(py.None())) };
+        if operation.may_help() && hub.help(py, &event_loop) {
+            let mut noop = Context::from_waker(Waker::noop());
+            if let Poll::Ready(outcome) = operation.poll(py, &mut noop, false) {
+                return self.finish(outcome);
+            }
+        }
+        let waiter = match hub.waiter(py, &event_loop) {
+            Ok(waiter) => waiter,
+            Err(error) => return self.finish(Err(error)),
+        };
+        let waker = waiter::waker(py, &waiter);
+        match operation.poll(py, &mut Context::from_waker(&waker), true) {
+            Poll::Ready(outcome) => self.finish(outcome),
+            Poll::Pending => {
+                waiter::yielded(py, &waiter);
+                let yielded = waiter.clone_ref(py);
+                let held = operation.held().unwrap_or(&hub.held);
+                let hold = held.hold(py, waiter.clone_ref(py));
+                self.waiter = Some(Wait { waiter, _hold: hold });
+                (Stage::Waiting, Ok(Step::Yield(yielded)))
+            }
+        }
+    }
+
+    #[inline]
+    fn finish(&mut self, outcome: PyResult<Py<PyAny>>) -> Advanced {
+        hub::spend();
+        self.operation = None;
+        self.waiter = None;
+        (Stage::Done, outcome.map(Step::Return))
+    }
 }
 
 impl Native for Awaitable {
@@ -247,36 +275,45 @@ impl Native for Awaitable {
     }
 
     fn traverse(&self, visit: &mut dyn FnMut(&Py<PyAny>) -> c_int) -> c_int {
-        if let Some(waiter) = &self.waiter {
-            let outcome = visit(&waiter.waiter);
-            if outcome != 0 {
-                return outcome;
-            }
+        if self.stage.get() == Stage::Running {
+            return 0;
         }
-        match &self.stage {
-            Stage::Fresh(operation)
-            | Stage::Waiting(operation)
-            | Stage::Yielded(operation)
-            | Stage::Failing(operation, _) => operation.traverse(visit),
-            Stage::Running | Stage::Done => 0,
+        // SAFETY: not `Running`, and no Python code runs while the collector looks.
+        let inner = unsafe { &*self.inner.get() };
+        let outcome = inner.waiter.as_ref().map_or(0, |wait| visit(&wait.waiter));
+        match &inner.operation {
+            Some(operation) if outcome == 0 => operation.traverse(visit),
+            _ => outcome,
         }
     }
 
-    fn kept() -> Option<&'static Mutex<Vec<Memory>>> {
-        static KEPT: Mutex<Vec<Memory>> = Mutex::new(Vec::new());
+    fn kept() -> Option<&'static Attached<Vec<Memory>>> {
+        static KEPT: Attached<Vec<Memory>> = Attached::new(Vec::new());
         Some(&KEPT)
     }
 
     fn is_empty(&self) -> bool {
-        matches!(self.stage, Stage::Done) && self.waiter.is_none()
+        // At its end it has let go of everything.
+        self.stage.get() == Stage::Done
     }
 
-    fn clear(&mut self) -> Box<dyn Any> {
-        match self.stage {
+    unsafe fn clear(value: &UnsafeCell<Self>) -> Box<dyn Any> {
+        // SAFETY: the caller's promise; never borrowed exclusively before it is deallocated.
+        let awaitable = unsafe { &*value.get() };
+        match awaitable.stage.get() {
             Stage::Running => Box::new(()),
-            _ => Box::new((std::mem::replace(&mut self.stage, Stage::Done), self.waiter.take())),
+            _ => Box::new(awaitable.take()),
         }
     }
+}
+
+/// The awaitable that a slot or a method was called on.
+macro_rules! this {
+    ($object:expr) => {
+        // SAFETY: the interpreter calls the slots and methods of the type with objects of the type,
+        // which live for the length of the call.
+        unsafe { awaitable($object) }
+    };
 }
 
 unsafe extern "C" fn itself(this: *mut ffi::PyObject) -> *mut ffi::PyObject {
@@ -290,7 +327,7 @@ unsafe extern "C" fn am_send(
     _: *mut ffi::PyObject,
     result: *mut *mut ffi::PyObject,
 ) -> ffi::PySendResult {
-    let step = guard(None, |py| step(py, this).map(Some));
+    let step = guard(None, |py| this!(this).step(py).map(Some));
     let (value, outcome) = match step {
         Some(Step::Return(value)) => (value.into_ptr(), ffi::PySendResult::PYGEN_RETURN),
         Some(Step::Yield(value)) => (value.into_ptr(), ffi::PySendResult::PYGEN_NEXT),
@@ -303,7 +340,7 @@ unsafe extern "C" fn am_send(
 
 /// `send` and `next`: a return becomes a `StopIteration`.
 fn stepped(this: *mut ffi::PyObject) -> *mut ffi::PyObject {
-    guard(null_mut(), |py| match step(py, this)? {
+    guard(null_mut(), |py| match this!(this).step(py)? {
         Step::Yield(value) => Ok(value.into_ptr()),
         // As an instance: a tuple or an exception as the value would be taken apart otherwise.
         Step::Return(value) => Err(PyStopIteration::new_err((value,))),
@@ -339,25 +376,32 @@ unsafe extern "C" fn throw(
             let argument = unsafe { Bound::from_borrowed_ptr_or_opt(py, argument) }?;
             (!argument.is_none()).then_some(argument)
         };
-        end(py, this)?;
+        this!(this).end(py)?;
         let Some(exception) = argument(0) else {
             return Err(PyTypeError::new_err("throw() needs an exception"));
         };
-        if let Ok(class) = exception.cast::<PyType>() {
-            let error = match argument(1) {
+        let error = match exception.cast::<PyType>() {
+            Ok(class) => match argument(1) {
                 Some(value) if value.is_instance(class)? => value,
                 Some(value) => class.call1((value,))?,
                 None => class.call0()?,
+            },
+            Err(_) => exception,
+        };
+        if let Some(traceback) = argument(2) {
+            let Ok(traceback) = traceback.cast_into::<PyTraceback>() else {
+                let text = "throw() third argument must be a traceback object";
+                return Err(PyTypeError::new_err(text));
             };
-            return Err(PyErr::from_value(error));
+            error.call_method1(intern!(py, "with_traceback"), (traceback,))?;
         }
-        Err(PyErr::from_value(exception))
+        Err(PyErr::from_value(error))
     })
 }
 
 unsafe extern "C" fn close(this: *mut ffi::PyObject, _: *mut ffi::PyObject) -> *mut ffi::PyObject {
     guard(null_mut(), |py| {
-        end(py, this)?;
+        this!(this).end(py)?;
         Ok(py.None().into_ptr())
     })
 }

@@ -194,7 +194,7 @@ impl ContextCell {
         message: &Bound<'_, PyAny>,
     ) -> PyResult<Option<Pending>> {
         self.check_output(message)?;
-        let reply = self.envelope(message);
+        let reply = self.envelope(message)?;
         let outcome = scope(py, || {
             let mut inner = lock(&self.inner);
             let Some(core) = inner.core.as_mut() else { return Err(()) };
@@ -243,28 +243,28 @@ impl ContextCell {
     }
 
     /// The envelope of a reply. The ids are read where there are asks.
-    fn envelope(&self, message: &Bound<'_, PyAny>) -> Envelope<PyMessage> {
+    fn envelope(&self, message: &Bound<'_, PyAny>) -> PyResult<Envelope<PyMessage>> {
         if !self.shared.is_asked() {
             return plain_envelope(message);
         }
         let py = message.py();
-        let mut reply = full_envelope(message);
+        let mut reply = full_envelope(message)?;
         let in_hand = lock(&self.inner).core.as_ref().and_then(|core| {
             core.envelope().map(|envelope| (envelope.id, envelope.message.object(py)))
         });
         if let Some((id, in_hand)) = in_hand {
             // Sent before the first ask, a message travels under another name than its own.
-            let named = message_id_of(in_hand.bind(py));
+            let named = message_id_of(in_hand.bind(py))?;
             if named.is_some() && named != Some(id) {
                 if reply.correlation_id == named {
                     reply.correlation_id = Some(id);
                 }
-                if Some(reply.id) == named && correlation_id_of(message).is_none() {
+                if Some(reply.id) == named && correlation_id_of(message)?.is_none() {
                     reply.id = id;
                 }
             }
         }
-        reply
+        Ok(reply)
     }
 
     /// The body has ended: the core gets its context back, and those who wait are told.
@@ -385,8 +385,8 @@ impl ActorContext {
         self.held.traverse(&visit)
     }
 
-    fn __clear__(&self) {
-        self.held.clear();
+    fn __clear__(&self, py: Python<'_>) {
+        self.held.clear(py);
     }
 
     /// The kernel's name.

@@ -9,7 +9,7 @@ use std::collections::{HashMap, VecDeque};
 use std::future::Future;
 use std::pin::{Pin, pin};
 use std::ptr::{null, null_mut};
-use std::sync::{Arc, Mutex, Once, Weak};
+use std::sync::{Arc, Mutex, Weak};
 use std::task::{Context, Wake, Waker};
 use std::thread::ThreadId;
 use std::time::{Duration, Instant};
@@ -20,6 +20,7 @@ use pyo3::exceptions::PyRuntimeError;
 use pyo3::types::PyDict;
 use pyo3::{ffi, intern, prelude::*};
 
+use super::attached::Attached;
 use super::executor::without_signals;
 use super::held::Held;
 use super::python::names;
@@ -27,9 +28,13 @@ use super::scope::{schedule_later, scope};
 use super::waiter::{self, Slot};
 
 /// How many awaits may be completed, and how many wakes worked off, before the loop has its turn.
-const BUDGET: u32 = 256;
+const BUDGET: u32 = 512;
 /// How many wakes awaits may help with in one turn of the loop.
 const HELPS: u32 = 128;
+/// How long wakes are worked off and helped with in one turn of the loop. The clock is read every
+/// [`CLOCK_EVERY`] wakes.
+const TURN: Duration = Duration::from_millis(1);
+const CLOCK_EVERY: u32 = 16;
 /// How deep helps may be nested.
 const DEPTH: u32 = 2;
 /// How many waiters are kept for later use.
@@ -52,9 +57,13 @@ pub(crate) struct Hub {
     event_loop: Py<PyAny>,
     thread: Mutex<ThreadId>,
     state: Mutex<State>,
-    spares: Mutex<Vec<Py<PyAny>>>,
+    spares: Attached<Vec<Py<PyAny>>>,
+    /// A hint, to spare the lock: whether there is something on the list.
+    has_ready: AtomicBool,
     depth: AtomicU32,
     helped: AtomicU32,
+    /// When this turn of the loop began: at its first look at the clock.
+    began: Attached<Option<Instant>>,
     closed: AtomicBool,
     /// Who waits for what is no object of Python's.
     pub(super) held: Arc<Held>,
@@ -151,9 +160,11 @@ impl Hub {
                 exit: None,
                 drain: None,
             }),
-            spares: Mutex::default(),
+            spares: Attached::default(),
+            has_ready: AtomicBool::new(false),
             depth: AtomicU32::new(0),
             helped: AtomicU32::new(0),
+            began: Attached::default(),
             closed: AtomicBool::new(false),
             held: Arc::default(),
         });
@@ -188,6 +199,8 @@ impl Hub {
                 return;
             }
             state.ready.push_back(ready);
+            // Relaxed: written under the lock, and whoever misses it does not miss the drain.
+            self.has_ready.store(true, Ordering::Relaxed);
             !std::mem::replace(&mut state.scheduled, true)
         };
         if schedule && let Some(hub) = schedule_later(Arc::clone(self)) {
@@ -200,6 +213,8 @@ impl Hub {
     pub(super) fn schedule(self: &Arc<Self>, py: Python<'_>) {
         let drain = lock(&self.state).drain.as_ref().map(|drain| drain.clone_ref(py));
         let (Some(drain), Some(event_loop)) = (drain, self.event_loop(py)) else { return };
+        // What runs from now on belongs to the turn that ends with the drain, or to the drain.
+        self.began.with(py, |began| *began = None);
         let here = *lock(&self.thread) == std::thread::current().id();
         let method =
             if here { intern!(py, "call_soon") } else { intern!(py, "call_soon_threadsafe") };
@@ -236,6 +251,9 @@ impl Hub {
             let Some(ready) = self.next() else { break };
             left -= 1;
             outcome = self.run(py, ready);
+            if left.is_multiple_of(CLOCK_EVERY) && self.is_over(py) {
+                break;
+            }
         }
         drop(depth);
         drop(current);
@@ -251,8 +269,17 @@ impl Hub {
         outcome
     }
 
+    #[inline]
     fn next(&self) -> Option<Ready> {
-        lock(&self.state).ready.pop_front()
+        // Relaxed: as in `push`.
+        if !self.has_ready.load(Ordering::Relaxed) {
+            return None;
+        }
+        let mut state = lock(&self.state);
+        let ready = state.ready.pop_front();
+        // Relaxed: as in `push`.
+        self.has_ready.store(!state.ready.is_empty(), Ordering::Relaxed);
+        ready
     }
 
     #[inline]
@@ -271,7 +298,7 @@ impl Hub {
         // Relaxed: only the thread that runs the loop uses them.
         if self.depth.load(Ordering::Relaxed) >= DEPTH
             || self.helped.load(Ordering::Relaxed) >= HELPS
-            || lock(&self.state).ready.is_empty()
+            || !self.has_ready.load(Ordering::Relaxed)
         {
             return false;
         }
@@ -290,10 +317,14 @@ impl Hub {
         let depth = Depth::enter(self);
         while self.helped.load(Ordering::Relaxed) < HELPS && has_budget() {
             let Some(ready) = self.next() else { break };
-            self.helped.fetch_add(1, Ordering::Relaxed);
+            let helped = self.helped.fetch_add(1, Ordering::Relaxed) + 1;
             if let Err(exit) = self.run(py, ready) {
                 self.raise_later(py, exit);
                 break;
+            }
+            if helped.is_multiple_of(CLOCK_EVERY) && self.is_over(py) {
+                // Relaxed: as above. No more help in this turn.
+                self.helped.store(HELPS, Ordering::Relaxed);
             }
         }
         drop(depth);
@@ -302,6 +333,12 @@ impl Hub {
             error.write_unraisable(py, Some(&task));
         }
         true
+    }
+
+    /// Whether this turn has taken its time.
+    fn is_over(&self, py: Python<'_>) -> bool {
+        let now = Instant::now();
+        self.began.with(py, |began| now.duration_since(*began.get_or_insert(now)) > TURN)
     }
 
     fn raise_later(self: &Arc<Self>, py: Python<'_>, exit: PyErr) {
@@ -321,7 +358,7 @@ impl Hub {
         py: Python<'_>,
         event_loop: &Bound<'_, PyAny>,
     ) -> PyResult<Py<PyAny>> {
-        let spare = lock(&self.spares).pop();
+        let spare = self.spares.with(py, Vec::pop);
         match spare {
             Some(spare) => Ok(spare),
             None => waiter::new(py, self, event_loop.clone().unbind()),
@@ -329,11 +366,15 @@ impl Hub {
     }
 
     /// Takes back a waiter that nobody refers to any more.
-    pub(super) fn keep_spare(&self, waiter: Py<PyAny>) {
-        let mut spares = lock(&self.spares);
-        if spares.len() < SPARES && !self.is_closed() {
-            spares.push(waiter);
-        }
+    pub(super) fn keep_spare(&self, py: Python<'_>, waiter: Py<PyAny>) {
+        let over = self.spares.with(py, |spares| {
+            if spares.len() < SPARES && !self.is_closed() {
+                spares.push(waiter);
+                return None;
+            }
+            Some(waiter)
+        });
+        drop(over);
     }
 
     /// The callback's turn comes with the loop's own list.
@@ -396,28 +437,31 @@ impl Hub {
             (jobs, std::mem::take(&mut state.ready), state.drain.take())
         };
         lock(&HUBS).retain(|hub| !Arc::ptr_eq(hub, self));
-        let spares = std::mem::take(&mut *lock(&self.spares));
+        let spares = self.spares.with(py, std::mem::take);
         scope(py, || {
             for job in jobs.into_values() {
                 job.abandon();
             }
         });
-        self.held.clear();
+        self.held.clear(py);
         drop((ready, drain, spares));
     }
 }
 
 /// Starts the thread of the core's timer, which is to leave signals to Python's main thread.
 fn start_timer() {
-    static STARTED: Once = Once::new();
-    STARTED.call_once(|| {
-        without_signals(|| {
-            let soon = Instant::now() + Duration::from_millis(1);
-            let mut sleep = pin!(dotcompute::sleep_until(soon));
-            let _ = sleep.as_mut().poll(&mut Context::from_waker(Waker::noop()));
-        });
+    // Relaxed: to start it twice does no harm.
+    if TIMER_STARTED.swap(true, Ordering::Relaxed) {
+        return;
+    }
+    without_signals(|| {
+        let soon = Instant::now() + Duration::from_millis(1);
+        let mut sleep = pin!(dotcompute::sleep_until(soon));
+        let _ = sleep.as_mut().poll(&mut Context::from_waker(Waker::noop()));
     });
 }
+
+static TIMER_STARTED: AtomicBool = AtomicBool::new(false);
 
 /// While it lives, this thread works the hub's list off.
 struct Current<'a, 'py> {
@@ -581,6 +625,9 @@ pub(super) fn _close_all(py: Python<'_>) {
 #[pyfunction]
 pub(super) fn _after_fork() {
     dotcompute::MessageId::reseed();
+    dotcompute::restart_timeouts_after_fork();
+    // Relaxed: this thread is the only one.
+    TIMER_STARTED.store(false, Ordering::Relaxed);
     // Not dropped: their locks may be held by threads that are not here.
     if let Ok(mut hubs) = HUBS.try_lock() {
         std::mem::forget(std::mem::take(&mut *hubs));

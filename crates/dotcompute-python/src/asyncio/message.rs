@@ -5,10 +5,11 @@ use std::sync::Arc;
 use dotcompute::{DeadLetter, Envelope, Message, MessageId, RecordBatch};
 use pyo3::intern;
 use pyo3::prelude::*;
-use pyo3::types::{PyBool, PyInt};
+use pyo3::types::PyString;
 use pyo3::{PyTraverseError, PyVisit};
 
 use super::scope::discard;
+use crate::message::{attribute, correlation_of, id_of, priority_of};
 use crate::records::Delivered;
 
 /// What is on its way: a Python object, of which nothing is copied (the receiver gets the object
@@ -127,67 +128,49 @@ impl Seen {
     }
 }
 
-/// The `priority` of a message: 128 where it has none that makes sense.
-#[inline]
-pub(super) fn priority_of(message: &Bound<'_, PyAny>) -> u8 {
-    let py = message.py();
-    // What has no attributes is not asked for one: the error alone would cost more than the send.
-    if message.is_exact_instance_of::<PyInt>() || message.is_exact_instance_of::<PyBool>() {
-        return dotcompute::DEFAULT_PRIORITY;
+/// The id that a message has under `name`: a UUID, which `read` knows, or else a text that is one, or
+/// anything hashable.
+fn id_in(
+    message: &Bound<'_, PyAny>,
+    read: fn(&Bound<'_, PyAny>) -> PyResult<Option<u128>>,
+    name: &Bound<'_, PyString>,
+) -> PyResult<Option<MessageId>> {
+    if let Some(bits) = read(message)? {
+        return Ok(Some(MessageId::from_u128(bits)));
     }
-    match message.getattr(intern!(py, "priority")) {
-        Ok(priority) => match priority.extract::<i64>() {
-            Ok(priority) => priority.clamp(0, 255) as u8,
-            Err(_) => dotcompute::DEFAULT_PRIORITY,
-        },
-        Err(_) => dotcompute::DEFAULT_PRIORITY,
-    }
-}
-
-/// The id in the attribute `name` of a message: a UUID, or else anything hashable.
-fn id_in(message: &Bound<'_, PyAny>, name: &Bound<'_, pyo3::types::PyString>) -> Option<MessageId> {
-    let value = message.getattr(name).ok()?;
-    if value.is_none() {
-        return None;
-    }
-    if let Ok(bits) = value.getattr(intern!(message.py(), "int"))
-        && let Ok(bits) = bits.extract::<u128>()
-    {
-        return Some(MessageId::from_u128(bits));
-    }
+    let Some(value) = attribute(message, name)? else { return Ok(None) };
     if let Ok(text) = value.extract::<&str>()
         && let Ok(id) = text.parse()
     {
-        return Some(id);
+        return Ok(Some(id));
     }
-    let hash = value.hash().ok()?;
-    Some(MessageId::from_u128(hash as u128))
+    Ok(value.hash().ok().map(|hash| MessageId::from_u128(hash as u128)))
 }
 
-pub(super) fn message_id_of(message: &Bound<'_, PyAny>) -> Option<MessageId> {
-    id_in(message, intern!(message.py(), "message_id"))
+pub(super) fn message_id_of(message: &Bound<'_, PyAny>) -> PyResult<Option<MessageId>> {
+    id_in(message, id_of, intern!(message.py(), "message_id"))
 }
 
-pub(super) fn correlation_id_of(message: &Bound<'_, PyAny>) -> Option<MessageId> {
-    id_in(message, intern!(message.py(), "correlation_id"))
+pub(super) fn correlation_id_of(message: &Bound<'_, PyAny>) -> PyResult<Option<MessageId>> {
+    id_in(message, correlation_of, intern!(message.py(), "correlation_id"))
 }
 
 /// An envelope for a message that nobody asks for: only its priority matters on the way.
 ///
 /// Its ids are read only where replies have to find their asks: see
-/// [`Asked`](super::kernel::Asked).
+/// [`Shared::is_asked`](super::context::Shared::is_asked).
 #[inline]
-pub(super) fn plain_envelope(message: &Bound<'_, PyAny>) -> Envelope<PyMessage> {
-    let priority = priority_of(message);
-    Envelope::new(PyMessage::new(message.clone().unbind())).with_priority(priority)
+pub(super) fn plain_envelope(message: &Bound<'_, PyAny>) -> PyResult<Envelope<PyMessage>> {
+    let priority = priority_of(message)?;
+    Ok(Envelope::new(PyMessage::new(message.clone().unbind())).with_priority(priority))
 }
 
 /// An envelope with all that the message says of itself.
-pub(super) fn full_envelope(message: &Bound<'_, PyAny>) -> Envelope<PyMessage> {
-    let mut envelope = plain_envelope(message);
-    if let Some(id) = message_id_of(message) {
+pub(super) fn full_envelope(message: &Bound<'_, PyAny>) -> PyResult<Envelope<PyMessage>> {
+    let mut envelope = plain_envelope(message)?;
+    if let Some(id) = message_id_of(message)? {
         envelope.id = id;
     }
-    envelope.correlation_id = correlation_id_of(message);
-    envelope
+    envelope.correlation_id = correlation_id_of(message)?;
+    Ok(envelope)
 }

@@ -6,6 +6,7 @@
 //! [`operation`]).
 
 mod actor;
+mod attached;
 mod awaitable;
 mod context;
 mod errors;

@@ -5,15 +5,14 @@ use std::cell::UnsafeCell;
 use std::ffi::{CStr, c_int, c_void};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::ptr::null_mut;
-use std::sync::Mutex;
 
-use dotcompute::mailbox::sync::lock;
 use pyo3::exceptions::PyRuntimeError;
 use pyo3::ffi;
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
 use pyo3::types::PyType;
 
+use super::attached::Attached;
 use super::scope::scope;
 
 /// How many objects' memory is kept, at most, for each type that does.
@@ -36,14 +35,18 @@ pub(super) trait Native: Sized + 'static {
     /// Calls `visit` with each object that it owns; nonzero ends it.
     fn traverse(&self, visit: &mut dyn FnMut(&Py<PyAny>) -> c_int) -> c_int;
     /// Gives up what may be part of a cycle.
-    fn clear(&mut self) -> Box<dyn Any>;
+    ///
+    /// # Safety
+    ///
+    /// The interpreter is attached, and no reference to the value is in use.
+    unsafe fn clear(value: &UnsafeCell<Self>) -> Box<dyn Any>;
     /// Where the memory of objects is kept for the next ones; objects of the type are then dropped
     /// without their memory. `None`: nowhere.
-    fn kept() -> Option<&'static Mutex<Vec<Memory>>> {
+    fn kept() -> Option<&'static Attached<Vec<Memory>>> {
         None
     }
     /// The object goes away.
-    fn gone(&mut self) {}
+    fn gone(&mut self, _py: Python<'_>) {}
     /// Whether dropping it does nothing.
     fn is_empty(&self) -> bool {
         false
@@ -62,6 +65,17 @@ pub(super) fn slot(slot: c_int, function: *mut c_void) -> ffi::PyType_Slot {
     ffi::PyType_Slot { slot, pfunc: function }
 }
 
+/// Where the value of `object` lies.
+///
+/// # Safety
+///
+/// `object` is an `Object<T>` and stays alive for as long as the reference.
+#[inline]
+pub(super) unsafe fn cell<'a, T>(object: *mut ffi::PyObject) -> &'a UnsafeCell<T> {
+    // SAFETY: the caller's promise: the object is one of ours, and alive.
+    unsafe { &(*object.cast::<Object<T>>()).value }
+}
+
 /// The value inside `object`.
 ///
 /// # Safety
@@ -71,10 +85,9 @@ pub(super) fn slot(slot: c_int, function: *mut c_void) -> ffi::PyType_Slot {
 #[inline]
 pub(super) unsafe fn value<'a, T>(object: *mut ffi::PyObject) -> &'a mut T {
     // SAFETY: the caller's promise: the object is one of ours.
-    let cell = unsafe { &raw const (*object.cast::<Object<T>>()).value };
-    let pointer = UnsafeCell::raw_get(cell);
+    let cell = unsafe { cell::<T>(object) };
     // SAFETY: the caller's promise: initialised since its making, alive, and not aliased.
-    unsafe { &mut *pointer }
+    unsafe { &mut *cell.get() }
 }
 
 /// The type, made at its first use.
@@ -109,10 +122,10 @@ fn make<T: Native>(py: Python<'_>) -> PyResult<Py<PyType>> {
 }
 
 /// A new object that holds `value`.
-#[inline]
+#[inline(always)]
 pub(super) fn new<T: Native>(py: Python<'_>, value: T) -> PyResult<Py<PyAny>> {
     let class = type_of::<T>(py)?.as_ptr().cast::<ffi::PyTypeObject>();
-    let kept = T::kept().and_then(|kept| lock(kept).pop());
+    let kept = T::kept().and_then(|kept| kept.with(py, Vec::pop));
     let object = match &kept {
         Some(kept) => {
             // SAFETY: memory of an object of this very type that was given up: untracked, without
@@ -142,18 +155,21 @@ unsafe extern "C" fn dealloc<T: Native>(object: *mut ffi::PyObject) {
     unsafe { ffi::PyObject_GC_UnTrack(object.cast()) };
     // SAFETY: nobody has a reference to the object any more.
     let inner = unsafe { value::<T>(object) };
+    // SAFETY: the interpreter itself is calling.
+    let py = unsafe { Python::assume_attached() };
     if !inner.is_empty() {
-        release(inner);
+        release(py, inner);
     }
     // SAFETY: the object is still allocated; its type is valid.
     let class = unsafe { ffi::Py_TYPE(object) };
     let kept = T::kept().is_some_and(|kept| {
-        let mut kept = lock(kept);
-        let room = kept.len() < KEPT_MAX;
-        if room {
-            kept.push(Memory(object));
-        }
-        room
+        kept.with(py, |kept| {
+            let room = kept.len() < KEPT_MAX;
+            if room {
+                kept.push(Memory(object));
+            }
+            room
+        })
     });
     if !kept {
         // SAFETY: allocated by `PyType_GenericAlloc` as an object with collector's head.
@@ -164,9 +180,9 @@ unsafe extern "C" fn dealloc<T: Native>(object: *mut ffi::PyObject) {
 }
 
 /// Drops what the object holds. An exception that is on its way is left alone.
-fn release<T: Native>(inner: &mut T) {
+fn release<T: Native>(py: Python<'_>, inner: &mut T) {
     // First of all: to attach may run Python code, which must not find the object any more.
-    inner.gone();
+    inner.gone(py);
     attached(|py| {
         let error = PyErr::take(py);
         let inner: *mut T = inner;
@@ -197,7 +213,9 @@ unsafe extern "C" fn traverse<T: Native>(
     }
     // SAFETY: alive, and nothing else runs while the collector traverses; what was being changed
     // by code further up the stack had been taken out.
-    let inner = unsafe { value::<T>(object) };
+    let inner = unsafe { cell::<T>(object) };
+    // SAFETY: as above: no exclusive reference is in use.
+    let inner = unsafe { &*inner.get() };
     inner.traverse(&mut |owned| {
         // SAFETY: the collector's own function and argument, with an object that is owned here.
         unsafe { visit(owned.as_ptr(), argument) }
@@ -205,8 +223,11 @@ unsafe extern "C" fn traverse<T: Native>(
 }
 
 unsafe extern "C" fn clear<T: Native>(object: *mut ffi::PyObject) -> c_int {
-    // SAFETY: alive; the reference ends before anything is dropped.
-    let owned = unsafe { value::<T>(object) }.clear();
+    // SAFETY: alive: the collector holds it.
+    let value = unsafe { cell::<T>(object) };
+    // SAFETY: the interpreter itself is calling, and code that uses the value calls nothing that
+    // collects.
+    let owned = unsafe { T::clear(value) };
     attached(|py| scope(py, || drop(owned)));
     0
 }

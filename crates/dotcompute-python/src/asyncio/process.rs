@@ -54,7 +54,7 @@ fn text_of(py: Python<'_>, error: &PyErr) -> String {
 #[expect(clippy::too_many_arguments, reason = "called once, from the Python half, by name")]
 #[pyfunction]
 #[pyo3(signature = (actor, runtime, command, args, sink, *, window, capacity, reply_capacity,
-                    backpressure, exact_priority, restart, input_type, output_type))]
+                    backpressure, exact_priority, restart, watchdog, input_type, output_type))]
 pub(super) fn _launch_process(
     py: Python<'_>,
     actor: &Bound<'_, Actor>,
@@ -68,11 +68,13 @@ pub(super) fn _launch_process(
     backpressure: &str,
     exact_priority: bool,
     restart: Option<&Bound<'_, PyAny>>,
+    watchdog: Option<f64>,
     input_type: Option<Py<PyAny>>,
     output_type: Option<Py<PyAny>>,
 ) -> PyResult<()> {
     let actor = actor.get();
-    let settings = Settings::new(capacity, reply_capacity, backpressure, exact_priority, restart)?;
+    let settings = Settings::new(capacity, reply_capacity, backpressure, exact_priority, restart)?
+        .watched(watchdog)?;
     actor.prepare(py, input_type, output_type)?;
     let processes = Kernels::new()
         .host::<PyMessage, PyMessage>(ENTRY, coder(), coder(), |_| {

@@ -81,7 +81,7 @@ impl NativeRuntime {
     }
 
     fn __clear__(&self, py: Python<'_>) {
-        self.held.clear();
+        self.held.clear(py);
         let core = self.core();
         scope(py, || drop(core.take_dead_letters(|_| true)));
     }

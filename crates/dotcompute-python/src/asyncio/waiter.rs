@@ -4,17 +4,19 @@
 //! of the loop works off.
 
 use std::any::Any;
+use std::cell::UnsafeCell;
 use std::ffi::{CStr, c_int, c_void};
 use std::ptr::{NonNull, null_mut};
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::task::{Wake, Waker};
 
-use dotcompute::mailbox::sync::{AtomicBool, Ordering, lock};
+use dotcompute::mailbox::sync::{AtomicBool, Ordering};
 use pyo3::exceptions::{PyRuntimeError, PyTypeError};
 use pyo3::sync::PyOnceLock;
 use pyo3::types::{PyTuple, PyType};
 use pyo3::{ffi, intern, prelude::*};
 
+use super::attached::Attached;
 use super::hub::{Hub, Ready};
 use super::object::{self, Native, guard, slot};
 use super::python;
@@ -23,8 +25,8 @@ use super::python;
 pub(super) struct Slot {
     hub: Arc<Hub>,
     queued: AtomicBool,
-    /// The waiter, as long as it lives. Set and cleared with the interpreter attached.
-    waiter: Mutex<Option<Address>>,
+    /// The waiter, as long as it lives.
+    waiter: Attached<Option<Address>>,
 }
 
 struct Address(NonNull<ffi::PyObject>);
@@ -35,7 +37,7 @@ unsafe impl Send for Address {}
 impl Slot {
     /// The waiter, if it is still there.
     fn waiter(&self, py: Python<'_>) -> Option<Py<PyAny>> {
-        let address = lock(&self.waiter).as_ref()?.0;
+        let address = self.waiter.with(py, |waiter| waiter.as_ref().map(|waiter| waiter.0))?;
         // SAFETY: registered, so not yet deallocated: that takes it out first, and both happen with
         // the interpreter attached, which it is all the time from the look to here.
         Some(unsafe { Bound::from_borrowed_ptr(py, address.as_ptr()) }.unbind())
@@ -51,7 +53,7 @@ impl Slot {
         // SAFETY: an object that we own a reference to.
         let references = unsafe { ffi::Py_REFCNT(waiter.as_ptr()) };
         if references == 1 {
-            self.hub.keep_spare(waiter);
+            self.hub.keep_spare(py, waiter);
         }
         outcome
     }
@@ -90,7 +92,7 @@ pub(super) fn new(py: Python<'_>, hub: &Arc<Hub>, event_loop: Py<PyAny>) -> PyRe
     let slot = Arc::new(Slot {
         hub: Arc::clone(hub),
         queued: AtomicBool::new(false),
-        waiter: Mutex::new(None),
+        waiter: Attached::default(),
     });
     let waiter = object::new(
         py,
@@ -104,7 +106,8 @@ pub(super) fn new(py: Python<'_>, hub: &Arc<Hub>, event_loop: Py<PyAny>) -> PyRe
             message: None,
         },
     )?;
-    *lock(&slot.waiter) = NonNull::new(waiter.as_ptr()).map(Address);
+    let address = NonNull::new(waiter.as_ptr()).map(Address);
+    slot.waiter.with(py, |waiter| *waiter = address);
     Ok(waiter)
 }
 
@@ -230,12 +233,14 @@ impl Native for Waiter {
         0
     }
 
-    fn clear(&mut self) -> Box<dyn Any> {
-        Box::new((self.callback.take(), self.message.take()))
+    unsafe fn clear(value: &UnsafeCell<Self>) -> Box<dyn Any> {
+        // SAFETY: the caller's promise; nothing is dropped while the reference lives.
+        let waiter = unsafe { &mut *value.get() };
+        Box::new((waiter.callback.take(), waiter.message.take()))
     }
 
-    fn gone(&mut self) {
-        *lock(&self.slot.waiter) = None;
+    fn gone(&mut self, py: Python<'_>) {
+        self.slot.waiter.with(py, |waiter| *waiter = None);
     }
 }
 

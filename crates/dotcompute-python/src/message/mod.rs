@@ -24,7 +24,7 @@ use pyo3::exceptions::{PyException, PyTypeError};
 use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
-use pyo3::types::{PyBytes, PyString, PyType};
+use pyo3::types::{PyBytes, PyDict, PyFloat, PyInt, PyList, PyString, PyTuple, PyType};
 
 pub(crate) fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add("MessageBase", constructor::message_base(module.py())?)?;
@@ -85,6 +85,7 @@ fn message_header(message: &Bound<'_, PyAny>) -> PyResult<(Option<u128>, Option<
 ///
 /// Clears any error that reading the attribute raises, except those that are no `Exception`
 /// (KeyboardInterrupt, SystemExit).
+#[inline]
 pub(crate) fn priority_of(message: &Bound<'_, PyAny>) -> PyResult<u8> {
     if let Some(native) = base::native(message) {
         return Ok(native.priority);
@@ -147,11 +148,23 @@ fn explained(name: &str, class: &Bound<'_, PyType>, error: PyErr) -> PyErr {
     explain().unwrap_or_else(|other| other)
 }
 
-/// An attribute, if the object has it and it is not None.
-fn attribute<'py>(
+/// An attribute, if the object has it and it is not None. Errors as in [`priority_of`].
+pub(crate) fn attribute<'py>(
     object: &Bound<'py, PyAny>,
     name: &Bound<'py, PyString>,
 ) -> PyResult<Option<Bound<'py, PyAny>>> {
+    // To ask these in vain would cost more than all else that is done with a message.
+    if object.is_exact_instance_of::<PyInt>()
+        || object.is_exact_instance_of::<PyFloat>()
+        || object.is_exact_instance_of::<PyString>()
+        || object.is_exact_instance_of::<PyBytes>()
+        || object.is_exact_instance_of::<PyTuple>()
+        || object.is_exact_instance_of::<PyList>()
+        || object.is_exact_instance_of::<PyDict>()
+        || object.is_none()
+    {
+        return Ok(None);
+    }
     match object.getattr(name) {
         Ok(value) => Ok(Some(value).filter(|value| !value.is_none())),
         Err(error) if error.is_instance_of::<PyException>(object.py()) => Ok(None),

@@ -11,10 +11,11 @@ use super::line::Try;
 use super::timeout::Timeout;
 use super::waiting::{self, Queue};
 use super::{
-    Item, band_counts, class_name, clear, mailbox, maxsize, priority_of, stayed_full_error,
-    timeout_error, traverse,
+    Item, band_counts, class_name, clear, mailbox, maxsize, stayed_full_error, timeout_error,
+    traverse,
 };
 use crate::asyncio::Held;
+use crate::message::priority_of;
 
 /// A queue for asyncio with four priority bands, each in the order of arrival.
 #[pyclass(
@@ -189,8 +190,8 @@ impl FastMessageQueue {
         traverse(&self.mailbox, visit)
     }
 
-    fn __clear__(&self) {
-        self.held.clear();
+    fn __clear__(&self, py: Python<'_>) {
+        self.held.clear(py);
         clear(&self.mailbox);
     }
 }

@@ -12,10 +12,9 @@ use super::levels::{Levels, Policy};
 use super::line::{Put, Try};
 use super::timeout::Timeout;
 use super::waiting::{self, Queue};
-use super::{
-    DEFAULT_PRIORITY, Item, full_error, maxsize, priority_of, stayed_full_error, timeout_error,
-};
+use super::{DEFAULT_PRIORITY, Item, full_error, maxsize, stayed_full_error, timeout_error};
 use crate::asyncio::Held;
+use crate::message::priority_of;
 
 /// What `MessageQueue` is made of.
 #[pyclass(
@@ -171,8 +170,8 @@ impl MessageQueue {
         self.levels.traverse(visit)
     }
 
-    fn __clear__(&self) {
-        self.held.clear();
+    fn __clear__(&self, py: Python<'_>) {
+        self.held.clear(py);
         self.levels.clear();
     }
 }

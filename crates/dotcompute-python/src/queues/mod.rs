@@ -23,7 +23,7 @@ use dotcompute_mailbox::{Backpressure, Band, Mailbox};
 use pyo3::exceptions::PyValueError;
 use pyo3::gc::{PyTraverseError, PyVisit};
 use pyo3::prelude::*;
-use pyo3::types::{PyBytes, PyInt, PyString, PyTuple, PyType};
+use pyo3::types::PyType;
 
 pub(crate) use waiting::QueueOperation;
 
@@ -89,26 +89,6 @@ fn band_counts(mailbox: &Mailbox<Item>) -> [usize; 4] {
         }
     });
     counts
-}
-
-/// The attribute `priority` of a message: 128 if it has none, and never beyond 0 to 255.
-#[inline]
-fn priority_of(message: &Bound<'_, PyAny>) -> PyResult<u8> {
-    // To ask these in vain would cost more than the rest of a put.
-    if message.is_exact_instance_of::<PyInt>()
-        || message.is_exact_instance_of::<PyString>()
-        || message.is_exact_instance_of::<PyBytes>()
-        || message.is_exact_instance_of::<PyTuple>()
-        || message.is_none()
-    {
-        return Ok(DEFAULT_PRIORITY);
-    }
-    let Some(priority) = message.getattr_opt(pyo3::intern!(message.py(), "priority"))? else {
-        return Ok(DEFAULT_PRIORITY);
-    };
-    // Something else of that name is not a priority.
-    let Ok(priority) = priority.extract::<i64>() else { return Ok(DEFAULT_PRIORITY) };
-    Ok(priority.clamp(0, 255) as u8)
 }
 
 const DEFAULT_PRIORITY: u8 = 128;

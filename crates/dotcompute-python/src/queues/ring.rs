@@ -92,8 +92,8 @@ impl RingBuffer {
         traverse(&self.mailbox, visit)
     }
 
-    fn __clear__(&self) {
-        self.held.clear();
+    fn __clear__(&self, py: Python<'_>) {
+        self.held.clear(py);
         clear(&self.mailbox);
     }
 }
