@@ -1,9 +1,17 @@
 """Machines that this one is not: with and without a GPU of either kind."""
 
+import signal
+
 import fake_cupy
 import pytest
 
 from pydotcompute import _optional
+
+
+@pytest.fixture(autouse=True, scope="session")
+def ctrl_c():
+    """Ctrl-C raises, also where the tests were started in the background, which ignores it."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture

@@ -179,7 +179,6 @@ async def test_an_exception_in_a_handler_has_type_arguments_and_line(executor: s
         frame = traceback.extract_tb(cause.__traceback__)[-1]
         first = total._original_func.__code__.co_firstlineno  # type: ignore[attr-defined]
         assert (frame.filename, frame.lineno, frame.name) == (__file__, first + 3, "total")
-        await kernel._ended()
         assert kernel.error is cause
         letters = runtime.dead_letters("total")
         assert [letter.message.value for letter in letters] == [-4]

@@ -10,8 +10,8 @@ use dotcompute::mailbox::sync::lock;
 use dotcompute::mailbox::wait::block_on;
 use dotcompute::{
     AskError, BoxError, Context, DeadLetterReason, Envelope, Fault, FaultKind, Handler,
-    HandlerContext, KernelRef, KernelState, ReceiveError, RestartPolicy, SendError, Terminate,
-    Termination,
+    HandlerContext, KernelRef, KernelState, ReceiveError, Restart, RestartPolicy, SendError,
+    Terminate, Termination,
 };
 
 use crate::stage::{
@@ -360,6 +360,39 @@ pub fn a_panic_in_a_destructor_keeps_nobody_from_being_told(stage: &Stage) {
     balanced(&kernel);
     assert_eq!(kernel.books().dead_lettered, 3);
     assert_eq!(*lock(&alive), 0);
+}
+
+/// Whoever is told of a fault finds it: state, cause and dead letter, with nothing to wait for.
+pub fn who_is_told_of_a_fault_finds_the_kernel_as_told(stage: &Stage) {
+    for form in Form::BOTH {
+        for round in 0..20 {
+            let builder = stage.kernel(&format!("{form:?} {round}"));
+            let kernel = serve(builder, form, || |_| Err("always".into()));
+            let told = block_on(kernel.ask(Number(1)));
+            let (state, fault) = (kernel.state(), kernel.fault());
+            assert!(matches!(told, Err(AskError::Failed { .. })), "{told:?}");
+            assert_eq!(state, KernelState::Failed);
+            assert_eq!(fault.expect("its cause").message(), "always");
+            assert_eq!(kernel.books().dead_lettered, 1);
+        }
+        // A restart that is long in coming: it has faulted and waits.
+        let long = Duration::from_secs(3600);
+        let restart = Restart {
+            policy: RestartPolicy::OnFault,
+            backoff: long,
+            backoff_max: long,
+            ..Restart::default()
+        };
+        let kernel =
+            serve(stage.kernel(&format!("{form:?} restarting")).restart(restart), form, || {
+                |_| Err("once more".into())
+            });
+        let told = block_on(kernel.ask(Number(1)));
+        let (state, fault) = (kernel.state(), kernel.fault());
+        assert!(matches!(told, Err(AskError::Failed { .. })), "{told:?}");
+        assert_eq!(state, KernelState::Launched);
+        assert_eq!(fault.expect("its cause").message(), "once more");
+    }
 }
 
 pub fn a_panic_in_the_factory_is_a_fault(stage: &Stage) {

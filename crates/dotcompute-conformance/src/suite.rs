@@ -82,6 +82,7 @@ macro_rules! conformance_suite {
                 a_panic_in_the_factory_is_a_fault
                 a_panic_in_a_destructor_of_the_body_is_a_fault
                 the_error_that_a_stop_gives_is_no_fault
+                who_is_told_of_a_fault_finds_the_kernel_as_told
                 a_context_that_escapes_from_its_body_is_reported
             }
             restarts {

@@ -16,12 +16,11 @@ use std::task::{Context as TaskContext, Poll};
 
 use dotcompute_mailbox::{Books, Inbox, Lent, Outcome, clock};
 
-use crate::ask::AskFailure;
 use crate::context::Context;
 use crate::dead_letter::{self, DeadLetter, DeadLetterReason};
 use crate::error::{Fault, Stopped};
 use crate::kernel::{Cell, KernelRef};
-use crate::message::{Envelope, Message};
+use crate::message::{AskToken, Envelope, Message};
 use crate::options::DELIVERIES_MAX;
 
 /// One message that is elsewhere, kept here until it is settled.
@@ -158,15 +157,16 @@ impl<M: Message, R: Message> KernelRef<M, R> {
 }
 
 /// The proxy is gone; what it had not settled is settled as the end of the kernel's run says.
-/// `fault`: that it failed with, or that it was terminated; none if it returned.
+/// `fault`: that it failed with, or that it was terminated; none if it returned. The asks among the
+/// messages that became dead letters.
 pub(crate) fn settle<M: Message, R: Message>(
     cell: &Cell<M, R>,
     inbox: &mut Inbox<Envelope<M>>,
     fault: Option<&Fault>,
-    failure: &dyn Fn() -> AskFailure,
     redeliver: bool,
-) {
+) -> Vec<AskToken> {
     let mut back = VecDeque::new();
+    let mut failed = Vec::new();
     for LentMessage { mut lent, delivered, .. } in cell.take_lent().queue {
         let Some(fault) = fault.filter(|_| delivered) else {
             match delivered {
@@ -184,16 +184,13 @@ pub(crate) fn settle<M: Message, R: Message>(
             continue;
         }
         inbox.settle_lent(1, Outcome::DeadLettered);
-        let ask = lent.value.ask;
+        failed.extend(lent.value.ask);
         let reason = DeadLetterReason::Faulted(fault.clone());
         cell.dead_letter(DeadLetter::of(&cell.id, lent.value, reason, true));
-        // Last: whoever is told finds the letter.
-        if let Some(token) = ask {
-            cell.fail_ask(token, failure());
-        }
     }
     // The last first, so that they keep their order.
     for (lent, delivered) in back {
         inbox.put_back_lent(lent, delivered);
     }
+    failed
 }

@@ -15,7 +15,7 @@ use crate::dead_letter::{self, DeadLetter, DeadLetterReason};
 use crate::error::{BoxError, Fault, ReceiveError, Stopped};
 use crate::kernel::Cell;
 use crate::lent;
-use crate::message::{Envelope, Message, Taken};
+use crate::message::{AskToken, Envelope, Message, Taken};
 use crate::options::{DELIVERIES_MAX, RestartPolicy};
 use crate::telemetry::Telemetry;
 use crate::terminate::Running;
@@ -75,7 +75,8 @@ impl<M: Message, R: Message> Drop for TellWhenDropped<M, R> {
                 "executor '{}' went away while the kernel was running",
                 cell.executor
             ));
-            settle_message_in_hand(&cell, &Ended::Faulted(fault.clone()), false);
+            // Who asks is told by `finish`, as in `live`.
+            drop(settle_message_in_hand(&cell, &Ended::Faulted(fault.clone()), false));
             cell.finish(Some(fault), false);
         }
     }
@@ -127,7 +128,7 @@ async fn live<M: Message, R: Message>(
         let now = Instant::now();
         let before = restarts.within_window(now);
         let again = wanted && before < u64::from(restart.max_restarts);
-        settle_message_in_hand(cell, &ended, again && restart.redeliver);
+        let failed_asks = settle_message_in_hand(cell, &ended, again && restart.redeliver);
         let fault = match ended {
             Ended::Returned => None,
             Ended::Killed => {
@@ -137,6 +138,7 @@ async fn live<M: Message, R: Message>(
             Ended::Faulted(fault) => Some(fault),
         };
         if !again {
+            // `finish` tells those who asked, once the state says what they are told.
             return match fault {
                 // Returning was not a fault; doing so all the time, where it should go on, is.
                 None if wanted => Some(Fault::new(format!(
@@ -153,7 +155,12 @@ async fn live<M: Message, R: Message>(
         if let Some(fault) = &fault {
             tracing::warn!(kernel = %cell.id, %fault, ?pause, "ring kernel faulted, restarting");
         }
+        let failure = fault.clone().map_or(AskFailure::Stopped, AskFailure::Failed);
         cell.change(|lifecycle| lifecycle.restarting(fault));
+        // Whoever is told finds the letter, the fault and the state.
+        for token in failed_asks {
+            cell.fail_ask(token, failure.clone());
+        }
         cell.forget_received_asks();
         let stop = cell.until(|lifecycle| lifecycle.stop);
         // Boxed, as the context is.
@@ -185,14 +192,15 @@ async fn let_others_run() {
     .await;
 }
 
-/// The body is gone; what it had in hand is settled as its end says.
+/// The body is gone; what it had in hand is settled as its end says. The asks that this fails: they
+/// are to be told once the kernel's state says the same.
 fn settle_message_in_hand<M: Message, R: Message>(
     cell: &Cell<M, R>,
     ended: &Ended,
     redeliver: bool,
-) {
+) -> Vec<AskToken> {
     // Where the context escaped from the body, its message stays in hand with it.
-    let Some(mut inbox) = cell.mailbox.inbox() else { return };
+    let Some(mut inbox) = cell.mailbox.inbox() else { return Vec::new() };
     let taken = cell.taken();
     let fault = match ended {
         Ended::Returned => None,
@@ -201,15 +209,11 @@ fn settle_message_in_hand<M: Message, R: Message>(
             Some(Fault::new("the kernel was terminated while it had the message in hand"))
         }
     };
-    let failure = || match ended {
-        Ended::Faulted(fault) => AskFailure::Failed(fault.clone()),
-        _ => AskFailure::Stopped,
-    };
-    lent::settle(cell, &mut inbox, fault.as_ref(), &failure, redeliver);
+    let mut failed = lent::settle(cell, &mut inbox, fault.as_ref(), redeliver);
     let is_answered = matches!(ended, Ended::Killed) && was_answered(&inbox, taken.as_ref());
     let Some(fault) = fault.filter(|_| !is_answered) else {
         dead_letter::discard(inbox.settle(Outcome::Processed));
-        return;
+        return failed;
     };
     if redeliver
         && let Some(envelope) = inbox.current_mut()
@@ -218,7 +222,7 @@ fn settle_message_in_hand<M: Message, R: Message>(
         envelope.delivery_count += 1;
         envelope.answered = false;
         inbox.put_back();
-        return;
+        return failed;
     }
     let (ask, letter) = match inbox.settle(Outcome::DeadLettered) {
         Some(envelope) => {
@@ -228,16 +232,14 @@ fn settle_message_in_hand<M: Message, R: Message>(
         }
         // The body had taken the message out of its envelope: only its data are left.
         None => {
-            let Some(taken) = taken else { return };
+            let Some(taken) = taken else { return failed };
             let reason = DeadLetterReason::Faulted(fault.clone());
             (taken.ask, DeadLetter::without_payload::<M>(&cell.id, &taken, reason))
         }
     };
     cell.dead_letter(letter);
-    // Last: whoever is told finds the letter.
-    if let Some(token) = ask {
-        cell.fail_ask(token, failure());
-    }
+    failed.extend(ask);
+    failed
 }
 
 /// Whether the message in hand was replied to: it is done with, though nobody asked for the next.
