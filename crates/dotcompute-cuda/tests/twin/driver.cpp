@@ -22,11 +22,13 @@
 
 namespace {
 
-std::mutex lock;
-std::condition_variable changed;
+// Never destroyed: streams' threads wait on them to the very end of the process, and to destroy what
+// a thread waits on is to wait for that thread.
+std::mutex &lock = *new std::mutex;
+std::condition_variable &changed = *new std::condition_variable;
 // The grids that were launched and have not ended, by their numbers; the number of the last one; and
 // how often a call had to wait for one.
-std::set<long> resident;
+std::set<long> &resident = *new std::set<long>;
 long launched = 0;
 long waited = 0;
 // The error that every call returns from now on, once a context is lost.
