@@ -107,9 +107,9 @@ class PythonHandler:
             from pydotcompute.handlers import interpreted
 
             return self.signature.make(interpreted.code(self), state)
-        from pydotcompute.handlers import compiled
+        from pydotcompute.handlers import _compiled
 
-        return self.signature.make(compiled.code(kernel_id, self), state)
+        return self.signature.make(_compiled.code(kernel_id, self), state)
 
 
 def log(kernel_id: str, level: int, text: str) -> None:
