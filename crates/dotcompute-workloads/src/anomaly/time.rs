@@ -11,9 +11,9 @@ pub(super) fn seconds(text: &str) -> Option<f64> {
     if let Ok(number) = text.parse::<f64>() {
         return Some(number).filter(|number| number.is_finite());
     }
-    let timestamp = ISO.parse_timestamp(text).or_else(|_| {
-        ISO.parse_datetime(text).and_then(|local| TimeZone::UTC.to_timestamp(local))
-    });
+    let timestamp = ISO
+        .parse_timestamp(text)
+        .or_else(|_| ISO.parse_datetime(text).and_then(|local| TimeZone::UTC.to_timestamp(local)));
     let time = timestamp.ok()?;
     Some(time.as_second() as f64 + f64::from(time.subsec_nanosecond()) / 1e9)
 }
