@@ -632,6 +632,8 @@ def _launch_process(
     args: bytes,
     sink: Callable[[str, str, int, str, str], object],
     *,
+    first_step: str,
+    start_timeout: float,
     window: int,
     capacity: int,
     reply_capacity: int,

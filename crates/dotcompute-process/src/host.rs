@@ -44,6 +44,8 @@ pub struct Host {
     /// What was acknowledged last.
     acknowledged: u64,
     demand: u64,
+    /// Whether the parent knows that this process came to what it was started for.
+    started: bool,
 }
 
 /// A waker of this process said that there is something to do.
@@ -104,6 +106,7 @@ impl Host {
             received: 0,
             acknowledged: 0,
             demand: 0,
+            started: false,
         })
     }
 
@@ -125,6 +128,16 @@ impl Host {
     /// How many messages it may be handed at a time.
     pub fn window(&self) -> usize {
         self.setup.window.max(1) as usize
+    }
+
+    /// Tells the parent that this process came to its kernel's code, for which there is a
+    /// [deadline](crate::Process::start_within). [`Kernels::child_main`](crate::Kernels::child_main)
+    /// and the methods that run a kernel do so.
+    pub fn started(&mut self) {
+        if !std::mem::replace(&mut self.started, true) {
+            // Without a parent there is nobody to tell.
+            let _ = socket::send_report(self.socket.as_fd(), &Report::Started);
+        }
     }
 
     /// Logs to the parent, from any thread.
@@ -155,6 +168,7 @@ impl Host {
         messages: &Coder<H::In>,
         replies: &Coder<H::Out>,
     ) -> Result<(), Fault> {
+        self.started();
         let mut calls = HandlerCalls::new(handler);
         let mut made = Vec::new();
         let window = self.window() as u64;
@@ -202,6 +216,7 @@ impl Host {
         messages: &Coder<M>,
         replies: &Coder<R>,
     ) -> Result<(), Fault> {
+        self.started();
         let waker = Waker::from(Arc::clone(&self.woken));
         let mut cx = TaskContext::from_waker(&waker);
         let mut ended = Box::pin(kernel.ended());

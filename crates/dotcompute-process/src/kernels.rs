@@ -8,6 +8,7 @@ use std::future::Future;
 use std::os::fd::{AsFd, OwnedFd};
 use std::process::Command;
 use std::sync::Arc;
+use std::time::Duration;
 
 use dotcompute_core::{
     BoxError, Context, Executor, Fault, Handler, KernelBuilder, KernelId, KernelRef, LaunchError,
@@ -15,7 +16,7 @@ use dotcompute_core::{
 };
 use dotcompute_mailbox::sync::{AtomicBool, Ordering};
 
-use crate::child::Session;
+use crate::child::{Session, Start};
 use crate::coder::Coder;
 use crate::executor::{Desk, ProcessExecutor};
 use crate::host::Host;
@@ -37,6 +38,7 @@ pub struct Kernels {
     command: Box<dyn Fn() -> std::io::Result<Command> + Send + Sync>,
     sink: Sink,
     threads: Threads,
+    first_step: String,
 }
 
 /// Makes what each thread of a kernel keeps until it ends.
@@ -71,6 +73,7 @@ impl Kernels {
             command: Box::new(|| Ok(Command::new(env::current_exe()?))),
             sink: Arc::new(output::trace),
             threads: Arc::new(|| Box::new(())),
+            first_step: "`Kernels::child_main`, which is to be called first thing in `main`".into(),
         }
     }
 
@@ -87,6 +90,14 @@ impl Kernels {
     /// What children write goes to `sink` instead of `tracing`'s target `dotcompute::child`.
     pub fn output(mut self, sink: impl Fn(&KernelId, Output<'_>) + Send + Sync + 'static) -> Self {
         self.sink = Arc::new(sink);
+        self
+    }
+
+    /// What a child has to come to, for the error that it did not do so
+    /// [in time](Process::start_within); `Kernels::child_main` by default. For programs that bring
+    /// their own way to find a kernel's code.
+    pub fn first_step(mut self, what: impl Into<String>) -> Self {
+        self.first_step = what.into();
         self
     }
 
@@ -190,7 +201,10 @@ impl Kernels {
     fn serve(self) -> std::io::Result<()> {
         let mut host = child_host()?;
         let outcome = match self.entries.get(host.entry()) {
-            Some(entry) => (entry.serve)(&mut host),
+            Some(entry) => {
+                host.started();
+                (entry.serve)(&mut host)
+            }
             None => Err(Fault::new(format!(
                 "the program has no kernel '{}' registered for its processes",
                 host.entry()
@@ -247,6 +261,9 @@ fn take_socket() -> std::io::Result<OwnedFd> {
     Ok(socket)
 }
 
+/// How long a child may take to come to its kernel's code, where nothing else is said.
+const START_WITHIN: Duration = Duration::from_secs(60);
+
 /// How a kernel is launched in a process of its own.
 #[derive(Clone, Debug)]
 pub struct Process {
@@ -254,12 +271,19 @@ pub struct Process {
     args: Vec<u8>,
     window: usize,
     slots: usize,
+    start_within: Duration,
 }
 
 impl Process {
     /// With the code that is registered under `name`.
     pub fn new(name: &str) -> Self {
-        Self { entry: name.into(), args: Vec::new(), window: 1, slots: 1024 }
+        Self {
+            entry: name.into(),
+            args: Vec::new(),
+            window: 1,
+            slots: 1024,
+            start_within: START_WITHIN,
+        }
     }
 
     /// Arguments for its code, at most 64 KiB.
@@ -286,6 +310,17 @@ impl Process {
     #[must_use]
     pub fn slots(mut self, slots: usize) -> Self {
         self.slots = slots.clamp(16, 1 << 20);
+        self
+    }
+
+    /// How long the program may take, from its start, to come to the kernel's code: a minute by
+    /// default. If it does not, it is killed, and the kernel fails.
+    ///
+    /// For a child of a program that uses [`Kernels::child_main`] that is the time until it is
+    /// called; how long a handler takes to be made is its own affair.
+    #[must_use]
+    pub fn start_within(mut self, time: Duration) -> Self {
+        self.start_within = time;
         self
     }
 }
@@ -386,13 +421,12 @@ impl Starter {
             log_level: output::level(),
         };
         let command = (self.kernels.command)()?;
-        Session::spawn(
-            command,
-            &setup,
-            self.process.slots,
-            &self.desk,
-            &self.kernels.sink,
-            (self.kernels.threads)(),
-        )
+        let start = Start {
+            within: self.process.start_within,
+            first_step: self.kernels.first_step.clone(),
+            sink: Arc::clone(&self.kernels.sink),
+            kept: (self.kernels.threads)(),
+        };
+        Session::spawn(command, &setup, self.process.slots, &self.desk, start)
     }
 }

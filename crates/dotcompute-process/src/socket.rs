@@ -39,6 +39,8 @@ pub(crate) struct Setup {
 /// What the child reports.
 #[derive(Clone, Debug)]
 pub(crate) enum Report {
+    /// It came to what it was started for.
+    Started,
     /// Its kernel returned.
     Returned,
     /// Its kernel failed.
@@ -91,6 +93,7 @@ pub(crate) fn receive_setup(socket: impl AsFd) -> io::Result<(Setup, Vec<OwnedFd
 
 pub(crate) fn send_report(socket: impl AsFd, report: &Report) -> io::Result<()> {
     let value = match report {
+        Report::Started => (5u8, 0i64, String::new(), String::new()),
         Report::Returned => (0u8, 0i64, String::new(), String::new()),
         Report::Faulted(fault) => {
             let (kind, code) = match fault.kind() {
@@ -128,6 +131,7 @@ pub(crate) fn receive_report(socket: impl AsFd, wait: bool) -> io::Result<Option
             let level = u8::try_from(number).unwrap_or(0);
             Report::Log { level, target: first, text: second }
         }
+        5 => Report::Started,
         _ => return Err(io::Errno::BADMSG),
     }))
 }
@@ -163,6 +167,7 @@ mod tests {
         let code = Fault::code(-7);
         let long = "ä".repeat(TEXT_MAX);
         for report in [
+            Report::Started,
             Report::Returned,
             Report::Faulted(Fault::new(long)),
             Report::Faulted(code),

@@ -14,7 +14,7 @@ use dotcompute_core::{
     AskError, BoxError, Context, Envelope, FaultKind, Handler, HandlerContext, KernelRef,
     KernelState, LaunchError, Message, Restart, RestartPolicy, Runtime, Terminate, Termination,
 };
-use dotcompute_process::{Coder, Kernels, Process, Processes};
+use dotcompute_process::{Coder, Kernels, Output, Process, Processes};
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::process::{Pid, PidfdFlags, Signal, kill_process, pidfd_open, test_kill_process};
 
@@ -434,6 +434,36 @@ fn what_cannot_be_launched_says_why() {
         broken.launch(builder(), Process::new("adder"));
     assert!(reason(absent).contains("No such file"));
     assert_eq!(stage.0.kernel_ids(), []);
+}
+
+#[test]
+fn a_program_that_never_comes_to_child_main_is_killed_and_said_so() {
+    let (runtime, _) = stage();
+    let (tell, told) = channel();
+    let tell = Mutex::new(tell);
+    let wrong = Kernels::new()
+        .handler("adder", Coder::record(), Coder::record(), |_| Ok(Adder(0)))
+        .command(|| {
+            let mut command = Command::new("sh");
+            command.args(["-c", "echo $$; exec sleep 600"]);
+            Ok(command)
+        })
+        .output(move |_, output| {
+            if let Output::Stdout(line) = output {
+                let _ = tell.lock().unwrap().send(line.parse::<u64>().unwrap());
+            }
+        })
+        .child_main();
+    let process = Process::new("adder").start_within(Duration::from_millis(100));
+    let adder: KernelRef<Number, Number> =
+        wrong.launch(runtime.kernel("k").executor("process"), process).unwrap();
+    adder.activate().unwrap();
+    let Err(AskError::Failed { fault, .. }) = ask(&adder, 1) else { panic!("nobody answers") };
+    assert!(fault.message().contains("Kernels::child_main"), "{fault}");
+    // It may have been killed before it could say who it is.
+    if let Ok(child) = told.recv_timeout(Duration::from_secs(1)) {
+        eventually(|| test_kill_process(pid(child)).is_err());
+    }
 }
 
 #[test]

@@ -101,6 +101,15 @@ def arguments(kernel: RingKernel[Any, Any], function: Callable[..., Any]) -> byt
     return json.dumps(told).encode()
 
 
+def first_step(function: Callable[..., Any]) -> str:
+    """What a child has to do in time, as an error says it."""
+    name = f"{getattr(function, '__module__', '?')}.{getattr(function, '__qualname__', '?')}"
+    return (
+        f"its function {name}: the import of its module takes longer than start_timeout, or never "
+        'ends (guard what a program does by if __name__ == "__main__":)'
+    )
+
+
 def command() -> list[str]:
     """The command that starts a child."""
     code = (

@@ -376,6 +376,9 @@ class RingKernel(_native.Actor, Generic[In, Out]):
         In a process: how many messages it is handed at a time. With more than 1 it need not be
         waited for; but what it was handed is in hand: not counted in the queue, nor overtaken,
         dropped or held back any more.
+    start_timeout
+        Seconds that a process may take, from its start, to import its function; one that takes
+        longer is killed, which is a fault of the kernel.
     """
 
     def __init__(
@@ -391,13 +394,17 @@ class RingKernel(_native.Actor, Generic[In, Out]):
         state: Any = None,
         executor: Literal["process"] | None = None,
         window: int = 1,
+        start_timeout: float = 60.0,
     ) -> None:
         if executor not in (None, "process"):
             raise InvalidConfigurationError("executor", executor, "must be 'process' or None")
         if isinstance(window, bool) or not isinstance(window, int) or not 1 <= window <= 1 << 16:
             raise InvalidConfigurationError("window", window, "must be 1 to 65536 messages")
+        if not start_timeout > 0:
+            raise InvalidConfigurationError("start_timeout", start_timeout, "must be above 0")
         self._kernel_func = kernel_func
         self._executor = executor
+        self._start_timeout = float(start_timeout)
         self._window = window
         #: Whether it is what a kernel of another process really runs.
         self._far_side = False
@@ -490,6 +497,8 @@ class RingKernel(_native.Actor, Generic[In, Out]):
             _process.command(),
             _process.arguments(self, self._kernel_func),
             _process.sink,
+            first_step=_process.first_step(self._kernel_func),
+            start_timeout=self._start_timeout,
             window=self._window,
             capacity=config.input_queue_size,
             reply_capacity=config.output_queue_size,

@@ -214,6 +214,7 @@ class RingKernelRuntime(_native.Runtime):
         state: Any = None,
         executor: Literal["process"] | None = None,
         window: int = 1,
+        start_timeout: float = 60.0,
     ) -> RingKernel[Any, Any]:
         """Make a kernel; it is LAUNCHED then, and waits to be activated.
 
@@ -234,9 +235,9 @@ class RingKernelRuntime(_native.Runtime):
             `RingKernel`.
         state
             What the state of a compiled handler is at first: see `RingKernel`.
-        executor, window
-            "process": in a process of its own, and how many messages that is handed at a time: see
-            `RingKernel`.
+        executor, window, start_timeout
+            "process": in a process of its own, how many messages that is handed at a time, and how
+            many seconds it may take to import the function: see `RingKernel`.
 
         Raises
         ------
@@ -272,6 +273,7 @@ class RingKernelRuntime(_native.Runtime):
             state=state,
             executor=executor,
             window=window,
+            start_timeout=start_timeout,
         )
         self._begin()
         kernel._launch_in(self)

@@ -3,6 +3,7 @@
 use std::any::Any;
 use std::process::Command;
 use std::sync::Mutex;
+use std::time::Duration;
 
 use dotcompute::mailbox::sync::lock;
 use dotcompute::process::{Coder, Host, Kernels, Log, Output, Process, child_host};
@@ -53,8 +54,9 @@ fn text_of(py: Python<'_>, error: &PyErr) -> String {
 /// logger's name, and the text.
 #[expect(clippy::too_many_arguments, reason = "called once, from the Python half, by name")]
 #[pyfunction]
-#[pyo3(signature = (actor, runtime, command, args, sink, *, window, capacity, reply_capacity,
-                    backpressure, exact_priority, restart, watchdog, input_type, output_type))]
+#[pyo3(signature = (actor, runtime, command, args, sink, *, first_step, start_timeout, window,
+                    capacity, reply_capacity, backpressure, exact_priority, restart, watchdog,
+                    input_type, output_type))]
 pub(super) fn _launch_process(
     py: Python<'_>,
     actor: &Bound<'_, Actor>,
@@ -62,6 +64,8 @@ pub(super) fn _launch_process(
     command: Vec<String>,
     args: Vec<u8>,
     sink: Py<PyAny>,
+    first_step: String,
+    start_timeout: f64,
     window: usize,
     capacity: usize,
     reply_capacity: usize,
@@ -101,13 +105,17 @@ pub(super) fn _launch_process(
                 }
             });
         })
+        .first_step(first_step)
         .threads(|| Box::new(ThreadOfAKernel::enter()) as Box<dyn Any + Send>)
         .child_main();
     let core = runtime.core();
+    // Longer than can be said is for ever.
+    let start_within = Duration::try_from_secs_f64(start_timeout).unwrap_or(Duration::MAX);
     let launched = scope(py, || {
         without_signals(|| {
             let builder = settings.apply(core.kernel(actor.id()).executor("process"));
-            processes.launch(builder, Process::new(ENTRY).args(args).window(window))
+            let process = Process::new(ENTRY).args(args).window(window);
+            processes.launch(builder, process.start_within(start_within))
         })
     });
     actor.launched(launched.map_err(|error| errors::launch(py, &error))?, capacity);
