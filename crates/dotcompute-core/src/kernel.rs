@@ -4,7 +4,7 @@
 //! The submodules hold what can be done with it.
 
 use std::fmt;
-use std::sync::{Arc, Mutex, Weak};
+use std::sync::{Arc, Mutex, OnceLock, Weak};
 use std::task::Waker;
 
 use dotcompute_mailbox::sync::{AtomicU32, AtomicU64, Lock, Ordering, lock};
@@ -12,6 +12,7 @@ use dotcompute_mailbox::{Backpressure, Books, Mailbox, STAMP_EVERY};
 
 use crate::ask::Asks;
 use crate::error::{Fault, KernelId, StateError};
+use crate::executor::Helper;
 use crate::lent::LentMessages;
 use crate::lifecycle::{KernelState, Lifecycle};
 use crate::message::{Envelope, Message, Taken};
@@ -63,6 +64,8 @@ pub(crate) struct Cell<M, R> {
     forwarded: AtomicU64,
     pub(crate) telemetry: Telemetry,
     pub(crate) runtime: Weak<Shared>,
+    /// Lets those who wait for the kernel drive it, where its executor can.
+    pub(crate) helper: OnceLock<Arc<dyn Helper>>,
 }
 
 fn mailbox<M: Message>(
@@ -133,6 +136,7 @@ impl<M: Message, R: Message> Cell<M, R> {
             forwarded: AtomicU64::new(0),
             telemetry: Telemetry::default(),
             runtime: Arc::downgrade(runtime),
+            helper: OnceLock::new(),
         })
     }
 

@@ -66,7 +66,7 @@ pub use error::{
     AskError, BoxError, ConnectError, Fault, FaultKind, KernelId, LaunchError, LookupError,
     ReceiveError, SendError, StateError, Stopped,
 };
-pub use executor::{Executor, KernelTask};
+pub use executor::{Executor, Helper, KernelTask, Place};
 pub use handler::{Handler, HandlerCalls, HandlerContext};
 pub use id::{MessageId, ParseMessageIdError};
 pub use kernel::{Address, KernelRef, Pipeline, Receiving, ScopedKernel};

@@ -20,6 +20,7 @@ use crate::frame::{FromRing, ToRing};
 use crate::output::{Output, Sink};
 use crate::segment::Segment;
 use crate::socket::{self, Report, Setup};
+use crate::state::SharedState;
 
 /// How a child came to its end, as far as is known: the first of its own report and its death.
 #[derive(Clone, Debug)]
@@ -82,11 +83,13 @@ impl Session {
         setup: &Setup,
         slots: usize,
         desk: &Arc<Desk>,
+        state: Option<&SharedState>,
         start: Start,
     ) -> std::io::Result<Self> {
         let (segment, there, back) = Segment::create(slots)?;
         let (ours, theirs) = socket::pair()?;
-        let files = [segment.memory().file(), desk.bell.memory().file()];
+        let mut files = vec![segment.memory().file(), desk.signals.bell.memory().file()];
+        files.extend(state.map(|state| state.memory().file()));
         // Before the child exists: it finds its setup when it first looks.
         socket::send_setup(&ours, setup, &files)?;
         command

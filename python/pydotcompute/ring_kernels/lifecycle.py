@@ -371,7 +371,10 @@ class RingKernel(_native.Actor, Generic[In, Out]):
     executor
         "process": the function runs in a process of its own, which imports it by its module and
         its name (Linux). Messages go there and back as `serialize` writes them; a process that
-        dies is a fault of the kernel, and a restart starts a new one. None: as the function says.
+        dies is a fault of the kernel, and a restart starts a new one. A compiled handler is compiled
+        in its process, and takes its records as they are; its state lies in memory that both
+        processes share, so that a restart goes on with what the last message that was acknowledged
+        left of it. What a function keeps otherwise begins anew. None: as the function says.
     window
         In a process: how many messages it is handed at a time. With more than 1 it need not be
         waited for; but what it was handed is in hand: not counted in the queue, nor overtaken,
@@ -484,19 +487,18 @@ class RingKernel(_native.Actor, Generic[In, Out]):
 
         if sys.platform != "linux":
             raise InvalidConfigurationError("executor", "process", "needs Linux")
-        if self._handler is not None:
-            raise InvalidConfigurationError(
-                "executor",
-                "process",
-                "does not run compiled handlers, which need no GIL on a thread",
-            )
         config = self._config
+        arguments = _process.arguments(self, self._kernel_func)
+        if self._handler is not None:
+            # Here for its layouts and its errors; the process compiles it for itself.
+            self._compiled = self._handler.compile(self.kernel_id, self._initial_state)
         _native._launch_process(
             self,
             runtime,
             _process.command(),
-            _process.arguments(self, self._kernel_func),
+            arguments,
             _process.sink,
+            self._compiled,
             first_step=_process.first_step(self._kernel_func),
             start_timeout=self._start_timeout,
             window=self._window,
@@ -524,7 +526,8 @@ class RingKernel(_native.Actor, Generic[In, Out]):
         -------
         object
             An object of the state's class: before the activation the initial state, after a restart
-            the new one, after the end the last one.
+            the new one, after the end the last one. Of a kernel in a process: as of the last
+            acknowledged message, at once, whatever the process does.
 
         Raises
         ------

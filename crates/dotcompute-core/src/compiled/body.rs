@@ -198,7 +198,7 @@ async fn send<M: RecordMessage, R: RecordReply>(
 }
 
 /// Says of which record of a batch an error is.
-fn at_record(error: BoxError, record: usize, count: usize, single: bool) -> BoxError {
+pub(super) fn at_record(error: BoxError, record: usize, count: usize, single: bool) -> BoxError {
     match single {
         true => error,
         false => Fault::from_error(error).within(format!("record {record} of {count}")).into(),
