@@ -67,8 +67,8 @@ pub use batch::{RecordBatch, RecordMessage, RecordReply, Records};
 pub(crate) use body::run;
 pub use call::Call;
 pub use code::HandlerCode;
-pub use elsewhere::{CompiledCalls, NearSide, StateSource, WayTo};
 use code::RawHandler;
+pub use elsewhere::{CompiledCalls, NearSide, StateSource, WayTo};
 use state::StateCell;
 pub use state::StateReader;
 
@@ -183,7 +183,10 @@ impl CompiledHandler {
 
 impl Shape {
     /// Whether messages of type `M` and replies of type `R` are what is taken and made.
-    fn check<M: RecordMessage, R: RecordReply>(&self, kernel: &KernelId) -> Result<(), LaunchError> {
+    fn check<M: RecordMessage, R: RecordReply>(
+        &self,
+        kernel: &KernelId,
+    ) -> Result<(), LaunchError> {
         let refused = |what, typed: &RecordLayout, handlers: &RecordLayout| LaunchError::Layout {
             kernel: kernel.clone(),
             what,

@@ -254,7 +254,9 @@ mod tests {
                     theirs.bell.enter();
                     answer(&theirs);
                     theirs.bell.spin(&mut waiting, || news(&theirs));
-                    theirs.bell.go(|| news(&theirs) || theirs.answered.load(Ordering::Relaxed) >= TURNS)
+                    theirs
+                        .bell
+                        .go(|| news(&theirs) || theirs.answered.load(Ordering::Relaxed) >= TURNS)
                 };
                 if let Some(seen) = gone {
                     theirs.bell.sleep(seen);

@@ -45,9 +45,7 @@ impl Coder<RecordBatch> {
     /// Records of this layout, as they are: batches and single ones.
     pub fn records(layout: &'static RecordLayout) -> Self {
         Self::new(
-            move |envelope, out| {
-                write_records(layout, &envelope.message, out)
-            },
+            move |envelope, out| write_records(layout, &envelope.message, out),
             move |bytes| read_records(layout, bytes),
         )
         .counted(RecordBatch::len)
@@ -69,12 +67,13 @@ pub fn write_records(
 
 /// What [`write_records`] wrote.
 pub fn read_records(layout: &'static RecordLayout, bytes: &[u8]) -> Result<RecordBatch, BoxError> {
-    let read = bytes.split_first_chunk::<8>().and_then(|(single, records)| {
-        match u64::from_le_bytes(*single) {
-            0 => RecordBatch::copied(layout, records),
-            _ => RecordBatch::single(layout, records),
-        }
-    });
+    let read =
+        bytes.split_first_chunk::<8>().and_then(|(single, records)| {
+            match u64::from_le_bytes(*single) {
+                0 => RecordBatch::copied(layout, records),
+                _ => RecordBatch::single(layout, records),
+            }
+        });
     read.ok_or_else(|| {
         let (name, found) = (layout.name, bytes.len());
         format!("{found} bytes are no records of '{name}'").into()

@@ -11,8 +11,8 @@ use std::thread;
 use std::time::Instant;
 
 use dotcompute_core::{BoxError, Executor, Helper, KernelId, KernelTask, Place};
-use dotcompute_mailbox::doorbell::Waiting;
-use dotcompute_mailbox::sync::{AtomicBool, Ordering, lock};
+use dotcompute_mailbox::doorbell::{Rings, Waiting};
+use dotcompute_mailbox::sync::{AtomicBool, AtomicUsize, Ordering, lock};
 use dotcompute_mailbox::wait;
 
 use crate::segment::{ParentBell, Segment};
@@ -41,6 +41,28 @@ pub(crate) struct Signals {
     woken: AtomicBool,
     /// What the guest waits for may be there.
     guest_woken: AtomicBool,
+    /// The thread that is in the seat, by its mark; 0: none is, or it is going.
+    inside: AtomicUsize,
+}
+
+impl Signals {
+    /// Rings, unless the calling thread is the one that would be woken: that looks by itself before it
+    /// waits or goes.
+    fn ring(&self) {
+        // Relaxed: it equals this thread's mark only if this thread wrote it last.
+        if self.inside.load(Ordering::Relaxed) != thread_mark() {
+            self.bell.bell().ring();
+        }
+    }
+}
+
+/// A number that no other living thread has, and not 0.
+fn thread_mark() -> usize {
+    thread_local! {
+        static MARK: u8 = const { 0 };
+    }
+    // A thread that is ending has none any more, and rings.
+    MARK.try_with(|mark| std::ptr::from_ref(mark).addr()).unwrap_or(1)
 }
 
 struct Seat {
@@ -75,7 +97,7 @@ impl Wake for WakeKernel {
         // SYNC(process.woken) release: pairs with the acquires in `Desk::poll` and `has_news`. Makes
         // visible what the waker did before.
         self.0.woken.store(true, Ordering::Release);
-        self.0.bell.bell().ring();
+        self.0.ring();
     }
 }
 
@@ -88,7 +110,7 @@ impl Wake for WakeGuest {
         // SYNC(process.guest_woken) release: pairs with the acquires in `Guest::drive`. Makes visible
         // what the waker did before.
         self.0.guest_woken.store(true, Ordering::Release);
-        self.0.bell.bell().ring();
+        self.0.ring();
     }
 }
 
@@ -104,6 +126,7 @@ impl Desk {
             bell: ParentBell::create()?,
             woken: AtomicBool::new(false),
             guest_woken: AtomicBool::new(false),
+            inside: AtomicUsize::new(0),
         });
         let seat = Seat {
             task: None,
@@ -176,13 +199,31 @@ impl Desk {
         published || self.signals.woken.load(Ordering::Acquire)
     }
 
+    /// The calling thread is in the seat.
+    fn enter(&self) {
+        self.signals.bell.bell().enter();
+        // Relaxed: for this thread.
+        self.signals.inside.store(thread_mark(), Ordering::Relaxed);
+    }
+
+    /// The calling thread is out of the seat; not if there is news, which it then has to look at.
+    fn go(&self, is_news: impl FnMut() -> bool) -> Option<Rings> {
+        // Relaxed, both: for this thread.
+        self.signals.inside.store(0, Ordering::Relaxed);
+        let gone = self.signals.bell.bell().go(is_news);
+        if gone.is_none() {
+            self.signals.inside.store(thread_mark(), Ordering::Relaxed);
+        }
+        gone
+    }
+
     /// Drives the kernel to its end, on the calling thread.
     fn drive(&self) {
         let bell = self.signals.bell.bell();
         loop {
             let gone = {
                 let mut seat = lock(&self.seat);
-                bell.enter();
+                self.enter();
                 loop {
                     if !self.poll(&mut seat) {
                         return;
@@ -190,7 +231,7 @@ impl Desk {
                     let mut waiting = std::mem::take(&mut seat.driver_waiting);
                     let found = bell.spin(&mut waiting, || self.has_news(&seat));
                     seat.driver_waiting = waiting;
-                    if !found && let Some(gone) = bell.go(|| self.has_news(&seat)) {
+                    if !found && let Some(gone) = self.go(|| self.has_news(&seat)) {
                         break gone;
                     }
                 }
@@ -216,7 +257,7 @@ impl Helper for Desk {
         if seat.task.is_none() {
             return false;
         }
-        self.signals.bell.bell().enter();
+        self.enter();
         f(&mut Guest { desk: self, seat });
         true
     }
@@ -258,12 +299,11 @@ impl Place for Guest<'_> {
 
 impl Drop for Guest<'_> {
     fn drop(&mut self) {
-        let bell = self.desk.signals.bell.bell();
-        let is_news = |seat: &Seat| seat.task.is_none() || self.desk.has_news(seat);
-        if bell.go(|| is_news(&self.seat)).is_none() {
+        let is_news = || self.seat.task.is_none() || self.desk.has_news(&self.seat);
+        if self.desk.go(is_news).is_none() {
             // The rest is the driver's, so that a guest is not kept.
-            let _ = bell.go(|| false);
-            bell.ring();
+            self.desk.go(|| false);
+            self.desk.signals.bell.bell().ring();
         }
     }
 }

@@ -12,7 +12,8 @@ use std::time::{Duration, Instant};
 
 use dotcompute_core::compiled::{CompiledCalls, RecordMessage, RecordReply};
 use dotcompute_core::{
-    BoxError, CompiledHandler, Envelope, Fault, FaultKind, Handler, HandlerCalls, KernelRef, Message, MessageId,
+    BoxError, CompiledHandler, Envelope, Fault, FaultKind, Handler, HandlerCalls, KernelRef,
+    Message, MessageId,
 };
 use dotcompute_mailbox::doorbell::Waiting;
 use dotcompute_mailbox::sync::{AtomicBool, Ordering};
@@ -296,7 +297,8 @@ impl Host {
         let theirs = self.setup.state_bytes.map(|bytes| bytes as usize);
         if theirs.is_some() && theirs != calls.state_bytes() {
             let ours = calls.state_bytes();
-            let message = format!("the parent's state has {theirs:?} bytes, the handler's {ours:?}");
+            let message =
+                format!("the parent's state has {theirs:?} bytes, the handler's {ours:?}");
             return Err(Fault::new(message));
         }
         if let Some(state) = &mut self.state {

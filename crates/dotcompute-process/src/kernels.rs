@@ -10,12 +10,10 @@ use std::process::Command;
 use std::sync::Arc;
 use std::time::Duration;
 
-use dotcompute_core::compiled::{
-    NearSide, RecordMessage, RecordReply, StateReader, StateSource,
-};
+use dotcompute_core::compiled::{NearSide, RecordMessage, RecordReply, StateReader, StateSource};
 use dotcompute_core::{
-    BoxError, CompiledHandler, Context, Executor, Fault, Handler, KernelBuilder, KernelId, KernelRef, LaunchError,
-    Message, Runtime,
+    BoxError, CompiledHandler, Context, Executor, Fault, Handler, KernelBuilder, KernelId,
+    KernelRef, LaunchError, Message, Runtime,
 };
 use dotcompute_mailbox::sync::{AtomicBool, Ordering};
 
@@ -60,9 +58,11 @@ struct Entry {
     compiled: Option<Compiled>,
 }
 
+type Make = Arc<dyn Fn(&[u8]) -> Result<CompiledHandler, BoxError> + Send + Sync>;
+
 /// What the parent has to know of a compiled handler.
 struct Compiled {
-    make: Arc<dyn Fn(&[u8]) -> Result<CompiledHandler, BoxError> + Send + Sync>,
+    make: Make,
     check: fn(&NearSide, &KernelId) -> Result<(), LaunchError>,
 }
 
@@ -447,7 +447,8 @@ impl Processes {
             return Err(refuse(format!("{length} bytes of arguments: 65536 are allowed").into()));
         }
         let (mut near, mut reader) = (None, None);
-        if let Some(compiled) = self.kernels.entries.get(&process.entry).and_then(|e| e.compiled.as_ref())
+        if let Some(compiled) =
+            self.kernels.entries.get(&process.entry).and_then(|e| e.compiled.as_ref())
         {
             let handler = (compiled.make)(&process.args).map_err(refuse)?;
             reader = Some(handler.state_reader());

@@ -199,7 +199,8 @@ impl<M: Message, R: Message> Proxy<M, R> {
 
     /// Begins to send what was read on to a target; false if it is a reply.
     fn sent_to_target(&mut self) -> Result<bool, BoxError> {
-        let (prefix, records) = self.reader.message().map_err(|error| self.lost(&error.to_string()))?;
+        let (prefix, records) =
+            self.reader.message().map_err(|error| self.lost(&error.to_string()))?;
         let Some(target) = usize::from(prefix.target).checked_sub(1) else { return Ok(false) };
         let way = self.ways.remove(&target);
         let way = way.or_else(|| self.near.as_ref().and_then(|near| near.side.way_to(target)));

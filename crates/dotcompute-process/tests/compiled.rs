@@ -92,7 +92,12 @@ fn handler() -> CompiledHandler {
 fn processes() -> Processes {
     let batches = || Coder::records(Amount::LAYOUT);
     Kernels::new()
-        .compiled("account", Coder::<Amount>::record(), Coder::<Amount>::record(), |_| Ok(handler()))
+        .compiled(
+            "account",
+            Coder::<Amount>::record(),
+            Coder::<Amount>::record(),
+            |_| Ok(handler()),
+        )
         .compiled("batches", batches(), batches(), |_| Ok(handler()))
         .compiled("other", Coder::<Account>::record(), Coder::<Amount>::record(), |_| Ok(handler()))
         .command(|| {

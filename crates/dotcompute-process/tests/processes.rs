@@ -411,6 +411,32 @@ fn a_stopped_child_is_reported_by_the_watchdog() {
 }
 
 #[test]
+fn whoever_asks_is_told_although_it_may_drive_the_kernel_itself() {
+    let stage = stage();
+    let adder = launch(&stage, "shared", "adder", RestartPolicy::Never);
+    let asking = |count: u64| {
+        let adder: KernelRef<Number, Number> = adder.clone();
+        std::thread::spawn(move || (0..count).map(|_| ask(&adder, 1).unwrap()).collect::<Vec<_>>())
+    };
+    let threads: Vec<_> = (0..4).map(|_| asking(500)).collect();
+    let mut sums: Vec<u64> = threads.into_iter().flat_map(|t| t.join().unwrap()).collect();
+    sums.sort_unstable();
+    assert_eq!(sums, (1..=2000).collect::<Vec<_>>());
+
+    let holds = launch(&stage, "holds on", "holds", RestartPolicy::Never);
+    assert_ne!(ask(&holds, 0).unwrap(), 0);
+    // It handles no message any more.
+    let late = holds.ask_blocking(Number { value: 1 }, Some(Duration::from_millis(30)));
+    assert!(matches!(late, Err(AskError::Timeout { .. })), "{late:?}");
+    let asker = holds.clone();
+    let asked = std::thread::spawn(move || asker.ask_blocking(Number { value: 2 }, None));
+    eventually(|| holds.books().accepted == 3);
+    holds.terminate_blocking(Terminate::now().within(Duration::from_millis(100)));
+    let told = asked.join().unwrap();
+    assert!(matches!(told, Err(AskError::Stopped { .. })), "{told:?}");
+}
+
+#[test]
 fn what_cannot_be_launched_says_why() {
     let stage = stage();
     let builder = || stage.0.kernel("k").executor("process");

@@ -2,7 +2,6 @@
 //! kernel was launched, and the calls where it runs.
 
 use std::fmt;
-use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -79,19 +78,17 @@ impl WayTo {
     /// # Errors
     ///
     /// There is no such kernel, it takes something else, or it has ended.
-    pub fn send(
+    pub async fn send(
         mut self,
         runtime: Option<Runtime>,
         records: Vec<u8>,
         single: bool,
-    ) -> impl Future<Output = (Self, Result<(), BoxError>)> + Send {
-        async move {
-            let sent = match &mut self.0 {
-                Some(route) => route.send(runtime, &records, single).await,
-                None => Ok(()),
-            };
-            (self, sent)
-        }
+    ) -> (Self, Result<(), BoxError>) {
+        let sent = match &mut self.0 {
+            Some(route) => route.send(runtime, &records, single).await,
+            None => Ok(()),
+        };
+        (self, sent)
     }
 }
 
