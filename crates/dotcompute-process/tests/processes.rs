@@ -79,10 +79,13 @@ async fn speaker(mut context: Context<Text, Number>, args: Vec<u8>) -> Result<()
     Ok(())
 }
 
-/// Replies to the first message at once, and never lets go of the second.
+/// Replies to each message at once, and never lets go of one that is 0; of a 2 it stops the process.
 async fn holds(mut context: Context<Number, Number>, _args: Vec<u8>) -> Result<(), BoxError> {
     loop {
         let number = *context.receive().await?;
+        if number.value == 2 {
+            kill_process(pid(std::process::id().into()), Signal::STOP)?;
+        }
         context.reply(Number { value: std::process::id().into() }).await?;
         if number.value == 0 {
             loop {
@@ -401,9 +404,8 @@ fn a_stopped_child_is_reported_by_the_watchdog() {
     let holds: KernelRef<Number, Number> = stage.1.launch(builder, Process::new("holds")).unwrap();
     holds.activate().unwrap();
     let child = pid(ask(&holds, 1).unwrap());
-    eventually(|| holds.books().in_hand == 0);
-    kill_process(child, Signal::STOP).unwrap();
-    holds.try_send(Number { value: 1 }).unwrap();
+    // It stops itself, with the message in hand.
+    holds.try_send(Number { value: 2 }).unwrap();
     eventually(|| holds.telemetry().stalled);
     kill_process(child, Signal::CONT).unwrap();
     holds.receive_blocking(WAIT).unwrap();
@@ -429,7 +431,7 @@ fn whoever_asks_is_told_although_it_may_drive_the_kernel_itself() {
     let late = holds.ask_blocking(Number { value: 1 }, Some(Duration::from_millis(30)));
     assert!(matches!(late, Err(AskError::Timeout { .. })), "{late:?}");
     let asker = holds.clone();
-    let asked = std::thread::spawn(move || asker.ask_blocking(Number { value: 2 }, None));
+    let asked = std::thread::spawn(move || asker.ask_blocking(Number { value: 1 }, None));
     eventually(|| holds.books().accepted == 3);
     holds.terminate_blocking(Terminate::now().within(Duration::from_millis(100)));
     let told = asked.join().unwrap();
