@@ -17,6 +17,7 @@ use crate::lent::LentMessages;
 use crate::lifecycle::{KernelState, Lifecycle};
 use crate::message::{Envelope, Message, Taken};
 use crate::options::Options;
+use crate::pipeline::{Key, key};
 use crate::runtime::Shared;
 use crate::telemetry::{KernelTelemetry, Telemetry};
 
@@ -33,9 +34,10 @@ mod send;
 
 pub use address::Address;
 pub(crate) use any::{AnyCell, types};
-pub use connect::Pipeline;
+pub use connect::{Next, Pipeline};
+pub(crate) use connect::{connect_stage, sealed, stop_all};
 pub use end::ScopedKernel;
-use forward::Link;
+pub(crate) use forward::{Link, Spread, Way};
 pub use receive::Receiving;
 pub(crate) use send::Accept;
 
@@ -138,6 +140,11 @@ impl<M: Message, R: Message> Cell<M, R> {
             runtime: Arc::downgrade(runtime),
             helper: OnceLock::new(),
         })
+    }
+
+    /// See [`AnyCell::place`].
+    pub(crate) fn place(&self) -> Key {
+        self.output.as_ref().map_or(key(self), |output| key(&**output))
     }
 
     fn reply_books(&self) -> Books {

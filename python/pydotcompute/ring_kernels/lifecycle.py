@@ -443,22 +443,31 @@ class RingKernel(_native.Actor, Generic[In, Out]):
         KernelStateError
             In any other state.
         """
+        compiled = await self._compile() if self._state == "CREATED" else None
         if self._state != "CREATED":
             raise KernelStateError(self.kernel_id, self._state, "launch")
         self._own_runtime = _native.Runtime()
         _runtimes.add(self._own_runtime)
-        self._launch_in(self._own_runtime)
+        self._launch_in(self._own_runtime, compiled)
 
-    def _launch_in(self, runtime: _native.Runtime) -> None:
+    async def _compile(self) -> _native.CompiledHandler | None:
+        """Make the code of a compiled handler, on another thread: numba takes its time."""
+        if self._handler is None or self._executor is not None:
+            return None
+        return await asyncio.to_thread(self._handler.compile, self.kernel_id, self._initial_state)
+
+    def _launch_in(
+        self, runtime: _native.Runtime, compiled: _native.CompiledHandler | None
+    ) -> None:
         config = self._config
         if self._executor == "process":
             self._launch_in_process(runtime)
             return
-        if self._handler is not None:
-            self._compiled = self._handler.compile(self.kernel_id, self._initial_state)
+        if compiled is not None:
+            self._compiled = compiled
             self._launch_compiled(
                 runtime,
-                self._compiled,
+                compiled,
                 capacity=config.input_queue_size,
                 reply_capacity=config.output_queue_size,
                 backpressure=config.backpressure_strategy,

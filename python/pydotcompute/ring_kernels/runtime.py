@@ -116,6 +116,8 @@ class RingKernelRuntime(_native.Runtime):
         self._use_eager_tasks = use_eager_tasks
         self._active = False
         self._ended = False
+        #: Names of kernels whose handlers are being compiled.
+        self._launching: set[str] = set()
         self._eager_tasks_installed = False
         self._telemetry = TelemetryCollector() if enable_telemetry else None
         if use_uvloop:
@@ -218,6 +220,9 @@ class RingKernelRuntime(_native.Runtime):
     ) -> RingKernel[Any, Any]:
         """Make a kernel; it is LAUNCHED then, and waits to be activated.
 
+        The first launch of a compiled handler takes as long as numba does, on a thread of its own:
+        the event loop goes on meanwhile.
+
         Parameters
         ----------
         kernel_id
@@ -248,7 +253,7 @@ class RingKernelRuntime(_native.Runtime):
         KernelNotFoundError
             If there is no function, and none is registered.
         """
-        if kernel_id in self._kernels:
+        if kernel_id in self._kernels or kernel_id in self._launching:
             raise KernelAlreadyExistsError(kernel_id)
         settings: dict[str, Any]
         if kernel_func is None:
@@ -276,7 +281,11 @@ class RingKernelRuntime(_native.Runtime):
             start_timeout=start_timeout,
         )
         self._begin()
-        kernel._launch_in(self)
+        self._launching.add(kernel_id)
+        try:
+            kernel._launch_in(self, await kernel._compile())
+        finally:
+            self._launching.discard(kernel_id)
         self._kernels[kernel_id] = kernel
         if self._telemetry is not None:
             self._telemetry.register_kernel(kernel_id)
