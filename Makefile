@@ -91,14 +91,18 @@ chaos: tools
 	CHAOS_KILLS=$(CHAOS_KILLS) CHAOS_MESSAGES=1000000 $(CARGO) test --release -p dotcompute-process --test chaos
 
 # Device sources compiled and linked for every architecture by the code that ships, and their machine
-# code looked at. Takes NVIDIA's compilers (130 MB) into an environment of its own.
-cuda-offline: tools
+# code looked at. Takes NVIDIA's compilers (200 MB) into an environment of its own, and the package,
+# whose handlers are compiled there by numba-cuda.
+cuda-offline: python
 	@test -x target/cuda-tools/bin/python || python3 -m venv target/cuda-tools
 	@target/cuda-tools/bin/python -m pip install --quiet --disable-pip-version-check \
 		-r crates/dotcompute-cuda/tests/requirements.txt
+	PYTHONPATH=python:python/tests target/cuda-tools/bin/python \
+		crates/dotcompute-cuda/tests/python_handlers.py target/cuda-tools/handlers
 	$(CARGO) clippy -p dotcompute-cuda --features offline --all-targets -- -D warnings
 	folder=$$(echo $(CURDIR)/target/cuda-tools/lib/python3*/site-packages/nvidia/cu13); \
 		DOTCOMPUTE_CUDA_LIBRARIES=$$folder/lib NVDISASM=$$folder/bin/nvdisasm \
+		DOTCOMPUTE_PYTHON_HANDLERS=$(CURDIR)/target/cuda-tools/handlers \
 		$(CARGO) test -p dotcompute-cuda --features offline
 
 # One handler source, interpreted and compiled, over a log of a million messages.
