@@ -216,7 +216,7 @@ def test_gpu_kernel_needs_numba(no_numba):
 
 def test_f12_a_gpu_kernel_without_a_gpu_says_so(monkeypatch):
     pytest.importorskip("numba", reason="numba is not installed")
-    monkeypatch.setattr(_optional, "numba_cuda", lambda: _optional.Found(None, "no device"))
+    monkeypatch.setattr(_optional, "cuda", lambda: _optional.Found(None, "no device"))
 
     @gpu_kernel
     def add(a, b, out):

@@ -24,6 +24,18 @@ _current_stream: contextvars.ContextVar[Any] = contextvars.ContextVar(
 )
 
 
+def _within(stream: Any) -> contextlib.AbstractContextManager[Any]:
+    """The time in which a stream is the current one."""
+    if stream is None:
+        return contextlib.nullcontext()
+    if hasattr(stream, "__exit__"):
+        found: contextlib.AbstractContextManager[Any] = stream
+        return found
+    from pydotcompute._cuda import using
+
+    return using(stream)
+
+
 @dataclass
 class KernelLaunchConfig:
     """How a kernel is launched.
@@ -238,7 +250,7 @@ class ComputeOrchestrator:
         stream: Any = config.stream if config.stream is not None else _current_stream.get()
         if not (hasattr(func, "__cuda_kernel__") or hasattr(func, "forall")):
             # A stream is current for a thread, so only while this call has the thread.
-            with stream if hasattr(stream, "__exit__") else contextlib.nullcontext():
+            with _within(stream):
                 return func(*args, **kwargs)
         launch: tuple[Any, ...] = (config.grid_size, config.block_size)
         if stream is not None or config.shared_memory_bytes:
@@ -253,10 +265,10 @@ class ComputeOrchestrator:
 
     def create_stream(self) -> object | None:
         """Make a CUDA stream that `synchronize` and `shutdown` wait for; None without CUDA."""
-        cupy = _optional.cupy().module
-        if cupy is None:
+        arrays = _optional.device_arrays()
+        if arrays is None:
             return None
-        stream: object = cupy.cuda.Stream(non_blocking=True)
+        stream: object = arrays.new_stream()
         self._streams.append(stream)
         return stream
 
