@@ -19,6 +19,7 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+from numpy.typing import DTypeLike
 
 from pydotcompute import UnifiedBuffer, _cuda, _optional, exceptions
 from pydotcompute.backends.cuda import (
@@ -122,6 +123,12 @@ def _best_us(work: Callable[[], object], times: int = 20) -> float:
     return round(best * 1e6, 2)
 
 
+def _buffer(
+    shape: tuple[int, ...] | int, dtype: DTypeLike = np.float32, *, pinned: bool = False
+) -> UnifiedBuffer[Any]:
+    return UnifiedBuffer(shape, dtype, pinned=pinned)
+
+
 def _scale() -> SourceKernel:
     return SourceKernel("scale", lambda _: PTX.encode())
 
@@ -143,7 +150,7 @@ def check_states() -> dict[str, Any]:
     """A UnifiedBuffer through all of its states, with a kernel between them."""
     scale = _scale()
     for pinned in (False, True):
-        buffer = UnifiedBuffer(1000, pinned=pinned)
+        buffer = _buffer(1000, pinned=pinned)
         _holds("no memory at first", buffer.state is BufferState.UNINITIALIZED)
         buffer.allocate()
         _holds("both copies", buffer.state is BufferState.SYNCHRONIZED)
@@ -157,7 +164,7 @@ def check_states() -> dict[str, Any]:
         _holds("the host wrote", buffer.state is BufferState.HOST_DIRTY)
         buffer.synchronize()
         _equal(buffer.device.get()[0], 7)
-        only = UnifiedBuffer(10).allocate(host=False)
+        only = _buffer(10).allocate(host=False)
         _holds("the device's alone", only.state is BufferState.DEVICE_ONLY)
         _equal(only.host, np.zeros(10))
         buffer.free()
@@ -169,7 +176,7 @@ def check_types() -> dict[str, Any]:
     draw = np.random.default_rng(5)
     for dtype in ("f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "c8", "c16", "?", "i4,f8"):
         for shape in ((), (0,), (1,), (3, 5), (2, 3, 4)):
-            buffer = UnifiedBuffer(shape, dtype).allocate()
+            buffer = _buffer(shape, dtype).allocate()
             data = np.frombuffer(draw.bytes(buffer.nbytes), dtype).reshape(shape)
             buffer.host[...] = data
             buffer.mark_host_dirty()
@@ -181,7 +188,7 @@ def check_copies() -> dict[str, Any]:
     """Large copies are right; what they cost, pinned and not."""
     measured: dict[str, Any] = {}
     for pinned in (False, True):
-        buffer = UnifiedBuffer(64 * MB, np.uint8, pinned=pinned).allocate()
+        buffer = _buffer(64 * MB, np.uint8, pinned=pinned).allocate()
         buffer.host[:] = np.arange(64 * MB, dtype=np.uint32).astype(np.uint8)
         expected = buffer.host.copy()
 
@@ -198,7 +205,7 @@ def check_copies() -> dict[str, Any]:
         buffer.host[:] = 0
         measured[f"{name}_down_gb_s"] = round(64 * MB / _best_us(down, 5) / 1000, 2)
         _equal(buffer.host, expected)
-    small = UnifiedBuffer(1, np.float32, pinned=True).allocate()
+    small = _buffer(1, np.float32, pinned=True).allocate()
 
     def round_trip() -> None:
         small.mark_host_dirty()
@@ -316,7 +323,7 @@ def check_cupy() -> dict[str, Any]:
     _equal(ours.get(), 3 * np.arange(1000, dtype=np.float32))
     made = cupy.arange(1000, dtype=cupy.float32)
     _equal(device_array.asarray(device, made).ptr, made.data.ptr)
-    buffer = UnifiedBuffer(1000).fill(2)
+    buffer = _buffer(1000).fill(2)
     _holds("the buffer's array is CuPy's", isinstance(buffer.device, cupy.ndarray))
     buffer.device[:] = cupy.sqrt(buffer.device)
     buffer.mark_device_dirty()
@@ -351,7 +358,7 @@ def check_torch() -> dict[str, Any]:
         made.mul_(5)
         taken = device_array.asarray(device, made).get()
     _equal(taken, 5 * np.arange(1000, dtype=np.float32))
-    buffer = UnifiedBuffer(1000)
+    buffer = _buffer(1000)
     buffer.copy_from(made)
     _equal(buffer.host, 5 * np.arange(1000, dtype=np.float32))
     return {"version": torch.__version__}
@@ -367,13 +374,12 @@ def check_numba() -> dict[str, Any]:
     theirs = cuda.as_cuda_array(ours)
     _equal(theirs.device_ctypes_pointer.value, ours.ptr)
 
-    @cuda.jit
     def double(x: Any) -> None:
         i = cuda.grid(1)
         if i < x.size:
             x[i] *= 2
 
-    double[4, 256](ours)
+    cuda.jit(double)[4, 256](ours)
     _equal(ours.get(), 2 * np.arange(1000, dtype=np.float32))
     return {"version": numba.__version__}
 
@@ -411,7 +417,8 @@ def check_source() -> dict[str, Any]:
 
     compiled = KernelCompiler().compile(saxpy)
     x, y = np.arange(1000, dtype=np.float32), np.ones(1000, np.float32)
-    compiled.kernel[4, 256](2.0, x, y, 1000)
+    launched: Any = compiled.kernel
+    launched[4, 256](2.0, x, y, 1000)
     _equal(y, 2 * x + 1)
 
     @cuda_source('extern "C" __global__ void wrong(int *x) {\n    *x = nobody;\n}\n')
@@ -503,8 +510,8 @@ def run(name: str) -> dict[str, Any]:
     except LeftOutError as why:
         told |= {"result": "left out", "why": str(why)}
     except Exception as error:
-        why = "".join(traceback.format_exception_only(error)).strip()
-        told |= {"result": "failed", "why": why, "where": traceback.format_exc()}
+        text = "".join(traceback.format_exception_only(error)).strip()
+        told |= {"result": "failed", "why": text, "where": traceback.format_exc()}
     told["seconds"] = round(time.perf_counter() - started, 3)
     return told
 

@@ -50,7 +50,7 @@ def run(driver, *command):
 
 
 def test_cuda_by_the_package_as_it_ships(driver):
-    done = run(driver, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(CASES))
+    done = run(driver, "-m", "pytest", "-p", "no:cacheprovider", str(CASES))
     assert done.returncode == 0, done.stdout[-8000:] + done.stderr[-2000:]
     assert int(re.search(r"(\d+) passed", done.stdout).group(1)) > 50
 
