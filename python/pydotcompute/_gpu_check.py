@@ -354,6 +354,7 @@ def check_torch() -> dict[str, Any]:
     made = torch.arange(1000, device="cuda", dtype=torch.float32)
     _equal(device_array.asarray(device, made).ptr, made.data_ptr())
     side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):
         made.mul_(5)
         taken = device_array.asarray(device, made).get()

@@ -1,5 +1,6 @@
 """The decorators kernel and gpu_kernel, and the registry."""
 
+import pickle
 import threading
 import warnings
 
@@ -279,3 +280,19 @@ def test_registry():
     assert registry.list() == ["k"]
     registry.clear()
     assert registry.list() == []
+
+
+@kernel(device="cpu")
+def doubled(x):
+    return 2 * x
+
+
+def test_a_kernel_is_pickled_by_its_name():
+    assert pickle.loads(pickle.dumps(doubled)) is doubled
+
+
+def test_what_is_no_function_is_refused():
+    with pytest.raises(TypeError, match="not int"):
+        kernel(3)
+    with pytest.raises(TypeError, match="a source is text"):
+        cuda_source(3)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 import os
 import sys
 import threading
@@ -323,9 +324,16 @@ class Accelerator:
 
         Raises
         ------
+        TypeError
+            It is no number.
         ValueError
             There is no such device.
         """
+        try:
+            device_id = operator.index(device_id)
+        except TypeError:
+            kind = type(device_id).__name__
+            raise TypeError(f"a device id is an int, not {kind}: {device_id!r}") from None
         if not 0 <= device_id < len(self._devices):
             raise ValueError(f"Invalid device id {device_id}: there are {len(self._devices)}")
         return self._devices[device_id]

@@ -145,13 +145,18 @@ class DeviceArray:
 
     # --- for other libraries ---
 
+    def _lend(self) -> None:
+        """Let the memory be freed behind what the legacy stream is given, which is the default of
+        whoever takes it; of other streams `record_stream` has to be told."""
+        self.record_stream(None)
+
     @property
     def __cuda_array_interface__(self) -> dict[str, Any]:
         """Version 3 of the CUDA array interface."""
-        typestr: Any = self.dtype.str
+        self._lend()
         return {
             "shape": self.shape,
-            "typestr": typestr,
+            "typestr": self.dtype.str,
             "descr": self.dtype.descr,
             "data": (self.ptr, False),
             "strides": None,
@@ -202,6 +207,7 @@ class DeviceArray:
             if self._stream is not None:
                 consumer.follow(self._stream)
         itemsize = self.dtype.itemsize
+        self._lend()
         return export_dlpack(
             self,
             self.ptr,

@@ -69,7 +69,8 @@ def _size_bytes(name: str, size_mb: int | None) -> int | None:
     """Turn MiB into bytes; None stays None."""
     if size_mb is None:
         return None
-    if isinstance(size_mb, bool) or not isinstance(size_mb, (int, float)) or size_mb < 0:
+    is_number = isinstance(size_mb, (int, float)) and not isinstance(size_mb, bool)
+    if not (is_number and math.isfinite(size_mb) and size_mb >= 0):
         raise InvalidConfigurationError(name, size_mb, "must be a size in MiB, 0 or more, or None")
     return int(size_mb * _MB)
 
@@ -150,7 +151,11 @@ class MemoryPool:
             It would exceed the limit.
         MemoryError
             The system has no more.
+        ValueError
+            The size is negative.
         """
+        if nbytes < 0:
+            raise ValueError(f"a size in bytes must be 0 or more, not {nbytes}")
         if nbytes > sys.maxsize:
             raise MemoryError(f"{nbytes} bytes exceed the address space")
         return self._host.allocate(nbytes, zeroed=zeroed)
@@ -167,6 +172,8 @@ class MemoryPool:
         self, shape: tuple[int, ...] | int, dtype: DTypeLike, *, zeroed: bool
     ) -> NDArray[Any]:
         dims = (shape,) if isinstance(shape, (int, np.integer)) else tuple(shape)
+        if any(dim < 0 for dim in dims):
+            raise ValueError(f"negative dimensions are not allowed: {dims}")
         kind = np.dtype(dtype)
         if kind.hasobject:
             raise TypeError(f"the pool's memory cannot hold Python objects: {kind}")

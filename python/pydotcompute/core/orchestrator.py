@@ -12,9 +12,12 @@ from types import TracebackType
 from typing import Any, Self
 from uuid import UUID, uuid4
 
+import numpy as np
+
 from pydotcompute import _optional
 from pydotcompute.core.accelerator import Accelerator, get_accelerator
 from pydotcompute.core.memory_pool import MemoryPool, get_memory_pool
+from pydotcompute.exceptions import InvalidConfigurationError
 
 __all__ = ["ComputeOrchestrator", "KernelExecution", "KernelLaunchConfig"]
 
@@ -22,6 +25,18 @@ __all__ = ["ComputeOrchestrator", "KernelExecution", "KernelLaunchConfig"]
 _current_stream: contextvars.ContextVar[Any] = contextvars.ContextVar(
     "pydotcompute_stream", default=None
 )
+
+
+def _size(name: str, size: Any) -> tuple[int, ...]:
+    """Make the dimensions of a grid or a block."""
+    reason = "must be one to three sizes, each 1 or more"
+    dims = (size,) if isinstance(size, (int, np.integer)) else size
+    if not isinstance(dims, (tuple, list)) or len(dims) > 3:
+        raise InvalidConfigurationError(name, size, reason)
+    for dim in dims:
+        if isinstance(dim, bool) or not isinstance(dim, (int, np.integer)) or dim < 1:
+            raise InvalidConfigurationError(name, size, reason)
+    return tuple(int(dim) for dim in dims)
 
 
 def _within(stream: Any) -> contextlib.AbstractContextManager[Any]:
@@ -58,11 +73,19 @@ class KernelLaunchConfig:
     stream: object | None = None
 
     def __post_init__(self) -> None:
-        """Turn an int into a tuple."""
-        if isinstance(self.grid_size, int):
-            self.grid_size = (self.grid_size,)
-        if isinstance(self.block_size, int):
-            self.block_size = (self.block_size,)
+        """Turn an int into a tuple.
+
+        Raises
+        ------
+        InvalidConfigurationError
+            A size is none: it has more than three dimensions, or less than 1 in one of them.
+        """
+        self.grid_size = _size("grid_size", self.grid_size)
+        self.block_size = _size("block_size", self.block_size)
+        shared = self.shared_memory_bytes
+        if isinstance(shared, bool) or not isinstance(shared, int) or shared < 0:
+            reason = "must be a number of bytes, 0 or more"
+            raise InvalidConfigurationError("shared_memory_bytes", shared, reason)
 
 
 @dataclass

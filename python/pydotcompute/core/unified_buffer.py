@@ -512,8 +512,10 @@ class UnifiedBuffer(HostView, Generic[_T]):
         _copy(target, self.host)
 
     def zeros(self) -> Self:
-        """Set all elements to zero; gives the buffer memory if it has none."""
-        return self.fill(0)
+        """Set all bytes to zero; gives the buffer memory if it has none."""
+        self.allocate().host[...] = np.zeros((), self._dtype)
+        self.mark_host_dirty()
+        return self
 
     def fill(self, value: Any) -> Self:
         """Set all elements to a value; gives the buffer memory if it has none."""
@@ -564,6 +566,21 @@ class UnifiedBuffer(HostView, Generic[_T]):
         if dl_device not in (None, _DL_CPU) or copy:
             _refuse_dlpack()
         return host.__dlpack__(stream=stream)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Take what a copy of the buffer, in another process too, is made of: main memory."""
+        state = self.__dict__.copy()
+        if self.is_allocated:
+            state["_host_array"] = self.host
+            state["_state"] = _HOST_ONLY
+        for name in ("_device_array", "_device_stream", "_metal_array", "_metal_dirty"):
+            state.pop(name, None)
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Take over what `__getstate__` took, on this machine."""
+        self.__dict__.update(state)
+        self._cuda_available = _optional.device_arrays() is not None
 
     def __repr__(self) -> str:
         return (

@@ -38,7 +38,7 @@ class Kernel:
         functools.update_wrapper(self, func)
         self._original_func = func
         self._kernel_meta: dict[str, Any] = {
-            "name": func.__name__ if name is None else name,
+            "name": getattr(func, "__name__", type(func).__name__) if name is None else name,
             "device": device,
             "fastmath": fastmath,
             "cache": cache,
@@ -104,6 +104,10 @@ class Kernel:
         """Bind like a function, so that it may be a method."""
         return self if instance is None else functools.partial(self, instance)
 
+    def __reduce__(self) -> str:
+        """Pickle it as functions are: by its name."""
+        return str(getattr(self, "__qualname__", self._kernel_meta["name"]))
+
     def __repr__(self) -> str:
         return f"<kernel {self._kernel_meta['name']!r} device={self._kernel_meta['device']!r}>"
 
@@ -151,7 +155,11 @@ def kernel(
     ------
     InvalidConfigurationError
         There is no such device.
+    TypeError
+        It is no function.
     """
+    if func is not None and not callable(func):
+        raise TypeError(f"kernel decorates a function, not {type(func).__name__}")
     if device not in _DEVICES:
         raise InvalidConfigurationError("device", device, f"must be one of {list(_DEVICES)}")
 
@@ -281,7 +289,14 @@ def cuda_source(source: str) -> Callable[[_F], _F]:
     On a CUDA device, `kernel`, `gpu_kernel` and `KernelCompiler` compile it instead of the
     function; it defines a kernel of the function's name, `extern "C" __global__`. Elsewhere the
     function runs.
+
+    Raises
+    ------
+    TypeError
+        The source is no text.
     """
+    if not isinstance(source, str):
+        raise TypeError(f"a source is text, not {type(source).__name__}")
 
     def decorate(func: _F) -> _F:
         func.__cuda_source__ = source  # type: ignore[attr-defined]

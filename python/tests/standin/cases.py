@@ -279,6 +279,7 @@ def test_the_pool_counts_limits_and_trims():
 
 def test_memory_comes_back_when_arrays_go(standin, device):
     gc.collect()
+    device.stream_at(1).synchronize()
     device.stream.synchronize()
     before = standin.standin_count(PIECES)
     for _ in range(50):
@@ -341,6 +342,7 @@ def test_dlpack_there_and_back(device, version):
 
 def test_dlpack_keeps_its_array_as_long_as_it_is_needed(standin, device):
     gc.collect()
+    device.stream_at(1).synchronize()
     device.stream.synchronize()
     before = standin.standin_count(PIECES)
     taken = device_array.asarray(device, DlpackOnly(device_array.zeros(device, 8)))
@@ -351,6 +353,7 @@ def test_dlpack_keeps_its_array_as_long_as_it_is_needed(standin, device):
     del unused
     del taken
     gc.collect()
+    device.stream_at(1).synchronize()
     device.stream.synchronize()
     assert standin.standin_count(PIECES) == before
 
@@ -359,6 +362,25 @@ class DlpackOnly:
     def __init__(self, array):
         self.__dlpack__ = array.__dlpack__
         self.__dlpack_device__ = array.__dlpack_device__
+
+
+def test_lent_memory_is_freed_behind_the_default_stream_of_others(standin, device):
+    array = device_array.zeros(device, 8)
+    interface = array.__cuda_array_interface__
+    legacy = device.stream_at(1)
+    legacy.synchronize()
+    before = standin.standin_count(PIECES)
+    standin.standin_go(0)
+    # Another library's kernel, which still runs when the array goes.
+    device.load(image()).function("wait").launch((1, 1, 1), (1, 1, 1), 0, legacy, [])
+    del array
+    gc.collect()
+    device.stream.synchronize()
+    assert standin.standin_count(PIECES) == before
+    standin.standin_go(1)
+    legacy.synchronize()
+    assert standin.standin_count(PIECES) == before - 1
+    assert interface["data"][0] != 0
 
 
 def test_dlpack_refuses_what_it_cannot_do(device):
