@@ -13,16 +13,32 @@ mod cache;
 pub mod driver;
 pub mod grid;
 mod image;
+#[cfg(not(loom))]
+mod kernels;
 mod library;
 pub mod nvjitlink;
 pub mod nvml;
 pub mod nvrtc;
 mod probe;
+#[cfg(not(loom))]
+mod proxy;
+#[cfg(not(loom))]
+mod pump;
+#[cfg(not(loom))]
 pub mod resident;
+#[cfg(not(loom))]
+mod set;
 mod source;
 pub mod toolkit;
 
 pub use cache::Cache;
 pub use image::{BuildError, CudaHandler, Image, Variant};
+#[cfg(not(loom))]
+pub use kernels::{
+    Cuda, CudaError, CudaKernel, CudaKernels, CudaLaunch, CudaLayouts, CudaOptions, executor,
+};
 pub use library::{Absent, CallError, Version};
 pub use probe::{Found, LibraryReport, Probe};
+
+/// The name of the executor.
+pub const EXECUTOR: &str = "cuda";
