@@ -4,10 +4,26 @@
 //! programs run, on machines without any of them. Whatever is absent is an [`Absent`] that says
 //! why and what to do, never a panic. [`Probe`] asks for all of them at once.
 //!
-//! What is here: the [`driver`], the compiler [`nvrtc`], the linker [`nvjitlink`] and the telemetry
-//! of [`nvml`], each as far as something here uses it; the device's side of the protocol between
-//! mailboxes and a resident grid, under `device/`; and how handlers are linked with it into an
-//! [`Image`]. There is no executor yet.
+//! The executor `"cuda"` keeps ring kernels on the device: [`CudaKernels`] are compiled, linked and
+//! opened as a [`Cuda`], which launches them. Each has a seat (a warp) on a grid that stays, lease
+//! by lease, and is reached through rings in memory that host and device share; its state lies in the
+//! device's memory. Below it: the [`driver`], the compiler [`nvrtc`], the linker [`nvjitlink`] and the
+//! telemetry of [`nvml`], each as far as something here uses it; the device's side of the protocol,
+//! under `device/`; the host's ([`grid`]); and [`resident`], which keeps a grid on a device.
+//!
+//! None of this has run on a GPU yet. The tests run it, device code and all, on host threads behind
+//! stand-ins for NVIDIA's libraries.
+//!
+//! # What goes wrong
+//!
+//! - A *reported* fault (a negative code, `rk_fault`, a failed check) fails its kernel, which a restart
+//!   policy brings back with its state made anew; the others go on.
+//! - A *hardware exception* (a trap, a bad address) ends the context: every kernel on it fails with the
+//!   code `FAULT_LOST`, and is told whose handlers were at work. The process must be started again.
+//! - A handler that does not come back is reported by the watchdog. It is killed at its next tick
+//!   (`rk_tick`) when its kernel is terminated, or when it keeps its grid from leaving for too long
+//!   ([`resident::Residency::overdue`]); if it has none, its grid is given up: all kernels on it fail
+//!   with `FAULT_STUCK`. `terminate` returns by its deadline in any case.
 
 mod cache;
 pub mod driver;
