@@ -9,7 +9,8 @@
 //! by lease, and is reached through rings in memory that host and device share; its state lies in the
 //! device's memory. Below it: the [`driver`], the compiler [`nvrtc`], the linker [`nvjitlink`] and the
 //! telemetry of [`nvml`], each as far as something here uses it; the device's side of the protocol,
-//! under `device/`; the host's ([`grid`]); and [`resident`], which keeps a grid on a device.
+//! under `device/`; the host's ([`grid`]); and [`resident`], which keeps a grid on a device. Beside it,
+//! [`compute`]: memory, streams and launches as any other program uses them.
 //!
 //! None of this has run on a GPU yet. The tests run it, device code and all, on host threads behind
 //! stand-ins for NVIDIA's libraries.
@@ -26,6 +27,7 @@
 //!   with `FAULT_STUCK`. `terminate` returns by its deadline in any case.
 
 mod cache;
+pub mod compute;
 pub mod driver;
 pub mod grid;
 mod image;
