@@ -71,6 +71,11 @@ fn build(manifest: &Path, folder: &Path) {
     }
 }
 
+/// Whether the tests run on a GPU instead, which `gpu-check` lets those of the executor do.
+pub(crate) fn on_device() -> bool {
+    std::env::var_os("DOTCOMPUTE_ON_DEVICE").is_some()
+}
+
 /// The driver, and what tests make it do.
 pub(crate) struct StandIn {
     pub(crate) driver: &'static Driver,
@@ -87,6 +92,15 @@ impl StandIn {
     pub(crate) fn get() -> &'static Self {
         static STAND_IN: OnceLock<StandIn> = OnceLock::new();
         STAND_IN.get_or_init(|| {
+            if on_device() {
+                extern "C" fn never() -> i64 {
+                    0
+                }
+                extern "C" fn for_good(_: i32) {}
+                let driver = Driver::get().unwrap();
+                let device = RwLock::new(());
+                return Self { driver, waited: never, lose: for_good, device };
+            }
             let path = folder().join(NAMES[0]);
             // SAFETY: built with the functions' true types.
             let driver = unsafe { Driver::open(&path) }.unwrap();
@@ -126,10 +140,14 @@ pub(crate) fn toolkit() -> Arc<Toolkit> {
 
 /// A device for tests: short leases, time enough for a machine that has more to do than it can.
 pub(crate) fn options() -> CudaOptions {
+    let (toolkit, cache) = match on_device() {
+        true => (None, Cache::of_user()),
+        false => (Some(toolkit()), Some(Cache::at(folder().join("images")))),
+    };
     CudaOptions {
         driver: Some(StandIn::get().driver),
-        toolkit: Some(toolkit()),
-        cache: Some(Cache::at(folder().join("images"))),
+        toolkit,
+        cache,
         seats: 7,
         residency: Residency {
             lease: Some(Duration::from_millis(20)),
@@ -144,6 +162,9 @@ pub(crate) fn options() -> CudaOptions {
 /// A command that finds the stand-ins as it would find NVIDIA's libraries.
 pub(crate) fn command(program: impl AsRef<std::ffi::OsStr>) -> Command {
     let mut command = Command::new(program);
+    if on_device() {
+        return command;
+    }
     command
         .env("LD_LIBRARY_PATH", folder())
         .env("DOTCOMPUTE_CUDA_LIBRARIES", folder())
