@@ -20,6 +20,7 @@ use dotcompute_mailbox::{Books, Inbox, Lent, Outcome, clock};
 use crate::context::Context;
 use crate::dead_letter::{self, DeadLetter, DeadLetterReason};
 use crate::error::{Fault, Stopped};
+use crate::executor::Helper;
 use crate::kernel::{Cell, KernelRef};
 use crate::message::{AskToken, Envelope, Message};
 use crate::options::DELIVERIES_MAX;
@@ -161,11 +162,6 @@ impl<M: Message, R: Message> Context<M, R> {
         dropped
     }
 
-    /// Counts what the messages that are settled held, where they are batches.
-    pub fn count_lent_records(&self, records: usize) {
-        self.cell.telemetry.count_records(records);
-    }
-
     /// Waits until the kernel is deactivated, if it was not (`paused` is false), or active again; a
     /// future of its own. Of a kernel that is to end it stays pending.
     pub fn pause_changes(&self, paused: bool) -> impl Future<Output = ()> + Send + use<M, R> {
@@ -199,6 +195,15 @@ impl<M: Message, R: Message> Context<M, R> {
     pub fn stop_at_once(&self) -> impl Future<Output = ()> + Send + use<M, R> {
         let cell = Arc::clone(&self.cell);
         async move { cell.until(|lifecycle| (lifecycle.stop == Some(false)).then_some(())).await }
+    }
+}
+
+/// For executors of proxies.
+impl<M: Message, R: Message> KernelRef<M, R> {
+    /// From now on those who wait for the kernel on a thread of their own drive it with `helper`, where
+    /// nobody else does. The first helper counts.
+    pub fn help_with(&self, helper: Arc<dyn Helper>) {
+        let _ = self.cell.helper.set(helper);
     }
 }
 

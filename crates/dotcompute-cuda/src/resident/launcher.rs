@@ -1,6 +1,7 @@
 //! The thread that makes all of the driver's calls for one grid.
 
 use std::ffi::CStr;
+use std::mem;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::thread;
@@ -11,6 +12,7 @@ use dotcompute_abi::device::Grid as Parameters;
 use dotcompute_mailbox::sync::lock;
 
 use super::{Fate, LEAVE_WITHIN, Loss, Request, Residency, ResidentError};
+use crate::compute::{Context, FreesHeld};
 use crate::driver::{Driver, Kernel, Session, Stream};
 use crate::grid::{Arena, Grid, Port, PortWords, SeatPlan, Shape, Write};
 use crate::image::Image;
@@ -54,6 +56,8 @@ pub(super) struct Launcher {
     /// The last epoch that has ended, and since when that is so.
     ended: (u32, Instant),
     fate: Arc<Fate>,
+    /// Puts off what of the device's other users would wait for the grid, as long as there is one.
+    held: Option<FreesHeld>,
 }
 
 impl Launcher {
@@ -83,6 +87,8 @@ impl Launcher {
         let host = unsafe { Arena::from_raw(host, address, shape.host_bytes(), ()) };
         let grid = Grid::new(shape, host, device);
         *lock(&fate.words) = vec![None; shape.seats as usize];
+        // A driver that lacks what these users need has none.
+        let held = Context::of(driver, ordinal.unsigned_abs()).ok();
         let launcher = Self {
             session,
             grid,
@@ -95,6 +101,7 @@ impl Launcher {
             leaving: Vec::new(),
             ended: (0, Instant::now()),
             fate,
+            held: held.map(|context| context.hold_frees()),
         };
         launcher.write(&launcher.grid.vacant())?;
         Ok(launcher)
@@ -217,6 +224,8 @@ impl Launcher {
         if let Err(error) = self.serve(requests) {
             let suspects = self.suspects();
             tracing::error!(%error, ?suspects, "resident grid lost");
+            // As where it does not end when it is to.
+            mem::forget(self.held.take());
             self.fate.lose(Loss { error, suspects });
         }
     }
@@ -247,6 +256,10 @@ impl Launcher {
                 }
                 Ok(Request::End { answer, within }) => {
                     let ended = self.stop(Instant::now() + within);
+                    if ended.is_err() {
+                        // It may be there for good, and then whoever frees would wait for good.
+                        mem::forget(self.held.take());
+                    }
                     if let Some(answer) = answer {
                         let _ = answer.send(ended); // as above
                     }
