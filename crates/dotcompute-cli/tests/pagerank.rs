@@ -83,10 +83,7 @@ fn arrays_of_numpy_go_in_and_come_out() {
     file.extend(header.as_bytes());
     [7_u32, 9, 8, 9, 9, 7].iter().for_each(|id| file.extend(id.to_le_bytes()));
     std::fs::write(&edges, file).unwrap();
-    let output = dotcompute(
-        &["pagerank", edges.to_str().unwrap(), "--output", ranks.to_str().unwrap()],
-        b"",
-    );
+    let output = dotcompute(&[edges.to_str().unwrap(), "--output", ranks.to_str().unwrap()], b"");
     assert!(output.status.success(), "{}", text(&output.stderr));
     let written = std::fs::read(&ranks).unwrap();
     let length = usize::from(u16::from_le_bytes([written[8], written[9]]));
@@ -105,10 +102,8 @@ fn arrays_of_numpy_go_in_and_come_out() {
     assert!(found[2].1 > found[0].1 && found[0].1 > found[1].1);
 
     let named = path("named.npy");
-    let output = dotcompute(
-        &["pagerank", "--format", "csv", "-", "--output", named.to_str().unwrap()],
-        b"a,b\nb,a\n",
-    );
+    let output =
+        dotcompute(&["--format", "csv", "-", "--output", named.to_str().unwrap()], b"a,b\nb,a\n");
     assert_eq!(output.status.code(), Some(1));
     assert!(text(&output.stderr).contains("name it .csv"), "{}", text(&output.stderr));
 }
