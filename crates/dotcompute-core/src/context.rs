@@ -25,18 +25,28 @@ const BUDGET: u32 = 128;
 /// One message at a time is *in hand*: from the receive that delivered it to the next receive, or
 /// until the body ends. If the body fails meanwhile, that message becomes a dead letter or is
 /// delivered again, as the kernel's [`Restart`](crate::Restart) says.
-#[repr(C)] // In the order of use: what every receive touches lies together.
+#[repr(C, align(64))] // In the order of use: what every receive touches are two cache lines.
 pub struct Context<M: Message, R: Message> {
     pub(crate) inbox: Inbox<Envelope<M>>,
-    budget: u32,
-    /// The message in hand, if the body took it out of its envelope.
-    taken: Option<Taken>,
     pub(crate) cell: Arc<Cell<M, R>>,
     /// Where replies go, if not to the output mailbox, as it was when the word was read.
     next: Option<Arc<dyn Accept<R>>>,
     link_word: u32,
+    budget: u32,
+    /// Replies that went straight to the next kernel: see [`Cell::set_sent_on`].
+    sent_on: u64,
+    /// The message in hand, if the body took it out of its envelope.
+    taken: Option<Taken>,
     /// Messages that were handed on to where the kernel runs: see `lent.rs`.
     pub(crate) lent: LentMessages<M>,
+}
+
+/// How a reply began.
+enum Begun<R> {
+    /// It took no waiting.
+    Ended(Result<(), Stopped>),
+    /// It waits for room; and whether it answers the message in hand.
+    Waits(Envelope<R>, bool),
 }
 
 /// Nothing in it is ever pinned, whatever the messages are.
@@ -52,6 +62,7 @@ impl<M: Message, R: Message> Context<M, R> {
             cell: Arc::clone(cell),
             next: None,
             link_word: 0,
+            sent_on: cell.sent_on(),
             lent: LentMessages::default(),
         })
     }
@@ -167,9 +178,17 @@ impl<M: Message, R: Message> Context<M, R> {
     /// If the future is dropped before it is ready, the reply was either delivered or is dropped.
     #[inline]
     pub async fn reply(&mut self, reply: R) -> Result<(), Stopped> {
+        match self.begin_reply(reply) {
+            Begun::Ended(outcome) => outcome,
+            Begun::Waits(reply, answers) => self.wait_for_room(reply, answers).await,
+        }
+    }
+
+    #[inline]
+    fn begin_reply(&mut self, reply: R) -> Begun<R> {
         let mut envelope = Envelope::new(reply);
         envelope.correlation_id = self.in_hand().map(|(id, _)| id);
-        self.send(envelope).await
+        self.begin_send(envelope)
     }
 
     /// Sends a reply that says itself what it belongs to: the ask that its correlation id names;
@@ -187,33 +206,53 @@ impl<M: Message, R: Message> Context<M, R> {
     /// As for `reply`.
     #[inline]
     pub async fn send(&mut self, reply: impl Into<Envelope<R>>) -> Result<(), Stopped> {
-        let (reply, answers) = self.route(reply.into());
-        if let Some(reply) = reply
-            && !self.send_out(reply).await
-        {
+        match self.begin_send(reply.into()) {
+            Begun::Ended(outcome) => outcome,
+            Begun::Waits(reply, answers) => self.wait_for_room(reply, answers).await,
+        }
+    }
+
+    /// Sends as far as that takes no waiting. No future keeps the envelope until then: it would be
+    /// copied from one to the next.
+    #[inline]
+    fn begin_send(&mut self, reply: Envelope<R>) -> Begun<R> {
+        let (reply, answers) = self.route(reply);
+        match reply.map_or(Ok(true), |reply| self.send_out(reply)) {
+            Err(reply) => return Begun::Waits(reply, answers),
+            Ok(false) => return Begun::Ended(Err(self.stopped())),
+            Ok(true) => {}
+        }
+        if answers {
+            self.answered();
+        }
+        Begun::Ended(Ok(()))
+    }
+
+    /// Brings a reply that is for no ask out of the kernel; `false`: the kernel has ended, and it
+    /// became a dead letter. It comes back if it has to wait.
+    #[inline]
+    fn send_out(&mut self, reply: Envelope<R>) -> Result<bool, Envelope<R>> {
+        self.look_at_link();
+        match &self.next {
+            None => self.cell.try_output(reply),
+            Some(next) => {
+                if self.cell.try_forward(&**next, reply)? {
+                    self.sent_on += 1;
+                    self.cell.set_sent_on(self.sent_on);
+                }
+                Ok(true)
+            }
+        }
+    }
+
+    async fn wait_for_room(&mut self, reply: Envelope<R>, answers: bool) -> Result<(), Stopped> {
+        if !self.cell.forward(reply).await {
             return Err(self.stopped());
         }
         if answers {
             self.answered();
         }
         Ok(())
-    }
-
-    /// Brings a reply that is for no ask out of the kernel; `false`: it became a dead letter.
-    #[inline]
-    async fn send_out(&mut self, reply: Envelope<R>) -> bool {
-        self.look_at_link();
-        let back = match &self.next {
-            None => match self.cell.output(reply).await {
-                Ok(sent) => return sent,
-                Err(back) => back,
-            },
-            Some(next) => match self.cell.try_forward(&**next, reply) {
-                None => return true,
-                Some(back) => back,
-            },
-        };
-        self.cell.forward(back).await
     }
 
     /// Brings a reply to its ask; what comes back is for others. And whether it answers the message
@@ -262,7 +301,8 @@ impl<M: Message, R: Message> Context<M, R> {
     pub fn try_send(&mut self, reply: impl Into<Envelope<R>>) -> Result<(), Envelope<R>> {
         let (reply, answers) = self.route(reply.into());
         if let Some(reply) = reply {
-            self.try_send_out(reply)?;
+            // Where the kernel has ended, nobody is left to be told of it.
+            self.send_out(reply)?;
         }
         if answers {
             self.answered();
@@ -279,18 +319,8 @@ impl<M: Message, R: Message> Context<M, R> {
     ) -> Result<(), Envelope<R>> {
         match self.cell.route(in_hand, reply) {
             None => Ok(()),
-            Some(reply) => self.try_send_out(reply),
+            Some(reply) => self.send_out(reply).map(drop),
         }
-    }
-
-    #[inline]
-    fn try_send_out(&mut self, reply: Envelope<R>) -> Result<(), Envelope<R>> {
-        self.look_at_link();
-        let back = match &self.next {
-            None => self.cell.try_output(reply),
-            Some(next) => self.cell.try_forward(&**next, reply),
-        };
-        back.map_or(Ok(()), Err)
     }
 
     /// Waits for room in the output mailbox for a reply that [`try_send`](Self::try_send) gave

@@ -59,7 +59,9 @@ pub(crate) struct Cell<M, R> {
     taken: Mutex<Option<Taken>>,
     /// What a body that ended had handed on and not settled.
     lent: Mutex<LentMessages<M>>,
-    /// Replies that went to a kernel that this one was connected to. Away from what senders read.
+    /// Replies that went to a kernel that this one was connected to: those that its context sent
+    /// without waiting, and the others. Away from what senders read.
+    sent_on: AtomicU64,
     forwarded: AtomicU64,
     pub(crate) telemetry: Telemetry,
     pub(crate) runtime: Weak<Shared>,
@@ -108,17 +110,19 @@ impl<M: Message, R: Message> Cell<M, R> {
         runtime: &Arc<Shared>,
     ) -> Arc<Self> {
         let output = options.output.take().and_then(|output| output.downcast::<Output<R>>().ok());
+        let replies = match &output {
+            Some(output) => output.join(),
+            None => replies(&options),
+        };
         Arc::new(Self {
+            // Made last, so that it lies near the rest of what each message touches.
             mailbox: mailbox(
                 options.capacity,
                 options.backpressure,
                 options.sample_every,
                 options.exact_priority,
             ),
-            replies: match &output {
-                Some(output) => output.join(),
-                None => replies(&options),
-            },
+            replies,
             output,
             id,
             options,
@@ -130,6 +134,7 @@ impl<M: Message, R: Message> Cell<M, R> {
             runner: Mutex::new(None),
             taken: Mutex::new(None),
             lent: Mutex::default(),
+            sent_on: AtomicU64::new(0),
             forwarded: AtomicU64::new(0),
             telemetry: Telemetry::default(),
             runtime: Arc::downgrade(runtime),
@@ -146,7 +151,19 @@ impl<M: Message, R: Message> Cell<M, R> {
     /// How many replies went straight to the kernel that this one was connected to.
     pub(crate) fn forwarded(&self) -> u64 {
         // Relaxed: a count.
-        self.forwarded.load(Ordering::Relaxed)
+        self.sent_on() + self.forwarded.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn sent_on(&self) -> u64 {
+        // Relaxed: a count.
+        self.sent_on.load(Ordering::Relaxed)
+    }
+
+    /// For the kernel's context, of which there is one at a time: so it counts by itself and stores
+    /// what it counted, which spares each reply an atomic addition.
+    pub(crate) fn set_sent_on(&self, count: u64) {
+        // Relaxed: a count. A later context has the inbox of this one, and with it what it did.
+        self.sent_on.store(count, Ordering::Relaxed);
     }
 
     /// The kernel has ended, and with it its part of an output that others share.

@@ -46,29 +46,31 @@ impl<M: Message, R: Message> Cell<M, R> {
         (self.link_word(), link.clone())
     }
 
-    /// Forwards a reply as far as that takes no waiting; else it comes back, for
-    /// [`forward`](Self::forward).
+    /// Forwards a reply as far as that takes no waiting, whether it was sent on, for the caller to
+    /// count, or became a dead letter; else it comes back, for [`forward`](Self::forward).
     pub(crate) fn try_forward(
         &self,
         to: &dyn Accept<R>,
-        reply: Envelope<R>,
-    ) -> Option<Envelope<R>> {
-        let reply = self.hand_over(to, reply)?;
+        mut reply: Envelope<R>,
+    ) -> Result<bool, Envelope<R>> {
+        if reply.ask.is_some() {
+            let Some(handed_over) = self.hand_over(to, reply) else { return Ok(false) };
+            reply = handed_over;
+        }
         let band = Band::from_priority(reply.priority);
         match to.mailbox().offer(band, reply) {
             Ok(admission) => {
-                Telemetry::count(&self.forwarded);
                 admitted(to, admission);
-                None
+                Ok(true)
             }
             Err(mailbox::TrySendError::Full(reply))
                 if to.mailbox().backpressure() == Backpressure::Reject =>
             {
                 self.no_room(to, reply);
-                None
+                Ok(false)
             }
             Err(mailbox::TrySendError::Full(reply) | mailbox::TrySendError::Closed(reply)) => {
-                self.take_back(to, reply)
+                self.take_back(to, reply).map_or(Ok(false), Err)
             }
         }
     }
