@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::future::Future;
+use std::pin::Pin;
 use std::sync::{Arc, Weak};
 use std::task::{Context as TaskContext, Poll};
 use std::time::{Duration, Instant};
@@ -245,14 +246,21 @@ impl<M: Message, R: Message> Context<M, R> {
         }
     }
 
-    async fn wait_for_room(&mut self, reply: Envelope<R>, answers: bool) -> Result<(), Stopped> {
-        if !self.cell.forward(reply).await {
-            return Err(self.stopped());
-        }
-        if answers {
-            self.answered();
-        }
-        Ok(())
+    /// Boxed: it is large, it is rare, and the futures of all who reply would have to hold it.
+    fn wait_for_room(
+        &mut self,
+        reply: Envelope<R>,
+        answers: bool,
+    ) -> Pin<Box<dyn Future<Output = Result<(), Stopped>> + Send + '_>> {
+        Box::pin(async move {
+            if !self.cell.forward(reply).await {
+                return Err(self.stopped());
+            }
+            if answers {
+                self.answered();
+            }
+            Ok(())
+        })
     }
 
     /// Brings a reply to its ask; what comes back is for others. And whether it answers the message
