@@ -4,6 +4,7 @@ mod asyncio;
 mod buffer;
 #[cfg(feature = "conformance")]
 mod conformance;
+mod cuda;
 mod message;
 mod queues;
 mod records;
@@ -20,6 +21,7 @@ mod _native {
         super::buffer::register(module)?;
         #[cfg(feature = "conformance")]
         super::conformance::register(module)?;
+        super::cuda::register(module)?;
         super::message::register(module)?;
         super::queues::register(module)?;
         super::records::register(module)?;
