@@ -100,11 +100,8 @@ impl<T> Inbox<T> {
         if std::mem::replace(&mut locked.has_inbox, true) {
             return None;
         }
-        let end = End {
-            hand: locked.bands.slot_in_hand(),
-            hand_band: locked.left_in_hand,
-            ..End::new()
-        };
+        let end =
+            End { hand: locked.bands.slot_in_hand(), hand_band: locked.left_in_hand, ..End::new() };
         drop(locked);
         Some(Self { mailbox: Arc::clone(mailbox), end })
     }
