@@ -12,7 +12,7 @@ use dotcompute_mailbox::{Inbox, Outcome, Times, clock, wait};
 use crate::dead_letter::DeadLetterReason;
 use crate::error::{KernelId, LookupError, ReceiveError, Stopped};
 use crate::id::MessageId;
-use crate::kernel::{Accept, Address, Cell};
+use crate::kernel::{Address, Cell, Outlet};
 use crate::lent::LentMessages;
 use crate::message::{AskToken, Envelope, Message, Taken};
 use crate::runtime::{Runtime, Shared};
@@ -30,8 +30,8 @@ const BUDGET: u32 = 128;
 pub struct Context<M: Message, R: Message> {
     pub(crate) inbox: Inbox<Envelope<M>>,
     pub(crate) cell: Arc<Cell<M, R>>,
-    /// Where replies go, if not to the output mailbox, as it was when the word was read.
-    next: Option<Arc<dyn Accept<R>>>,
+    /// Where replies go, as it was when the word was read.
+    outlet: Outlet<R>,
     link_word: u32,
     budget: u32,
     /// Replies that went straight to the next kernel: see [`Cell::set_sent_on`].
@@ -61,7 +61,7 @@ impl<M: Message, R: Message> Context<M, R> {
             budget: BUDGET,
             taken: None,
             cell: Arc::clone(cell),
-            next: None,
+            outlet: Outlet::Mailbox,
             link_word: 0,
             sent_on: cell.sent_on(),
             lent: LentMessages::default(),
@@ -234,16 +234,16 @@ impl<M: Message, R: Message> Context<M, R> {
     #[inline]
     fn send_out(&mut self, reply: Envelope<R>) -> Result<bool, Envelope<R>> {
         self.look_at_link();
-        match &self.next {
-            None => self.cell.try_output(reply),
-            Some(next) => {
-                if self.cell.try_forward(&**next, reply)? {
-                    self.sent_on += 1;
-                    self.cell.set_sent_on(self.sent_on);
-                }
-                Ok(true)
-            }
+        let sent_on = match &self.outlet {
+            Outlet::Mailbox => return self.cell.try_output(reply),
+            Outlet::Kernel(kernel) => self.cell.try_forward(&**kernel, reply)?,
+            Outlet::Pool(link) => self.cell.try_forward_by(link, reply)?,
+        };
+        if sent_on {
+            self.sent_on += 1;
+            self.cell.set_sent_on(self.sent_on);
         }
+        Ok(true)
     }
 
     /// Boxed: it is large, it is rare, and the futures of all who reply would have to hold it.
@@ -379,7 +379,7 @@ impl<M: Message, R: Message> Context<M, R> {
     fn look_at_link(&mut self) {
         let word = self.cell.link_word();
         if word != self.link_word {
-            self.next = self.cell.next();
+            self.outlet = self.cell.outlet();
             self.link_word = word;
         }
     }
@@ -425,7 +425,7 @@ impl<M: Message, R: Message> Context<M, R> {
     /// destructor to run, nobody's turn, nobody who asked. So it is most of the time while messages
     /// wait. If false, [`poll_receive`](Self::poll_receive) does the rest.
     #[inline(always)]
-    fn advance(&mut self) -> bool {
+    pub(crate) fn advance(&mut self) -> bool {
         if std::mem::needs_drop::<M>()
             || self.budget == 0
             || self.inbox.has_times()

@@ -19,6 +19,7 @@ use dotcompute_mailbox::{Books, Inbox, Lent, Outcome, clock};
 use crate::context::Context;
 use crate::dead_letter::{self, DeadLetter, DeadLetterReason};
 use crate::error::{Fault, Stopped};
+use crate::executor::Helper;
 use crate::kernel::{Cell, KernelRef};
 use crate::message::{AskToken, Envelope, Message};
 use crate::options::DELIVERIES_MAX;
@@ -143,6 +144,15 @@ impl<M: Message, R: Message> Context<M, R> {
     pub fn stop_at_once(&self) -> impl Future<Output = ()> + Send + use<M, R> {
         let cell = Arc::clone(&self.cell);
         async move { cell.until(|lifecycle| (lifecycle.stop == Some(false)).then_some(())).await }
+    }
+}
+
+/// For executors of proxies.
+impl<M: Message, R: Message> KernelRef<M, R> {
+    /// From now on those who wait for the kernel on a thread of their own drive it with `helper`, where
+    /// nobody else does. The first helper counts.
+    pub fn help_with(&self, helper: Arc<dyn Helper>) {
+        let _ = self.cell.helper.set(helper);
     }
 }
 

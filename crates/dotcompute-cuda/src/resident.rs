@@ -7,6 +7,7 @@
 
 use std::ffi::CStr;
 use std::fmt;
+use std::mem;
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -14,6 +15,7 @@ use std::time::{Duration, Instant};
 use dotcompute_abi::control::{STATE_FAILED, STATE_STOPPED};
 use dotcompute_abi::device::Grid as Parameters;
 
+use crate::compute::{Context, FreesHeld};
 use crate::driver::{Driver, Kernel, Session, Stream};
 use crate::grid::{Arena, Grid, PlanError, Port, PortWords, SeatPlan, Shape, Write};
 use crate::image::Image;
@@ -214,6 +216,8 @@ struct Launcher {
     epoch: u32,
     /// The words of the seats that were taken.
     seats: Vec<Option<PortWords>>,
+    /// Puts off what of the device's other users would wait for the grid, as long as there is one.
+    held: Option<FreesHeld>,
 }
 
 impl Launcher {
@@ -242,8 +246,20 @@ impl Launcher {
         let host = unsafe { Arena::from_raw(host, address, shape.host_bytes(), ()) };
         let grid = Grid::new(shape, host, device);
         let seats = vec![None; shape.seats as usize];
-        let launcher =
-            Self { session, grid, kernel, resident, copies, device, residency, epoch: 0, seats };
+        // A driver that lacks what these users need has none.
+        let held = Context::of(driver, ordinal.unsigned_abs()).ok();
+        let launcher = Self {
+            session,
+            grid,
+            kernel,
+            resident,
+            copies,
+            device,
+            residency,
+            epoch: 0,
+            seats,
+            held: held.map(|context| context.hold_frees()),
+        };
         launcher.write(&launcher.grid.vacant())?;
         Ok(launcher)
     }
@@ -351,6 +367,10 @@ impl Launcher {
                 }
                 Ok(Request::End { answer, within }) => {
                     let ended = self.stop(Some(Instant::now() + within));
+                    if ended.is_err() {
+                        // It may be there for good, and then whoever frees would wait for good.
+                        mem::forget(self.held.take());
+                    }
                     // Whoever asked is waiting.
                     let _ = answer.send(ended);
                     return Ok(());

@@ -14,6 +14,7 @@ use dotcompute_abi::TaggedRecord;
 use dotcompute_abi::control::{
     COMMAND_DRAIN, COMMAND_RUN, COMMAND_STOP, STATE_RUNNING, STATE_STOPPED,
 };
+use dotcompute_cuda::compute::{Context, PinnedBuffer};
 use dotcompute_cuda::driver::Driver;
 use dotcompute_cuda::grid::{PlanError, Port, SeatPlan, Shape};
 use dotcompute_cuda::resident::{Residency, Resident, ResidentError};
@@ -210,4 +211,32 @@ fn a_grid_that_the_device_has_no_room_for_is_refused() {
     let error = launch(Shape { seats: 256, ..Shape::default() });
     assert_eq!(error, ResidentError::NoRoom { blocks: 65, most: 64 });
     assert!(matches!(launch(Shape { seats: 0, ..Shape::default() }), ResidentError::Shape(_)));
+}
+
+/// As a program does that frees arrays while its actors run.
+#[test]
+fn a_free_beside_a_resident_grid_waits_for_nothing_and_comes_when_that_ends() {
+    let (stand_in, _turn) = stand_in();
+    let context = Context::of(stand_in.driver, 0).unwrap();
+    let buffer = PinnedBuffer::new(&context, 100).unwrap();
+    let lease = Residency { lease: None, silence: None, census: LONG };
+    let resident = launch(stand_in, 1, lease);
+    let mut port = resident.seat(0, plan(ADD)).unwrap();
+    port.command(COMMAND_RUN);
+    until("it runs", || port.report().state == STATE_RUNNING);
+    let before = (stand_in.waited)();
+    drop(buffer);
+    // Streams and their memory go on as well.
+    let stream = context.stream().unwrap();
+    let memory = context.pool().unwrap().allocate(64, &stream).unwrap();
+    stream.write(&memory, 0, &[7; 64]).unwrap();
+    drop(memory);
+    stream.synchronize().unwrap();
+    assert_eq!((stand_in.waited)(), before, "something waited for the grid");
+    assert_eq!(context.frees_put_off(), 1);
+    send(&mut port, 42);
+    assert_eq!(sum(&mut port), 42);
+    port.command(COMMAND_STOP);
+    resident.end(LONG).unwrap();
+    assert_eq!(context.frees_put_off(), 0);
 }
