@@ -101,7 +101,8 @@ cuda-offline: tools
 		DOTCOMPUTE_CUDA_LIBRARIES=$$folder/lib NVDISASM=$$folder/bin/nvdisasm \
 		$(CARGO) test -p dotcompute-cuda --features offline
 
-# One handler source, interpreted and compiled, over a log of a million messages.
+# One handler source, interpreted, compiled on a thread and in a process, over a log of a million
+# messages.
 parity: python
 	PARITY_MESSAGES=1000000 .venv/bin/python -m pytest python/tests/test_handler_parity.py
 
