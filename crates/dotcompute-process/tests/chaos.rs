@@ -16,8 +16,8 @@ use std::sync::mpsc::channel;
 use std::time::{Duration, Instant};
 
 use dotcompute_core::{
-    AskError, Books, BoxError, Envelope, Handler, HandlerContext, KernelRef, Message, Restart, RestartPolicy,
-    Runtime, Terminate,
+    AskError, Books, BoxError, Envelope, Handler, HandlerContext, KernelRef, Message, Restart,
+    RestartPolicy, Runtime, Terminate,
 };
 use dotcompute_process::{Coder, Kernels, Process, Processes};
 use rustix::process::{Pid, Signal, kill_process};
