@@ -452,7 +452,7 @@ class RingKernel(_native.Actor, Generic[In, Out]):
 
     async def _compile(self) -> _native.CompiledHandler | None:
         """Make the code of a compiled handler, on another thread: numba takes its time."""
-        if self._handler is None or self._executor is not None:
+        if self._handler is None:
             return None
         return await asyncio.to_thread(self._handler.compile, self.kernel_id, self._initial_state)
 
@@ -460,11 +460,12 @@ class RingKernel(_native.Actor, Generic[In, Out]):
         self, runtime: _native.Runtime, compiled: _native.CompiledHandler | None
     ) -> None:
         config = self._config
+        # Of a kernel in a process for its layouts and its errors: the process compiles it for itself.
+        self._compiled = compiled
         if self._executor == "process":
             self._launch_in_process(runtime)
             return
         if compiled is not None:
-            self._compiled = compiled
             self._launch_compiled(
                 runtime,
                 compiled,
@@ -497,15 +498,11 @@ class RingKernel(_native.Actor, Generic[In, Out]):
         if sys.platform != "linux":
             raise InvalidConfigurationError("executor", "process", "needs Linux")
         config = self._config
-        arguments = _process.arguments(self, self._kernel_func)
-        if self._handler is not None:
-            # Here for its layouts and its errors; the process compiles it for itself.
-            self._compiled = self._handler.compile(self.kernel_id, self._initial_state)
         _native._launch_process(
             self,
             runtime,
             _process.command(),
-            arguments,
+            _process.arguments(self, self._kernel_func),
             _process.sink,
             self._compiled,
             first_step=_process.first_step(self._kernel_func),
