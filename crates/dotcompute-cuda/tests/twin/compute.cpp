@@ -108,6 +108,32 @@ void *twin_of(const char *name) {
               for (int i = 0; i < parameter<int>(p, 2); ++i)
                   x[i] *= parameter<float>(p, 1);
           }}},
+        // Those of `gpu-check`: see its `floors.cu`.
+        {"floor_null", {{}, [](const unsigned *, const unsigned *, void **) {}}},
+        {"floor_answer",
+         {{8, 8},
+          [](const unsigned *, const unsigned *, void **p) {
+              dc_store_sys(DC_SYNC_NONE, parameter<uint32_t *>(p, 1),
+                           dc_load_sys(DC_SYNC_NONE, parameter<const uint32_t *>(p, 0)) + 1);
+          }}},
+        {"floor_ping",
+         {{8, 8, 4},
+          [](const unsigned *, const unsigned *, void **p) {
+              for (uint32_t next = 1; next <= parameter<uint32_t>(p, 2); ++next) {
+                  while (dc_load_sys(DC_SYNC_NONE, parameter<const uint32_t *>(p, 0)) < next)
+                      std::this_thread::yield();
+                  dc_store_sys(DC_SYNC_NONE, parameter<uint32_t *>(p, 1), next);
+              }
+          }}},
+        {"floor_reads",
+         {{8, 8, 4},
+          [](const unsigned *, const unsigned *, void **p) {
+              const uint64_t start = dc_clock_ns();
+              for (uint32_t read = 0; read < parameter<uint32_t>(p, 2); ++read)
+                  dc_load_sys(DC_SYNC_NONE, parameter<const uint32_t *>(p, 0));
+              dc_store_sys(DC_SYNC_NONE, parameter<uint32_t *>(p, 1),
+                           uint32_t(dc_clock_ns() - start));
+          }}},
         // (float a, const float *x, float *y, int n)
         {"saxpy",
          {{4, 8, 8, 4},
