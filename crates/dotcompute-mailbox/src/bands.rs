@@ -14,7 +14,7 @@
 //!
 //! - The slots of a window that the cursor has not passed may be read by both sides (their links)
 //!   and written by neither.
-//! - The slot in hand, the last one that the cursor passed, is the inbox's alone, except that its
+//! - The slot in hand, the last one that was delivered, is the inbox's alone, except that its
 //!   link may be read. It stays so until the inbox takes the lock or moves the cursor on.
 //! - All other slots belong to whoever holds the lock, among them those that the inbox is done
 //!   with.
