@@ -371,10 +371,10 @@ class RingKernel(_native.Actor, Generic[In, Out]):
     executor
         "process": the function runs in a process of its own, which imports it by its module and
         its name (Linux). Messages go there and back as `serialize` writes them; a process that
-        dies is a fault of the kernel, and a restart starts a new one. A compiled handler is compiled
+        dies is a fault of the kernel, and a restart starts a new one. A compiled handler is made
         in its process, and takes its records as they are; its state lies in memory that both
-        processes share, so that a restart goes on with what the last message that was acknowledged
-        left of it. What a function keeps otherwise begins anew.
+        share, so that a restart goes on with what the last acknowledged message left of it. What
+        a function keeps otherwise begins anew.
         "cuda": a compiled handler runs on the first GPU, inside a grid that stays there, with its
         state in the device's memory (made anew at a restart): see `pydotcompute.handlers.cuda`.
         None: as the function says.
@@ -462,7 +462,7 @@ class RingKernel(_native.Actor, Generic[In, Out]):
             return await asyncio.to_thread(
                 cuda.link, self.kernel_id, self._handler, self._initial_state
             )
-        if self._handler is None or self._executor is not None:
+        if self._handler is None:
             return None
         return await asyncio.to_thread(self._handler.compile, self.kernel_id, self._initial_state)
 
@@ -472,11 +472,8 @@ class RingKernel(_native.Actor, Generic[In, Out]):
         compiled: _native.CompiledHandler | _native.CudaKernel | None,
     ) -> None:
         config = self._config
-        if self._executor == "process":
-            self._launch_in_process(runtime)
-            return
+        self._compiled = compiled
         if isinstance(compiled, _native.CudaKernel):
-            self._compiled = compiled
             _native._launch_cuda(
                 self,
                 runtime,
@@ -489,8 +486,10 @@ class RingKernel(_native.Actor, Generic[In, Out]):
                 watchdog=self._watchdog,
             )
             return
+        if self._executor == "process":
+            self._launch_in_process(runtime, compiled)
+            return
         if compiled is not None:
-            self._compiled = compiled
             self._launch_compiled(
                 runtime,
                 compiled,
@@ -517,24 +516,21 @@ class RingKernel(_native.Actor, Generic[In, Out]):
             far_side=self._far_side,
         )
 
-    def _launch_in_process(self, runtime: _native.Runtime) -> None:
+    def _launch_in_process(
+        self, runtime: _native.Runtime, compiled: _native.CompiledHandler | None
+    ) -> None:
         from pydotcompute.ring_kernels import _process
 
         if sys.platform != "linux":
             raise InvalidConfigurationError("executor", "process", "needs Linux")
         config = self._config
-        arguments = _process.arguments(self, self._kernel_func)
-        compiled = None
-        if self._handler is not None:
-            # Here for its layouts and its errors; the process compiles it for itself.
-            compiled = self._handler.compile(self.kernel_id, self._initial_state)
-            self._compiled = compiled
         _native._launch_process(
             self,
             runtime,
             _process.command(),
-            arguments,
+            _process.arguments(self, self._kernel_func),
             _process.sink,
+            # For its layouts; the process compiles the handler for itself.
             compiled,
             first_step=_process.first_step(self._kernel_func),
             start_timeout=self._start_timeout,
