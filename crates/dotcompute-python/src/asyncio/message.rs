@@ -10,6 +10,7 @@ use pyo3::{PyTraverseError, PyVisit};
 
 use super::scope::discard;
 use crate::message::{attribute, correlation_of, id_of, priority_of};
+use crate::quick::Quick;
 use crate::records::Delivered;
 
 /// What is on its way: a Python object, of which nothing is copied (the receiver gets the object
@@ -79,7 +80,7 @@ impl PyMessage {
     pub(crate) fn seen(envelope: &Envelope<Self>, py: Python<'_>) -> Seen {
         match &envelope.message.0 {
             Content::Object(object) => Seen::Object(object.clone_ref(py)),
-            Content::Records(batch) => Seen::Records(Delivered::new(envelope, batch)),
+            Content::Records(batch) => Seen::Records(Box::new(Delivered::new(envelope, batch))),
             Content::Taken => Seen::Object(py.None()),
         }
     }
@@ -106,7 +107,7 @@ impl Drop for PyMessage {
 /// A message that was looked at under a lock.
 pub(crate) enum Seen {
     Object(Py<PyAny>),
-    Records(Delivered),
+    Records(Box<Delivered>),
 }
 
 impl Seen {
@@ -114,7 +115,7 @@ impl Seen {
     pub(super) fn dead(message: &PyMessage, letter: &DeadLetter, py: Python<'_>) -> Self {
         match message.batch() {
             None => Self::Object(message.object(py)),
-            Some(batch) => Self::Records(Delivered::dead(letter, batch)),
+            Some(batch) => Self::Records(Box::new(Delivered::dead(letter, batch))),
         }
     }
 
@@ -160,7 +161,7 @@ pub(super) fn correlation_id_of(message: &Bound<'_, PyAny>) -> PyResult<Option<M
 /// Its ids are read only where replies have to find their asks: see
 /// [`Shared::is_asked`](super::context::Shared::is_asked).
 #[inline]
-pub(super) fn plain_envelope(message: &Bound<'_, PyAny>) -> PyResult<Envelope<PyMessage>> {
+pub(super) fn plain_envelope(message: &Bound<'_, PyAny>) -> Quick<Envelope<PyMessage>> {
     let priority = priority_of(message)?;
     Ok(Envelope::new(PyMessage::new(message.clone().unbind())).with_priority(priority))
 }

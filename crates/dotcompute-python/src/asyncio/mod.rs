@@ -6,7 +6,6 @@
 //! [`operation`]).
 
 mod actor;
-mod attached;
 mod awaitable;
 mod context;
 mod errors;
@@ -30,15 +29,22 @@ pub(crate) use errors::PyFault;
 pub(crate) use executor::AsyncioExecutor;
 pub(crate) use held::Held;
 pub(crate) use message::PyMessage;
+pub(crate) use object::guard;
 pub(crate) use scope::{discard, scope};
 
+use crate::fastcall;
 use crate::queues::QueueOperation;
+use crate::quick::Quick;
 
 pub(crate) fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
+    let py = module.py();
     module.add_class::<actor::Actor>()?;
+    fastcall::add(&py.get_type::<actor::Actor>(), &actor::METHODS)?;
     module.add_class::<context::ActorContext>()?;
+    fastcall::add(&py.get_type::<context::ActorContext>(), &context::METHODS)?;
     module.add_class::<context::ContextHandle>()?;
     module.add_class::<runtime::NativeRuntime>()?;
+    fastcall::add(&py.get_type::<runtime::NativeRuntime>(), &runtime::METHODS)?;
     module.add("Awaitable", object::type_of::<awaitable::Awaitable>(module.py())?)?;
     module.add_function(wrap_pyfunction!(hub::_close_all, module)?)?;
     module.add_function(wrap_pyfunction!(executor::_join_threads, module)?)?;
@@ -50,6 +56,6 @@ pub(crate) fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
 
 /// The awaitable of a queue's `put` or `get`.
 #[inline]
-pub(crate) fn queue_awaitable(py: Python<'_>, operation: QueueOperation) -> PyResult<Py<PyAny>> {
+pub(crate) fn queue_awaitable(py: Python<'_>, operation: QueueOperation) -> Quick<Py<PyAny>> {
     awaitable::new(py, operation::Operation::Queue(operation))
 }

@@ -12,8 +12,9 @@ use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
 use pyo3::types::PyType;
 
-use super::attached::Attached;
+use crate::attached::Attached;
 use super::scope::scope;
+use crate::quick::Quick;
 
 /// How many objects' memory is kept, at most, for each type that does.
 const KEPT_MAX: usize = 64;
@@ -123,7 +124,7 @@ fn make<T: Native>(py: Python<'_>) -> PyResult<Py<PyType>> {
 
 /// A new object that holds `value`.
 #[inline(always)]
-pub(super) fn new<T: Native>(py: Python<'_>, value: T) -> PyResult<Py<PyAny>> {
+pub(super) fn new<T: Native>(py: Python<'_>, value: T) -> Quick<Py<PyAny>> {
     let class = type_of::<T>(py)?.as_ptr().cast::<ffi::PyTypeObject>();
     let kept = T::kept().and_then(|kept| kept.with(py, Vec::pop));
     let object = match &kept {
@@ -136,7 +137,7 @@ pub(super) fn new<T: Native>(py: Python<'_>, value: T) -> PyResult<Py<PyAny>> {
         None => unsafe { ffi::PyType_GenericAlloc(class, 0) },
     };
     if object.is_null() {
-        return Err(PyErr::fetch(py));
+        return Err(PyErr::fetch(py).into());
     }
     // SAFETY: the object was allocated with room for an `Object<T>`.
     let cell = unsafe { &raw const (*object.cast::<Object<T>>()).value };
@@ -234,11 +235,11 @@ unsafe extern "C" fn clear<T: Native>(object: *mut ffi::PyObject) -> c_int {
 
 /// Calls `f`; an error or a panic is set as Python's error, and `failed` returned.
 #[inline]
-pub(super) fn guard<R>(failed: R, f: impl FnOnce(Python<'_>) -> PyResult<R>) -> R {
+pub(crate) fn guard<R>(failed: R, f: impl FnOnce(Python<'_>) -> Quick<R>) -> R {
     attached(|py| match catch_unwind(AssertUnwindSafe(|| f(py))) {
         Ok(Ok(value)) => value,
         Ok(Err(error)) => {
-            error.restore(py);
+            PyErr::from(error).restore(py);
             failed
         }
         Err(_) => {

@@ -21,6 +21,7 @@ use super::message::PyMessage;
 use super::runtime::NativeRuntime;
 use super::scope::scope;
 use crate::queues::QueueOperation;
+use crate::quick::Quick;
 
 /// A future that ends as an awaitable ends.
 pub(super) type Pending = Pin<Box<dyn Future<Output = PyResult<Py<PyAny>>> + Send>>;
@@ -33,7 +34,7 @@ pub(super) enum Target {
 
 impl Target {
     #[inline]
-    fn resolve<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, Actor>> {
+    fn resolve<'py>(&self, py: Python<'py>) -> Quick<Bound<'py, Actor>> {
         match self {
             Self::Actor(actor) => Ok(actor.bind(py).clone()),
             Self::Named(runtime, id) => runtime.get().find(id.bind(py)),
@@ -119,13 +120,13 @@ fn poll_waiting(
     py: Python<'_>,
     waiting: &mut Option<Pending>,
     cx: &mut Context<'_>,
-) -> Poll<PyResult<Py<PyAny>>> {
+) -> Poll<Quick<Py<PyAny>>> {
     let Some(future) = waiting else { return Poll::Pending };
     let polled = scope(py, || future.as_mut().poll(cx));
     if polled.is_ready() {
         *waiting = None;
     }
-    polled
+    polled.map_err(Into::into)
 }
 
 impl Operation {
@@ -136,7 +137,7 @@ impl Operation {
         py: Python<'_>,
         cx: &mut Context<'_>,
         wait: bool,
-    ) -> Poll<PyResult<Py<PyAny>>> {
+    ) -> Poll<Quick<Py<PyAny>>> {
         let polled = match self {
             Self::Send { target, message, timeout, waiting } => {
                 if waiting.is_some() {
@@ -166,7 +167,9 @@ impl Operation {
                 return poll_waiting(py, waiting, cx);
             }
             Self::Queue(operation) => return operation.poll(py, cx, wait),
-            Self::Future(future) => return scope(py, || future.as_mut().poll(cx)),
+            Self::Future(future) => {
+                return scope(py, || future.as_mut().poll(cx)).map_err(Into::into);
+            }
         };
         match polled {
             Ok(polled) => polled.map(Ok),
@@ -227,7 +230,7 @@ fn poll_send(
     waiting: &mut Option<Pending>,
     cx: &mut Context<'_>,
     wait: bool,
-) -> PyResult<Poll<Py<PyAny>>> {
+) -> Quick<Poll<Py<PyAny>>> {
     let actor = target.resolve(py)?;
     let actor = actor.get();
     let message = message.bind(py);
@@ -236,9 +239,9 @@ fn poll_send(
     if !wait {
         return match scope(py, || kernel.offer(envelope)) {
             Ok(None) => Ok(Poll::Ready(py.None())),
-            Err(error) => Err(errors::send(py, error, timeout, actor.capacity())),
+            Err(error) => Err(errors::send(py, error, timeout, actor.capacity()).into()),
             Ok(Some(_)) if duration(timeout)? == Some(Duration::ZERO) => {
-                Err(errors::stayed_full(py, kernel.id().as_str(), actor.capacity(), 0.0))
+                Err(errors::stayed_full(py, kernel.id().as_str(), actor.capacity(), 0.0).into())
             }
             Ok(Some(_)) => Ok(Poll::Pending),
         };
@@ -267,7 +270,7 @@ fn poll_receive(
     receive: &mut Receive,
     cx: &mut Context<'_>,
     wait: bool,
-) -> PyResult<Poll<Py<PyAny>>> {
+) -> Quick<Poll<Py<PyAny>>> {
     let timeout = receive.timeout;
     if let Some(waiting) = &mut receive.waiting {
         let (waiting, sleep) = &mut **waiting;
@@ -275,12 +278,13 @@ fn poll_receive(
             Poll::Ready(Ok(envelope)) => {
                 let actor = receive.target.resolve(py)?;
                 let reply = PyMessage::into_object(envelope, py, actor.get().reply_record());
-                reply.map(Poll::Ready)
+                Ok(Poll::Ready(reply?))
             }
-            Poll::Ready(Err(error)) => Err(errors::receive(py, error, timeout)),
+            Poll::Ready(Err(error)) => Err(errors::receive(py, error, timeout).into()),
             Poll::Pending if wait && expired(py, sleep, timeout, cx) => {
                 let actor = receive.target.resolve(py)?;
-                Err(errors::timed_out(py, actor.get().id(), timeout.unwrap_or_default(), "receive"))
+                let (kernel, seconds) = (actor.get().id(), timeout.unwrap_or_default());
+                Err(errors::timed_out(py, kernel, seconds, "receive").into())
             }
             Poll::Pending => Ok(Poll::Pending),
         };
@@ -291,15 +295,15 @@ fn poll_receive(
         return match scope(py, || kernel.receive_now()) {
             Ok(Some(envelope)) => {
                 let reply = PyMessage::into_object(envelope, py, actor.get().reply_record());
-                reply.map(Poll::Ready)
+                Ok(Poll::Ready(reply?))
             }
             Ok(None) => {
                 if timeout.is_some() && duration(timeout)? == Some(Duration::ZERO) {
-                    return Err(errors::timed_out(py, kernel.id().as_str(), 0.0, "receive"));
+                    return Err(errors::timed_out(py, kernel.id().as_str(), 0.0, "receive").into());
                 }
                 Ok(Poll::Pending)
             }
-            Err(error) => Err(errors::receive(py, error, timeout)),
+            Err(error) => Err(errors::receive(py, error, timeout).into()),
         };
     }
     receive.waiting = Some(Box::new((kernel.receiving(), None)));
@@ -333,7 +337,7 @@ fn ask(
     target: &Target,
     message: &Py<PyAny>,
     timeout: Option<f64>,
-) -> PyResult<Pending> {
+) -> Quick<Pending> {
     let actor = target.resolve(py)?;
     let actor = actor.get();
     let message = message.bind(py);
@@ -361,13 +365,14 @@ fn poll_context_receive(
     receive: &mut ContextReceive,
     cx: &mut Context<'_>,
     wait: bool,
-) -> Poll<PyResult<Py<PyAny>>> {
+) -> Poll<Quick<Py<PyAny>>> {
     let cell = &receive.context.get().cell;
     match cell.poll_receive(py, &mut receive.ticket, cx, wait) {
-        Poll::Ready(Some(message)) => return Poll::Ready(message.object(py, None)),
-        Poll::Ready(None) => {
-            return Poll::Ready(Err(errors::stopped(py, cell.id(), "receive message")));
+        Poll::Ready(Ok(Some(message))) => return Poll::Ready(Ok(message)),
+        Poll::Ready(Ok(None)) => {
+            return Poll::Ready(Err(errors::stopped(py, cell.id(), "receive message").into()));
         }
+        Poll::Ready(Err(error)) => return Poll::Ready(Err(error)),
         Poll::Pending => {}
     }
     let Some(seconds) = receive.timeout else { return Poll::Pending };
@@ -376,11 +381,11 @@ fn poll_context_receive(
     } else {
         match duration(Some(seconds)) {
             Ok(within) => within == Some(Duration::ZERO),
-            Err(error) => return Poll::Ready(Err(error)),
+            Err(error) => return Poll::Ready(Err(error.into())),
         }
     };
     if timed_out {
-        return Poll::Ready(Err(errors::timed_out(py, cell.id(), seconds, "receive")));
+        return Poll::Ready(Err(errors::timed_out(py, cell.id(), seconds, "receive").into()));
     }
     Poll::Pending
 }
