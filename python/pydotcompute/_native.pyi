@@ -36,6 +36,7 @@ __all__ = [
     "_after_fork",
     "_close_all",
     "_join_threads",
+    "_own_methods",
     "_launch_process",
     "decode_any_message",
     "decode_message",
@@ -658,6 +659,7 @@ class ProcessHost:
 
 def _close_all() -> None: ...
 def _join_threads(timeout: float) -> None: ...
+def _own_methods(class_: type[_T], /) -> type[_T]: ...
 def _after_fork() -> None: ...
 
 # --- workloads.rs ----------------------------------------------------------------------------

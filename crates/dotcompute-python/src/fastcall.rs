@@ -79,7 +79,7 @@ macro_rules! fastcall {
                     required: REQUIRED.len(),
                     positional: POSITIONAL,
                 };
-            $crate::asyncio::guard(std::ptr::null_mut(), |$py| -> $crate::quick::Quick<_> {
+            let call = |$py: pyo3::Python<'_>| -> $crate::quick::Quick<_> {
                 // SAFETY: the caller keeps the object that it calls a method of.
                 let this = unsafe { pyo3::Borrowed::from_ptr($py, this) };
                 // SAFETY: the descriptor has seen to it that it is of the class.
@@ -91,7 +91,9 @@ macro_rules! fastcall {
                 $(let $required = $crate::fastcall::given($required)?;)*
                 let result: $crate::quick::Quick<pyo3::Py<pyo3::PyAny>> = $body;
                 Ok(result?.into_ptr())
-            })
+            };
+            // SAFETY: the interpreter is calling.
+            unsafe { $crate::asyncio::guard_light(std::ptr::null_mut(), call) }
         }
     )*};
 }

@@ -51,23 +51,39 @@ impl<M: Message, R: Message> Cell<M, R> {
     }
 
     /// As [`output`](Self::output), as far as that takes no waiting; else the reply comes back.
+    #[inline]
     pub(crate) fn try_output(&self, reply: Envelope<R>) -> Option<Envelope<R>> {
-        // Looked at first, since a reply that waits for room was not rejected. Only the kernel
-        // itself sends here, so there is room still when it does.
-        let blocks = self.options.reply_backpressure == Backpressure::Block;
-        if blocks && self.replies.is_full() {
-            return Some(reply);
+        let band = Band::from_priority(reply.priority);
+        if self.options.reply_backpressure != Backpressure::Block {
+            return self.try_output_or_drop(band, reply);
         }
-        match self.replies.try_send(Band::from_priority(reply.priority), reply) {
+        // Not `try_send`: a reply that waits for room was not rejected.
+        match self.replies.offer(band, reply) {
+            // A policy that blocks drops nothing.
+            Ok(_) => None,
+            Err(mailbox::TrySendError::Full(reply)) => Some(reply),
+            Err(mailbox::TrySendError::Closed(reply)) => self.output_closed(reply),
+        }
+    }
+
+    fn try_output_or_drop(&self, band: Band, reply: Envelope<R>) -> Option<Envelope<R>> {
+        match self.replies.try_send(band, reply) {
             Ok(admission) => dead_letter::discard(admission),
             Err(mailbox::TrySendError::Full(reply)) => {
                 self.dead_reply(reply, DeadLetterReason::NoRoom);
             }
-            Err(mailbox::TrySendError::Closed(reply)) if !self.has_ended() => return Some(reply),
-            Err(mailbox::TrySendError::Closed(reply)) => {
-                self.dead_reply(reply, DeadLetterReason::Unread);
-            }
+            Err(mailbox::TrySendError::Closed(reply)) => return self.output_closed(reply),
         }
+        None
+    }
+
+    /// The output mailbox is closed: the reply comes back if that is since the kernel is connected.
+    #[cold]
+    fn output_closed(&self, reply: Envelope<R>) -> Option<Envelope<R>> {
+        if !self.has_ended() {
+            return Some(reply);
+        }
+        self.dead_reply(reply, DeadLetterReason::Unread);
         None
     }
 

@@ -143,7 +143,9 @@ impl Inner {
         match operation.poll(py, &mut Context::from_waker(Waker::noop()), false) {
             Poll::Ready(Ok(value)) => {
                 hub::spend();
-                self.operation = None;
+                if let Some(operation) = self.operation.take() {
+                    operation.release(py);
+                }
                 (Stage::Done, Ok(Step::Return(value)))
             }
             Poll::Ready(Err(error)) => self.fail_later(py, error),

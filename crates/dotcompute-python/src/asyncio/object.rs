@@ -235,18 +235,38 @@ unsafe extern "C" fn clear<T: Native>(object: *mut ffi::PyObject) -> c_int {
 
 /// Calls `f`; an error or a panic is set as Python's error, and `failed` returned.
 #[inline]
-pub(crate) fn guard<R>(failed: R, f: impl FnOnce(Python<'_>) -> Quick<R>) -> R {
-    attached(|py| match catch_unwind(AssertUnwindSafe(|| f(py))) {
+pub(super) fn guard<R>(failed: R, f: impl FnOnce(Python<'_>) -> Quick<R>) -> R {
+    attached(|py| caught(py, failed, f))
+}
+
+/// [`guard`] for an `f` that drops no object, but where it fails: PyO3 is not told that the interpreter
+/// is attached, so it would put that off.
+///
+/// # Safety
+///
+/// The interpreter is attached: it is calling a slot or a method.
+#[inline]
+pub(crate) unsafe fn guard_light<R>(failed: R, f: impl FnOnce(Python<'_>) -> Quick<R>) -> R {
+    // SAFETY: the caller's promise.
+    caught(unsafe { Python::assume_attached() }, failed, f)
+}
+
+#[inline]
+fn caught<R>(py: Python<'_>, failed: R, f: impl FnOnce(Python<'_>) -> Quick<R>) -> R {
+    match catch_unwind(AssertUnwindSafe(|| f(py))) {
         Ok(Ok(value)) => value,
         Ok(Err(error)) => {
-            PyErr::from(error).restore(py);
+            attached(|py| PyErr::from(error).restore(py));
             failed
         }
         Err(_) => {
-            PyRuntimeError::new_err("a bug in pydotcompute: its native part panicked").restore(py);
+            attached(|py| {
+                let text = "a bug in pydotcompute: its native part panicked";
+                PyRuntimeError::new_err(text).restore(py);
+            });
             failed
         }
-    })
+    }
 }
 
 /// Calls `f` from a slot or a method, where the interpreter is attached, in a way that PyO3 knows of

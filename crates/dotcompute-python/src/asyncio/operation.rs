@@ -41,6 +41,15 @@ impl Target {
         }
     }
 
+    /// Drops it where the interpreter is attached, which a `Bound` need not ask for.
+    #[inline]
+    fn release(self, py: Python<'_>) {
+        match self {
+            Self::Actor(actor) => drop(actor.into_bound(py)),
+            Self::Named(runtime, id) => drop((runtime.into_bound(py), id.into_bound(py))),
+        }
+    }
+
     fn held(&self) -> &Arc<Held> {
         match self {
             Self::Actor(actor) => &actor.get().held,
@@ -174,6 +183,23 @@ impl Operation {
         match polled {
             Ok(polled) => polled.map(Ok),
             Err(error) => Poll::Ready(Err(error)),
+        }
+    }
+
+    /// Drops it where the interpreter is attached.
+    #[inline]
+    pub(super) fn release(self, py: Python<'_>) {
+        match self {
+            Self::Send { target, message, waiting: None, .. } => {
+                target.release(py);
+                drop(message.into_bound(py));
+            }
+            Self::Receive(Receive { target, waiting: None, .. }) => target.release(py),
+            Self::ContextSend { context, message, waiting: None } => {
+                drop((context.into_bound(py), message.into_bound(py)));
+            }
+            Self::Queue(operation) => operation.release(py),
+            other => drop(other),
         }
     }
 

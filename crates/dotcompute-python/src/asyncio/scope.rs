@@ -18,13 +18,22 @@ struct Scope {
     attached: Cell<bool>,
     /// Whether there is something to do at the end.
     noted: Cell<bool>,
+    /// Most often there is one.
+    first: Cell<Option<Py<PyAny>>>,
     garbage: RefCell<Vec<Py<PyAny>>>,
     hubs: RefCell<Vec<Arc<Hub>>>,
 }
 
 thread_local! {
     static SCOPE: Scope = const {
-        Scope { depth: Cell::new(0), attached: Cell::new(false), noted: Cell::new(false), garbage: RefCell::new(Vec::new()), hubs: RefCell::new(Vec::new()) }
+        Scope {
+            depth: Cell::new(0),
+            attached: Cell::new(false),
+            noted: Cell::new(false),
+            first: Cell::new(None),
+            garbage: RefCell::new(Vec::new()),
+            hubs: RefCell::new(Vec::new()),
+        }
     };
 }
 
@@ -56,6 +65,10 @@ impl Drop for Leave<'_, '_> {
             return;
         }
         scope.depth.set(0);
+        if let Some(garbage) = scope.first.take() {
+            // As a `Bound`, since that knows that the interpreter is attached.
+            drop(garbage.into_bound(self.py));
+        }
         if scope.noted.replace(false) {
             flush(self.py, scope);
         }
@@ -113,9 +126,12 @@ fn flush(py: Python<'_>, scope: &Scope) {
 pub(crate) fn discard(object: Py<PyAny>) {
     let mut object = Some(object);
     let _ = SCOPE.try_with(|scope| {
-        if scope.depth.get() > 0 {
+        if scope.depth.get() == 0 {
+            return;
+        }
+        if let Some(other) = scope.first.replace(object.take()) {
             scope.noted.set(true);
-            scope.garbage.borrow_mut().extend(object.take());
+            scope.garbage.borrow_mut().push(other);
         }
     });
     drop(object);

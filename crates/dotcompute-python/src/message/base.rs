@@ -10,6 +10,7 @@ use pyo3::types::{PyBytes, PyDict, PyString, PyTuple, PyType};
 
 use super::id::Id;
 use super::layout::{Access, Default, Layout, layout_of};
+use super::slots::each;
 use super::{decode, encode, types};
 use crate::attached::Attached;
 
@@ -33,12 +34,7 @@ pub(super) struct Header {
 impl MessageCore {
     #[new]
     #[classmethod]
-    #[pyo3(signature = (*_args, **_kwargs))]
-    fn new(
-        class: &Bound<'_, PyType>,
-        _args: &Bound<'_, PyTuple>,
-        _kwargs: Option<&Bound<'_, PyDict>>,
-    ) -> PyResult<Self> {
+    fn new(class: &Bound<'_, PyType>) -> PyResult<Self> {
         Ok(Self {
             layout: layout_of(class)?,
             header: Attached::new(Header {
@@ -176,14 +172,12 @@ impl MessageCore {
         args: &Bound<'_, PyTuple>,
         kwargs: Option<&Bound<'_, PyDict>>,
     ) -> PyResult<()> {
-        let mut layout = object.get().layout.clone();
-        if !layout.native_init
-            && let Some(parent) = &layout.parent
-        {
+        let layout = &object.get().layout;
+        match &layout.parent {
             // Called by the class's own constructor.
-            layout = parent.clone();
+            Some(parent) if !layout.native_init => fill(object, parent, args, kwargs),
+            _ => fill(object, layout, args, kwargs),
         }
-        fill(object.as_any(), &layout, args, kwargs)
     }
 
     /// Sets one field of `object`.
@@ -254,7 +248,7 @@ pub(super) fn parse_priority(value: &Bound<'_, PyAny>) -> PyResult<u8> {
 
 /// What a dataclass's `__init__` does.
 fn fill(
-    object: &Bound<'_, PyAny>,
+    object: &Bound<'_, MessageCore>,
     layout: &Layout,
     args: &Bound<'_, PyTuple>,
     kwargs: Option<&Bound<'_, PyDict>>,
@@ -267,6 +261,7 @@ fn fill(
             args.len() + 1,
         )));
     }
+    let object = object.as_any();
     let mut given = 0u128;
     for (&index, value) in layout.positional.iter().zip(args.iter_borrowed()) {
         let entry = &layout.entries[index];
@@ -274,9 +269,9 @@ fn fill(
         given |= 1 << index;
     }
     if let Some(kwargs) = kwargs {
-        for (name, value) in kwargs.iter() {
-            let name = name.cast_into::<PyString>()?;
-            let found = layout.find(&name).filter(|&index| layout.entries[index].init);
+        each(kwargs, |name, value| {
+            let name = name.cast::<PyString>()?;
+            let found = layout.find(name).filter(|&index| layout.entries[index].init);
             let Some(index) = found else {
                 return Err(PyTypeError::new_err(format!(
                     "{}.__init__() got an unexpected keyword argument '{name}'",
@@ -290,9 +285,10 @@ fn fill(
                 )));
             }
             let entry = &layout.entries[index];
-            MessageCore::set(object, &entry.name, &entry.access, &value)?;
+            MessageCore::set(object, &entry.name, &entry.access, value)?;
             given |= 1 << index;
-        }
+            Ok(())
+        })?;
     }
     fill_missing(object, layout, given)
 }

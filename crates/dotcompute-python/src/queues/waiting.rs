@@ -223,6 +223,20 @@ impl QueueOperation {
         Poll::Ready(self.queue.get_ended(py, item, self.timeout))
     }
 
+    /// Drops it where the interpreter is attached.
+    #[inline]
+    pub(crate) fn release(self, py: Python<'_>) {
+        match self.queue {
+            Queue::Fast(queue) => drop(queue.into_bound(py)),
+            Queue::Message(queue) => drop(queue.into_bound(py)),
+            Queue::Ring(queue) => drop(queue.into_bound(py)),
+        }
+        match self.stage {
+            Stage::Get | Stage::Done => {}
+            stage => drop(stage),
+        }
+    }
+
     /// What holds those who wait for this.
     pub(crate) fn held(&self) -> &Arc<Held> {
         self.queue.held()
