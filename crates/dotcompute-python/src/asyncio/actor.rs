@@ -22,6 +22,7 @@ use super::operation::{Operation, Receive, Target, duration};
 use super::runtime::NativeRuntime;
 use super::scope::scope;
 use crate::fastcall::{Method, fastcall, optional};
+use crate::message::priority_of;
 use crate::quick::Quick;
 use crate::records::{CompiledHandler, Records};
 
@@ -101,8 +102,18 @@ impl Actor {
         self.check_input(message)?;
         match asking || self.shared.is_asked() {
             true => Ok(full_envelope(message)?),
-            false => plain_envelope(message),
+            false => Ok(plain_envelope(message, priority_of(message)?)),
         }
+    }
+
+    /// The priority of a message of which nothing else has to be known; `None`: see `envelope`.
+    #[inline]
+    pub(super) fn plain_priority(&self, message: &Bound<'_, PyAny>) -> Quick<Option<u8>> {
+        if self.records.get().is_some() || self.shared.is_asked() {
+            return Ok(None);
+        }
+        self.check_input(message)?;
+        Ok(Some(priority_of(message)?))
     }
 
     /// The `RecordType` of the replies, where they are records.
@@ -428,7 +439,7 @@ impl Actor {
         let kernel = self.kernel(py, "receive message")?;
         match scope(py, || kernel.receive_now()) {
             Ok(None) => Ok(None),
-            Ok(Some(reply)) => PyMessage::into_object(reply, py, self.reply_record()).map(Some),
+            Ok(Some(reply)) => Ok(Some(PyMessage::into_object(reply, py, self.reply_record())?)),
             Err(error) => Err(errors::receive(py, error, None)),
         }
     }
@@ -457,7 +468,7 @@ impl Actor {
             };
             Python::attach(|py| Ok(name_of(outcome).into_pyobject(py)?.into_any().unbind()))
         });
-        Ok(awaitable::new(py, Operation::Future(future))?)
+        Ok(awaitable::new(py, || Operation::Future(future))?)
     }
 
     /// The name of its state.
@@ -502,7 +513,7 @@ impl Actor {
             }
             Ok(Python::attach(|py| py.None()))
         });
-        Ok(awaitable::new(py, Operation::Future(future))?)
+        Ok(awaitable::new(py, || Operation::Future(future))?)
     }
 
     /// What the kernel has done so far, in plain numbers; `None` before its launch.
@@ -580,18 +591,19 @@ fastcall! {
     fn send(actor: Actor, "Actor.send", message; timeout;) |py| {
         let (target, message) = (Target::Actor(actor.clone().unbind()), message.to_owned().unbind());
         let timeout = optional(timeout, "timeout")?;
-        awaitable::new(py, Operation::Send { target, message, timeout, waiting: None })
+        awaitable::new(py, || Operation::Send { target, message, timeout, waiting: None })
     }
 
     fn receive(actor: Actor, "Actor.receive"; timeout;) |py| {
         let target = Target::Actor(actor.clone().unbind());
-        awaitable::new(py, Receive::operation(target, optional(timeout, "timeout")?))
+        let timeout = optional(timeout, "timeout")?;
+        awaitable::new(py, || Receive::operation(target, timeout))
     }
 
     fn send_and_receive(actor: Actor, "Actor.send_and_receive", message; timeout;) |py| {
         let (target, message) = (Target::Actor(actor.clone().unbind()), message.to_owned().unbind());
         let timeout = optional(timeout, "timeout")?;
-        awaitable::new(py, Operation::Ask { target, message, timeout, waiting: None })
+        awaitable::new(py, || Operation::Ask { target, message, timeout, waiting: None })
     }
 }
 

@@ -16,12 +16,12 @@ use pyo3::sync::PyOnceLock;
 use pyo3::types::{PyTraceback, PyType};
 use pyo3::{ffi, intern, prelude::*};
 
-use crate::attached::Attached;
 use super::held::Hold;
 use super::hub::{self, Hub};
 use super::object::{self, Memory, Native, guard, slot};
 use super::operation::Operation;
 use super::waiter;
+use crate::attached::Attached;
 use crate::quick::{Error, Quick};
 
 /// See the module.
@@ -66,11 +66,13 @@ enum Step {
     Yield(Py<PyAny>),
 }
 
-/// The awaitable of `operation`.
+/// The awaitable of what `operation` makes.
 #[inline(always)]
-pub(super) fn new(py: Python<'_>, operation: Operation) -> Quick<Py<PyAny>> {
-    let inner = Inner { operation: Some(operation), waiter: None, error: None };
-    object::new(py, Awaitable { stage: Cell::new(Stage::Fresh), inner: UnsafeCell::new(inner) })
+pub(super) fn new(py: Python<'_>, operation: impl FnOnce() -> Operation) -> Quick<Py<PyAny>> {
+    object::new(py, || Awaitable {
+        stage: Cell::new(Stage::Fresh),
+        inner: UnsafeCell::new(Inner { operation: Some(operation()), waiter: None, error: None }),
+    })
 }
 
 /// # Safety

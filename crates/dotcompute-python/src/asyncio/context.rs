@@ -24,6 +24,7 @@ use super::python;
 use super::scope::{detached, scope};
 use crate::attached::Attached;
 use crate::fastcall::{Method, fastcall, optional};
+use crate::message::priority_of;
 use crate::quick::{Error, Quick};
 
 /// What the outside and the inside of a kernel share.
@@ -201,24 +202,18 @@ impl ContextCell {
         message: &Bound<'_, PyAny>,
     ) -> Quick<Option<Pending>> {
         self.check_output(message)?;
-        let mut reply = self.envelope(message)?;
-        let sent = scope(py, || {
-            self.inner.with(py, |inner| {
-                let core = match &mut inner.core {
-                    Place::Here(core) => core,
-                    Place::Away => return Sent::Away,
-                    Place::Gone => return Sent::Stopped,
-                };
-                if reply.correlation_id.is_none() && !self.shared.is_asked() {
-                    // Spares the core to look for an ask: there is none.
-                    reply.correlation_id = core.envelope().map(|envelope| envelope.id);
-                }
-                match core.try_send(reply) {
-                    Ok(()) => Sent::Done,
-                    Err(reply) => Sent::Waits(Box::pin(core.output(reply))),
-                }
+        let sent = if self.shared.is_asked() {
+            let reply = self.asked_envelope(message)?;
+            self.try_send(py, |_| reply)
+        } else {
+            let priority = priority_of(message)?;
+            self.try_send(py, |core| {
+                let mut reply = plain_envelope(message, priority);
+                // Spares the core to look for an ask: there is none.
+                reply.correlation_id = core.envelope().map(|envelope| envelope.id);
+                reply
             })
-        });
+        };
         match sent {
             Sent::Done => Ok(None),
             Sent::Stopped => Err(errors::stopped(py, self.id(), "send message").into()),
@@ -233,6 +228,24 @@ impl ContextCell {
                 })
             }))),
         }
+    }
+
+    #[inline(always)]
+    fn try_send(&self, py: Python<'_>, reply: impl FnOnce(&Core) -> Envelope<PyMessage>) -> Sent {
+        scope(py, || {
+            self.inner.with(py, |inner| {
+                let core = match &mut inner.core {
+                    Place::Here(core) => core,
+                    Place::Away => return Sent::Away,
+                    Place::Gone => return Sent::Stopped,
+                };
+                let reply = reply(core);
+                match core.try_send(reply) {
+                    Ok(()) => Sent::Done,
+                    Err(reply) => Sent::Waits(Box::pin(core.output(reply))),
+                }
+            })
+        })
     }
 
     #[inline]
@@ -259,15 +272,7 @@ impl ContextCell {
         Ok(())
     }
 
-    /// The envelope of a reply. The ids are read where there are asks.
-    #[inline]
-    fn envelope(&self, message: &Bound<'_, PyAny>) -> Quick<Envelope<PyMessage>> {
-        match self.shared.is_asked() {
-            true => Ok(self.asked_envelope(message)?),
-            false => plain_envelope(message),
-        }
-    }
-
+    /// The envelope of a reply, with its ids: there are asks.
     fn asked_envelope(&self, message: &Bound<'_, PyAny>) -> PyResult<Envelope<PyMessage>> {
         let py = message.py();
         let mut reply = full_envelope(message)?;
@@ -522,7 +527,7 @@ impl ActorContext {
             kernel.active().await;
             Ok(Python::attach(|py| py.None()))
         });
-        Ok(awaitable::new(py, Operation::Future(future))?)
+        Ok(awaitable::new(py, || Operation::Future(future))?)
     }
 }
 
@@ -533,11 +538,7 @@ pub(super) const METHODS: [Method; 2] = [
         doc: c"receive($self, timeout=None)\n--\n\nReceives the next message.",
         function: receive,
     },
-    Method {
-        name: c"send",
-        doc: c"send($self, message)\n--\n\nSends a reply.",
-        function: send,
-    },
+    Method { name: c"send", doc: c"send($self, message)\n--\n\nSends a reply.", function: send },
 ];
 
 fastcall! {
@@ -547,9 +548,10 @@ fastcall! {
         if this.cell.threaded && this.blocks(py)? {
             return Ok(this.cell.receive_blocking(py, timeout)?.into_ptr());
         }
-        let context = context.clone().unbind();
-        let receive = ContextReceive { context, timeout, ticket: 0, sleep: None };
-        awaitable::new(py, Operation::ContextReceive(receive))
+        awaitable::new(py, || {
+            let context = context.clone().unbind();
+            Operation::ContextReceive(ContextReceive { context, timeout, ticket: 0, sleep: None })
+        })
     }
 
     fn send(context: ActorContext, "ActorContext.send", message;;) |py| {
@@ -560,7 +562,10 @@ fastcall! {
             }
             return Ok(py.None().into_ptr());
         }
-        let (context, message) = (context.clone().unbind(), message.to_owned().unbind());
-        awaitable::new(py, Operation::ContextSend { context, message, waiting: None })
+        awaitable::new(py, || Operation::ContextSend {
+            context: context.clone().unbind(),
+            message: message.to_owned().unbind(),
+            waiting: None,
+        })
     }
 }

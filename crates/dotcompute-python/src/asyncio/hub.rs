@@ -21,12 +21,12 @@ use pyo3::exceptions::PyRuntimeError;
 use pyo3::types::PyDict;
 use pyo3::{Borrowed, ffi, intern, prelude::*};
 
-use crate::attached::Attached;
 use super::executor::without_signals;
 use super::held::Held;
 use super::python::names;
 use super::scope::{attached, detached, schedule_later, scope};
 use super::waiter::{self, Slot};
+use crate::attached::Attached;
 use crate::quick::Quick;
 
 /// How many awaits may be completed, and how many wakes worked off, before the loop has its turn.
@@ -166,11 +166,7 @@ impl Hub {
             address,
             event_loop: names(py)?.weakref.bind(py).call1((event_loop,))?.unbind(),
             thread: Mutex::new(std::thread::current().id()),
-            state: Mutex::new(State {
-                jobs: HashMap::new(),
-                exit: None,
-                drain: None,
-            }),
+            state: Mutex::new(State { jobs: HashMap::new(), exit: None, drain: None }),
             spares: Attached::default(),
             ready: Attached::default(),
             added: Mutex::default(),
@@ -579,8 +575,7 @@ impl Job {
         let Some(mut task) = task else { return };
         let waker = Waker::from(Arc::clone(self));
         // A kernel's life may be any future, also one that blocks its thread: not all of Python.
-        let polled =
-            detached(py, || Pin::new(&mut task).poll(&mut Context::from_waker(&waker)));
+        let polled = detached(py, || Pin::new(&mut task).poll(&mut Context::from_waker(&waker)));
         let closed = self.hub.is_closed();
         let (again, over) = {
             let mut state = lock(&self.state);

@@ -66,10 +66,10 @@ impl PyMessage {
         mut envelope: Envelope<Self>,
         py: Python<'_>,
         record: Option<&Py<PyAny>>,
-    ) -> PyResult<Py<PyAny>> {
+    ) -> Quick<Py<PyAny>> {
         match std::mem::replace(&mut envelope.message.0, Content::Taken) {
             Content::Object(object) => Ok(object),
-            Content::Records(batch) => Delivered::new(&envelope, &batch).object(py, record),
+            Content::Records(batch) => Ok(Delivered::new(&envelope, &batch).object(py, record)?),
             Content::Taken => Ok(py.None()),
         }
     }
@@ -160,15 +160,14 @@ pub(super) fn correlation_id_of(message: &Bound<'_, PyAny>) -> PyResult<Option<M
 ///
 /// Its ids are read only where replies have to find their asks: see
 /// [`Shared::is_asked`](super::context::Shared::is_asked).
-#[inline]
-pub(super) fn plain_envelope(message: &Bound<'_, PyAny>) -> Quick<Envelope<PyMessage>> {
-    let priority = priority_of(message)?;
-    Ok(Envelope::new(PyMessage::new(message.clone().unbind())).with_priority(priority))
+#[inline(always)]
+pub(super) fn plain_envelope(message: &Bound<'_, PyAny>, priority: u8) -> Envelope<PyMessage> {
+    Envelope::new(PyMessage::new(message.clone().unbind())).with_priority(priority)
 }
 
 /// An envelope with all that the message says of itself.
 pub(super) fn full_envelope(message: &Bound<'_, PyAny>) -> PyResult<Envelope<PyMessage>> {
-    let mut envelope = plain_envelope(message)?;
+    let mut envelope = plain_envelope(message, priority_of(message)?);
     if let Some(id) = message_id_of(message)? {
         envelope.id = id;
     }

@@ -58,8 +58,11 @@ pub(crate) fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
 
 /// The awaitable of a queue's `put` or `get`.
 #[inline]
-pub(crate) fn queue_awaitable(py: Python<'_>, operation: QueueOperation) -> Quick<Py<PyAny>> {
-    awaitable::new(py, operation::Operation::Queue(operation))
+pub(crate) fn queue_awaitable(
+    py: Python<'_>,
+    operation: impl FnOnce() -> QueueOperation,
+) -> Quick<Py<PyAny>> {
+    awaitable::new(py, || operation::Operation::Queue(operation()))
 }
 
 /// Gives a class of Python's half the methods that are called for each message as its own: the

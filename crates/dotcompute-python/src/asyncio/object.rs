@@ -12,8 +12,8 @@ use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
 use pyo3::types::PyType;
 
-use crate::attached::Attached;
 use super::scope::scope;
+use crate::attached::Attached;
 use crate::quick::Quick;
 
 /// How many objects' memory is kept, at most, for each type that does.
@@ -122,9 +122,10 @@ fn make<T: Native>(py: Python<'_>) -> PyResult<Py<PyType>> {
     Ok(made.cast_into::<PyType>()?.unbind())
 }
 
-/// A new object that holds `value`.
+/// A new object that holds what `make` makes, in its place: a value that is moved there costs more than
+/// the rest. `make` runs no Python code.
 #[inline(always)]
-pub(super) fn new<T: Native>(py: Python<'_>, value: T) -> Quick<Py<PyAny>> {
+pub(super) fn new<T: Native>(py: Python<'_>, make: impl FnOnce() -> T) -> Quick<Py<PyAny>> {
     let class = type_of::<T>(py)?.as_ptr().cast::<ffi::PyTypeObject>();
     let kept = T::kept().and_then(|kept| kept.with(py, Vec::pop));
     let object = match &kept {
@@ -142,7 +143,7 @@ pub(super) fn new<T: Native>(py: Python<'_>, value: T) -> Quick<Py<PyAny>> {
     // SAFETY: the object was allocated with room for an `Object<T>`.
     let cell = unsafe { &raw const (*object.cast::<Object<T>>()).value };
     // SAFETY: nobody has read the value yet: the collector does not run before this.
-    unsafe { UnsafeCell::raw_get(cell).write(value) };
+    unsafe { UnsafeCell::raw_get(cell).write(make()) };
     if kept.is_some() {
         // SAFETY: complete, and not tracked yet.
         unsafe { ffi::PyObject_GC_Track(object.cast()) };

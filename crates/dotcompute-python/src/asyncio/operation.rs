@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
-use dotcompute::{Receiving, Sleep, sleep_until};
+use dotcompute::{Envelope, ReceiveError, Receiving, Sleep, sleep_until};
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 
@@ -17,7 +17,7 @@ use super::actor::Actor;
 use super::context::ActorContext;
 use super::errors;
 use super::held::Held;
-use super::message::PyMessage;
+use super::message::{PyMessage, plain_envelope};
 use super::runtime::NativeRuntime;
 use super::scope::scope;
 use crate::queues::QueueOperation;
@@ -261,9 +261,20 @@ fn poll_send(
     let actor = actor.get();
     let message = message.bind(py);
     let kernel = actor.kernel(py, "send message")?;
-    let envelope = actor.envelope(message, false)?;
     if !wait {
-        return match scope(py, || kernel.offer(envelope)) {
+        let offered = match actor.plain_priority(message)? {
+            // Made where it is put: to move it there costs more.
+            Some(priority) => scope(py, || match kernel.offer(plain_envelope(message, priority)) {
+                Ok(None) => Ok(None),
+                refused => Err(Box::new(refused)),
+            })
+            .or_else(|refused| *refused),
+            None => {
+                let envelope = actor.envelope(message, false)?;
+                scope(py, || kernel.offer(envelope))
+            }
+        };
+        return match offered {
             Ok(None) => Ok(Poll::Ready(py.None())),
             Err(error) => Err(errors::send(py, error, timeout, actor.capacity()).into()),
             Ok(Some(_)) if duration(timeout)? == Some(Duration::ZERO) => {
@@ -272,6 +283,7 @@ fn poll_send(
             Ok(Some(_)) => Ok(Poll::Pending),
         };
     }
+    let envelope = actor.envelope(message, false)?;
     let (kernel, capacity) = (kernel.clone(), actor.capacity());
     let within = duration(timeout)?;
     *waiting = Some(Box::pin(async move {
@@ -288,6 +300,12 @@ fn poll_send(
         Poll::Ready(outcome) => outcome.map(Poll::Ready),
         Poll::Pending => Ok(Poll::Pending),
     }
+}
+
+/// What a receive finds.
+enum Received {
+    Object(Quick<Py<PyAny>>),
+    Other(Box<Result<Option<Envelope<PyMessage>>, ReceiveError>>),
 }
 
 #[inline]
@@ -318,7 +336,18 @@ fn poll_receive(
     let actor = receive.target.resolve(py)?;
     let kernel = actor.get().kernel(py, "receive message")?;
     if !wait {
-        return match scope(py, || kernel.receive_now()) {
+        // Taken apart in there: to move it costs more.
+        let received = scope(py, || match kernel.receive_now() {
+            Ok(Some(envelope)) if envelope.message.batch().is_none() => {
+                Received::Object(PyMessage::into_object(envelope, py, None))
+            }
+            other => Received::Other(Box::new(other)),
+        });
+        let received = match received {
+            Received::Object(object) => return Ok(Poll::Ready(object?)),
+            Received::Other(other) => *other,
+        };
+        return match received {
             Ok(Some(envelope)) => {
                 let reply = PyMessage::into_object(envelope, py, actor.get().reply_record());
                 Ok(Poll::Ready(reply?))
@@ -379,7 +408,7 @@ fn ask(
             None => kernel.ask(envelope).await,
         };
         Python::attach(|py| match answered {
-            Ok(envelope) => PyMessage::into_object(envelope, py, record.as_ref()),
+            Ok(envelope) => Ok(PyMessage::into_object(envelope, py, record.as_ref())?),
             Err(error) => Err(errors::ask(py, error, timeout, capacity)),
         })
     }))

@@ -120,7 +120,7 @@ impl NativeRuntime {
                 Ok(values.into_any().unbind())
             })
         });
-        Ok(awaitable::new(slf.py(), Operation::Future(future))?)
+        Ok(awaitable::new(slf.py(), || Operation::Future(future))?)
     }
 
     /// [`_shutdown`](Self::_shutdown) that waits on the calling thread, without the interpreter.
@@ -215,7 +215,8 @@ impl NativeRuntime {
 pub(super) const METHODS: [Method; 3] = [
     Method {
         name: c"send",
-        doc: c"send($self, kernel_id, message, *, timeout=None)\n--\n\nSends a message to a kernel.",
+        doc:
+            c"send($self, kernel_id, message, *, timeout=None)\n--\n\nSends a message to a kernel.",
         function: send,
     },
     Method {
@@ -233,15 +234,21 @@ pub(super) const METHODS: [Method; 3] = [
 
 fastcall! {
     fn send(runtime: NativeRuntime, "Runtime.send", kernel_id, message;; timeout) |py| {
-        let target = Target::Named(runtime.clone().unbind(), kernel_id.to_owned().unbind());
-        let message = message.to_owned().unbind();
         let timeout = optional(timeout, "timeout")?;
-        awaitable::new(py, Operation::Send { target, message, timeout, waiting: None })
+        awaitable::new(py, || Operation::Send {
+            target: Target::Named(runtime.clone().unbind(), kernel_id.to_owned().unbind()),
+            message: message.to_owned().unbind(),
+            timeout,
+            waiting: None,
+        })
     }
 
     fn receive(runtime: NativeRuntime, "Runtime.receive", kernel_id;; timeout) |py| {
-        let target = Target::Named(runtime.clone().unbind(), kernel_id.to_owned().unbind());
-        awaitable::new(py, Receive::operation(target, optional(timeout, "timeout")?))
+        let timeout = optional(timeout, "timeout")?;
+        awaitable::new(py, || {
+            let target = Target::Named(runtime.clone().unbind(), kernel_id.to_owned().unbind());
+            Receive::operation(target, timeout)
+        })
     }
 
     fn send_and_receive(
@@ -250,7 +257,7 @@ fastcall! {
         let target = Target::Named(runtime.clone().unbind(), kernel_id.to_owned().unbind());
         let message = message.to_owned().unbind();
         let timeout = optional(timeout, "timeout")?;
-        awaitable::new(py, Operation::Ask { target, message, timeout, waiting: None })
+        awaitable::new(py, || Operation::Ask { target, message, timeout, waiting: None })
     }
 }
 

@@ -19,10 +19,10 @@ use pyo3::sync::PyOnceLock;
 use pyo3::types::{PyBool, PyInt, PyTuple, PyType};
 use pyo3::{ffi, intern, prelude::*};
 
-use crate::attached::Attached;
 use super::hub::{Hub, Ready};
 use super::object::{self, Native, guard, slot};
 use super::python;
+use crate::attached::Attached;
 use crate::quick::Quick;
 
 /// The part of a waiter that the core wakes, from any thread.
@@ -98,18 +98,15 @@ pub(super) fn new(py: Python<'_>, hub: &Arc<Hub>, event_loop: Py<PyAny>) -> Quic
         queued: AtomicBool::new(false),
         waiter: Attached::default(),
     });
-    let waiter = object::new(
-        py,
-        Waiter {
-            waker: Waker::from(Arc::clone(&slot)),
-            slot: Arc::clone(&slot),
-            event_loop,
-            blocking: false,
-            callback: None,
-            cancelled: false,
-            message: None,
-        },
-    )?;
+    let waiter = object::new(py, || Waiter {
+        waker: Waker::from(Arc::clone(&slot)),
+        slot: Arc::clone(&slot),
+        event_loop,
+        blocking: false,
+        callback: None,
+        cancelled: false,
+        message: None,
+    })?;
     let address = NonNull::new(waiter.as_ptr()).map(Address);
     slot.waiter.with(py, |waiter| *waiter = address);
     Ok(waiter)

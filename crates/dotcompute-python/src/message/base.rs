@@ -140,7 +140,11 @@ impl MessageCore {
     }
 
     /// The bits of the id, or of the correlation id; `None` where there is none, or it is no UUID.
-    pub(super) fn bits(&self, py: Python<'_>, id: fn(&mut Header) -> Option<&mut Id>) -> Option<u128> {
+    pub(super) fn bits(
+        &self,
+        py: Python<'_>,
+        id: fn(&mut Header) -> Option<&mut Id>,
+    ) -> Option<u128> {
         let known = self.header(py, |header| match id(header) {
             None => Ok(None),
             Some(id) => match (id.known_bits(), id.held()) {

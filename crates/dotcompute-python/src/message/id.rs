@@ -43,11 +43,7 @@ impl Id {
 
     /// Keeps the UUID that was made of these bits, unless it has been made or replaced meanwhile;
     /// returns the one that is kept.
-    pub(super) fn keep<'py>(
-        &mut self,
-        bits: u128,
-        made: &Bound<'py, PyAny>,
-    ) -> Bound<'py, PyAny> {
+    pub(super) fn keep<'py>(&mut self, bits: u128, made: &Bound<'py, PyAny>) -> Bound<'py, PyAny> {
         match &self.object {
             Some(object) => object.bind(made.py()).clone(),
             None if self.bits == Some(bits) => {

@@ -140,9 +140,8 @@ fn build(class: &Bound<'_, PyType>) -> PyResult<Arc<Layout>> {
     let address = class.as_ptr() as usize;
     let handle = LayoutHandle { class: address, layout: layout.clone() };
     class.setattr(intern!(py, "__message_layout__"), Bound::new(py, handle)?)?;
-    let _replaced = LAYOUTS.with(py, |layouts| {
-        layouts.get_or_insert_default().insert(address, layout.clone())
-    });
+    let _replaced =
+        LAYOUTS.with(py, |layouts| layouts.get_or_insert_default().insert(address, layout.clone()));
     Ok(layout)
 }
 

@@ -1,10 +1,10 @@
 //! Attributes that lie in a fixed place of their object, read and written without a lookup, and
 //! objects made without their constructor. The only unsafe code of the messages.
 
-use pyo3::{Borrowed, ffi};
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
 use pyo3::types::{PyDict, PyTuple, PyType};
+use pyo3::{Borrowed, ffi};
 
 /// One name of a class's `__slots__`: its member descriptor.
 pub(super) struct Slot(Py<PyAny>);

@@ -209,10 +209,12 @@ pub(super) const METHODS: [Method; 2] = [
 fastcall! {
     fn put(queue: FastMessageQueue, "FastMessageQueue.put", message;; timeout) |py| {
         let timeout = optional(timeout, "timeout")?;
-        waiting::put(py, Queue::Fast(queue.clone().unbind()), message.to_owned().unbind(), timeout)
+        let put = || (Queue::Fast(queue.clone().unbind()), message.to_owned().unbind());
+        waiting::put(py, put, timeout)
     }
 
     fn get(queue: FastMessageQueue, "FastMessageQueue.get";; timeout) |py| {
-        waiting::get(py, Queue::Fast(queue.clone().unbind()), optional(timeout, "timeout")?)
+        let timeout = optional(timeout, "timeout")?;
+        waiting::get(py, || Queue::Fast(queue.clone().unbind()), timeout)
     }
 }

@@ -175,11 +175,12 @@ pub(super) const METHODS: [Method; 2] = [
 fastcall! {
     fn put(queue: MessageQueue, "MessageQueue.put", message;; timeout) |py| {
         let timeout = optional(timeout, "timeout")?;
-        let queue = Queue::Message(queue.clone().unbind());
-        waiting::put(py, queue, message.to_owned().unbind(), timeout)
+        let put = || (Queue::Message(queue.clone().unbind()), message.to_owned().unbind());
+        waiting::put(py, put, timeout)
     }
 
     fn get(queue: MessageQueue, "MessageQueue.get";; timeout) |py| {
-        waiting::get(py, Queue::Message(queue.clone().unbind()), optional(timeout, "timeout")?)
+        let timeout = optional(timeout, "timeout")?;
+        waiting::get(py, || Queue::Message(queue.clone().unbind()), timeout)
     }
 }

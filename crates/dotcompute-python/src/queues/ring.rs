@@ -95,10 +95,12 @@ pub(super) const METHODS: [Method; 2] = [
 fastcall! {
     fn put(queue: RingBuffer, "RingBuffer.put", item;; timeout) |py| {
         let timeout = optional(timeout, "timeout")?;
-        waiting::put(py, Queue::Ring(queue.clone().unbind()), item.to_owned().unbind(), timeout)
+        let put = || (Queue::Ring(queue.clone().unbind()), item.to_owned().unbind());
+        waiting::put(py, put, timeout)
     }
 
     fn get(queue: RingBuffer, "RingBuffer.get";; timeout) |py| {
-        waiting::get(py, Queue::Ring(queue.clone().unbind()), optional(timeout, "timeout")?)
+        let timeout = optional(timeout, "timeout")?;
+        waiting::get(py, || Queue::Ring(queue.clone().unbind()), timeout)
     }
 }

@@ -134,26 +134,28 @@ enum Stage {
 }
 
 /// The awaitable of a put.
-#[inline]
+#[inline(always)]
 pub(super) fn put(
     py: Python<'_>,
-    queue: Queue,
-    message: Item,
+    operation: impl FnOnce() -> (Queue, Item),
     timeout: Option<Timeout>,
 ) -> Quick<Item> {
-    start(py, queue, Stage::Put(message), timeout)
+    let timeout = timeout.unwrap_or_default();
+    queue_awaitable(py, || {
+        let (queue, message) = operation();
+        QueueOperation { queue, timeout, stage: Stage::Put(message) }
+    })
 }
 
 /// The awaitable of a get.
-#[inline]
-pub(super) fn get(py: Python<'_>, queue: Queue, timeout: Option<Timeout>) -> Quick<Item> {
-    start(py, queue, Stage::Get, timeout)
-}
-
-#[inline]
-fn start(py: Python<'_>, queue: Queue, stage: Stage, timeout: Option<Timeout>) -> Quick<Item> {
+#[inline(always)]
+pub(super) fn get(
+    py: Python<'_>,
+    queue: impl FnOnce() -> Queue,
+    timeout: Option<Timeout>,
+) -> Quick<Item> {
     let timeout = timeout.unwrap_or_default();
-    queue_awaitable(py, QueueOperation { queue, timeout, stage })
+    queue_awaitable(py, || QueueOperation { queue: queue(), timeout, stage: Stage::Get })
 }
 
 impl QueueOperation {
