@@ -1,6 +1,7 @@
 """The extension module: dotcompute for Python."""
 
-from collections.abc import Callable, Coroutine, Generator, Iterable
+import os
+from collections.abc import Callable, Coroutine, Generator, Iterable, Sequence
 from types import GenericAlias
 from typing import Any, Generic, Self, TypeVar, final
 from uuid import UUID
@@ -9,11 +10,20 @@ import numpy.typing as npt
 from typing_extensions import Buffer, disjoint_base
 
 __all__ = [
+    "CUDA_KERNELS",
     "Actor",
     "ActorContext",
     "Awaitable",
     "CompiledHandler",
     "ContextHandle",
+    "CudaDevice",
+    "CudaEvent",
+    "CudaFunction",
+    "CudaMemory",
+    "CudaModule",
+    "CudaMonitor",
+    "CudaStream",
+    "CudaToolkit",
     "FastMessageQueue",
     "FastSPSCQueue",
     "HandlerCall",
@@ -38,9 +48,12 @@ __all__ = [
     "_join_threads",
     "_own_methods",
     "_launch_process",
+    "cuda_devices",
     "decode_any_message",
     "decode_message",
     "encode_message",
+    "export_dlpack",
+    "import_dlpack",
     "message_header",
     "new_message_id",
     "reseed_message_ids",
@@ -82,6 +95,153 @@ class HostView:
 
     def __new__(cls, *_args: Any, **_kwargs: Any) -> HostView: ...
     def __buffer__(self, flags: int, /) -> memoryview: ...
+
+# --- cuda/ -----------------------------------------------------------------------------------
+
+CUDA_KERNELS: str
+
+def cuda_devices() -> int:
+    """Count the CUDA devices that this process may use.
+
+    Raises
+    ------
+    CUDAError
+        There is no driver that can be used: why, and what to do.
+    """
+
+@final
+class CudaDevice:
+    """One CUDA device, with a stream of its own for copies; thread-safe."""
+
+    def __new__(cls, ordinal: int) -> CudaDevice: ...
+    @property
+    def ordinal(self) -> int: ...
+    @property
+    def name(self) -> str: ...
+    @property
+    def compute_capability(self) -> tuple[int, int]: ...
+    @property
+    def multiprocessors(self) -> int: ...
+    @property
+    def memory_bytes(self) -> int: ...
+    @property
+    def stream(self) -> CudaStream: ...
+    def limits(self) -> dict[str, Any]: ...
+    def memory_info(self) -> tuple[int, int]: ...
+    def new_stream(self) -> CudaStream: ...
+    def stream_at(self, handle: int) -> CudaStream: ...
+    def allocate(self, nbytes: int, stream: CudaStream | None = None) -> CudaMemory: ...
+    def pool_stats(self) -> dict[str, int | None]: ...
+    def set_pool_limit(self, limit_bytes: int | None) -> None: ...
+    def trim_pool(self, keep_bytes: int = 0) -> int: ...
+    def pinned_pool(self) -> HostPool: ...
+    def load(self, image: bytes) -> CudaModule: ...
+
+@final
+class CudaStream:
+    """A queue of work on a device; thread-safe. Hashable by its handle."""
+
+    @property
+    def handle(self) -> int: ...
+    @property
+    def ptr(self) -> int: ...
+    def __cuda_stream__(self) -> tuple[int, int]: ...
+    def synchronize(self) -> None: ...
+    def is_idle(self) -> bool: ...
+    def record(self) -> CudaEvent: ...
+    def wait(self, event: CudaEvent) -> None: ...
+    def follow(self, other: CudaStream) -> None: ...
+    def read_at(self, address: int, array: Buffer) -> None: ...
+    def write_at(self, address: int, array: Buffer) -> None: ...
+    def __eq__(self, other: object, /) -> bool: ...
+    def __hash__(self) -> int: ...
+
+@final
+class CudaEvent:
+    """A point in a stream; thread-safe."""
+
+    def is_done(self) -> bool: ...
+    def synchronize(self) -> None: ...
+    def since_ms(self, earlier: CudaEvent) -> float: ...
+
+@final
+class CudaMemory:
+    """Memory of a device's pool, freed when nobody refers to it any more."""
+
+    @property
+    def address(self) -> int: ...
+    @property
+    def nbytes(self) -> int: ...
+    @property
+    def stream(self) -> CudaStream: ...
+    def used_on(self, stream: CudaStream) -> None: ...
+    def write(self, array: Buffer, stream: CudaStream) -> None: ...
+    def read(self, array: Buffer, stream: CudaStream) -> None: ...
+    def copy_from(self, address: int, nbytes: int, stream: CudaStream) -> None: ...
+    def fill(self, value: int, stream: CudaStream) -> None: ...
+
+@final
+class CudaToolkit:
+    """NVIDIA's compiler and linker; thread-safe."""
+
+    def __new__(cls, environments: Sequence[str | os.PathLike[str]]) -> CudaToolkit: ...
+    @property
+    def versions(self) -> tuple[tuple[int, int], tuple[int, int]]: ...
+    def compile(self, source: str, name: str, options: Sequence[str]) -> tuple[bytes, str]: ...
+    def link(self, parts: Sequence[tuple[str, str, bytes]], options: Sequence[str]) -> bytes: ...
+
+@final
+class CudaModule:
+    """Loaded code."""
+
+    def function(self, name: str) -> CudaFunction: ...
+
+@final
+class CudaFunction:
+    """A kernel; thread-safe."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def parameters(self) -> list[int] | None: ...
+    def needs(self) -> dict[str, int]: ...
+    def best_block_threads(self, shared_bytes: int = 0) -> int: ...
+    def launch(
+        self,
+        grid: Sequence[int],
+        block: Sequence[int],
+        shared_bytes: int,
+        stream: CudaStream,
+        arguments: Sequence[bytes],
+    ) -> None: ...
+
+@final
+class CudaMonitor:
+    """NVIDIA's management library."""
+
+    def __new__(cls) -> CudaMonitor: ...
+    def device_count(self) -> int: ...
+    def reading(self, index: int) -> dict[str, Any]: ...
+
+def export_dlpack(
+    owner: object,
+    address: int,
+    shape: Sequence[int],
+    strides: Sequence[int],
+    dtype: tuple[int, int],
+    device: tuple[int, int],
+    versioned: bool,
+) -> Any: ...
+def import_dlpack(
+    capsule: Any,
+) -> tuple[
+    int,
+    tuple[int, ...],
+    tuple[int, ...] | None,
+    tuple[int, int, int],
+    tuple[int, int],
+    object,
+]: ...
 
 # --- message.rs ------------------------------------------------------------------------------
 

@@ -17,6 +17,7 @@ __all__ = [
     "BufferNotAllocatedError",
     "BufferSyncError",
     "CUDAError",
+    "CUDAMemoryError",
     "CompilationError",
     "InvalidConfigurationError",
     "KernelAlreadyExistsError",
@@ -408,6 +409,10 @@ class BackendNotAvailableError(BackendError):
 
 class CUDAError(BackendError):
     """An operation of the CUDA backend failed."""
+
+
+class CUDAMemoryError(CUDAError, MemoryError):
+    """A CUDA device has not so much memory, or its pool's limit forbids it; also a MemoryError."""
 
 
 class MetalError(BackendError):

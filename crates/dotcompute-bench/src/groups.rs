@@ -5,7 +5,7 @@ use crate::load::IDLE;
 use crate::{memory, ours, peers};
 
 /// The groups in the order of the table, each with what it is about.
-pub(crate) const GROUPS: [(&str, &str); 11] = [
+pub(crate) const GROUPS: [(&str, &str); 12] = [
     ("ring", "the typed ring between two threads, 64-byte records"),
     ("mailbox", "the mailbox with bands and books, on one thread"),
     ("ask", "a question and its answer, asker and kernel on one thread"),
@@ -16,6 +16,7 @@ pub(crate) const GROUPS: [(&str, &str); 11] = [
     ("process", "a kernel in a process of its own, records of 56 bytes"),
     ("telemetry", "what taking times costs a message, sender and kernel on one thread"),
     ("pagerank", "links gone over a second, f32, two threads"),
+    ("anomaly", "unusual readings of 10,000 keys, exponentially weighted mean and variance"),
     ("memory", "idle kernels of capacity 1024, in a child process"),
 ];
 
@@ -537,6 +538,50 @@ pub(crate) const ROWS: &[Row] = &[
         size: Size::Timed,
         ours: ours::pagerank::text_to_ranks,
         other: Other::Side(ours::pagerank::parse),
+    },
+    Row {
+        id: "anomaly.batches",
+        what: "events in batches of 1000, through an async kernel and back; sender and kernel on one thread",
+        unit: Unit::MillionPerSecond,
+        against: "a loop over the same array",
+        goal: Some(0.6),
+        cores: 1,
+        size: Size::Timed,
+        ours: ours::anomaly::batches,
+        other: Other::Side(ours::anomaly::loop_over_array),
+    },
+    Row {
+        id: "anomaly.single",
+        what: "one event a message, to a kernel on a thread of its own",
+        unit: Unit::MillionPerSecond,
+        against: "fifty million a second",
+        goal: Some(1.0),
+        cores: 2,
+        size: Size::Timed,
+        ours: ours::anomaly::singles,
+        other: Other::Limit(50.0),
+    },
+    Row {
+        id: "anomaly.single.ring",
+        what: "one event a slot of the typed ring, to a detector on the other core; both ends spin",
+        unit: Unit::MillionPerSecond,
+        against: "fifty million a second",
+        goal: Some(1.0),
+        cores: 2,
+        size: Size::Timed,
+        ours: ours::anomaly::ring_singles,
+        other: Other::Limit(50.0),
+    },
+    Row {
+        id: "anomaly.csv",
+        what: "a reading of a CSV text, from parser to detector, a kernel on a thread each",
+        unit: Unit::Nanoseconds,
+        against: "reading the text alone, one thread",
+        goal: Some(1.5),
+        cores: 2,
+        size: Size::Timed,
+        ours: ours::anomaly::csv,
+        other: Other::Side(ours::anomaly::parse),
     },
     Row {
         id: "memory.idle.tokio",

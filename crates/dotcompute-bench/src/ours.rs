@@ -1,5 +1,6 @@
 //! Our side of each group, through the public API with its defaults, telemetry included.
 
+pub(crate) mod anomaly;
 pub(crate) mod ask;
 pub(crate) mod handlers;
 pub(crate) mod hop;

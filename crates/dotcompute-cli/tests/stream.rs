@@ -89,6 +89,37 @@ fn csv_and_ndjson_on_standard_input_give_the_same_alerts() {
 }
 
 #[test]
+fn each_detector_finds_what_it_is_for() {
+    // A day has a peak at noon; on the last day there is none, and 7 at midnight. An hour comes late.
+    let mut csv = String::from("time,value\n");
+    for hour in 0..240 {
+        let value = match hour {
+            228 => 1,
+            216 => 7,
+            _ if hour % 24 == 12 => 50,
+            _ => 1 + hour % 2 + hour / 24 % 2,
+        };
+        csv += &format!("2024-01-{:02}T{:02}:00Z,{value}\n", 1 + hour / 24, hour % 24);
+    }
+    csv += "2024-01-10T22:00Z,1000\n";
+    let found = |detector: &[&str]| {
+        let output = run(&[detector, &["--warm-up", "5", "-"]].concat(), csv.as_bytes());
+        assert!(output.status.success(), "{}", stderr(&output));
+        assert!(stderr(&output).contains("1 late readings"), "{}", stderr(&output));
+        let hours: Vec<String> = stdout(&output)
+            .lines()
+            .map(|line| line.split('"').nth(7).unwrap()[8..13].to_owned())
+            .collect();
+        hours
+    };
+    assert_eq!(found(&["--detector", "seasonal"]), ["10T00", "10T12"]);
+    let robust = found(&["--detector", "robust", "--window", "24"]);
+    assert!(robust.contains(&"10T00".to_owned()) && !robust.contains(&"10T12".to_owned()));
+    assert!(robust.contains(&"05T12".to_owned()), "a peak is far from the median: {robust:?}");
+    assert!(!found(&["--threshold", "6"]).contains(&"10T12".to_owned()));
+}
+
+#[test]
 fn malformed_lines_are_told_and_passed_over() {
     let input = HEAD.to_owned() + &"a,x\n".repeat(25) + "a,9\n";
     let output = run(&SHORT, input.as_bytes());
@@ -125,7 +156,7 @@ fn strict_ends_at_the_first_malformed_line() {
 fn inputs_that_cannot_be_used_say_what_to_do() {
     let no_extension = temporary("readings");
     fs::write(&no_extension, "value\n1\n").unwrap();
-    let cases: [(&[&str], &str, i32, &str); 9] = [
+    let cases: [(&[&str], &str, i32, &str); 11] = [
         (&["/no/such/file.csv"], "", 1, "cannot open /no/such/file.csv: No such file"),
         (&["/tmp"], "", 1, "/tmp is a directory"),
         (&[no_extension.to_str().unwrap()], "", 2, "--format csv or --format ndjson"),
@@ -133,6 +164,8 @@ fn inputs_that_cannot_be_used_say_what_to_do() {
         (&["--value", "speed"], "a,b\n1,2\n", 1, "no column \"speed\""),
         (&[], "{\"value\":1,\"b\":2}\n", 1, "--format ndjson"),
         (&["--alpha", "-1"], "", 2, "alpha is -1"),
+        (&["--detector", "robust", "--window", "1"], "", 2, "the window is 1"),
+        (&["--detector", "seasonal", "--slot", "0"], "", 2, "a slot is 0 long"),
         (&["--threshold", "nan"], "", 2, "the threshold is NaN"),
         (&["--capacity", "0"], "", 2, "--capacity"),
     ];

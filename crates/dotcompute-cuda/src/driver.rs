@@ -65,7 +65,7 @@ functions! {
 pub struct Driver {
     functions: Functions,
     version: Version,
-    opened: Opened,
+    pub(crate) opened: Opened,
 }
 
 /// What a device is.
@@ -190,7 +190,7 @@ impl Driver {
         })
     }
 
-    fn attribute(&self, attribute: c_int, device: c_int) -> Result<u32, CallError> {
+    pub(crate) fn attribute(&self, attribute: c_int, device: c_int) -> Result<u32, CallError> {
         let mut value = 0;
         // SAFETY: `value` outlives the call; a number that is no attribute is an error.
         let code = unsafe { (self.functions.device_attribute)(&mut value, attribute, device) };
@@ -198,8 +198,20 @@ impl Driver {
         Ok(value.unsigned_abs())
     }
 
+    /// The primary context of a device, retained for good: all libraries of the process use it.
+    pub(crate) fn primary_context(&self, ordinal: c_int) -> Result<*mut c_void, CallError> {
+        let (mut device, mut context) = (0, ptr::null_mut());
+        // SAFETY: `device` outlives the call.
+        let code = unsafe { (self.functions.device)(&mut device, ordinal) };
+        self.check("cuDeviceGet", code)?;
+        // SAFETY: `context` outlives the call.
+        let code = unsafe { (self.functions.context)(&mut context, device) };
+        self.check("cuDevicePrimaryCtxRetain", code)?;
+        Ok(context)
+    }
+
     /// Makes an error of what `call` returned, unless it is success.
-    fn check(&self, call: &'static str, code: c_int) -> Result<(), CallError> {
+    pub(crate) fn check(&self, call: &'static str, code: c_int) -> Result<(), CallError> {
         if code == 0 {
             return Ok(());
         }

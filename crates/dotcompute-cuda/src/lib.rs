@@ -7,9 +7,11 @@
 //! What is here: the [`driver`], the compiler [`nvrtc`], the linker [`nvjitlink`] and the telemetry
 //! of [`nvml`], each as far as something here uses it; the device's side of the protocol between
 //! mailboxes and a resident grid, under `device/`; and how handlers are linked with it into an
-//! [`Image`]. There is no executor yet.
+//! [`Image`]. There is no executor yet. Beside it, [`compute`]: memory, streams and launches as any
+//! other program uses them.
 
 mod cache;
+pub mod compute;
 pub mod driver;
 pub mod grid;
 mod image;

@@ -236,12 +236,12 @@ pub(crate) unsafe fn text_at(text: *const c_char) -> String {
 /// Defines a table of functions of one library, all of which are looked up when it is opened.
 macro_rules! functions {
     (
-        $table:ident;
+        $visibility:vis $table:ident;
         $( $name:ident = $symbol:literal($($argument:ty),* $(,)?) -> $result:ty; )*
     ) => {
         #[derive(Clone, Copy, Debug)]
-        struct $table {
-            $( $name: unsafe extern "C" fn($($argument),*) -> $result, )*
+        $visibility struct $table {
+            $( $visibility $name: unsafe extern "C" fn($($argument),*) -> $result, )*
         }
 
         impl $table {

@@ -34,6 +34,9 @@ struct Memory {
 /// `NVML_TEMPERATURE_GPU`.
 const TEMPERATURE_GPU: c_uint = 0;
 
+/// The longest name and the longest UUID, with their zero bytes.
+const TEXT_BYTES: usize = 96;
+
 /// `NVML_ERROR_NOT_SUPPORTED`.
 const NOT_SUPPORTED: c_int = 3;
 
@@ -46,6 +49,9 @@ functions! {
     device = "nvmlDeviceGetHandleByIndex_v2"(c_uint, *mut *mut c_void) -> c_int;
     utilization = "nvmlDeviceGetUtilizationRates"(*mut c_void, *mut Utilization) -> c_int;
     memory = "nvmlDeviceGetMemoryInfo"(*mut c_void, *mut Memory) -> c_int;
+    name = "nvmlDeviceGetName"(*mut c_void, *mut c_char, c_uint) -> c_int;
+    uuid = "nvmlDeviceGetUUID"(*mut c_void, *mut c_char, c_uint) -> c_int;
+    power_limit = "nvmlDeviceGetEnforcedPowerLimit"(*mut c_void, *mut c_uint) -> c_int;
     temperature = "nvmlDeviceGetTemperature"(*mut c_void, c_uint, *mut c_uint) -> c_int;
     power = "nvmlDeviceGetPowerUsage"(*mut c_void, *mut c_uint) -> c_int;
 }
@@ -59,17 +65,29 @@ pub struct Nvml {
 }
 
 /// What NVML says of one device at one moment. What a device does not tell is `None`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Reading {
+    /// Its name in trade.
+    pub name: String,
+    /// What tells it from every other device.
+    pub uuid: String,
     /// The share of the last sample period in which a kernel ran, in percent. A resident kernel
     /// makes it 100, busy or not.
     pub busy_percent: Option<u32>,
+    /// The share of the last sample period in which memory was read or written, in percent.
+    pub memory_busy_percent: Option<u32>,
+    /// All memory, in bytes.
+    pub memory_total_bytes: u64,
+    /// Memory that nobody uses, in bytes.
+    pub memory_free_bytes: u64,
     /// Memory in use by all processes, in bytes.
     pub memory_used_bytes: u64,
     /// Temperature in degrees Celsius.
     pub temperature_celsius: Option<u32>,
     /// Power in milliwatts.
     pub power_milliwatts: Option<u32>,
+    /// The power that it is held to, in milliwatts.
+    pub power_limit_milliwatts: Option<u32>,
 }
 
 impl Nvml {
@@ -127,14 +145,28 @@ impl Nvml {
     ///
     /// What NVML said.
     pub fn readings(&self) -> Result<Vec<Reading>, CallError> {
+        (0..self.device_count()?).map(|ordinal| self.reading(ordinal)).collect()
+    }
+
+    /// How many devices the machine has, also those that this process may not use.
+    ///
+    /// # Errors
+    ///
+    /// What NVML said.
+    pub fn device_count(&self) -> Result<u32, CallError> {
         let mut count = 0;
         // SAFETY: `count` outlives the call.
         let code = unsafe { (self.functions.device_count)(&mut count) };
         self.check("nvmlDeviceGetCount", code)?;
-        (0..count).map(|ordinal| self.reading(ordinal)).collect()
+        Ok(count)
     }
 
-    fn reading(&self, ordinal: c_uint) -> Result<Reading, CallError> {
+    /// A reading of one device.
+    ///
+    /// # Errors
+    ///
+    /// There is no such device, or what NVML said.
+    pub fn reading(&self, ordinal: u32) -> Result<Reading, CallError> {
         let functions = self.functions;
         let mut device = ptr::null_mut();
         // SAFETY: `device` outlives the call.
@@ -157,12 +189,37 @@ impl Nvml {
         // SAFETY: as above.
         let code = unsafe { (functions.power)(device, &mut power_milliwatts) };
         let has_power = self.told("nvmlDeviceGetPowerUsage", code)?;
+        let mut limit_milliwatts = 0;
+        // SAFETY: as above.
+        let code = unsafe { (functions.power_limit)(device, &mut limit_milliwatts) };
+        let has_limit = self.told("nvmlDeviceGetEnforcedPowerLimit", code)?;
         Ok(Reading {
+            name: self.text("nvmlDeviceGetName", device, functions.name)?,
+            uuid: self.text("nvmlDeviceGetUUID", device, functions.uuid)?,
             busy_percent: busy_percent.then_some(utilization.gpu),
+            memory_busy_percent: busy_percent.then_some(utilization.memory),
+            memory_total_bytes: memory.total,
+            memory_free_bytes: memory.free,
             memory_used_bytes: memory.used,
+            power_limit_milliwatts: has_limit.then_some(limit_milliwatts),
             temperature_celsius: has_temperature.then_some(temperature_celsius),
             power_milliwatts: has_power.then_some(power_milliwatts),
         })
+    }
+
+    fn text(
+        &self,
+        call: &'static str,
+        device: *mut c_void,
+        get: unsafe extern "C" fn(*mut c_void, *mut c_char, c_uint) -> c_int,
+    ) -> Result<String, CallError> {
+        let mut text = [0_u8; TEXT_BYTES];
+        // SAFETY: NVML's own handle; it writes at most as many bytes as there are, the last of them
+        // zero.
+        let code = unsafe { get(device, text.as_mut_ptr().cast(), TEXT_BYTES as c_uint) };
+        self.check(call, code)?;
+        let length = text.iter().position(|byte| *byte == 0).unwrap_or(text.len());
+        Ok(String::from_utf8_lossy(&text[..length]).into_owned())
     }
 
     /// Whether the device tells this at all.

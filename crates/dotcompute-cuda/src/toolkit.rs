@@ -35,7 +35,17 @@ impl Toolkit {
     ///
     /// Why there is none.
     pub fn load() -> Result<Self, Absent> {
-        let places = Places::usual();
+        Self::load_beside(&[])
+    }
+
+    /// As [`Toolkit::load`], with the packages of these environments of Python too, such as the one
+    /// that runs.
+    ///
+    /// # Errors
+    ///
+    /// Why there is none.
+    pub fn load_beside(environments: &[PathBuf]) -> Result<Self, Absent> {
+        let places = Places::beside(environments);
         let linker = linker(&places)?;
         Ok(Self { nvrtc: nvrtc(&places, Some(&linker))?, linker })
     }
@@ -107,14 +117,16 @@ pub(crate) struct Places {
 impl Places {
     /// Those that the user named, or else all that are usual.
     pub(crate) fn usual() -> Self {
+        Self::beside(&[])
+    }
+
+    fn beside(environments: &[PathBuf]) -> Self {
         if let Some(named) = env::var_os(FOLDERS_VARIABLE) {
             return Self { folders: env::split_paths(&named).collect(), loader: false };
         }
         let mut folders = Vec::new();
-        if let Some(environment) =
-            env::var_os("VIRTUAL_ENV").or_else(|| env::var_os("CONDA_PREFIX"))
-        {
-            let environment = PathBuf::from(environment);
+        let active = env::var_os("VIRTUAL_ENV").or_else(|| env::var_os("CONDA_PREFIX"));
+        for environment in environments.iter().cloned().chain(active.map(PathBuf::from)) {
             for python in entries(&environment.join("lib"), "python3") {
                 let packages = python.join("site-packages/nvidia");
                 folders.extend(

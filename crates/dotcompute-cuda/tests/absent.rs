@@ -183,8 +183,12 @@ fn what_a_device_does_not_tell_is_left_out_of_its_reading() {
          s[0] = '5'; s[1] = '8'; s[2] = '0'; s[3] = 0; return 0; }\n\
          int nvmlDeviceGetCount_v2(unsigned *n) { *n = 1; return 0; }\n\
          int nvmlDeviceGetHandleByIndex_v2(unsigned i, void **d) { *d = (void *)1; return 0; }\n\
-         int nvmlDeviceGetUtilizationRates(void *d, unsigned *u) { u[0] = 7; return 0; }\n\
-         int nvmlDeviceGetMemoryInfo(void *d, unsigned long *m) { m[2] = 4096; return 0; }\n\
+         int nvmlDeviceGetUtilizationRates(void *d, unsigned *u) { u[0] = 7; u[1] = 3; return 0; }\n\
+         int nvmlDeviceGetMemoryInfo(void *d, unsigned long *m) {\
+         m[0] = 8192; m[1] = 4000; m[2] = 4096; return 0; }\n\
+         int nvmlDeviceGetName(void *d, char *s, unsigned n) { s[0] = 'T'; s[1] = 0; return 0; }\n\
+         int nvmlDeviceGetUUID(void *d, char *s, unsigned n) { s[0] = 'U'; s[1] = 0; return 0; }\n\
+         int nvmlDeviceGetEnforcedPowerLimit(void *d, unsigned *p) { *p = 700; return 0; }\n\
          int nvmlDeviceGetTemperature(void *d, unsigned s, unsigned *t) { *t = 41; return 0; }\n\
          int nvmlDeviceGetPowerUsage(void *d, unsigned *p) { return 3; }\n",
     );
@@ -193,8 +197,11 @@ fn what_a_device_does_not_tell_is_left_out_of_its_reading() {
     assert_eq!(nvml.driver_version(), "580");
     let readings = nvml.readings().unwrap();
     let [reading] = &readings[..] else { panic!("{readings:?}") };
-    assert_eq!(reading.busy_percent, Some(7));
+    assert_eq!((reading.name.as_str(), reading.uuid.as_str()), ("T", "U"));
+    assert_eq!((reading.busy_percent, reading.memory_busy_percent), (Some(7), Some(3)));
+    assert_eq!((reading.memory_total_bytes, reading.memory_free_bytes), (8192, 4000));
     assert_eq!(reading.memory_used_bytes, 4096);
+    assert_eq!(reading.power_limit_milliwatts, Some(700));
     assert_eq!(reading.temperature_celsius, Some(41));
     assert_eq!(reading.power_milliwatts, None);
 }

@@ -1,4 +1,5 @@
-//! Host memory for Python: aligned, zero-filled, and pooled by size classes.
+//! Host memory for Python: aligned, zero-filled, and pooled by size classes; of the system, or pinned
+//! for a CUDA device.
 //!
 //! A `HostBuffer` lends its bytes through the buffer protocol and the NumPy array interface; whoever
 //! views them keeps the `HostBuffer` alive, so that a block goes back to its pool only when nobody
@@ -10,6 +11,7 @@ use std::ffi::c_int;
 use std::ptr::NonNull;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use dotcompute_cuda::compute::{Context, PinnedBuffer};
 use pyo3::exceptions::{PyBufferError, PyMemoryError};
 use pyo3::ffi;
 use pyo3::prelude::*;
@@ -24,12 +26,21 @@ const CLASS_MIN_BYTES: usize = 256;
 /// alignment; and zeroing a block again takes long enough to give the GIL away for it.
 const LARGE_MIN_BYTES: usize = 1 << 16;
 
-/// One piece of memory from the system; zero-filled when it is new.
+/// One piece of memory, of the system or pinned; zero-filled when it is new.
 struct Allocation {
     memory: NonNull<u8>,
-    layout: Layout,
+    source: Source,
     /// Where the first aligned byte is.
     padding_bytes: usize,
+}
+
+/// Where an allocation comes from.
+enum Source {
+    System(Layout),
+    Pinned {
+        /// Freed when it is dropped.
+        _buffer: PinnedBuffer,
+    },
 }
 
 // SAFETY: an `Allocation` owns its memory, which is tied to no thread.
@@ -39,7 +50,14 @@ unsafe impl Send for Allocation {}
 unsafe impl Sync for Allocation {}
 
 impl Allocation {
-    fn new(bytes: usize) -> Option<Arc<Self>> {
+    fn new(bytes: usize, pinned: Option<&Context>) -> Option<Arc<Self>> {
+        if let Some(context) = pinned {
+            // Begins at a page.
+            let buffer = PinnedBuffer::new(context, bytes).ok()?;
+            let memory = buffer.place();
+            let source = Source::Pinned { _buffer: buffer };
+            return Some(Arc::new(Self { memory, source, padding_bytes: 0 }));
+        }
         let layout = if bytes < LARGE_MIN_BYTES {
             Layout::from_size_align(bytes.max(1), ALIGNMENT_BYTES)
         } else {
@@ -53,14 +71,16 @@ impl Allocation {
             padding_bytes + bytes <= layout.size(),
             "the padding should be less than what was added for it"
         );
-        Some(Arc::new(Self { memory, layout, padding_bytes }))
+        Some(Arc::new(Self { memory, source: Source::System(layout), padding_bytes }))
     }
 }
 
 impl Drop for Allocation {
     fn drop(&mut self) {
-        // SAFETY: `memory` came from `alloc_zeroed` with this very layout, and is freed only here.
-        unsafe { dealloc(self.memory.as_ptr(), self.layout) }
+        if let Source::System(layout) = self.source {
+            // SAFETY: it came from `alloc_zeroed` with this very layout, and is freed only here.
+            unsafe { dealloc(self.memory.as_ptr(), layout) }
+        }
     }
 }
 
@@ -72,8 +92,8 @@ struct Block {
 }
 
 impl Block {
-    fn new(bytes: usize) -> Option<Self> {
-        Some(Self { allocation: Allocation::new(bytes)?, offset_bytes: 0, bytes })
+    fn new(bytes: usize, pinned: Option<&Context>) -> Option<Self> {
+        Some(Self { allocation: Allocation::new(bytes, pinned)?, offset_bytes: 0, bytes })
     }
 
     fn start(&self) -> *mut u8 {
@@ -250,6 +270,8 @@ impl Shelves {
 #[derive(Default)]
 struct Pool {
     shelves: Mutex<Shelves>,
+    /// The device that its memory is pinned for.
+    pinned: Option<Context>,
 }
 
 impl Pool {
@@ -278,12 +300,13 @@ impl Pool {
             evicted
         };
         drop(evicted);
-        Block::new(class)
+        let pinned = self.pinned.as_ref();
+        Block::new(class, pinned)
             .or_else(|| {
                 // The system has no more: what lies in the cache may be what is missing.
                 let evicted = self.lock().evict(0);
                 drop(evicted);
-                Block::new(class)
+                Block::new(class, pinned)
             })
             .ok_or_else(|| {
                 let mut shelves = self.lock();
@@ -338,7 +361,7 @@ impl Drop for HostBuffer {
 impl HostBuffer {
     #[new]
     fn new(py: Python<'_>, nbytes: usize) -> PyResult<Self> {
-        let block = Block::new(nbytes).ok_or(Refusal::System);
+        let block = Block::new(nbytes, None).ok_or(Refusal::System);
         let block = block.map_err(|refusal| refusal.into_error(py, nbytes))?;
         Ok(Self { block: Some(block), nbytes, pool: None })
     }
@@ -411,6 +434,13 @@ pub(crate) struct HostPool {
     pool: Arc<Pool>,
 }
 
+impl HostPool {
+    /// A pool of memory that is pinned for a device.
+    pub(crate) fn pinned(context: Context) -> Self {
+        Self { pool: Arc::new(Pool { pinned: Some(context), ..Pool::default() }) }
+    }
+}
+
 #[pymethods]
 impl HostPool {
     #[new]
@@ -431,7 +461,7 @@ impl HostPool {
 
     /// Takes `nbytes` from the system at once; later blocks are cut from them.
     fn reserve(&self, py: Python<'_>, nbytes: usize) -> PyResult<()> {
-        let block = Block::new(nbytes).ok_or(Refusal::System);
+        let block = Block::new(nbytes, self.pool.pinned.as_ref()).ok_or(Refusal::System);
         let block = block.map_err(|refusal| refusal.into_error(py, nbytes))?;
         let mut shelves = self.pool.lock();
         let held_bytes = shelves.books.used_bytes + shelves.books.cached_bytes;

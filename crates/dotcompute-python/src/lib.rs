@@ -5,6 +5,7 @@ mod attached;
 mod buffer;
 #[cfg(feature = "conformance")]
 mod conformance;
+mod cuda;
 mod fastcall;
 mod message;
 mod queues;
@@ -23,6 +24,7 @@ mod _native {
         super::buffer::register(module)?;
         #[cfg(feature = "conformance")]
         super::conformance::register(module)?;
+        super::cuda::register(module)?;
         super::message::register(module)?;
         super::queues::register(module)?;
         super::records::register(module)?;

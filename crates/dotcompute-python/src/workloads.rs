@@ -5,7 +5,9 @@ use std::sync::mpsc::{self, RecvTimeoutError};
 use std::thread;
 use std::time::Duration;
 
+use dotcompute::compiled::HandlerCode;
 use dotcompute_mailbox::sync::{AtomicBool, Ordering};
+use dotcompute_workloads::anomaly::{self, Model};
 use dotcompute_workloads::pagerank::{Graph, GraphError, Query, QueryError, Ranks, Score};
 use pyo3::buffer::{Element, PyBuffer};
 use pyo3::exceptions::{PyRuntimeError, PyValueError};
@@ -16,6 +18,19 @@ const SIGNALS_EVERY: Duration = Duration::from_millis(50);
 
 pub(crate) fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<PageRankGraph>()
+}
+
+/// The code of a detector over a state that `pydotcompute.workloads.anomaly` lays out: `size` is the
+/// window of "robust" and the slots of "seasonal".
+pub(crate) fn anomaly_code(model: &str, size: u32) -> PyResult<Box<dyn HandlerCode>> {
+    let model = match model {
+        "ewma" => Model::Ewma,
+        "robust" => Model::Robust { window: size },
+        // How long a slot is stands in the state.
+        "seasonal" => Model::Seasonal { slots: size, slot: 1.0 },
+        other => return Err(PyValueError::new_err(format!("no model is called '{other}'"))),
+    };
+    Ok(anomaly::handler::code(model))
 }
 
 /// A graph that is ready to be ranked. Never changes: any thread may use it.

@@ -14,7 +14,9 @@ fn find(name: &str, key: &str, settings: Settings) -> (Vec<Alert>, Tally) {
     parser.feed(&input, &mut batch).unwrap();
     parser.finish(&mut batch).unwrap();
     assert!(batch.tally.balance());
-    (Scanner::new(Detector::new(settings)).scan(&batch), batch.tally)
+    let scanned = Scanner::new(Detector::new(settings)).scan(&batch);
+    assert_eq!((scanned.late, scanned.untimed), (0, 0));
+    (scanned.alerts, batch.tally)
 }
 
 #[test]

@@ -17,7 +17,7 @@ use dotcompute::Runtime;
 use dotcompute::prometheus;
 use dotcompute_workloads::anomaly::pipeline::Pipeline;
 use dotcompute_workloads::anomaly::{
-    ColumnError, ColumnNames, Format, InputError, Parser, Settings,
+    ColumnError, ColumnNames, Format, InputError, Model, Parser, Settings, SettingsError,
 };
 
 use crate::failure::{FAILED, Failure, INTERRUPTED, USAGE};
@@ -28,9 +28,10 @@ use summary::Summary;
 
 /// Find the unusual readings in a stream of CSV or NDJSON
 ///
-/// A ring kernel parses the input, and another keeps a running mean and variance per key. Each reading
-/// that lies more than THRESHOLD standard deviations from its key's mean is written to standard output as
-/// one JSON object per line, in the order of the input. What is not an alert goes to standard error.
+/// A ring kernel parses the input, and another compares each reading with what its key has done so
+/// far. A reading that lies more than THRESHOLD deviations from what was expected is written to standard
+/// output as one JSON object per line, in the order of the input. What is not an alert goes to standard
+/// error.
 #[derive(Debug, clap::Args)]
 #[command(after_help = HELP)]
 pub(crate) struct Arguments {
@@ -54,15 +55,31 @@ pub(crate) struct Arguments {
     #[arg(long, value_name = "NAME")]
     value: Option<String>,
 
+    /// What a reading is compared with
+    #[arg(long, default_value = "ewma")]
+    detector: Detector,
+
+    /// Readings of a key that the robust detector looks back on
+    #[arg(long, value_name = "COUNT", default_value_t = 31)]
+    window: u32,
+
+    /// Slots of a season, for the seasonal detector: 24 hours of a day, 7 days of a week
+    #[arg(long, value_name = "COUNT", default_value_t = 24)]
+    slots: u32,
+
+    /// How long a slot is, in seconds, or in the unit of the times where these are numbers
+    #[arg(long, value_name = "DURATION", default_value_t = 3600.0, allow_negative_numbers = true)]
+    slot: f64,
+
     /// Weight of the newest reading; the memory is about 1/ALPHA readings long
     #[arg(long, default_value_t = Settings::default().alpha(), allow_negative_numbers = true)]
     alpha: f64,
 
-    /// Standard deviations from the mean beyond which a reading is unusual
+    /// Deviations from what was expected beyond which a reading is unusual
     #[arg(long, default_value_t = Settings::default().threshold(), allow_negative_numbers = true)]
     threshold: f64,
 
-    /// Readings of a key before the first that may be called unusual
+    /// Readings of a key (in a slot) before the first that may be called unusual
     #[arg(long, value_name = "COUNT", default_value_t = Settings::default().warm_up())]
     warm_up: u32,
 
@@ -110,6 +127,27 @@ enum InputFormat {
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
+enum Detector {
+    /// Exponentially weighted mean and standard deviation
+    Ewma,
+    /// Median of the last readings, and their median distance from it
+    Robust,
+    /// As ewma, apart for each slot of a season; readings need a time
+    Seasonal,
+}
+
+impl Arguments {
+    fn settings(&self) -> Result<Settings, SettingsError> {
+        let model = match self.detector {
+            Detector::Ewma => Model::Ewma,
+            Detector::Robust => Model::Robust { window: self.window },
+            Detector::Seasonal => Model::Seasonal { slots: self.slots, slot: self.slot },
+        };
+        Settings::new(self.alpha, self.threshold, self.warm_up)?.with_model(model)
+    }
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
 enum Executor {
     Async,
     Thread,
@@ -130,12 +168,17 @@ Columns: a CSV begins with a line of names; in NDJSON the first object has them.
 host; time, timestamp, ts, date, datetime; value, reading, measurement, or else the one column that
 is left over. Without a key column all readings are one stream; the time may be absent.
 
+Times: numbers, or ISO 8601 dates (UTC, if they do not say otherwise). A reading whose time is before that
+of an earlier one of its key is late: counted, and not used. Other times are only shown.
+
 Values: empty, NaN, NA and null are missing, which is no fault. A line that cannot be read is counted
 and told with its number, the first ten in full; none of it reaches the detector.
 
 Examples:
   dotcompute stream data/nyc-wind-2013.csv
   dotcompute stream data/elnino.csv --key month --threshold 3
+  dotcompute stream data/nyc-wind-2013.csv --detector robust --threshold 8
+  dotcompute stream load.csv --detector seasonal --slots 7 --slot 86400
   tail -f sensors.ndjson | dotcompute stream --format ndjson --alpha 0.001
   zcat readings.csv.gz | dotcompute stream --strict --quiet > alerts.ndjson
 
@@ -144,7 +187,8 @@ SIGTERM stops reading, finishes what has been read and shows the summary; a seco
 at once.";
 
 pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode, Failure> {
-    let settings = Settings::new(arguments.alpha, arguments.threshold, arguments.warm_up)
+    let settings = arguments
+        .settings()
         .map_err(|error| Failure::new(USAGE, error, "See dotcompute stream --help."))?;
     let input = Input::open(&arguments.input)?;
     let format = match arguments.format {
@@ -187,7 +231,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode, Failure> {
     let interrupted = matches!(outcome, Outcome::Interrupted);
     let elapsed = start.elapsed();
     let kernels = pipeline.end_blocking();
-    let summary = Summary::new(&name, arguments, elapsed, &totals, interrupted, &kernels);
+    let summary = Summary::new(&name, arguments, settings, elapsed, &totals, interrupted, &kernels);
     output.finish(&totals);
     // A failure before the first reading says all there is to say.
     if !arguments.quiet && (totals.failure.is_none() || totals.tally.readings > 0) {

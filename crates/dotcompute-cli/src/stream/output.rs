@@ -15,6 +15,9 @@ use crate::failure::{FAILED, Failure};
 pub(super) struct Totals {
     pub(super) tally: Tally,
     pub(super) alerts: u64,
+    /// Readings that were not used: see `Scanned`.
+    pub(super) late: u64,
+    pub(super) untimed: u64,
     pub(super) keys: usize,
     pub(super) bytes: u64,
     /// Bytes of an unfinished line that were read and not used.
@@ -141,6 +144,8 @@ impl Totals {
     fn add(&mut self, findings: &Findings) {
         self.tally.add(&findings.tally);
         self.alerts += findings.alerts.len() as u64;
+        self.late += findings.late;
+        self.untimed += findings.untimed;
         self.keys = findings.keys;
         self.bytes += findings.bytes as u64;
         self.described += findings.malformed.len() as u64;

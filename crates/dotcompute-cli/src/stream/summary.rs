@@ -4,7 +4,7 @@ use std::fmt::{self, Write as _};
 use std::time::Duration;
 
 use dotcompute::{Books, KernelTelemetry, Latency};
-use dotcompute_workloads::anomaly::Tally;
+use dotcompute_workloads::anomaly::{Settings, Tally};
 use serde::Serialize;
 
 use super::Arguments;
@@ -15,15 +15,18 @@ use super::output::Totals;
 pub(super) struct Summary {
     input: String,
     executor: &'static str,
-    alpha: f64,
-    threshold: f64,
-    warm_up: u32,
+    #[serde(flatten)]
+    settings: Settings,
     seconds: f64,
     bytes: u64,
     readings_per_second: f64,
     alerts: u64,
     keys: usize,
     lines: Tally,
+    /// Readings that came after one of a later time of their key.
+    late: u64,
+    /// Readings without the time that the detector needs.
+    untimed: u64,
     interrupted: bool,
     /// Bytes of an unfinished last line that were read and not used.
     unused_bytes: usize,
@@ -86,6 +89,7 @@ impl Summary {
     pub(super) fn new(
         input: &str,
         arguments: &Arguments,
+        settings: Settings,
         elapsed: Duration,
         totals: &Totals,
         interrupted: bool,
@@ -95,15 +99,15 @@ impl Summary {
         Self {
             input: input.to_owned(),
             executor: arguments.executor.name(),
-            alpha: arguments.alpha,
-            threshold: arguments.threshold,
-            warm_up: arguments.warm_up,
+            settings,
             seconds,
             bytes: totals.bytes,
             readings_per_second: totals.tally.readings as f64 / seconds.max(1e-9),
             alerts: totals.alerts,
             keys: totals.keys,
             lines: totals.tally,
+            late: totals.late,
+            untimed: totals.untimed,
             interrupted,
             unused_bytes: totals.unused_bytes,
             output_closed: totals.closed,
@@ -168,6 +172,17 @@ impl Summary {
                      {queued} queued"
                 ),
             );
+        }
+        if self.late > 0 {
+            let late = grouped(self.late);
+            line(
+                "note",
+                format!("{late} late readings (an earlier one of their key has a later time)"),
+            );
+        }
+        if self.untimed > 0 {
+            let untimed = grouped(self.untimed);
+            line("note", format!("{untimed} readings without the time that this detector needs"));
         }
         if self.interrupted {
             line("note", "interrupted: the rest of the input was not read".into());

@@ -262,6 +262,21 @@ impl<'a> Call<'a> {
         self.state_bytes
     }
 
+    /// All memory of the message at once, for code in safe Rust: the records, the state, and the
+    /// room for replies, whose bytes are left over from earlier ones. Each is aligned at 8 bytes.
+    pub fn memory(&mut self) -> (&'a [u8], &mut [u8], &mut [u8]) {
+        let (room, replies) = (if self.emits() { 1 } else { self.count }, self.replies());
+        let bytes = room * self.shape.reply_bytes();
+        // SAFETY: so many bytes of the state are there, and nobody else's while the call lasts.
+        #[allow(unsafe_code)]
+        let state = unsafe { std::slice::from_raw_parts_mut(self.state, self.state_bytes) };
+        // SAFETY: the words of the outbox, as `begin` made room, are apart from the state, and are
+        // not touched otherwise while this borrow of the call lasts.
+        #[allow(unsafe_code)]
+        let replies = unsafe { std::slice::from_raw_parts_mut(replies, bytes) };
+        (self.input, state, replies)
+    }
+
     /// Whether the handler emits: then [`replies`](Self::replies) has room for one reply, and each
     /// goes on by the context's `reply` or [`push_reply`](Self::push_reply); else it has room for
     /// one per record, and [`wrote`](Self::wrote) says how many there are.

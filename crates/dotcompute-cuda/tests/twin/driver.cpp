@@ -6,9 +6,12 @@
 // a grid stays for ever hangs, as it would there. Which calls those are, and who says so:
 //
 //     cuMemHostAlloc, cuMemAlloc      "implicit synchronization", CUDA programming guide   believed
+//     cuMemFreeHost                   the same                                             believed
 //     cuModuleLoadData, -GetFunction  lazy loading may need the context to be idle, same   believed
+//     cuModuleUnload                  the same                                             believed
 //
 // None was measured yet. All else that dotcompute calls is stream-ordered or asks without waiting.
+// Memory, streams and launches as programs use them elsewhere are in compute.cpp.
 #include "handlers.cpp"
 
 #include <condition_variable>
@@ -16,6 +19,7 @@
 #include <cstring>
 #include <deque>
 #include <functional>
+#include <map>
 #include <mutex>
 #include <set>
 #include <vector>
@@ -62,6 +66,31 @@ struct stream {
     }
 };
 
+// The streams that live, and the two that every context has.
+std::set<void *> &streams = *new std::set<void *>;
+stream *begin_stream() {
+    auto *created = new stream;
+    std::thread([created] { created->run(); }).detach();
+    return created;
+}
+
+// The stream of a handle; none if there is no such stream.
+stream *at(void *handle) {
+    static stream *const legacy = begin_stream(), *const per_thread = begin_stream();
+    if (handle == nullptr || handle == reinterpret_cast<void *>(1))
+        return legacy;
+    if (handle == reinterpret_cast<void *>(2))
+        return per_thread;
+    std::lock_guard held(lock);
+    return streams.count(handle) == 0 ? nullptr : static_cast<stream *>(handle);
+}
+
+// Gives work to the stream of a handle.
+int give(void *handle, std::function<void()> work) {
+    stream *of = at(handle);
+    return of == nullptr ? 400 : of->give(std::move(work));
+}
+
 // Waits for all that was launched so far, and not for what is launched meanwhile.
 void wait_for_resident_work() {
     std::unique_lock held(lock);
@@ -96,6 +125,8 @@ int allocate(void **place, size_t bytes) {
 
 } // namespace
 
+#include "compute.cpp"
+
 extern "C" {
 
 // For tests: how often a call waited for resident work; and to lose the context.
@@ -111,7 +142,20 @@ void standin_lose(int code) {
 int cuInit(unsigned) { return 0; }
 int cuDriverGetVersion(int *version) { return *version = 13000, 0; }
 int cuGetErrorName(int code, const char **name) {
-    *name = code == 719 ? "CUDA_ERROR_LAUNCH_FAILED" : "CUDA_ERROR_UNKNOWN";
+    static const std::map<int, const char *> names = {
+        {1, "CUDA_ERROR_INVALID_VALUE"},
+        {2, "CUDA_ERROR_OUT_OF_MEMORY"},
+        {200, "CUDA_ERROR_INVALID_IMAGE"},
+        {222, "CUDA_ERROR_UNSUPPORTED_PTX_VERSION"},
+        {400, "CUDA_ERROR_INVALID_HANDLE"},
+        {500, "CUDA_ERROR_NOT_FOUND"},
+        {600, "CUDA_ERROR_NOT_READY"},
+        {700, "CUDA_ERROR_ILLEGAL_ADDRESS"},
+        {701, "CUDA_ERROR_LAUNCH_OUT_OF_RESOURCES"},
+        {719, "CUDA_ERROR_LAUNCH_FAILED"},
+    };
+    const auto known = names.find(code);
+    *name = known == names.end() ? "CUDA_ERROR_UNKNOWN" : known->second;
     return 0;
 }
 int cuGetErrorString(int, const char **text) { return *text = "said by the stand-in", 0; }
@@ -123,8 +167,27 @@ int cuDeviceGetName(char *name, int bytes, int) {
 }
 int cuDeviceGetAttribute(int *value, int attribute, int) {
     switch (attribute) {
+    case 1: // threads of a block; and of its first two dimensions
+    case 2:
+    case 3:
+        return *value = 1024, 0;
+    case 4: // of the third
+        return *value = 64, 0;
+    case 5: // blocks
+        return *value = 2147483647, 0;
+    case 6:
+    case 7:
+        return *value = 65535, 0;
+    case 8: // shared memory of a block
+        return *value = 48 * 1024, 0;
+    case 10: // threads of a warp
+        return *value = 32, 0;
     case 16: // multiprocessors
         return *value = 4, 0;
+    case 97: // shared memory of a block that asks for it
+        return *value = 227 * 1024, 0;
+    case 115: // memory pools
+        return *value = 1, 0;
     case 75: // compute capability
         return *value = 9, 0;
     case 95: // cooperative launch
@@ -139,39 +202,52 @@ int cuCtxSetCurrent(void *) { return lost; }
 
 int cuMemHostAlloc(void **place, size_t bytes, unsigned flags) {
     // Mapped and portable, and not write-combined.
-    return flags == 3 ? allocate(place, bytes) : 1;
+    if (flags != 3)
+        return 1;
+    const int code = allocate(place, bytes);
+    std::lock_guard held(lock);
+    pinned.insert(*place);
+    return code;
 }
 int cuMemHostGetDevicePointer_v2(uint64_t *address, void *place, unsigned) {
     return *address = reinterpret_cast<uint64_t>(place), lost;
 }
 int cuMemAlloc_v2(uint64_t *address, size_t bytes) {
-    return allocate(reinterpret_cast<void **>(address), bytes);
+    const int code = allocate(reinterpret_cast<void **>(address), bytes);
+    std::lock_guard held(lock);
+    pieces[*address] = {bytes, nullptr};
+    return code;
 }
 
 int cuStreamCreate(void **made, unsigned flags) {
     // Only streams that wait for no other.
     if (flags != 1)
         return 1;
-    auto *created = new stream;
-    std::thread([created] { created->run(); }).detach();
-    return *made = created, lost;
-}
-int cuStreamSynchronize(void *of) {
-    std::unique_lock held(lock);
-    changed.wait(held, [of] { return static_cast<stream *>(of)->idle(); });
+    *made = begin_stream();
+    std::lock_guard held(lock);
+    streams.insert(*made);
     return lost;
 }
-int cuStreamQuery(void *of) {
+int cuStreamSynchronize(void *handle) {
+    stream *of = at(handle);
+    if (of == nullptr)
+        return 400;
+    std::unique_lock held(lock);
+    changed.wait(held, [of] { return of->idle(); });
+    return lost;
+}
+int cuStreamQuery(void *handle) {
+    stream *of = at(handle);
+    if (of == nullptr)
+        return 400;
     std::lock_guard held(lock);
-    return lost != 0 ? lost : static_cast<stream *>(of)->idle() ? 0 : 600;
+    return lost != 0 ? lost : of->idle() ? 0 : 600;
 }
 int cuMemcpyHtoDAsync_v2(uint64_t to, const void *from, size_t bytes, void *of) {
-    return static_cast<stream *>(of)->give(
-        [=] { std::memcpy(dc_at<void>(to), from, bytes); });
+    return copy_in(of, to, from, bytes);
 }
 int cuMemsetD8Async(uint64_t to, unsigned char value, size_t bytes, void *of) {
-    return static_cast<stream *>(of)->give(
-        [=] { std::memset(dc_at<void>(to), value, bytes); });
+    return give(of, [=] { std::memset(dc_at<void>(to), value, bytes); });
 }
 
 int cuModuleLoadData(void **module, const void *) {
@@ -180,6 +256,9 @@ int cuModuleLoadData(void **module, const void *) {
 }
 int cuModuleGetFunction(void **function, void *, const char *name) {
     wait_for_resident_work();
+    *function = twin_of(name);
+    if (*function != nullptr)
+        return lost;
     return *function = &lock, std::strcmp(name, "dc_resident") == 0 ? lost : 500;
 }
 int cuOccupancyMaxActiveBlocksPerMultiprocessor(int *blocks, void *, int threads, size_t) {
@@ -198,7 +277,7 @@ int cuLaunchCooperativeKernel(void *, unsigned blocks, unsigned, unsigned, unsig
         number = ++launched;
         resident.insert(number);
     }
-    return static_cast<stream *>(of)->give([number, grid] { run_grid(number, grid); });
+    return give(of, [number, grid] { run_grid(number, grid); });
 }
 
 } // extern "C"

@@ -38,8 +38,8 @@ impl CompiledHandler {
 
 #[pymethods]
 impl CompiledHandler {
-    /// `code`: ("numba", address, exception, log, library), ("c", address, library) or
-    /// ("python", run, log).
+    /// `code`: ("numba", address, exception, log, library), ("c", address, library),
+    /// ("python", run, log) or ("anomaly", model, slots of its row).
     #[new]
     #[expect(clippy::too_many_arguments, reason = "called once, from the Python half, by name")]
     #[pyo3(signature = (code, input, output, state, initial, max_emit, targets))]
@@ -79,6 +79,10 @@ impl CompiledHandler {
                 let (_, run, log): (String, Py<PyAny>, Py<PyAny>) = code.extract()?;
                 let code: Box<dyn HandlerCode> = Box::new(PythonCode::new(run, log));
                 Core::from_code(code, input_layout)
+            }
+            "anomaly" => {
+                let (_, model, size): (String, String, u32) = code.extract()?;
+                Core::from_code(crate::workloads::anomaly_code(&model, size)?, input_layout)
             }
             other => return Err(PyTypeError::new_err(format!("no code of the kind '{other}'"))),
         };

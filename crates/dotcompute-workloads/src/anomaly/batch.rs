@@ -15,6 +15,9 @@ pub struct Reading {
     pub line: u64,
     /// The measurement: finite, and at most [`VALUE_LIMIT`](super::VALUE_LIMIT) in size.
     pub value: f64,
+    /// The time as a number: as it was written, or seconds since 1970 of an ISO 8601 date. None if
+    /// it is neither.
+    pub at: Option<f64>,
 }
 
 /// The readings of one block of input, in the order of the input, with all that is to be said of

@@ -1,170 +1,79 @@
-//! The detector: an exponentially weighted mean and variance per key, and a z-score.
+//! The detector: a table of keys, and the alerts of a batch.
 
 use std::sync::Arc;
 
+use super::model::{self, Model, Settings, Verdict, Weights};
 use super::{Batch, Reading};
-
-/// What makes a reading unusual. Checked on construction.
-#[derive(Clone, Copy, Debug, PartialEq, serde::Serialize)]
-pub struct Settings {
-    alpha: f64,
-    threshold: f64,
-    warm_up: u32,
-}
-
-impl Settings {
-    /// * `alpha`: weight of the newest reading, between 0 and 1, both excluded. The memory is about
-    ///   `1 / alpha` readings long.
-    /// * `threshold`: standard deviations from the mean beyond which a reading is unusual, above 0.
-    /// * `warm_up`: readings of a key before the first that may be called unusual, at least 2.
-    ///
-    /// # Errors
-    ///
-    /// The first of the three that is out of its range.
-    pub fn new(alpha: f64, threshold: f64, warm_up: u32) -> Result<Self, SettingsError> {
-        if !(alpha > 0.0 && alpha < 1.0) {
-            return Err(SettingsError::Alpha(alpha));
-        }
-        if !(threshold > 0.0 && threshold.is_finite()) {
-            return Err(SettingsError::Threshold(threshold));
-        }
-        if warm_up < 2 {
-            return Err(SettingsError::WarmUp(warm_up));
-        }
-        Ok(Self { alpha, threshold, warm_up })
-    }
-
-    /// Weight of the newest reading.
-    pub fn alpha(&self) -> f64 {
-        self.alpha
-    }
-
-    /// Standard deviations beyond which a reading is unusual.
-    pub fn threshold(&self) -> f64 {
-        self.threshold
-    }
-
-    /// Readings of a key before the first that may be called unusual.
-    pub fn warm_up(&self) -> u32 {
-        self.warm_up
-    }
-}
-
-impl Default for Settings {
-    /// `alpha` 0.01, `threshold` 4 standard deviations, `warm_up` 30 readings.
-    fn default() -> Self {
-        Self { alpha: 0.01, threshold: 4.0, warm_up: 30 }
-    }
-}
-
-/// A setting of the detector is out of its range.
-#[derive(Clone, Copy, Debug, PartialEq, thiserror::Error)]
-#[non_exhaustive]
-pub enum SettingsError {
-    /// `alpha` is not between 0 and 1.
-    #[error("alpha is {0}; it must be more than 0 and less than 1")]
-    Alpha(f64),
-    /// `threshold` is not a positive number.
-    #[error("the threshold is {0}; it must be a finite number above 0")]
-    Threshold(f64),
-    /// `warm_up` is below 2: one reading has no variance.
-    #[error("the warm-up is {0}; it must be at least 2 readings")]
-    WarmUp(u32),
-}
 
 /// Why a reading is unusual: what its key had done before it.
 #[derive(Clone, Copy, Debug, PartialEq, serde::Serialize)]
 pub struct Anomaly {
-    /// Weighted mean of the earlier readings.
-    pub mean: f64,
-    /// Weighted standard deviation of the earlier readings.
+    /// What was expected: the mean or median of the earlier readings.
+    pub expected: f64,
+    /// How far these were from it.
     pub deviation: f64,
-    /// The reading's distance from the mean in standard deviations, negative below it; limited to a
+    /// The reading's distance from what was expected in deviations, negative below it; limited to a
     /// million either way, which is what a key that had never changed gets.
     pub z: f64,
 }
 
-const Z_LIMIT: f64 = 1e6;
-
-/// A running mean and variance per key, and the test of each reading against them.
+/// A table of what each key has done, and the test of each reading against it: see [`Model`].
 ///
-/// # Algorithm
-///
-/// For a key whose readings so far have the mean `m` and the variance `v`, the reading `x` is
-/// unusual if `(x - m)² > threshold² · v` and the key has had `warm_up` readings. Unusual or not, it
-/// is then taken up, with `d = x - m` and the weight `a`:
-///
-/// ```text
-/// m ← m + a·d          v ← (1 - a)·(v + a·d²)
-/// ```
-///
-/// This is the weighted update of West (1979, "Updating mean and variance estimates: an improved
-/// method", CACM 22:9) in the exponential form of Finch (2009, "Incremental calculation of weighted mean
-/// and variance", section 9): one pass, no sum of squares to cancel. `a` is `max(alpha, 1/n)` for the
-/// key's `n`-th reading. So the first `1/alpha` readings weigh the same, and give their plain mean and
-/// (population) variance; there is no arbitrary first value whose influence must fade.
-///
-/// The same readings give the same bits: f64 throughout, in a fixed order, nothing fused.
-///
-/// State: 24 bytes per key in a table indexed by the key's number, which grows as keys appear.
+/// The same readings give the same bits, here and in the [handlers](super::handler). The table is
+/// indexed by the key's number, and grows as keys appear.
 #[derive(Clone, Debug)]
 pub struct Detector {
     settings: Settings,
-    threshold_squared: f64,
-    states: Vec<State>,
-}
-
-#[derive(Clone, Copy, Debug, Default)]
-struct State {
-    count: u64,
-    mean: f64,
-    variance: f64,
+    weights: Weights,
+    rows: Vec<f64>,
 }
 
 impl Detector {
     /// A detector that has seen nothing.
     pub fn new(settings: Settings) -> Self {
-        let threshold_squared = settings.threshold * settings.threshold;
-        Self { settings, threshold_squared, states: Vec::new() }
+        Self { settings, weights: settings.weights(), rows: Vec::new() }
     }
 
-    /// Tests `value` against what `key` has done so far, then takes it up.
+    /// Tests `value` against what `key` has done so far, then takes it up. `time` is in any unit;
+    /// what is no number is no time.
     ///
-    /// `value` must be finite and its square must be; a [`Reading`] of the parser is both. Keys are
-    /// dense numbers: the table has a row for every number up to the largest.
+    /// Keys are dense numbers: the table has a row for every number up to the largest.
     #[inline]
-    pub fn observe(&mut self, key: u32, value: f64) -> Option<Anomaly> {
-        let key = key as usize;
-        if key >= self.states.len() {
-            self.states.resize(key + 1, State::default());
+    pub fn observe(&mut self, key: u32, time: f64, value: f64) -> Verdict {
+        let model = self.settings.model();
+        if let Model::Ewma = model {
+            loop {
+                if let Some(row) = self.rows.as_chunks_mut::<4>().0.get_mut(key as usize) {
+                    return model::ewma(&self.weights, row, time, value);
+                }
+                self.grow(key);
+            }
         }
-        let state = &mut self.states[key];
-        let (mean, variance) = (state.mean, state.variance);
-        let difference = value - mean;
-        let squared = difference * difference;
+        let (width, key) = (model.row(), key as usize);
+        if self.rows.len() <= key * width {
+            self.grow(key as u32);
+        }
+        let row = &mut self.rows[key * width..][..width];
+        match model {
+            Model::Robust { .. } => model::robust(&self.weights, row, time, value),
+            _ => model::seasonal(&self.weights, row, time, value),
+        }
+    }
 
-        let unusual = squared > self.threshold_squared * variance
-            && state.count >= u64::from(self.settings.warm_up);
-        let anomaly = unusual.then(|| {
-            let deviation = variance.sqrt();
-            Anomaly { mean, deviation, z: (difference / deviation).clamp(-Z_LIMIT, Z_LIMIT) }
-        });
-
-        state.count += 1;
-        let weight = self.settings.alpha.max(1.0 / state.count as f64);
-        state.mean = mean + weight * difference;
-        state.variance = (1.0 - weight) * (variance + weight * squared);
-        anomaly
+    /// Makes room for the key.
+    #[cold]
+    fn grow(&mut self, key: u32) {
+        self.rows.resize((key as usize + 1) * self.settings.model().row(), 0.0);
     }
 
     /// The number of keys in the table.
     pub fn keys(&self) -> usize {
-        self.states.len()
+        self.rows.len() / self.settings.model().row()
     }
 }
 
 /// An unusual reading, ready to be written: as JSON,
-/// `{"key":"EWR","time":"2013-02-12T08:00Z","value":911.0,"mean":7.8,"deviation":6.1,"z":147.6,"line":3054}`.
+/// `{"key":"EWR","time":"2013-02-12T08:00Z","value":911.0,"expected":7.8,"deviation":6.1,"z":147.6,"line":3054}`.
 #[derive(Clone, Debug, PartialEq, serde::Serialize)]
 pub struct Alert {
     /// Name of the key; `all` if the input has no key column.
@@ -180,6 +89,18 @@ pub struct Alert {
     pub line: u64,
 }
 
+/// What the readings of a batch came to.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Scanned {
+    /// The unusual ones, in input order.
+    pub alerts: Vec<Alert>,
+    /// How many were left out since their key has had a reading of a later time.
+    pub late: u64,
+    /// How many were left out since the model needs a time and they have none that is a number or
+    /// an ISO 8601 date.
+    pub untimed: u64,
+}
+
 /// A [`Detector`] that knows the keys' names: turns batches into alerts.
 #[derive(Clone, Debug)]
 pub struct Scanner {
@@ -193,20 +114,27 @@ impl Scanner {
         Self { detector, names: Vec::new() }
     }
 
-    /// Tests every reading of `batch` in turn; the alerts come in input order.
+    /// Tests every reading of `batch` in turn.
     ///
     /// # Panics
     ///
     /// If a batch of this parser was left out and a reading's key has no name.
-    pub fn scan(&mut self, batch: &Batch) -> Vec<Alert> {
+    pub fn scan(&mut self, batch: &Batch) -> Scanned {
         self.names.extend_from_slice(&batch.new_keys);
-        let mut alerts = Vec::new();
+        let mut scanned = Scanned::default();
         for reading in &batch.readings {
-            if let Some(anomaly) = self.detector.observe(reading.key, reading.value) {
-                alerts.push(self.alert(batch, reading, anomaly));
+            let time = reading.at.unwrap_or(f64::NAN);
+            match self.detector.observe(reading.key, time, reading.value) {
+                Verdict::Usual => {}
+                Verdict::Unusual(anomaly) => {
+                    scanned.alerts.push(self.alert(batch, reading, anomaly));
+                }
+                Verdict::Late => scanned.late += 1,
+                // The parser has looked at the value.
+                Verdict::Malformed => scanned.untimed += 1,
             }
         }
-        alerts
+        scanned
     }
 
     #[cold]
@@ -231,6 +159,21 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::anomaly::SettingsError;
+
+    const NAN: f64 = f64::NAN;
+
+    fn unusual(verdict: Verdict) -> Option<Anomaly> {
+        match verdict {
+            Verdict::Unusual(anomaly) => Some(anomaly),
+            _ => None,
+        }
+    }
+
+    fn with(model: Model, threshold: f64, warm_up: u32) -> Detector {
+        let settings = Settings::new(0.01, threshold, warm_up).unwrap().with_model(model).unwrap();
+        Detector::new(settings)
+    }
 
     fn detector(alpha: f64, threshold: f64, warm_up: u32) -> Detector {
         Detector::new(Settings::new(alpha, threshold, warm_up).unwrap())
@@ -251,22 +194,101 @@ mod tests {
     }
 
     #[test]
+    fn models_out_of_range_are_refused() {
+        let refused = |model| Settings::default().with_model(model).unwrap_err();
+        assert_eq!(refused(Model::Robust { window: 2 }), SettingsError::Window(2));
+        assert_eq!(refused(Model::Seasonal { slots: 1, slot: 1.0 }), SettingsError::Slots(1));
+        assert_eq!(refused(Model::Seasonal { slots: 2, slot: 0.0 }), SettingsError::Slot(0.0));
+        assert!(matches!(
+            refused(Model::Seasonal { slots: 2, slot: NAN }),
+            SettingsError::Slot(slot) if slot.is_nan()
+        ));
+    }
+
+    #[test]
+    fn what_is_late_or_cannot_be_used_leaves_the_state_alone() {
+        for model in
+            [Model::Ewma, Model::Robust { window: 5 }, Model::Seasonal { slots: 3, slot: 10.0 }]
+        {
+            let mut detector = with(model, 3.0, 2);
+            for (time, value) in [(10.0, 1.0), (10.0, 2.0), (20.0, 1.5)] {
+                assert_eq!(detector.observe(1, time, value), Verdict::Usual);
+            }
+            let before = detector.rows.clone();
+            assert_eq!(detector.observe(1, 19.0, 1e9), Verdict::Late);
+            for value in [NAN, f64::INFINITY, -1e151] {
+                assert_eq!(detector.observe(1, 30.0, value), Verdict::Malformed);
+            }
+            if matches!(model, Model::Seasonal { .. }) {
+                assert_eq!(detector.observe(1, NAN, 1.0), Verdict::Malformed);
+                assert_eq!(detector.observe(1, 1e300, 1.0), Verdict::Malformed);
+            }
+            assert_eq!(detector.rows, before);
+            // Another key's time is its own.
+            assert_eq!(detector.observe(0, -5.0, 1.0), Verdict::Usual);
+        }
+    }
+
+    #[test]
+    fn a_season_has_a_mean_for_each_slot() {
+        let mut detector = with(Model::Seasonal { slots: 24, slot: 3600.0 }, 4.0, 5);
+        let noise = |hour: i32| f64::from(hour.div_euclid(24).rem_euclid(3)) / 2.0;
+        for hour in -240_i32..240 {
+            let value = if hour.rem_euclid(24) == 12 { 100.0 } else { 0.0 } + noise(hour);
+            assert_eq!(detector.observe(0, f64::from(hour) * 3600.0, value), Verdict::Usual);
+        }
+        // 100 at noon is usual, at one it is not; and the other way round.
+        let mut again = detector.clone();
+        assert_eq!(again.observe(0, 252.0 * 3600.0, 100.5), Verdict::Usual);
+        assert!(
+            unusual(again.observe(0, 253.0 * 3600.0, 100.5)).is_some_and(|found| found.z > 4.0)
+        );
+        let cold = unusual(detector.observe(0, 252.5 * 3600.0, 0.5)).unwrap();
+        assert!(cold.z < -4.0 && (cold.expected - 100.5).abs() < 1.0);
+    }
+
+    #[test]
+    fn up_to_half_of_the_window_can_be_wild() {
+        let mut detector = with(Model::Robust { window: 9 }, 5.0, 9);
+        for value in [10.0, 11.0, 9.0, 10.5, 9.5, 1e6, -1e6, 1e7, -1e7] {
+            detector.observe(0, NAN, value);
+        }
+        let found = unusual(detector.observe(0, NAN, 20.0)).unwrap();
+        assert_eq!(found.expected, 10.0);
+        assert!((found.deviation - 1.482602218505602).abs() < 1e-12, "{found:?}");
+    }
+
+    #[test]
+    fn where_most_readings_are_equal_their_mean_distance_counts() {
+        let mut detector = with(Model::Robust { window: 8 }, 3.0, 8);
+        for value in [5.0, 5.0, 5.0, 5.0, 5.0, 5.0, 5.0, 13.0] {
+            detector.observe(0, NAN, value);
+        }
+        assert_eq!(detector.clone().observe(0, NAN, 8.0), Verdict::Usual);
+        let found = unusual(detector.observe(0, NAN, 9.0)).unwrap();
+        assert!((found.deviation - 1.2533141373155003).abs() < 1e-12, "{found:?}");
+        let mut constant = with(Model::Robust { window: 4 }, 3.0, 4);
+        (0..9).for_each(|_| assert_eq!(constant.observe(0, NAN, 0.1), Verdict::Usual));
+        assert!(unusual(constant.observe(0, NAN, 0.2)).is_some_and(|found| found.z == 1e6));
+    }
+
+    #[test]
     fn nothing_is_unusual_before_the_warm_up_is_over() {
         let mut detector = detector(0.1, 3.0, 5);
         for value in [1.0, -1e9, 1e9, 0.0, 5e12] {
-            assert_eq!(detector.observe(0, value), None);
+            assert_eq!(detector.observe(0, NAN, value), Verdict::Usual);
         }
-        assert!(detector.observe(0, 1e15).is_some());
+        assert!(unusual(detector.observe(0, NAN, 1e15)).is_some());
     }
 
     #[test]
     fn a_constant_is_never_unusual_and_leaving_it_always_is() {
         let mut detector = detector(0.02, 4.0, 10);
         for _ in 0..10_000 {
-            assert_eq!(detector.observe(0, 0.1), None);
+            assert_eq!(detector.observe(0, NAN, 0.1), Verdict::Usual);
         }
-        let below = detector.observe(0, 0.1 - 1e-12).unwrap();
-        assert_eq!((below.deviation, below.z), (0.0, -Z_LIMIT));
+        let below = unusual(detector.observe(0, NAN, 0.1 - 1e-12)).unwrap();
+        assert_eq!((below.deviation, below.z), (0.0, -1e6));
     }
 
     #[test]
@@ -275,10 +297,10 @@ mod tests {
         // below it, or the constant itself becomes unusual.
         let mut detector = detector(0.05, 4.0, 10);
         for i in 0..100 {
-            detector.observe(0, f64::from(i % 7));
+            detector.observe(0, NAN, f64::from(i % 7));
         }
         for i in 0..100_000 {
-            assert_eq!(detector.observe(0, 3.3), None, "reading {i}");
+            assert_eq!(detector.observe(0, NAN, 3.3), Verdict::Usual, "reading {i}");
         }
     }
 
@@ -287,12 +309,12 @@ mod tests {
         let values = [4.0, 7.0, 13.0, 16.0, -2.5];
         let mut detector = detector(1e-9, 1e-9, 2);
         for value in values {
-            detector.observe(3, value);
+            detector.observe(3, NAN, value);
         }
-        let found = detector.observe(3, 100.0).unwrap();
+        let found = unusual(detector.observe(3, NAN, 100.0)).unwrap();
         let mean = values.iter().sum::<f64>() / 5.0;
         let variance = values.iter().map(|v| (v - mean).powi(2)).sum::<f64>() / 5.0;
-        assert!((found.mean - mean).abs() < 1e-12);
+        assert!((found.expected - mean).abs() < 1e-12);
         assert!((found.deviation - variance.sqrt()).abs() < 1e-12);
         assert_eq!(detector.keys(), 4);
     }
@@ -302,14 +324,18 @@ mod tests {
         let mut detector = detector(0.5, 4.0, 2);
         for i in 0..2000 {
             let sign = if i % 2 == 0 { 1.0 } else { -1.0 };
-            if let Some(found) = detector.observe(0, sign * crate::anomaly::VALUE_LIMIT) {
-                assert!(found.z.is_finite() && found.mean.is_finite());
+            let verdict = detector.observe(0, NAN, sign * crate::anomaly::VALUE_LIMIT);
+            if let Some(found) = unusual(verdict) {
+                assert!(found.z.is_finite() && found.expected.is_finite());
             }
         }
         for _ in 0..10_000 {
-            detector.observe(0, 1.0);
+            detector.observe(0, NAN, 1.0);
         }
-        assert!(detector.observe(0, 2.0).is_some_and(|found| (found.mean - 1.0).abs() < 1e-9));
+        assert!(
+            unusual(detector.observe(0, NAN, 2.0))
+                .is_some_and(|found| (found.expected - 1.0).abs() < 1e-9)
+        );
     }
 
     /// The definition, without recurrence: the weights of all readings so far, then mean and
@@ -326,7 +352,52 @@ mod tests {
         (mean, variance)
     }
 
+    /// The definition: sort what the window holds, sort the distances.
+    fn median_and_deviation(window: &[f64]) -> (f64, f64) {
+        let median = |values: &mut Vec<f64>| {
+            values.sort_by(f64::total_cmp);
+            let middle = values.len() / 2;
+            match values.len() % 2 {
+                0 => 0.5 * (values[middle - 1] + values[middle]),
+                _ => values[middle],
+            }
+        };
+        let centre = median(&mut window.to_vec());
+        let distances: Vec<f64> = window.iter().map(|value| (value - centre).abs()).collect();
+        match 1.482602218505602 * median(&mut distances.clone()) {
+            0.0 => {
+                let mean = distances.iter().sum::<f64>() / window.len() as f64;
+                (centre, 1.2533141373155003 * mean)
+            }
+            deviation => (centre, deviation),
+        }
+    }
+
     proptest! {
+        #[test]
+        fn the_window_is_of_the_last_readings_and_its_median_true(
+            size in 3u32..12,
+            // Few different values, so that many are equal.
+            values in proptest::collection::vec((-3i32..4).prop_map(f64::from), 2..60),
+        ) {
+            let mut detector = with(Model::Robust { window: size }, 1e-9, 2);
+            for (index, value) in values.iter().enumerate() {
+                let found = unusual(detector.observe(0, NAN, *value));
+                if index < 2 {
+                    continue;
+                }
+                let window = &values[index.saturating_sub(size as usize)..index];
+                let (median, deviation) = median_and_deviation(window);
+                match found {
+                    Some(found) => {
+                        prop_assert_eq!(found.expected, median);
+                        prop_assert!((found.deviation - deviation).abs() < 1e-12);
+                    }
+                    None => prop_assert!((value - median).abs() <= 1e-9 * deviation),
+                }
+            }
+        }
+
         #[test]
         fn the_recurrence_is_the_weighted_mean_and_variance(
             alpha in 0.001..0.9f64,
@@ -334,11 +405,11 @@ mod tests {
         ) {
             let mut detector = detector(alpha, 1e-12, 2);
             for value in &values {
-                detector.observe(0, *value);
+                detector.observe(0, NAN, *value);
             }
-            let found = detector.observe(0, 1e6).unwrap();
+            let found = unusual(detector.observe(0, NAN, 1e6)).unwrap();
             let (mean, variance) = by_definition(alpha, &values);
-            prop_assert!((found.mean - mean).abs() < 1e-9 * 1e3);
+            prop_assert!((found.expected - mean).abs() < 1e-9 * 1e3);
             prop_assert!((found.deviation.powi(2) - variance).abs() < 1e-9 * 1e6);
         }
 
@@ -350,8 +421,8 @@ mod tests {
             let mut apart: Vec<_> = (0..5).map(|_| detector(0.1, 1.5, 3)).collect();
             for (key, value) in events {
                 prop_assert_eq!(
-                    together.observe(key, value),
-                    apart[key as usize].observe(0, value)
+                    together.observe(key, NAN, value),
+                    apart[key as usize].observe(0, NAN, value)
                 );
             }
         }

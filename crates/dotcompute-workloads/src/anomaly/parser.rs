@@ -10,6 +10,7 @@ use super::batch::{Malformed, Reason, excerpt};
 use super::columns::ColumnError;
 use super::csv::Csv;
 use super::ndjson::Ndjson;
+use super::time::seconds;
 use super::{Batch, ColumnNames, Reading};
 
 /// The longest line, and the longest CSV record of several lines, in bytes without the newline.
@@ -77,6 +78,7 @@ impl Parser {
             line: 0,
             to_describe: 10,
             strict: false,
+            last_time: (String::new(), None),
         };
         Self { records, partial: Vec::new(), oversized: false, sink }
     }
@@ -220,6 +222,8 @@ pub(super) struct Sink {
     /// Malformed lines that are still to be described.
     to_describe: usize,
     strict: bool,
+    /// The time of the last reading, as text and as a number.
+    last_time: (String, Option<f64>),
 }
 
 /// The three fields of a record that matter, as text or number.
@@ -263,12 +267,24 @@ impl Sink {
                 let time_start = batch.times.len();
                 batch.times.push_str(time);
                 let time_bytes = time.len() as u32; // at most `MAX_LINE_BYTES`
-                batch.readings.push(Reading { key, time_bytes, time_start, line, value });
+                let at = self.at(time);
+                batch.readings.push(Reading { key, time_bytes, time_start, line, value, at });
                 batch.tally.readings += 1;
             }
             None => batch.tally.missing += 1,
         }
         Ok(())
+    }
+
+    /// The time as a number. What is written in many lines in a row is read once.
+    #[inline]
+    fn at(&mut self, time: &str) -> Option<f64> {
+        if self.last_time.0 != time {
+            self.last_time.0.clear();
+            self.last_time.0.push_str(time);
+            self.last_time.1 = seconds(time);
+        }
+        self.last_time.1
     }
 
     #[inline]

@@ -13,7 +13,8 @@ use dotcompute::{
 };
 
 use super::{
-    Alert, Batch, Detector, InputError, Malformed, Parser, Reading, Scanner, Settings, Tally,
+    Alert, Batch, Detector, InputError, Malformed, Parser, Reading, Scanned, Scanner, Settings,
+    Tally,
 };
 
 /// Part of an input: bytes in any number, cut anywhere.
@@ -52,6 +53,10 @@ pub struct Findings {
     pub bytes: usize,
     /// The unusual readings.
     pub alerts: Vec<Alert>,
+    /// Readings that were late, and those without the time that the model needs: see [`Scanned`].
+    pub late: u64,
+    /// See [`Scanned::untimed`].
+    pub untimed: u64,
     /// What became of the lines.
     pub tally: Tally,
     /// The first malformed lines of the input, as far as this block holds them.
@@ -123,9 +128,12 @@ impl Handler for Detect {
         _: &mut HandlerContext<Findings>,
     ) -> Result<Option<Findings>, BoxError> {
         let Parsed { bytes, batch, error, finished } = parsed;
+        let Scanned { alerts, late, untimed } = self.0.scan(batch);
         Ok(Some(Findings {
             bytes: *bytes,
-            alerts: self.0.scan(batch),
+            alerts,
+            late,
+            untimed,
             tally: batch.tally,
             malformed: batch.malformed.clone(),
             keys: self.0.keys(),

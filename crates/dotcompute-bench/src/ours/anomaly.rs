@@ -1,0 +1,323 @@
+//! Unusual readings of 10,000 keys: a compiled handler that keeps the state of all of them.
+
+use std::collections::VecDeque;
+use std::hint::spin_loop;
+use std::sync::{Arc, LazyLock};
+
+use dotcompute::{Envelope, KernelRef, Record, RecordBatch, Runtime, Terminate};
+use dotcompute_mailbox::ring::ring;
+use dotcompute_workloads::anomaly::handler::{Alarm, Event, Keyed};
+use dotcompute_workloads::anomaly::pipeline::{Block, End, Pipeline};
+use dotcompute_workloads::anomaly::{Batch, Detector, Format, Parser, Settings, Verdict};
+
+use crate::harness::{Slice, Stopwatch, Wrong, expect};
+use crate::load::{CAPACITY, CHUNK, two_threads};
+use crate::os::pinned;
+use crate::peers::tokio::current_thread;
+
+pub(crate) const KEYS: u32 = 10_000;
+/// Events of a batch.
+pub(crate) const BATCH: usize = 1000;
+/// Different events that are sent in turn.
+const EVENTS: u32 = 1 << 20;
+const BATCHES: usize = EVENTS as usize / BATCH;
+
+/// A reading in about a hundred is wild.
+pub(crate) static LOG: LazyLock<Vec<Event>> = LazyLock::new(|| {
+    let mut random = 42_u64;
+    let mut next = move || {
+        random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+        (random >> 40) as u32
+    };
+    let event = |sequence| {
+        let wild = if next() % 100 == 0 { 20.0 } else { 1.0 };
+        let spread: f64 = (0..4).map(|_| f64::from(next() % 1000) / 1000.0 - 0.5).sum();
+        Event { key: next() % KEYS, sequence, time: 0.0, value: wild * spread }
+    };
+    (0..BATCHES as u32 * BATCH as u32).map(event).collect()
+});
+
+pub(crate) fn settings() -> Settings {
+    Settings::default()
+}
+
+/// How many alarms a plain detector raises over so many of the events, in turn.
+pub(crate) fn alarms(operations: u64) -> u64 {
+    static WHOLE: LazyLock<Vec<u64>> = LazyLock::new(|| {
+        let mut detector = Detector::new(settings());
+        let mut total = 0;
+        // After each batch of three rounds.
+        let mut after = vec![0];
+        for _ in 0..3 {
+            for batch in LOG.chunks(BATCH) {
+                for event in batch {
+                    let verdict = detector.observe(event.key, event.time, event.value);
+                    total += u64::from(matches!(verdict, Verdict::Unusual(_)));
+                }
+                after.push(total);
+            }
+        }
+        after
+    });
+    let batches = operations as usize / BATCH;
+    WHOLE.get(batches).copied().unwrap_or(u64::MAX)
+}
+
+/// Batches on their way at once.
+const AHEAD: usize = 4;
+
+fn batch(events: &Arc<Vec<Event>>, number: usize) -> RecordBatch {
+    let start = (number % BATCHES) * BATCH;
+    let first = events[start..start + BATCH].as_ptr().cast();
+    let keep = Box::new(Arc::clone(events));
+    // SAFETY: so many events lie there, kept, and nobody writes to them.
+    unsafe { RecordBatch::from_foreign(Event::LAYOUT, first, BATCH, keep) }
+}
+
+static SHARED: LazyLock<Arc<Vec<Event>>> = LazyLock::new(|| Arc::new(LOG.clone()));
+
+/// So many operations as whole batches, at most three rounds of the log.
+fn whole(operations: u64) -> (usize, f64) {
+    let batches = (operations as usize / BATCH).clamp(1, 3 * BATCHES);
+    (batches, operations as f64 / (batches * BATCH) as f64)
+}
+
+fn scaled(slice: Slice, factor: f64) -> Slice {
+    Slice { elapsed: slice.elapsed.mul_f64(factor), ..slice }
+}
+
+/// Batches of 1000, through an async kernel and back; sender and kernel on one thread.
+pub(crate) fn batches(operations: u64) -> Result<Slice, Wrong> {
+    let (batches, factor) = whole(operations);
+    let keyed = Keyed::new(settings(), KEYS).map_err(Wrong::new)?;
+    let events = &*SHARED;
+    pinned(|| {
+        current_thread().block_on(async {
+            let runtime = Runtime::builder().build();
+            let kernel: KernelRef<RecordBatch, RecordBatch> = runtime
+                .kernel("detect")
+                .capacity(CAPACITY)
+                .launch_compiled(keyed.handler())
+                .map_err(Wrong::new)?;
+            kernel.activate().map_err(Wrong::new)?;
+            let mut found = 0;
+            let watch = Stopwatch::start();
+            for number in 0..batches + AHEAD {
+                if number < batches {
+                    kernel.send(batch(events, number)).await.map_err(Wrong::new)?;
+                }
+                // A batch without an alarm has no reply: what is there is taken, the rest at the end.
+                while let Ok(reply) = kernel.try_receive() {
+                    found += reply.message.len() as u64;
+                }
+                tokio::task::yield_now().await;
+            }
+            kernel.terminate(Terminate::drain()).await;
+            while let Ok(reply) = kernel.try_receive() {
+                found += reply.message.len() as u64;
+            }
+            let slice = watch.stop();
+            expect("alarms", found, alarms((batches * BATCH) as u64))?;
+            Ok(scaled(slice, factor))
+        })
+    })
+}
+
+/// The same loop without a kernel: a row of numbers for each key, alarms into an array.
+pub(crate) fn loop_over_array(operations: u64) -> Result<Slice, Wrong> {
+    let (batches, factor) = whole(operations);
+    let log = &*LOG;
+    let mut rows = vec![[0.0_f64; 4]; KEYS as usize];
+    let mut out: Vec<Alarm> = Vec::with_capacity(BATCH);
+    let mut found = 0;
+    pinned(|| {
+        let watch = Stopwatch::start();
+        for number in 0..batches {
+            let start = (number % BATCHES) * BATCH;
+            out.clear();
+            for event in &log[start..start + BATCH] {
+                bare(&mut rows, event, &mut out);
+            }
+            found += std::hint::black_box(&out).len() as u64;
+        }
+        let slice = watch.stop();
+        expect("alarms", found, alarms((batches * BATCH) as u64))?;
+        Ok(scaled(slice, factor))
+    })
+}
+
+/// What a loop written for this one purpose does with an event.
+#[inline(always)]
+fn bare(rows: &mut [[f64; 4]], event: &Event, out: &mut Vec<Alarm>) {
+    let [count, last, mean, variance] = &mut rows[event.key as usize];
+    if event.time < *last || !event.value.is_finite() {
+        return;
+    }
+    let (before, spread) = (*mean, *variance);
+    let difference = event.value - before;
+    let squared = difference * difference;
+    *count += 1.0;
+    *last = event.time;
+    let weight = (1.0 / *count).max(0.01);
+    *mean = before + weight * difference;
+    *variance = (1.0 - weight) * (spread + weight * squared);
+    if squared > 16.0 * spread && *count > 30.0 {
+        let (Event { key, sequence, time, value }, deviation) = (*event, spread.sqrt());
+        let z = difference / deviation;
+        out.push(Alarm { key, sequence, time, value, expected: before, deviation, z });
+    }
+}
+
+/// One event a message, some ahead, from another thread.
+pub(crate) fn singles(operations: u64) -> Result<Slice, Wrong> {
+    let (batches, factor) = whole(operations);
+    let operations = (batches * BATCH) as u64;
+    let keyed = Keyed::new(settings(), KEYS).map_err(Wrong::new)?;
+    let handler = keyed.handler();
+    let state = handler.state_reader();
+    let runtime = Runtime::builder().build();
+    let kernel: KernelRef<Event, Alarm> = runtime
+        .kernel("detect")
+        .executor("thread")
+        .capacity(4 * CAPACITY)
+        .reply_capacity(1 << 17)
+        .launch_compiled(handler)
+        .map_err(Wrong::new)?;
+    kernel.activate().map_err(Wrong::new)?;
+    let mut slice = pinned(|| {
+        let watch = Stopwatch::start();
+        let mut outgoing: VecDeque<Envelope<Event>> = VecDeque::new();
+        for number in 0..batches {
+            let start = (number % BATCHES) * BATCH;
+            for chunk in LOG[start..start + BATCH].chunks(CHUNK as usize) {
+                outgoing.extend(chunk.iter().map(|event| Envelope::from(*event)));
+                kernel.send_batch_blocking(&mut outgoing, None).map_err(Wrong::new)?;
+            }
+        }
+        Ok(watch.stop())
+    })?;
+    let end = std::time::Instant::now();
+    kernel.terminate_blocking(Terminate::drain());
+    slice.elapsed += end.elapsed();
+    let snapshot = state.bytes(crate::load::LONG).ok_or(Wrong::new("no state"))?;
+    let counts = keyed.counts(&snapshot).ok_or(Wrong::new("no counts"))?;
+    expect("events", counts.taken as u64, operations)?;
+    expect("alarms", counts.unusual as u64, alarms(operations))?;
+    Ok(scaled(slice, factor))
+}
+
+/// One event a slot of the typed ring, to a detector on the other core; both ends spin.
+pub(crate) fn ring_singles(operations: u64) -> Result<Slice, Wrong> {
+    let (batches, factor) = whole(operations);
+    let operations = (batches * BATCH) as u64;
+    LazyLock::force(&LOG);
+    let expected = alarms(operations);
+    let (mut producer, mut consumer) = ring(CAPACITY);
+    let slice = two_threads(
+        move || {
+            for number in 0..batches {
+                let start = (number % BATCHES) * BATCH;
+                for event in &LOG[start..start + BATCH] {
+                    while producer.try_push(*event).is_err() {
+                        spin_loop();
+                    }
+                }
+            }
+            Ok(())
+        },
+        move || {
+            let mut detector = Detector::new(settings());
+            let (mut taken, mut found) = (0, 0);
+            while taken < operations {
+                match consumer.try_pop() {
+                    Ok(Event { key, time, value, .. }) => {
+                        let verdict = detector.observe(key, time, value);
+                        found += u64::from(matches!(verdict, Verdict::Unusual(_)));
+                        taken += 1;
+                    }
+                    Err(_) => spin_loop(),
+                }
+            }
+            expect("alarms", found, expected)
+        },
+    )?;
+    Ok(scaled(slice, factor))
+}
+
+static TEXT: LazyLock<String> = LazyLock::new(|| {
+    let mut text = String::from("key,time,value\n");
+    for event in LOG.iter().take(200_000) {
+        text += &format!("sensor-{},{},{:.3}\n", event.key, event.sequence, event.value);
+    }
+    text
+});
+
+/// Bytes of a block, as `dotcompute stream` reads them.
+const BLOCK: usize = 64 * 1024;
+
+/// Readings of the text, taken so often that they are about `operations`.
+fn texts(operations: u64) -> (usize, f64) {
+    let times = (operations as usize / 200_000).max(1);
+    (times, operations as f64 / (times * 200_000) as f64)
+}
+
+/// Text through a parser and a detector, a kernel and a thread each.
+pub(crate) fn csv(operations: u64) -> Result<Slice, Wrong> {
+    let (times, factor) = texts(operations);
+    LazyLock::force(&TEXT);
+    let mut total = Slice::default();
+    for _ in 0..times {
+        let runtime = Runtime::builder().build();
+        let parser = || Parser::new(Format::Csv);
+        let pipeline =
+            Pipeline::launch(&runtime, "thread", 16, parser, settings()).map_err(Wrong::new)?;
+        let before = crate::os::preemptions_of_process();
+        let start = std::time::Instant::now();
+        let (mut readings, mut finished) = (0, false);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                for block in TEXT.as_bytes().chunks(BLOCK) {
+                    let block = Block { bytes: block.to_vec(), end: None };
+                    if pipeline.send_blocking(block).is_err() {
+                        return;
+                    }
+                }
+                let end = Block { bytes: Vec::new(), end: Some(End::Complete) };
+                let _ = pipeline.send_blocking(end);
+            });
+            while !finished {
+                let findings = pipeline.receive_blocking().map_err(Wrong::new)?;
+                readings += findings.tally.readings;
+                finished = findings.finished.is_some();
+            }
+            Ok(())
+        })?;
+        total.elapsed += start.elapsed();
+        total.preemptions += crate::os::preemptions_of_process() - before;
+        pipeline.end_blocking();
+        expect("readings", readings, 200_000)?;
+    }
+    Ok(scaled(total, factor))
+}
+
+/// The text read alone, on one thread.
+pub(crate) fn parse(operations: u64) -> Result<Slice, Wrong> {
+    let (times, factor) = texts(operations);
+    LazyLock::force(&TEXT);
+    pinned(|| {
+        let watch = Stopwatch::start();
+        for _ in 0..times {
+            let mut parser = Parser::new(Format::Csv);
+            let mut readings = 0;
+            for block in TEXT.as_bytes().chunks(BLOCK) {
+                let mut batch = Batch::default();
+                parser.feed(block, &mut batch).map_err(Wrong::new)?;
+                readings += batch.tally.readings;
+            }
+            let mut batch = Batch::default();
+            parser.finish(&mut batch).map_err(Wrong::new)?;
+            expect("readings", readings + batch.tally.readings, 200_000)?;
+        }
+        Ok(scaled(watch.stop(), factor))
+    })
+}

@@ -1,0 +1,57 @@
+//! The kernels that the package brings along, compiled for every architecture that is supported. Run
+//! by `make cuda-offline`, which says where the toolkit lies.
+
+#![allow(clippy::unwrap_used, reason = "a helper that fails is a failed test")]
+
+use std::env;
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+
+use dotcompute_cuda::compute::KERNELS;
+use dotcompute_cuda::nvrtc::{Output, Source};
+use dotcompute_cuda::toolkit::Toolkit;
+
+/// Compiles for an architecture, and lists the sections with code and all of it.
+fn compile(architecture: &str) -> (Vec<String>, String) {
+    let toolkit = Toolkit::load().expect("make cuda-offline says where the toolkit lies");
+    let source = Source { name: "compute.cu", text: KERNELS, headers: &[] };
+    let option = format!("--gpu-architecture=sm_{architecture}");
+    let options = [option.as_str(), "--std=c++17"];
+    let (cubin, log) = toolkit.nvrtc.compile(&source, &options, Output::Cubin).unwrap();
+    assert_eq!(log.trim(), "", "sm_{architecture}: a warning");
+    let path = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("compute-{architecture}.cubin"));
+    fs::write(&path, cubin).unwrap();
+    let tool = env::var_os("NVDISASM").expect("make cuda-offline says where nvdisasm lies");
+    let output = Command::new(tool).arg("-c").arg(&path).output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let text = String::from_utf8(output.stdout).unwrap();
+    let section = |line: &str| {
+        let rest = line.trim().strip_prefix(".section\t.text.")?;
+        rest.split(',').next().map(str::to_owned)
+    };
+    (text.lines().filter_map(section).collect(), text)
+}
+
+#[test]
+fn every_kernel_is_there_for_every_architecture() {
+    for architecture in ["80", "90", "100"] {
+        let (mut sections, text) = compile(architecture);
+        sections.sort();
+        let mut wanted: Vec<String> = ["vector_add", "matrix_multiply"]
+            .iter()
+            .flat_map(|kernel| {
+                ["float32", "float64", "int32", "int64"].map(|kind| format!("{kernel}_{kind}"))
+            })
+            .collect();
+        wanted.sort();
+        assert_eq!(sections, wanted, "sm_{architecture}");
+        // Nothing on a stack, and nothing is called.
+        for operation in [" LDL", " STL", " CALL"] {
+            assert!(!text.contains(operation), "sm_{architecture}:{operation}");
+        }
+        // nvdisasm can succeed and print nothing.
+        assert!(text.matches("LDG.E").count() >= 2 * 8, "sm_{architecture}");
+        assert!(text.matches("STG.E").count() >= 8, "sm_{architecture}");
+    }
+}

@@ -1,0 +1,516 @@
+"""Streaming anomaly detection: which readings are far from what their key has done so far?
+
+A detector is a compiled handler: it takes records (`Event`), keeps the state of every key in the
+kernel, and replies with the unusual ones (`Alarm`). Three models: `ewma`, `robust`, `seasonal`.
+
+>>> import asyncio
+>>> from pydotcompute import RingKernelRuntime
+>>> from pydotcompute.workloads import anomaly
+>>> async def main():
+...     async with RingKernelRuntime() as runtime:
+...         kernel = await runtime.launch("detect", anomaly.ewma(keys=100, warm_up=5, native=True))
+...         await kernel.activate()
+...         events = anomaly.events(keys=[7] * 7, values=[1, 2, 1, 2, 1, 90, 2])
+...         alarms = await runtime.send_and_receive("detect", events, timeout=60)
+...         print(alarms["sequence"], alarms["value"], kernel.read_state().taken)
+>>> asyncio.run(main())
+[5] [90.] 7
+
+The state is one record: ``snapshot = kernel.read_state()`` has all keys, and a kernel that is
+launched with ``state=vars(snapshot)`` goes on from there, with the same settings.
+
+The handlers below are Python that numba compiles; ``native=True`` takes those of the Rust core,
+which need no numba. Both give the same replies and the same states, bit for bit.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Hashable, Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from pydotcompute.decorators.ring_kernel import ring_kernel
+from pydotcompute.handlers.record import record, record_dtype, record_type
+from pydotcompute.handlers.spec import Signature
+from pydotcompute.ring_kernels.message import message
+
+if TYPE_CHECKING:
+    from pydotcompute import _native
+
+__all__ = ["Alarm", "Event", "KeyTable", "events", "ewma", "robust", "seasonal"]
+
+#: The largest size of a value: beyond it, the square of a difference could overflow.
+VALUE_LIMIT = 1e150
+
+_LIMIT = VALUE_LIMIT
+_Z_LIMIT = 1e6
+#: The largest number of slots since time 0 that is told apart for sure.
+_SLOTS_LIMIT = 1_099_511_627_776.0
+
+
+@message(layout="record")
+class Event:
+    """A reading.
+
+    Attributes
+    ----------
+    key
+        Number of the key, below the number of keys.
+    sequence
+        Whatever tells its alarm apart from others.
+    time
+        When it was taken, in any unit. An event whose time is before that of an earlier one of its
+        key is late; NaN is no time.
+    value
+        The measurement.
+    """
+
+    key: np.uint32
+    sequence: np.uint32
+    time: float
+    value: float
+
+
+@message(layout="record")
+class Alarm:
+    """An unusual reading.
+
+    Attributes
+    ----------
+    key, sequence, time, value
+        Those of the event.
+    expected
+        The mean or median of the earlier readings.
+    deviation
+        How far these were from it.
+    z
+        How far this one is, in deviations; at most a million either way.
+    """
+
+    key: np.uint32
+    sequence: np.uint32
+    time: float
+    value: float
+    expected: float
+    deviation: float
+    z: float
+
+
+# --- the handlers ---------------------------------------------------------------------------------
+# A key's row begins with how many readings were taken up, and the time of the last. Every operation
+# is one of IEEE 754's basic ones, in the order of `model.rs` of the Rust crate.
+
+
+def _ewma(msg: Any, state: Any, out: Any) -> int:
+    if msg.key >= len(state.rows) or not -_LIMIT <= msg.value <= _LIMIT:
+        state.malformed += 1
+        return 0
+    row = state.rows[msg.key]
+    if msg.time < row[1] and row[0] > 0.0:
+        state.late += 1
+        return 0
+    state.taken += 1
+    count = float(row[0]) + 1.0
+    mean = float(row[2])
+    spread = float(row[3])
+    difference = msg.value - mean
+    squared = difference * difference
+    unusual = squared > state.threshold * state.threshold * spread and count > state.warm_up
+    weight = max(state.alpha, 1.0 / count)
+    row[0] = count
+    row[1] = msg.time
+    row[2] = mean + weight * difference
+    row[3] = (1.0 - weight) * (spread + weight * squared)
+    if not unusual:
+        return 0
+    state.unusual += 1
+    deviation = math.sqrt(spread)
+    out.key = msg.key
+    out.sequence = msg.sequence
+    out.time = msg.time
+    out.value = msg.value
+    out.expected = mean
+    out.deviation = deviation
+    if deviation > 0.0:
+        out.z = min(max(difference / deviation, -_Z_LIMIT), _Z_LIMIT)
+    elif difference > 0.0:
+        out.z = _Z_LIMIT
+    else:
+        out.z = -_Z_LIMIT
+    return 1
+
+
+def _seasonal(msg: Any, state: Any, out: Any) -> int:
+    if msg.key >= len(state.rows) or not -_LIMIT <= msg.value <= _LIMIT:
+        state.malformed += 1
+        return 0
+    row = state.rows[msg.key]
+    if msg.time < row[1] and row[0] > 0.0:
+        state.late += 1
+        return 0
+    since = np.floor(msg.time / state.slot)
+    if not -_SLOTS_LIMIT <= since <= _SLOTS_LIMIT:
+        state.malformed += 1
+        return 0
+    slots = float((len(row) - 2) // 3)
+    at = 2 + 3 * int(since - np.floor(since / slots) * slots)
+    state.taken += 1
+    row[0] += 1.0
+    row[1] = msg.time
+    count = float(row[at]) + 1.0
+    mean = float(row[at + 1])
+    spread = float(row[at + 2])
+    difference = msg.value - mean
+    squared = difference * difference
+    unusual = squared > state.threshold * state.threshold * spread and count > state.warm_up
+    weight = max(state.alpha, 1.0 / count)
+    row[at] = count
+    row[at + 1] = mean + weight * difference
+    row[at + 2] = (1.0 - weight) * (spread + weight * squared)
+    if not unusual:
+        return 0
+    state.unusual += 1
+    deviation = math.sqrt(spread)
+    out.key = msg.key
+    out.sequence = msg.sequence
+    out.time = msg.time
+    out.value = msg.value
+    out.expected = mean
+    out.deviation = deviation
+    if deviation > 0.0:
+        out.z = min(max(difference / deviation, -_Z_LIMIT), _Z_LIMIT)
+    elif difference > 0.0:
+        out.z = _Z_LIMIT
+    else:
+        out.z = -_Z_LIMIT
+    return 1
+
+
+def _robust(msg: Any, state: Any, out: Any) -> int:
+    if msg.key >= len(state.rows) or not -_LIMIT <= msg.value <= _LIMIT:
+        state.malformed += 1
+        return 0
+    row = state.rows[msg.key]
+    if msg.time < row[1] and row[0] > 0.0:
+        state.late += 1
+        return 0
+    state.taken += 1
+    value = msg.value
+    # Two halves: the window in the order of its readings, and sorted.
+    window = (len(row) - 2) // 2
+    first = 2 + window
+    taken = int(row[0])
+    count = min(taken, window)
+    middle = count // 2
+    unusual = False
+    median = 0.0
+    deviation = 0.0
+    difference = 0.0
+    if row[0] >= state.warm_up:
+        if count % 2 == 0:
+            median = 0.5 * (float(row[first + middle - 1]) + float(row[first + middle]))
+        else:
+            median = float(row[first + middle])
+        # The distances in rising order come from the middle outwards.
+        left = middle
+        right = middle
+        previous = 0.0
+        current = 0.0
+        for _ in range(middle + 1):
+            previous = current
+            above = float(row[first + right]) - median if right < count else math.inf
+            below = median - float(row[first + left - 1]) if left > 0 else math.inf
+            if above <= below:
+                current = above
+                right += 1
+            else:
+                current = below
+                left -= 1
+        deviation = 0.5 * (previous + current) if count % 2 == 0 else current
+        if deviation > 0.0:
+            deviation = 1.482602218505602 * deviation
+        else:
+            total = 0.0
+            for index in range(count):
+                total += abs(float(row[first + index]) - median)
+            deviation = 1.2533141373155003 * (total / float(count))
+        difference = value - median
+        unusual = abs(difference) > state.threshold * deviation
+    row[0] += 1.0
+    row[1] = msg.time
+    oldest = float(row[2 + taken % window])
+    row[2 + taken % window] = value
+    at = count
+    if count == window:
+        at = 0
+        while float(row[first + at]) != oldest:
+            at += 1
+    while at > 0 and row[first + at - 1] > value:
+        row[first + at] = row[first + at - 1]
+        at -= 1
+    while count == window and at + 1 < count and row[first + at + 1] < value:
+        row[first + at] = row[first + at + 1]
+        at += 1
+    row[first + at] = value
+    if not unusual:
+        return 0
+    state.unusual += 1
+    out.key = msg.key
+    out.sequence = msg.sequence
+    out.time = msg.time
+    out.value = value
+    out.expected = median
+    out.deviation = deviation
+    if deviation > 0.0:
+        out.z = min(max(difference / deviation, -_Z_LIMIT), _Z_LIMIT)
+    elif difference > 0.0:
+        out.z = _Z_LIMIT
+    else:
+        out.z = -_Z_LIMIT
+    return 1
+
+
+# --- the detectors --------------------------------------------------------------------------------
+
+
+def ewma(
+    *,
+    keys: int = 10_000,
+    alpha: float = 0.01,
+    threshold: float = 4.0,
+    warm_up: int = 30,
+    native: bool = False,
+) -> Any:
+    """Compare readings with the exponentially weighted mean and variance of their key.
+
+    A reading is unusual if it is more than `threshold` standard deviations from the mean of the
+    earlier ones. The first ``1 / alpha`` readings of a key weigh the same, and give their plain
+    mean and variance.
+
+    Parameters
+    ----------
+    keys
+        How many keys there are: 0 to ``keys - 1``. 32 bytes each.
+    alpha
+        Weight of the newest reading, between 0 and 1.
+    threshold
+        Deviations beyond which a reading is unusual.
+    warm_up
+        Readings of a key before the first that may be called unusual, at least 2.
+    native
+        Take the code of the Rust core instead of compiling the Python source.
+
+    Returns
+    -------
+    object
+        What `RingKernelRuntime.launch` takes as a kernel's function.
+
+    Raises
+    ------
+    ValueError
+        An argument is out of its range; says which.
+    """
+    return _detector("ewma", _ewma, keys, 4, 0, _head(alpha, threshold, warm_up), native)
+
+
+def robust(
+    *,
+    keys: int = 10_000,
+    window: int = 31,
+    threshold: float = 4.0,
+    warm_up: int = 30,
+    native: bool = False,
+) -> Any:
+    """Compare readings with the median of the last of their key, which few wild ones do not move.
+
+    The deviation is 1.4826 times the median distance from it (MAD), or, where that is 0, 1.2533
+    times the mean distance.
+
+    Parameters
+    ----------
+    window
+        How many readings, 3 to 1024; 16 bytes a key for each.
+    keys, threshold, warm_up, native
+        As for `ewma`.
+    """
+    if not 3 <= window <= 1024:
+        raise ValueError(f"window is {window}: it has to be 3 to 1024 readings")
+    head = _head(0.5, threshold, warm_up, alpha_is_used=False)
+    return _detector("robust", _robust, keys, 2 + 2 * window, window, head, native)
+
+
+def seasonal(
+    *,
+    keys: int = 10_000,
+    slots: int = 24,
+    slot: float = 3600.0,
+    alpha: float = 0.05,
+    threshold: float = 4.0,
+    warm_up: int = 5,
+    native: bool = False,
+) -> Any:
+    """Compare readings with what their key did at the same time of earlier days, or weeks.
+
+    As `ewma`, apart for each slot of a season: the slot of a reading is
+    ``floor(time / slot) % slots``. Readings need a time.
+
+    Parameters
+    ----------
+    slots
+        How many slots a season has, 2 to 4096; 24 bytes a key for each.
+    slot
+        How long one is, in the unit of the times.
+    warm_up
+        Readings of a key in a slot before the first there that may be called unusual.
+    keys, alpha, threshold, native
+        As for `ewma`.
+    """
+    if not 2 <= slots <= 4096:
+        raise ValueError(f"slots is {slots}: it has to be 2 to 4096")
+    if not 0.0 < slot < math.inf:
+        raise ValueError(f"slot is {slot}: it has to be a finite number above 0")
+    head = _head(alpha, threshold, warm_up, slot)
+    return _detector("seasonal", _seasonal, keys, 2 + 3 * slots, slots, head, native)
+
+
+def _head(
+    alpha: float, threshold: float, warm_up: int, slot: float = 0.0, *, alpha_is_used: bool = True
+) -> dict[str, float]:
+    if not 0.0 < alpha < 1.0:
+        raise ValueError(f"alpha is {alpha}: it has to be more than 0 and less than 1")
+    if not 0.0 < threshold < math.inf:
+        raise ValueError(f"threshold is {threshold}: it has to be a finite number above 0")
+    if warm_up < 2:
+        raise ValueError(f"warm_up is {warm_up}: it has to be at least 2 readings")
+    return {
+        "alpha": float(alpha) if alpha_is_used else 0.0,
+        "threshold": float(threshold),
+        "warm_up": float(warm_up),
+        "slot": float(slot),
+    }
+
+
+def _detector(
+    model: str,
+    handler: Callable[[Any, Any, Any], int],
+    keys: int,
+    row: int,
+    size: int,
+    head: dict[str, float],
+    native: bool,
+) -> Any:
+    if not 1 <= keys < 2**32:
+        raise ValueError(f"keys is {keys}: it has to be at least 1 and below 2**32")
+    state = _state(model, keys, row, head)
+    if native:
+        signature = Signature(record_type(Event), record_type(Alarm), record_type(state), 0, ())
+        return _NativeDetector(model, size, signature)
+    decorate = ring_kernel(
+        kernel_id=f"anomaly.{model}",
+        state=state,
+        input_type=Event,
+        output_type=Alarm,
+        auto_register=False,
+    )
+    return decorate(handler)
+
+
+def _state(model: str, keys: int, row: int, head: dict[str, float]) -> type:
+    """The record of all keys' states, beginning with these settings."""
+    counts = ("taken", "late", "malformed", "unusual")
+    annotations: dict[str, Any] = {
+        **dict.fromkeys(head, float),
+        **dict.fromkeys(counts, int),
+        "rows": Annotated[npt.NDArray[np.float64], (keys, row)],
+    }
+    body = {"__annotations__": annotations, **head, **dict.fromkeys(counts, 0)}
+    body["__doc__"] = f"The settings of a detector ({model}), its counts, and a row for each key."
+    return record(type(model.capitalize(), (), body))
+
+
+@dataclass(frozen=True)
+class _NativeDetector:
+    """A detector of the Rust core; `RingKernelRuntime.launch` takes it as a kernel's function."""
+
+    model: str
+    size: int
+    signature: Signature
+
+    def compile(self, kernel_id: str, state: Any) -> _native.CompiledHandler:
+        """Put it together with its initial state; it is compiled already."""
+        return self.signature.make(("anomaly", self.model, self.size), state)
+
+
+# --- events ---------------------------------------------------------------------------------------
+
+
+def events(
+    keys: npt.ArrayLike,
+    values: npt.ArrayLike,
+    times: npt.ArrayLike | None = None,
+    sequence: npt.ArrayLike | None = None,
+) -> npt.NDArray[np.void]:
+    """Make an array of events: one message.
+
+    Parameters
+    ----------
+    keys
+        The number of each event's key; see `KeyTable` for names.
+    values
+        The measurements.
+    times
+        By default they have none.
+    sequence
+        By default their places in the array.
+    """
+    values = np.asarray(values, np.float64)
+    made = np.zeros(len(values), record_dtype(Event))
+    made["key"] = keys
+    made["value"] = values
+    made["time"] = math.nan if times is None else times
+    made["sequence"] = np.arange(len(values)) if sequence is None else sequence
+    return made
+
+
+class KeyTable:
+    """Numbers for the names of keys, in the order in which they appear.
+
+    >>> table = KeyTable()
+    >>> table.numbers(["oven", "door", "oven"])
+    array([0, 1, 0], dtype=uint32)
+    >>> table.names[1]
+    'door'
+    """
+
+    def __init__(self) -> None:
+        self._numbers: dict[Hashable, int] = {}
+        #: The name of each number.
+        self.names: list[Any] = []
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def numbers(self, names: Iterable[Hashable]) -> npt.NDArray[np.uint32]:
+        """Give each name its number; new ones get the next.
+
+        An array of pyarrow is looked at once for each different name.
+        """
+        if hasattr(names, "dictionary_encode"):
+            encoded: Any = names.dictionary_encode()
+            if hasattr(encoded, "combine_chunks"):
+                encoded = encoded.unify_dictionaries().combine_chunks()
+            of = self.numbers(encoded.dictionary.to_pylist())
+            found_at: npt.NDArray[np.uint32] = of[encoded.indices.to_numpy(zero_copy_only=False)]
+            return found_at
+        known, all_names = self._numbers, self.names
+        found = []
+        for name in names:
+            number = known.setdefault(name, len(all_names))
+            if number == len(all_names):
+                all_names.append(name)
+            found.append(number)
+        return np.array(found, np.uint32)
