@@ -3,6 +3,7 @@
 # make test        formatting, lints, all tests, documentation: under 15 minutes on 2 cores
 # make check-deep parity  model checking, ThreadSanitizer, the portable system layer, fuzzing, long chaos
 # make cuda-offline  device code compiled and its machine code checked, without a GPU (in check-deep)
+# make gpu-check   what a GPU shows of the executor "cuda": builds a folder and runs what is in it
 # make bench       every figure beside its peer or floor, in one run
 
 CARGO ?= cargo
@@ -15,7 +16,7 @@ CHAOS_KILLS ?= 4000
 DEVELOP = .venv/bin/maturin develop --quiet --features pyo3/extension-module,conformance
 
 .PHONY: run test test-rust test-python python python-base venv check-deep bench loom tsan portable fuzz chaos \
-	cuda-offline tools
+	cuda-offline gpu-check gpu-check-bundle tools
 
 run: tools
 	$(CARGO) build --release -p dotcompute-cli
@@ -91,15 +92,37 @@ chaos: tools
 	CHAOS_KILLS=$(CHAOS_KILLS) CHAOS_MESSAGES=1000000 $(CARGO) test --release -p dotcompute-process --test chaos
 
 # Device sources compiled and linked for every architecture by the code that ships, and their machine
-# code looked at. Takes NVIDIA's compilers (130 MB) into an environment of its own.
-cuda-offline: tools
+# code looked at. Takes NVIDIA's compilers (200 MB) into an environment of its own, and the package,
+# whose handlers are compiled there by numba-cuda.
+cuda-offline: python
 	@test -x target/cuda-tools/bin/python || python3 -m venv target/cuda-tools
 	@target/cuda-tools/bin/python -m pip install --quiet --disable-pip-version-check \
 		-r crates/dotcompute-cuda/tests/requirements.txt
+	PYTHONPATH=python:python/tests target/cuda-tools/bin/python \
+		crates/dotcompute-cuda/tests/python_handlers.py target/cuda-tools/handlers
 	$(CARGO) clippy -p dotcompute-cuda --features offline --all-targets -- -D warnings
 	folder=$$(echo $(CURDIR)/target/cuda-tools/lib/python3*/site-packages/nvidia/cu13); \
 		DOTCOMPUTE_CUDA_LIBRARIES=$$folder/lib NVDISASM=$$folder/bin/nvdisasm \
+		DOTCOMPUTE_PYTHON_HANDLERS=$(CURDIR)/target/cuda-tools/handlers \
 		$(CARGO) test -p dotcompute-cuda --features offline
+
+# Everything that the check needs, in one folder: it runs where there is neither cargo nor a network.
+# On the machine with the GPU: target/gpu-check/gpu-check (see --help), about ten minutes.
+gpu-check-bundle: tools
+	@test -x target/cuda-tools/bin/python || python3 -m venv target/cuda-tools
+	@target/cuda-tools/bin/python -m pip install --quiet --disable-pip-version-check \
+		-r crates/dotcompute-cuda/tests/requirements.txt
+	$(CARGO) build --release -p dotcompute-cuda --features gpu-check --bin gpu-check
+	mkdir -p target/gpu-check
+	cp target/release/gpu-check target/gpu-check/
+	tests=$$($(CARGO) test --release -p dotcompute-cuda --test executor --no-run 2>&1 \
+		| sed -n 's/.*(\(.*\))$$/\1/p'); cp $$tests target/gpu-check/executor-tests
+	strip target/gpu-check/gpu-check target/gpu-check/executor-tests
+	folder=$$(echo $(CURDIR)/target/cuda-tools/lib/python3*/site-packages/nvidia/cu13); \
+		DOTCOMPUTE_CUDA_LIBRARIES=$$folder/lib target/gpu-check/gpu-check --build target/gpu-check
+
+gpu-check: gpu-check-bundle
+	target/gpu-check/gpu-check --results docs/gpu-check.jsonl --table docs/gpu-check.md
 
 # One handler source, interpreted and compiled, over a log of a million messages.
 parity: python

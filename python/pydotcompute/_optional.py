@@ -10,7 +10,17 @@ import functools
 import importlib
 from typing import Any
 
-__all__ = ["Found", "cupy", "forget", "mlx", "numba", "numba_cuda"]
+__all__ = [
+    "Found",
+    "cuda",
+    "cupy",
+    "device_arrays",
+    "forget",
+    "mlx",
+    "no_cuda_reason",
+    "numba",
+    "numba_cuda",
+]
 
 
 class Found:
@@ -38,6 +48,23 @@ def _missing(name: str, error: BaseException) -> Found:
     if isinstance(error, ModuleNotFoundError):
         return Found(None, f"{name} is not installed")
     return Found(None, f"{name} cannot be used: {type(error).__name__}: {error}")
+
+
+@functools.cache
+def cuda() -> Found:
+    """Find the NVIDIA driver with at least one device; the module is a `CudaRuntime`."""
+    # Here, since a program without arrays on devices does not need them.
+    from pydotcompute._native import cuda_devices
+
+    try:
+        count = cuda_devices()
+    except Exception as error:
+        return Found(None, str(error))
+    if count == 0:
+        return Found(None, "the NVIDIA driver sees no device")
+    from pydotcompute._cuda import CudaRuntime
+
+    return Found(CudaRuntime(count))
 
 
 @functools.cache
@@ -84,7 +111,29 @@ def numba_cuda() -> Found:
     return Found(module) if usable else Found(None, "numba sees no CUDA device")
 
 
+@functools.cache
+def _cupy_arrays(module: Any) -> Any:
+    from pydotcompute._cuda import CupyArrays
+
+    return CupyArrays(module)
+
+
+def device_arrays() -> Any:
+    """Find where arrays of CUDA devices come from (see `_cuda`); None where there is no device."""
+    runtime = cuda().module
+    if runtime is not None:
+        return runtime.arrays
+    module = cupy().module
+    return None if module is None else _cupy_arrays(module)
+
+
+def no_cuda_reason() -> str:
+    """Tell why there are no arrays of CUDA devices: what `dotcompute info` says of the driver."""
+    reason, other = cuda().reason, cupy().reason
+    return reason if other.endswith("not installed") else f"{reason} ({other})"
+
+
 def forget() -> None:
     """Forget what was found."""
-    for find in (cupy, mlx, numba, numba_cuda):
+    for find in (cuda, cupy, mlx, numba, numba_cuda):
         find.cache_clear()

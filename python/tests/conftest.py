@@ -7,6 +7,8 @@ import pytest
 
 from pydotcompute import _optional
 
+NO_DRIVER = "the NVIDIA driver was not found: install it"
+
 
 @pytest.fixture(autouse=True, scope="session")
 def ctrl_c():
@@ -16,7 +18,8 @@ def ctrl_c():
 
 @pytest.fixture
 def no_gpu(monkeypatch):
-    """A machine without CuPy and MLX."""
+    """A machine without a driver, CuPy and MLX."""
+    monkeypatch.setattr(_optional, "cuda", lambda: _optional.Found(None, NO_DRIVER))
     monkeypatch.setattr(_optional, "cupy", lambda: _optional.Found(None, "CuPy is not installed"))
     monkeypatch.setattr(_optional, "mlx", lambda: _optional.Found(None, "MLX is not installed"))
 
@@ -31,8 +34,10 @@ def no_numba(monkeypatch):
 
 @pytest.fixture
 def cupy(monkeypatch):
-    """A machine with CuPy and one CUDA device, as far as `fake_cupy` goes."""
+    """A machine with CuPy and one CUDA device, as far as `fake_cupy` goes, and a driver too old for
+    us."""
     module = fake_cupy.module()
+    monkeypatch.setattr(_optional, "cuda", lambda: _optional.Found(None, NO_DRIVER))
     monkeypatch.setattr(_optional, "cupy", lambda: _optional.Found(module))
     monkeypatch.setattr(_optional, "mlx", lambda: _optional.Found(None, "MLX is not installed"))
     return module
@@ -49,6 +54,7 @@ def broken_cupy(monkeypatch):
     module.cuda.runtime.getDeviceCount = fail
     monkeypatch.setitem(__import__("sys").modules, "cupy", module)
     _optional.forget()
+    monkeypatch.setattr(_optional, "cuda", lambda: _optional.Found(None, NO_DRIVER))
     yield module
     monkeypatch.undo()
     _optional.forget()

@@ -149,3 +149,10 @@ def test_e4_a_driver_that_fails_is_no_device(broken_cupy):
     found = Accelerator()
     assert not found.cuda_available
     assert found.current_device.device_type is DeviceType.CPU
+
+
+@pytest.mark.parametrize("device_id", ["0", None, 0.0])
+def test_a_device_id_that_is_none_is_refused(no_gpu, device_id):
+    for use in (Accelerator().get_device, Accelerator().set_device):
+        with pytest.raises(TypeError, match="a device id is an int"):
+            use(device_id)

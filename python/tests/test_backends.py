@@ -5,6 +5,7 @@ import threading
 import fake_cupy
 import numpy as np
 import pytest
+from conftest import NO_DRIVER
 
 from pydotcompute import _optional, backends, exceptions
 from pydotcompute.backends.base import Backend, BackendArray, BackendType, KernelExecutionResult
@@ -219,7 +220,7 @@ def test_cuda_that_is_not_there_says_why(no_gpu):
     cuda = CUDABackend()
     assert cuda.backend_type is BackendType.CUDA
     assert (cuda.is_available, cuda.device_count, cuda.device_id) == (False, 0, 0)
-    assert cuda.unavailable_reason == "CuPy is not installed"
+    assert cuda.unavailable_reason == NO_DRIVER
     assert repr(cuda) == "CUDABackend(available=False)"
     cuda.set_device(3)
     cuda.synchronize()
@@ -305,7 +306,7 @@ def test_f18_get_backend_raises_with_the_reason(no_gpu):
     assert isinstance(backends.get_backend(), CPUBackend)
     assert isinstance(backends.get_backend("CPU"), CPUBackend)
     assert isinstance(backends.get_backend(BackendType.CPU), CPUBackend)
-    for name, reason in (("cuda", "CuPy"), ("metal", "MLX"), ("npu", "the backends are")):
+    for name, reason in (("cuda", "NVIDIA driver"), ("metal", "MLX"), ("npu", "the backends are")):
         with pytest.raises(exceptions.BackendNotAvailableError, match=reason):
             backends.get_backend(name)
 

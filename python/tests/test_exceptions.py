@@ -31,6 +31,8 @@ BASES = [
     (e.BackendError, e.PyDotComputeError),
     (e.BackendNotAvailableError, e.BackendError),
     (e.CUDAError, e.BackendError),
+    (e.CUDAMemoryError, e.CUDAError),
+    (e.CUDAMemoryError, MemoryError),
     (e.MetalError, e.BackendError),
     (e.MSLCompilationError, e.MetalError),
     (e.CompilationError, e.PyDotComputeError),
@@ -158,7 +160,8 @@ def test_arguments_become_attributes_and_text(cls, arguments, text):
 
 
 def test_every_class_is_made_in_these_tests():
-    plain = {cls for cls in map(vars(e).get, e.__all__) if cls.__init__ is Exception.__init__}
+    builtin = (Exception.__init__, MemoryError.__init__)
+    plain = {cls for cls in map(vars(e).get, e.__all__) if cls.__init__ in builtin}
     assert {vars(e)[name] for name in e.__all__} == plain | {cls for cls, _, _ in MADE}
 
 

@@ -4,6 +4,7 @@ import asyncio
 import ctypes
 import logging
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -19,7 +20,9 @@ from numpy.typing import NDArray
 from pydotcompute import RingKernelRuntime, message, ring_kernel
 from pydotcompute.exceptions import (
     InvalidConfigurationError,
+    KernelAlreadyExistsError,
     KernelCompilationError,
+    KernelError,
     KernelFailedError,
     KernelStateError,
     QueueTimeoutError,
@@ -33,9 +36,51 @@ from pydotcompute.handlers import (
     record,
     record_dtype,
 )
-from pydotcompute.ring_kernels.lifecycle import KernelState, Restart
+from pydotcompute.ring_kernels.lifecycle import KernelState, Restart, RingKernel
 
-HEADER = Path(__file__).parents[2] / "crates/dotcompute-abi/generated/dotcompute_abi.h"
+ABI = Path(__file__).parents[2] / "crates/dotcompute-abi"
+HEADER = ABI / "generated/dotcompute_abi.h"
+
+RUST_HANDLER = """
+use dotcompute_abi::{HandlerContext, codes};
+use std::ffi::c_void;
+
+#[repr(C)]
+pub struct Amount { value: i64 }
+#[repr(C)]
+pub struct Note { value: i64, code: i32 }
+#[repr(C)]
+pub struct Total { sum: i64, count: u32, last: [i64; 4] }
+
+/// # Safety
+///
+/// As `dotcompute_abi::Handler` says, for these records.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn account(
+    message: &Amount, state: &mut Total, reply: &mut Amount, ctx: *mut HandlerContext,
+) -> i32 {
+    let calls = unsafe { &*(*ctx).calls };
+    let sum = state.sum + message.value;
+    if sum < 0 {
+        let text = "overdrawn";
+        return unsafe { (calls.fault)(ctx, -9, text.as_ptr(), text.len() as u64) };
+    }
+    state.sum = sum;
+    state.last[state.count as usize % 4] = message.value;
+    state.count += 1;
+    reply.value = -message.value;
+    if message.value == 5 {
+        let code = unsafe { (calls.emit)(ctx, (&raw const *reply).cast::<c_void>()) };
+        if code != codes::FAULT_NONE {
+            return code;
+        }
+        let note = Note { value: sum, code: 7 };
+        unsafe { (calls.send)(ctx, 0, (&raw const note).cast()) };
+    }
+    reply.value = sum;
+    codes::HANDLER_REPLY
+}
+"""
 
 pytestmark = pytest.mark.filterwarnings("ignore:ring kernel .* is interpreted:RuntimeWarning")
 
@@ -360,6 +405,69 @@ class TestState:
                 kernel.read_state()
 
 
+class Slow:
+    """A handler whose compiler waits for what only the event loop can bring."""
+
+    def __init__(self) -> None:
+        self.signature = total._handler.signature  # type: ignore[attr-defined]
+        self.begun = threading.Event()
+        self.go_on = threading.Event()
+
+    def compile(self, kernel_id: str, state: Any) -> Any:
+        self.begun.set()
+        assert self.go_on.wait(30), "the event loop stands still while a handler is compiled"
+        return total._handler.compile(kernel_id, state)  # type: ignore[attr-defined]
+
+
+class TestLaunch:
+    async def test_the_event_loop_goes_on_while_a_handler_is_compiled(self, executor: str) -> None:
+        slow = Slow()
+        async with RingKernelRuntime() as runtime:
+            launch = asyncio.create_task(runtime.launch("slow", slow))  # type: ignore[arg-type]
+            await asyncio.to_thread(slow.begun.wait, 30)
+            with pytest.raises(KernelAlreadyExistsError):
+                await runtime.launch("slow", total)
+            slow.go_on.set()
+            await (await launch).activate()
+            assert (await runtime.send_and_receive("slow", Amount(3), timeout=30)).value == 3
+
+    async def test_a_launch_that_is_given_up_leaves_the_name_free(self, executor: str) -> None:
+        slow = Slow()
+        async with RingKernelRuntime() as runtime:
+            launch = asyncio.create_task(runtime.launch("slow", slow))  # type: ignore[arg-type]
+            await asyncio.to_thread(slow.begun.wait, 30)
+            launch.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await launch
+            slow.go_on.set()
+            await started(runtime, "slow", total)
+
+    async def test_a_runtime_that_ends_meanwhile_launches_nothing(self, executor: str) -> None:
+        slow = Slow()
+        runtime = RingKernelRuntime()
+        await runtime.start()
+        launch = asyncio.create_task(runtime.launch("slow", slow))  # type: ignore[arg-type]
+        await asyncio.to_thread(slow.begun.wait, 30)
+        await runtime.shutdown()
+        slow.go_on.set()
+        with pytest.raises(KernelError):
+            await launch
+        assert runtime.kernel_ids == []
+
+    async def test_a_kernel_of_its_own_is_launched_once(self, executor: str) -> None:
+        slow = Slow()
+        kernel = RingKernel[Any, Any]("slow", slow)  # type: ignore[arg-type]
+        launches = [asyncio.create_task(kernel.launch()) for _ in range(2)]
+        await asyncio.to_thread(slow.begun.wait, 30)
+        slow.go_on.set()
+        outcomes = await asyncio.gather(*launches, return_exceptions=True)
+        assert sorted(map(type, outcomes), key=str) == [type(None), KernelStateError]
+        await kernel.activate()
+        await kernel.send(Amount(3))
+        assert (await kernel.receive(timeout=30)).value == 3
+        await kernel.terminate()
+
+
 class TestRefused:
     async def test_what_numba_cannot_compile_fails_at_launch_with_line_and_reason(self) -> None:
         pytest.importorskip("numba")
@@ -598,6 +706,51 @@ class TestNative:
                 assert kernel.read_state().sum == 43
                 with pytest.raises(KernelFailedError, match="negative"):
                     await runtime.send_and_receive(name, Amount(-1), timeout=30)
+
+    @pytest.fixture
+    def rust_library(self, tmp_path: Path) -> Path:
+        """A `cdylib` on the crate that the handlers' ABI comes from."""
+        if shutil.which("cargo") is None:
+            pytest.skip("no cargo")
+        crate = tmp_path / "handlers"
+        (crate / "src").mkdir(parents=True)
+        (crate / "Cargo.toml").write_text(
+            '[package]\nname = "handlers"\nversion = "0.1.0"\nedition = "2024"\n'
+            '[lib]\ncrate-type = ["cdylib"]\n'
+            f'[dependencies]\ndotcompute-abi = {{ path = "{ABI}" }}\n[workspace]\n'
+        )
+        (crate / "src/lib.rs").write_text(RUST_HANDLER)
+        subprocess.run(["cargo", "build", "--quiet", "--offline"], cwd=crate, check=True)
+        return next((crate / "target/debug").glob("libhandlers.*[!d]"))
+
+    async def test_a_function_of_a_rust_library_is_a_handler(self, rust_library: Path) -> None:
+        handler = native_handler(
+            (rust_library, "account"),
+            input_type=Amount,
+            output_type=Amount,
+            state=Total,
+            max_emit=1,
+            targets={"audit": Note},
+        )
+
+        async def audit(ctx: Any) -> None:
+            while True:
+                (note,) = await ctx.receive()
+                await ctx.send(Amount(note["value"] + note["code"]))
+
+        async with RingKernelRuntime() as runtime:
+            await started(runtime, "audit", audit)
+            kernel = await started(runtime, "account", handler, state={"sum": 40})
+            assert (await runtime.send_and_receive("account", Amount(2), timeout=30)).value == 42
+            reply = await runtime.send_and_receive("account", amounts(1, 5), timeout=30)
+            assert reply["value"].tolist() == [43, -5, 48]
+            assert (await runtime.receive("audit", timeout=30)).value == 48 + 7
+            state = kernel.read_state()
+            assert (state.sum, state.count, state.last.tolist()) == (48, 3, [2, 1, 5, 0])
+            with pytest.raises(KernelFailedError, match="overdrawn") as caught:
+                await runtime.send_and_receive("account", amounts(1, -100), timeout=30)
+            assert "record 1 of 2" in str(caught.value)
+            assert "-9" in str(caught.value)
 
     def test_a_function_that_is_not_there_is_an_error(self, library: Path) -> None:
         with pytest.raises(AttributeError):

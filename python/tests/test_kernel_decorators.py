@@ -1,5 +1,6 @@
 """The decorators kernel and gpu_kernel, and the registry."""
 
+import pickle
 import threading
 import warnings
 
@@ -216,7 +217,7 @@ def test_gpu_kernel_needs_numba(no_numba):
 
 def test_f12_a_gpu_kernel_without_a_gpu_says_so(monkeypatch):
     pytest.importorskip("numba", reason="numba is not installed")
-    monkeypatch.setattr(_optional, "numba_cuda", lambda: _optional.Found(None, "no device"))
+    monkeypatch.setattr(_optional, "cuda", lambda: _optional.Found(None, "no device"))
 
     @gpu_kernel
     def add(a, b, out):
@@ -279,3 +280,19 @@ def test_registry():
     assert registry.list() == ["k"]
     registry.clear()
     assert registry.list() == []
+
+
+@kernel(device="cpu")
+def doubled(x):
+    return 2 * x
+
+
+def test_a_kernel_is_pickled_by_its_name():
+    assert pickle.loads(pickle.dumps(doubled)) is doubled
+
+
+def test_what_is_no_function_is_refused():
+    with pytest.raises(TypeError, match="not int"):
+        kernel(3)
+    with pytest.raises(TypeError, match="a source is text"):
+        cuda_source(3)

@@ -84,7 +84,7 @@ def test_e1_blocks_are_cut_from_the_reservation(no_gpu):
     assert pool.get_host_stats()["total_bytes"] == 0
 
 
-@pytest.mark.parametrize("size", [-1, "1", True])
+@pytest.mark.parametrize("size", [-1, "1", True, float("nan"), float("inf")])
 def test_e1_sizes_that_are_none_are_refused(no_gpu, size):
     with pytest.raises(exceptions.InvalidConfigurationError, match="max_size_mb"):
         MemoryPool(max_size_mb=size)
@@ -282,3 +282,10 @@ def test_e2_a_limit_below_what_is_in_use_keeps_it_and_caches_nothing(pool):
     assert (books["used_bytes"], books["cached_bytes"], books["refusals"]) == (2 * MB, 0, 0)
     del held
     assert pool.get_stats() == PoolStatistics(0, 0, 0)
+
+
+def test_e2_negative_sizes_are_refused(pool):
+    with pytest.raises(ValueError, match="0 or more"):
+        pool.allocate(-1)
+    with pytest.raises(ValueError, match="negative dimensions"):
+        pool.empty((2, -1))

@@ -5,6 +5,7 @@ from uuid import UUID
 
 import pytest
 
+from pydotcompute import exceptions
 from pydotcompute.core.accelerator import Accelerator
 from pydotcompute.core.memory_pool import MemoryPool
 from pydotcompute.core.orchestrator import (
@@ -201,3 +202,13 @@ async def test_e12_stream_context_uses_its_stream(cupy):
         await asyncio.wait_for(task, 10)
         record = await orchestrator.launch_kernel(CudaKernel(), KernelLaunchConfig())
         assert record.result[0] == ((1,), (256,))
+
+
+@pytest.mark.parametrize("size", [0, -1, "a", 1.5, (1, 2, 3, 4), (1, 0), True, None])
+def test_e11_a_launch_that_is_none_is_refused(size):
+    with pytest.raises(exceptions.InvalidConfigurationError, match="grid_size"):
+        KernelLaunchConfig(grid_size=size)
+    with pytest.raises(exceptions.InvalidConfigurationError, match="block_size"):
+        KernelLaunchConfig(block_size=size)
+    with pytest.raises(exceptions.InvalidConfigurationError, match="shared_memory_bytes"):
+        KernelLaunchConfig(shared_memory_bytes=-1)

@@ -239,6 +239,31 @@ def test_a_function_of_the_main_program_is_found_by_its_path(tmp_path):
     assert ended.stdout == "answer 42\n", ended.stderr
 
 
+def test_a_process_that_does_not_come_to_its_function_is_an_error_and_no_wait_for_ever(tmp_path):
+    ended = run_program(
+        tmp_path,
+        """
+        if __name__ != "__main__":
+            import time
+
+            time.sleep(600)
+        else:
+            import pydotcompute.ring_kernels.runtime as module
+
+            launch = module.RingKernelRuntime.launch
+
+            def impatient(*args, **options):
+                return launch(*args, **options, start_timeout=0.5)
+
+            module.RingKernelRuntime.launch = impatient
+            asyncio.run(main())
+        """,
+    )
+    assert ended.returncode != 0
+    assert "did not come to its function __main__.double" in ended.stderr
+    assert "start_timeout" in ended.stderr
+
+
 def test_a_main_program_that_is_not_guarded_fails_with_advice(tmp_path):
     ended = run_program(tmp_path, "asyncio.run(main())\n")
     assert ended.returncode != 0

@@ -1,6 +1,8 @@
 """UnifiedBuffer: memory, states, and what other libraries see of it."""
 
+import copy
 import gc
+import pickle
 import sys
 import timeit
 import warnings
@@ -454,3 +456,20 @@ def test_metal_sees_a_host_that_was_marked_dirty_and_synchronized(metal):
     buffer.fill(3)
     _ = buffer.device
     assert np.array(buffer.metal).tolist() == [3, 3]
+
+
+@pytest.mark.parametrize("dtype", ["S3", "U2", "V8", "M8[s]", [("a", "i4"), ("b", "f8")]])
+def test_e9_zeros_are_zero_bytes_whatever_the_type(no_gpu, dtype):
+    buffer = UnifiedBuffer(3, dtype).allocate()
+    buffer.host.view(np.uint8)[:] = 7
+    assert not buffer.zeros().host.view(np.uint8).any()
+    assert buffer.state is BufferState.HOST_DIRTY
+
+
+def test_a_buffer_can_be_pickled_and_copied(no_gpu):
+    buffer = UnifiedBuffer((2, 2), np.int32).fill(3)
+    for again in (pickle.loads(pickle.dumps(buffer)), copy.deepcopy(buffer)):
+        assert again.host.tolist() == [[3, 3], [3, 3]]
+        again[0] = 1
+    assert buffer.host.tolist() == [[3, 3], [3, 3]]
+    assert pickle.loads(pickle.dumps(UnifiedBuffer(3))).state is BufferState.UNINITIALIZED

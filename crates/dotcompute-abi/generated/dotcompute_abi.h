@@ -382,6 +382,8 @@ typedef struct dc_seat_report {
     /* What it waits for before it takes a message: 0 nothing, 1 room for replies, 2 room at one of */
     /* its edges. */
     uint32_t waiting_on;
+    /* The token of the message that it failed at. */
+    uint32_t fault_token;
 } dc_seat_report;
 DC_ASSERT(sizeof(dc_seat_report) == 128, "dc_seat_report");
 DC_ASSERT(DC_OFFSET(dc_seat_report, busy) == 0, "dc_seat_report.busy");
@@ -390,6 +392,7 @@ DC_ASSERT(DC_OFFSET(dc_seat_report, faulted) == 16, "dc_seat_report.faulted");
 DC_ASSERT(DC_OFFSET(dc_seat_report, state) == 24, "dc_seat_report.state");
 DC_ASSERT(DC_OFFSET(dc_seat_report, fault) == 28, "dc_seat_report.fault");
 DC_ASSERT(DC_OFFSET(dc_seat_report, waiting_on) == 32, "dc_seat_report.waiting_on");
+DC_ASSERT(DC_OFFSET(dc_seat_report, fault_token) == 36, "dc_seat_report.fault_token");
 
 /* What of a seat outlives its grid; in the device's memory. Written by the seat. */
 typedef struct dc_seat_store {

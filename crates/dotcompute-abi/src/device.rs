@@ -107,6 +107,8 @@ shared_struct! {
     /// What it waits for before it takes a message: 0 nothing, 1 room for replies, 2 room at one of
     /// its edges.
     waiting_on: u32, at 32;
+    /// The token of the message that it failed at.
+    fault_token: u32, at 36;
 }
 
 shared_struct! {

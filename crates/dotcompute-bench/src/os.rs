@@ -74,11 +74,23 @@ pub(crate) fn pin(core: usize) {
 
 /// Runs `side` on a thread of its own, bound to the first core.
 pub(crate) fn pinned(side: impl FnOnce() -> Result<Slice, Wrong> + Send) -> Result<Slice, Wrong> {
-    let core = cores().first;
+    on_core(cores().first, side)
+}
+
+/// Runs `start` on a thread that is bound to the second core, as the threads are that it starts:
+/// beside what is [`pinned`].
+pub(crate) fn beside<T: Send>(start: impl FnOnce() -> Result<T, Wrong> + Send) -> Result<T, Wrong> {
+    on_core(cores().second, start)
+}
+
+fn on_core<T: Send>(
+    core: usize,
+    run: impl FnOnce() -> Result<T, Wrong> + Send,
+) -> Result<T, Wrong> {
     thread::scope(|scope| {
         let thread = scope.spawn(move || {
             pin(core);
-            side()
+            run()
         });
         joined(thread.join())
     })

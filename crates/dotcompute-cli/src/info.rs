@@ -59,7 +59,7 @@ struct Executor {
     name: &'static str,
     available: bool,
     /// What its kernels are, or why there is none.
-    reason: &'static str,
+    reason: String,
 }
 
 #[derive(Debug, Serialize)]
@@ -114,6 +114,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode, Failure> {
 }
 
 fn gather() -> Info {
+    let probe = Probe::new();
     Info {
         version: env!("CARGO_PKG_VERSION"),
         cpu: Cpu {
@@ -133,14 +134,17 @@ fn gather() -> Info {
                 .ok()
                 .map(|release| release.trim().to_owned()),
         },
-        executors: executors(),
-        cuda: cuda(),
+        executors: executors(&probe),
+        cuda: cuda(probe),
         clock: clock(),
     }
 }
 
-fn executors() -> Vec<Executor> {
-    let executor = |name, available, reason| Executor { name, available, reason };
+fn executors(probe: &Probe) -> Vec<Executor> {
+    let executor = |name, available, reason: &str| {
+        let reason = reason.to_owned();
+        Executor { name, available, reason }
+    };
     vec![
         executor("async", true, "a task of the tokio runtime per kernel"),
         executor("thread", true, "an operating system thread per kernel"),
@@ -148,7 +152,13 @@ fn executors() -> Vec<Executor> {
             None => executor("process", true, "a child process per kernel"),
             Some(reason) => executor("process", false, reason),
         },
-        executor("cuda", false, "this build finds CUDA's libraries but has no CUDA executor"),
+        match probe.executor() {
+            Ok(device) => {
+                let what = "a seat per kernel on a grid that stays; not yet tried on a GPU";
+                executor("cuda", true, &format!("{what} ({device})"))
+            }
+            Err(absent) => executor("cuda", false, &absent),
+        },
         executor("wgpu", false, "this build has no wgpu backend"),
     ]
 }
@@ -166,8 +176,7 @@ fn kibibytes(name: &str) -> Option<u64> {
     text.strip_suffix("kB")?.trim().parse::<u64>().ok()?.checked_mul(1024)
 }
 
-fn cuda() -> Cuda {
-    let probe = Probe::new();
+fn cuda(probe: Probe) -> Cuda {
     let library = |(name, report): (&'static str, &LibraryReport)| match report {
         Ok(Found { version, path }) => Library {
             name,

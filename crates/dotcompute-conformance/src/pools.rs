@@ -7,8 +7,9 @@ use std::time::Duration;
 
 use dotcompute::mailbox::sync::lock;
 use dotcompute::{
-    AskError, BoxError, ConnectError, Context, KernelRef, KernelState, LaunchError, LookupError,
-    Message, Pool, ReceiveError, Restart, RestartPolicy, SendError, Terminate, Termination,
+    AskError, BoxError, ConnectError, Context, DeadLetterReason, KernelRef, KernelState,
+    LaunchError, LookupError, Message, Pool, ReceiveError, Restart, RestartPolicy, SendError,
+    Terminate, Termination,
 };
 
 use crate::stage::{Gate, Number, Stage, echo, eventually, launch, quiet};
@@ -303,4 +304,254 @@ pub fn the_replies_of_a_pool_go_to_the_kernel_that_it_is_connected_to(stage: &St
     assert!(pool.disconnect());
     pool.send_blocking(Number(3), None).unwrap();
     assert_eq!(receive(&pool, 1), [3]);
+}
+
+/// A kernel that passes on what it gets.
+fn source(stage: &Stage) -> KernelRef<Order, Order> {
+    launch(stage.kernel("source"), |mut context: Context<Order, Order>| async move {
+        while let Ok(&order) = context.receive().await {
+            context.reply(order).await?;
+        }
+        Ok(())
+    })
+}
+
+/// Workers that reply with their number and the order.
+fn workers(stage: &Stage, capacity: usize) -> Pool<Order, Worked> {
+    let body = |mut context: Context<Order, Worked>| async move {
+        let name = context.id().to_string();
+        let worker = name.chars().last().and_then(|digit| digit.to_digit(10)).unwrap_or(99);
+        while let Ok(&order) = context.receive().await {
+            context.reply(Worked { worker, order }).await?;
+        }
+        Ok(())
+    };
+    stage.kernel("pool").capacity(capacity).pool(3).launch(body).unwrap()
+}
+
+/// An order, and which worker had it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Worked {
+    worker: u32,
+    order: Order,
+}
+
+impl Message for Worked {
+    const TYPE_NAME: &'static str = "Worked";
+}
+
+/// Each customer's orders came from one worker, in order.
+fn in_order(worked: &[Worked], customers: u64, each: u64) {
+    let mut seen: HashMap<u64, (u32, u64)> = HashMap::new();
+    for Worked { worker, order } in worked {
+        let known = seen.entry(order.customer).or_insert((*worker, 0));
+        assert_eq!(*known, (*worker, order.place), "of customer {}", order.customer);
+        known.1 += 1;
+    }
+    assert_eq!(seen.len() as u64, customers);
+    assert!(seen.values().all(|(_, orders)| *orders == each), "all of them");
+}
+
+pub fn a_kernel_connected_to_a_pool_keeps_each_key_with_one_worker_in_order(stage: &Stage) {
+    const CUSTOMERS: u64 = 20;
+    const EACH: u64 = 30;
+    let orders = |places: std::ops::Range<u64>| {
+        places.flat_map(|place| (0..CUSTOMERS).map(move |customer| Order { customer, place }))
+    };
+    let source = source(stage);
+    // Some replies wait already, more than there is room for in the pool.
+    for order in orders(0..10) {
+        source.send_blocking(order, None).unwrap();
+    }
+    eventually(|| source.reply_books().queued == 10 * CUSTOMERS);
+    let pool = workers(stage, 8).by_key(|order: &Order| order.customer);
+    let pipeline = source.connect(&pool).unwrap();
+    assert_eq!(source.connected_to().unwrap().as_str(), "pool");
+    let names: Vec<_> = pipeline.stages().iter().map(ToString::to_string).collect();
+    assert_eq!(names, ["source", "pool"]);
+    pool.activate().unwrap();
+    let worked = std::thread::scope(|scope| {
+        scope.spawn(|| {
+            for order in orders(10..EACH) {
+                pipeline.send_blocking(order, None).unwrap();
+            }
+        });
+        let next = || pool.receive_blocking(None).unwrap().message;
+        (0..CUSTOMERS * EACH).map(|_| next()).collect::<Vec<_>>()
+    });
+    in_order(&worked, CUSTOMERS, EACH);
+    quiet(&source);
+    pool.workers().iter().for_each(quiet);
+    assert_eq!(source.reply_books().forwarded, CUSTOMERS * EACH);
+    assert_eq!(pool.books().processed, CUSTOMERS * EACH);
+    assert!(pool.workers().iter().all(|worker| worker.books().accepted > 0), "keys are spread");
+}
+
+pub fn an_ask_passes_through_a_pool_to_the_kernel_behind_it(stage: &Stage) {
+    let source = source(stage);
+    let pool = workers(stage, 8);
+    let place = launch(stage.kernel("place"), |mut context: Context<Worked, Number>| async move {
+        while let Ok(&worked) = context.receive().await {
+            context.reply(Number(worked.order.place)).await?;
+        }
+        Ok(())
+    });
+    let through_pool = source.connect(&pool).unwrap();
+    pool.activate().unwrap();
+    // Of a pool that ends the pipeline any worker answers.
+    for place in 0..10 {
+        let order = Order { customer: place, place };
+        assert_eq!(through_pool.ask_blocking(order, None).unwrap().message.order, order);
+    }
+    let pipeline = through_pool.then(&place).unwrap();
+    std::thread::scope(|scope| {
+        for asker in 0..3 {
+            let pipeline = &pipeline;
+            scope.spawn(move || {
+                for place in asker * 50..(asker + 1) * 50 {
+                    let order = Order { customer: asker, place };
+                    let reply = pipeline.ask_blocking(order, None).unwrap();
+                    assert_eq!(reply.message.0, place);
+                }
+            });
+        }
+    });
+    assert!(pool.workers().iter().all(|worker| worker.books().accepted > 10), "in turn");
+    // Each stage works off what it has before the next one ends.
+    for place in 0..30 {
+        pipeline.send_blocking(Order { customer: 0, place }, None).unwrap();
+    }
+    let ended = pipeline.terminate_blocking(Terminate::drain());
+    assert_eq!(ended, [Termination::Clean; 5]);
+    assert_eq!(place.books().processed, 150 + 30);
+    assert!([place.books(), pool.books(), source.books()].iter().all(|books| books.balance()));
+}
+
+pub fn a_full_pool_pauses_the_kernel_that_is_connected_to_it(stage: &Stage) {
+    let source = launch(stage.kernel("source").capacity(1), echo);
+    let gate = Gate::default();
+    let inside = gate.clone();
+    let pool = stage.kernel("pool").capacity(1).pool(2).launch(
+        move |mut context: Context<Number, Number>| {
+            let gate = inside.clone();
+            async move {
+                while let Ok(&number) = context.receive().await {
+                    gate.pass().await;
+                    context.reply(number).await?;
+                }
+                Ok(())
+            }
+        },
+    );
+    let pool = pool.unwrap();
+    pool.activate().unwrap();
+    source.connect(&pool).unwrap();
+    // One in hand and one queued with each worker, one in the source's hand, one queued there.
+    let send = |number| source.send_blocking(Number(number), None).unwrap();
+    (0..2).for_each(send);
+    eventually(|| pool.books().in_hand == 2);
+    (2..4).for_each(send);
+    eventually(|| pool.books().queued == 2);
+    (4..6).for_each(send);
+    eventually(|| source.books().in_hand == 1 && source.books().queued == 1);
+    assert!(matches!(source.try_send(Number(6)), Err(SendError::Full { .. })));
+    gate.remove();
+    assert_eq!(receive(&pool, 6), [0, 1, 2, 3, 4, 5]);
+    assert_eq!(source.reply_books().forwarded, 6);
+}
+
+pub fn a_connected_kernel_passes_over_failed_workers_and_waits_for_a_failed_pool(stage: &Stage) {
+    let source = launch(stage.kernel("source"), echo);
+    let pool = stage.kernel("pool").pool(2).launch(superstitious).unwrap();
+    pool.activate().unwrap();
+    let pipeline = source.connect(&pool).unwrap();
+    let error = pipeline.ask_blocking(Number(13), None).unwrap_err();
+    assert!(matches!(&error, AskError::Failed { kernel, .. } if kernel.as_str() != "source"));
+    eventually(|| pool.workers().iter().any(|w| w.state() == KernelState::Failed));
+    for number in 20..40 {
+        assert_eq!(pipeline.ask_blocking(Number(number), None).unwrap().message.0, number);
+    }
+    assert!(pipeline.ask_blocking(Number(13), None).is_err());
+    eventually(|| pool.workers().iter().all(|w| w.state() == KernelState::Failed));
+    // Nobody is left: an ask is refused, a reply waits, and comes out here when the pool has ended.
+    let error = pipeline.ask_blocking(Number(1), None).unwrap_err();
+    assert!(matches!(error, AskError::NotSent(SendError::Failed { .. })), "{error}");
+    source.send_blocking(Number(2), None).unwrap();
+    eventually(|| source.books().in_hand == 1);
+    assert!(matches!(source.try_receive(), Err(ReceiveError::Connected { .. })));
+    pool.terminate_blocking(Terminate::now());
+    eventually(|| source.connected_to().is_none());
+    assert_eq!(source.receive_blocking(None).unwrap().message.0, 2);
+    assert!(stage.runtime.take_dead_letters(|letter| !letter.to_kernel).is_empty());
+}
+
+pub fn a_reply_whose_worker_failed_is_a_dead_letter_and_all_others_go_on(stage: &Stage) {
+    let source = launch(stage.kernel("source"), echo);
+    let pool = stage.kernel("pool").pool(3).launch(superstitious).unwrap();
+    let pool = pool.by_key(|&Number(number)| number);
+    pool.activate().unwrap();
+    let pipeline = source.connect(&pool).unwrap();
+    assert!(pipeline.ask_blocking(Number(13), None).is_err());
+    let failed = |worker: &&KernelRef<Number, Number>| worker.state() == KernelState::Failed;
+    eventually(|| pool.workers().iter().any(|worker| failed(&worker)));
+    let mut refused = 0;
+    for number in 100..200 {
+        match pipeline.ask_blocking(Number(number), None) {
+            Ok(reply) => assert_eq!(reply.message.0, number),
+            Err(AskError::Failed { kernel, .. }) => {
+                assert_eq!(kernel, *pool.workers().iter().find(failed).unwrap().id());
+                refused += 1;
+            }
+            Err(error) => panic!("{error}"),
+        }
+    }
+    assert!((1..100).contains(&refused), "{refused} of 100 keys");
+    let dead = || stage.runtime.take_dead_letters(|letter| !letter.to_kernel);
+    assert_eq!(dead().len(), refused);
+    for number in 100..200 {
+        source.send_blocking(Number(number), None).unwrap();
+    }
+    assert_eq!(receive(&pool, 100 - refused).len(), 100 - refused);
+    quiet(&source);
+    let dead = dead();
+    assert!(dead.iter().all(|letter| matches!(letter.reason, DeadLetterReason::Unreachable)));
+    assert_eq!(dead.len(), refused);
+    assert_eq!(source.state(), KernelState::Active);
+}
+
+pub fn a_key_that_panics_fails_the_kernel_that_replies_and_its_ask(stage: &Stage) {
+    let source = launch(stage.kernel("source"), echo);
+    let pool = stage.kernel("pool").pool(2).launch(echo).unwrap();
+    let pool = pool.by_key(|&Number(number)| {
+        assert_ne!(number, 13, "no key");
+        number
+    });
+    pool.activate().unwrap();
+    let pipeline = source.connect(&pool).unwrap();
+    assert_eq!(pipeline.ask_blocking(Number(1), None).unwrap().message.0, 1);
+    let error = pipeline.ask_blocking(Number(13), None).unwrap_err();
+    assert!(matches!(error, AskError::Dropped { .. } | AskError::Failed { .. }), "{error}");
+    eventually(|| source.state() == KernelState::Failed);
+    assert!(source.fault().unwrap().to_string().contains("no key"));
+    assert_eq!(pool.ask_blocking(Number(2), None).unwrap().message.0, 2);
+}
+
+pub fn a_cycle_through_a_pool_is_refused_unless_it_is_allowed(stage: &Stage) {
+    let source = launch(stage.kernel("source"), echo);
+    let pool = pool(stage, 2);
+    source.connect(&pool).unwrap();
+    let refused = pool.connect(&source).unwrap_err();
+    let ConnectError::Cycle { path, .. } = &refused else { panic!("{refused}") };
+    assert!(path.contains("'source'") && path.contains("'pool/"), "{path}");
+    assert!(pool.workers().iter().all(|worker| worker.connected_to().is_none()), "all or none");
+    let itself = pool.connect(&pool).unwrap_err();
+    assert!(matches!(itself, ConnectError::Cycle { .. }), "{itself}");
+    stage.runtime.connect_allowing_cycle("pool", "source").unwrap();
+    assert!(stage.runtime.disconnect("pool").unwrap());
+    // By their names, where the compiler does not look.
+    let orders =
+        stage.kernel("orders").launch(|_: Context<Order, Order>| async { Ok(()) }).unwrap();
+    let wrong = stage.runtime.connect("orders", "pool").unwrap_err();
+    assert!(matches!(wrong, ConnectError::WrongType { .. }), "{wrong}");
+    orders.terminate_blocking(Terminate::now());
 }

@@ -183,6 +183,13 @@ macro_rules! conformance_suite {
                 a_worker_that_restarts_keeps_its_messages_and_their_order
                 a_pool_ends_as_one_and_frees_its_names
                 the_replies_of_a_pool_go_to_the_kernel_that_it_is_connected_to
+                a_kernel_connected_to_a_pool_keeps_each_key_with_one_worker_in_order
+                an_ask_passes_through_a_pool_to_the_kernel_behind_it
+                a_full_pool_pauses_the_kernel_that_is_connected_to_it
+                a_connected_kernel_passes_over_failed_workers_and_waits_for_a_failed_pool
+                a_reply_whose_worker_failed_is_a_dead_letter_and_all_others_go_on
+                a_key_that_panics_fails_the_kernel_that_replies_and_its_ask
+                a_cycle_through_a_pool_is_refused_unless_it_is_allowed
             }
             telemetry {
                 counts_are_exact

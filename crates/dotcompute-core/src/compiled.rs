@@ -54,6 +54,7 @@ mod batch;
 mod body;
 mod call;
 mod code;
+mod elsewhere;
 mod state;
 
 use std::any::Any;
@@ -67,6 +68,7 @@ pub(crate) use body::run;
 pub use call::Call;
 pub use code::HandlerCode;
 use code::RawHandler;
+pub use elsewhere::{CompiledCalls, NearSide, StateSource, WayTo};
 use state::StateCell;
 pub use state::StateReader;
 
@@ -175,6 +177,16 @@ impl CompiledHandler {
         &self,
         kernel: &KernelId,
     ) -> Result<(), LaunchError> {
+        self.shape.check::<M, R>(kernel)
+    }
+}
+
+impl Shape {
+    /// Whether messages of type `M` and replies of type `R` are what is taken and made.
+    fn check<M: RecordMessage, R: RecordReply>(
+        &self,
+        kernel: &KernelId,
+    ) -> Result<(), LaunchError> {
         let refused = |what, typed: &RecordLayout, handlers: &RecordLayout| LaunchError::Layout {
             kernel: kernel.clone(),
             what,
@@ -182,11 +194,11 @@ impl CompiledHandler {
             handlers: handlers.name.into(),
         };
         if let Some(layout) = M::LAYOUT
-            && !layout.agrees_with(self.shape.input)
+            && !layout.agrees_with(self.input)
         {
-            return Err(refused("messages", layout, self.shape.input));
+            return Err(refused("messages", layout, self.input));
         }
-        if let (Some(layout), Some(output)) = (R::LAYOUT, self.shape.output)
+        if let (Some(layout), Some(output)) = (R::LAYOUT, self.output)
             && !layout.agrees_with(output)
         {
             return Err(refused("replies", layout, output));

@@ -11,7 +11,7 @@ use dotcompute_mailbox::{Inbox, Outcome, Times, clock, wait};
 use crate::dead_letter::DeadLetterReason;
 use crate::error::{KernelId, LookupError, ReceiveError, Stopped};
 use crate::id::MessageId;
-use crate::kernel::{Accept, Address, Cell};
+use crate::kernel::{Address, Cell, Link};
 use crate::lent::LentMessages;
 use crate::message::{AskToken, Envelope, Message, Taken};
 use crate::runtime::{Runtime, Shared};
@@ -33,7 +33,7 @@ pub struct Context<M: Message, R: Message> {
     taken: Option<Taken>,
     pub(crate) cell: Arc<Cell<M, R>>,
     /// Where replies go, if not to the output mailbox, as it was when the word was read.
-    next: Option<Arc<dyn Accept<R>>>,
+    next: Option<Arc<Link<R>>>,
     link_word: u32,
     /// Messages that were handed on to where the kernel runs: see `lent.rs`.
     pub(crate) lent: LentMessages<M>,
@@ -208,7 +208,7 @@ impl<M: Message, R: Message> Context<M, R> {
                 Ok(sent) => return sent,
                 Err(back) => back,
             },
-            Some(next) => match self.cell.try_forward(&**next, reply) {
+            Some(next) => match self.cell.try_forward(next, reply) {
                 None => return true,
                 Some(back) => back,
             },
@@ -297,7 +297,7 @@ impl<M: Message, R: Message> Context<M, R> {
         self.look_at_link();
         let back = match &self.next {
             None => self.cell.try_output(reply),
-            Some(next) => self.cell.try_forward(&**next, reply),
+            Some(next) => self.cell.try_forward(next, reply),
         };
         back.map_or(Ok(()), Err)
     }
@@ -350,7 +350,7 @@ impl<M: Message, R: Message> Context<M, R> {
     fn look_at_link(&mut self) {
         let word = self.cell.link_word();
         if word != self.link_word {
-            self.next = self.cell.next();
+            self.next = self.cell.link();
             self.link_word = word;
         }
     }
@@ -396,7 +396,7 @@ impl<M: Message, R: Message> Context<M, R> {
     /// destructor to run, nobody's turn, nobody who asked. So it is most of the time while messages
     /// wait. If false, [`poll_receive`](Self::poll_receive) does the rest.
     #[inline(always)]
-    fn advance(&mut self) -> bool {
+    pub(crate) fn advance(&mut self) -> bool {
         if std::mem::needs_drop::<M>()
             || self.budget == 0
             || self.inbox.has_times()

@@ -35,6 +35,9 @@ pub enum DeadLetterReason {
     /// A reply to an ask that waits for another type than the last kernel of its pipeline replies
     /// with.
     WrongType,
+    /// A reply for a worker of a pool that had ended, while others went on; or for which none could
+    /// be chosen.
+    Unreachable,
 }
 
 impl fmt::Display for DeadLetterReason {
@@ -46,6 +49,7 @@ impl fmt::Display for DeadLetterReason {
             Self::LateReply => f.write_str("a reply to an ask that had ended"),
             Self::NoRoom => f.write_str("a reply without room"),
             Self::WrongType => f.write_str("a reply of another type than its ask waits for"),
+            Self::Unreachable => f.write_str("a reply whose worker had ended"),
         }
     }
 }

@@ -9,6 +9,7 @@ use std::future::Future;
 use std::pin::Pin;
 use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll};
+use std::time::Instant;
 
 use dotcompute_mailbox::wait;
 use tracing::Span;
@@ -65,6 +66,25 @@ pub trait Executor: Send + Sync + 'static {
     ///
     /// Where it has no room for it (a thread cannot be started, say). The task is dropped then.
     fn start(&self, kernel: &KernelId, task: KernelTask) -> Result<(), BoxError>;
+}
+
+/// Lets somebody who waits for a kernel drive it, where its executor can: what is waited for then comes
+/// without a thread in between.
+pub trait Helper: Send + Sync + 'static {
+    /// Calls `f` in the place of the thread that drives the kernel; false, and `f` was not called, if
+    /// somebody is in that place. Nobody else drives the kernel meanwhile.
+    fn in_place(&self, f: &mut dyn FnMut(&mut dyn Place)) -> bool;
+}
+
+/// The place of the thread that drives a kernel.
+pub trait Place {
+    /// Drives the kernel until `done`, which polls what is waited for; false if `deadline` passed
+    /// first, or the kernel has ended.
+    fn drive(
+        &mut self,
+        deadline: Option<Instant>,
+        done: &mut dyn FnMut(&mut Context<'_>) -> bool,
+    ) -> bool;
 }
 
 /// Kernels as tasks on tokio: for many kernels, and for those that wait for other things.

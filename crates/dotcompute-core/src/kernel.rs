@@ -4,7 +4,7 @@
 //! The submodules hold what can be done with it.
 
 use std::fmt;
-use std::sync::{Arc, Mutex, Weak};
+use std::sync::{Arc, Mutex, OnceLock, Weak};
 use std::task::Waker;
 
 use dotcompute_mailbox::sync::{AtomicU32, AtomicU64, Lock, Ordering, lock};
@@ -12,10 +12,12 @@ use dotcompute_mailbox::{Backpressure, Books, Mailbox, STAMP_EVERY};
 
 use crate::ask::Asks;
 use crate::error::{Fault, KernelId, StateError};
+use crate::executor::Helper;
 use crate::lent::LentMessages;
 use crate::lifecycle::{KernelState, Lifecycle};
 use crate::message::{Envelope, Message, Taken};
 use crate::options::Options;
+use crate::pipeline::{Key, key};
 use crate::runtime::Shared;
 use crate::telemetry::{KernelTelemetry, Telemetry};
 
@@ -32,9 +34,10 @@ mod send;
 
 pub use address::Address;
 pub(crate) use any::{AnyCell, types};
-pub use connect::Pipeline;
+pub use connect::{Next, Pipeline};
+pub(crate) use connect::{connect_stage, sealed, stop_all};
 pub use end::ScopedKernel;
-use forward::Link;
+pub(crate) use forward::{Link, Spread, Way};
 pub use receive::Receiving;
 pub(crate) use send::Accept;
 
@@ -63,6 +66,8 @@ pub(crate) struct Cell<M, R> {
     forwarded: AtomicU64,
     pub(crate) telemetry: Telemetry,
     pub(crate) runtime: Weak<Shared>,
+    /// Lets those who wait for the kernel drive it, where its executor can.
+    pub(crate) helper: OnceLock<Arc<dyn Helper>>,
 }
 
 fn mailbox<M: Message>(
@@ -133,7 +138,13 @@ impl<M: Message, R: Message> Cell<M, R> {
             forwarded: AtomicU64::new(0),
             telemetry: Telemetry::default(),
             runtime: Arc::downgrade(runtime),
+            helper: OnceLock::new(),
         })
+    }
+
+    /// See [`AnyCell::place`].
+    pub(crate) fn place(&self) -> Key {
+        self.output.as_ref().map_or(key(self), |output| key(&**output))
     }
 
     fn reply_books(&self) -> Books {

@@ -11,6 +11,7 @@
 use std::collections::VecDeque;
 use std::fmt;
 use std::future::Future;
+use std::ops::Range;
 use std::sync::Arc;
 use std::task::{Context as TaskContext, Poll};
 
@@ -19,6 +20,7 @@ use dotcompute_mailbox::{Books, Inbox, Lent, Outcome, clock};
 use crate::context::Context;
 use crate::dead_letter::{self, DeadLetter, DeadLetterReason};
 use crate::error::{Fault, Stopped};
+use crate::executor::Helper;
 use crate::kernel::{Cell, KernelRef};
 use crate::message::{AskToken, Envelope, Message};
 use crate::options::DELIVERIES_MAX;
@@ -28,6 +30,8 @@ pub(crate) struct LentMessage<M> {
     lent: Lent<Envelope<M>>,
     /// Whether the far side has received it.
     delivered: bool,
+    /// Settled before an older one was, behind which it stays.
+    settled: bool,
 }
 
 /// All of them, in the order in which they were taken out.
@@ -83,7 +87,7 @@ impl<M: Message, R: Message> Context<M, R> {
                     dead_letter::discard(lent.value);
                     continue;
                 }
-                self.lent.queue.push_back(LentMessage { lent, delivered: false });
+                self.lent.queue.push_back(LentMessage { lent, delivered: false, settled: false });
             }
             if self.lent.queue.len() > before {
                 break Poll::Ready(Ok(self.lent.queue.len() - before));
@@ -93,7 +97,7 @@ impl<M: Message, R: Message> Context<M, R> {
         outcome
     }
 
-    /// The messages that were lent and are not settled, oldest first.
+    /// The messages that were lent, oldest first, from the oldest that is not settled.
     pub fn lent(&self) -> impl ExactSizeIterator<Item = &Envelope<M>> + DoubleEndedIterator {
         self.lent.queue.iter().map(|message| &message.lent.value)
     }
@@ -103,22 +107,70 @@ impl<M: Message, R: Message> Context<M, R> {
         self.lent.queue.get(index).map(|message| &message.lent.value)
     }
 
+    /// Whether somebody waited for the answer to the `index`th oldest of them when it was taken out.
+    pub fn is_lent_ask(&self, index: usize) -> bool {
+        self.lent_at(index).is_some_and(|envelope| envelope.ask.is_some())
+    }
+
     /// Says that the far side has received the oldest `count` of them, so that each was delivered
     /// once, whatever becomes of it.
     pub fn mark_delivered(&mut self, count: usize) {
         self.lent.queue.iter_mut().take(count).for_each(|message| message.delivered = true);
     }
 
+    /// As [`mark_delivered`](Self::mark_delivered), for the `index`th oldest alone.
+    pub fn mark_delivered_at(&mut self, index: usize) {
+        if let Some(message) = self.lent.queue.get_mut(index) {
+            message.delivered = true;
+        }
+    }
+
     /// Settles the oldest `count` of them, which were processed.
     pub fn settle_lent(&mut self, count: usize) {
-        let count = count.min(self.lent.queue.len());
+        self.note_settled(0..count.min(self.lent.queue.len()));
+        self.drop_settled();
+    }
+
+    /// Settles the `index`th oldest of them, which was processed, perhaps before older ones. By how
+    /// many places the others have moved up: by more than none once all that are older are settled.
+    pub fn settle_lent_at(&mut self, index: usize) -> usize {
+        if index < self.lent.queue.len() {
+            self.note_settled(index..index + 1);
+        }
+        self.drop_settled()
+    }
+
+    fn note_settled(&mut self, indices: Range<usize>) {
+        let mut count = 0;
+        for message in self.lent.queue.range_mut(indices) {
+            count += usize::from(!std::mem::replace(&mut message.settled, true));
+        }
         self.inbox.settle_lent(count, Outcome::Processed);
-        for LentMessage { lent, .. } in self.lent.queue.drain(..count) {
+    }
+
+    fn drop_settled(&mut self) -> usize {
+        let mut dropped = 0;
+        while self.lent.queue.front().is_some_and(|message| message.settled) {
+            let Some(LentMessage { lent, .. }) = self.lent.queue.pop_front() else { break };
+            dropped += 1;
             if let Some(times) = lent.times {
                 let handler_ns = clock::now_ns().saturating_sub(times.delivered_ns);
                 self.cell.telemetry.record(times.queued_ns, handler_ns);
             }
             dead_letter::discard(lent.value);
+        }
+        dropped
+    }
+
+    /// Waits until the kernel is deactivated, if it was not (`paused` is false), or active again; a
+    /// future of its own. Of a kernel that is to end it stays pending.
+    pub fn pause_changes(&self, paused: bool) -> impl Future<Output = ()> + Send + use<M, R> {
+        let cell = Arc::clone(&self.cell);
+        async move {
+            cell.until(|lifecycle| {
+                (lifecycle.stop.is_none() && lifecycle.paused != paused).then_some(())
+            })
+            .await
         }
     }
 
@@ -146,6 +198,15 @@ impl<M: Message, R: Message> Context<M, R> {
     }
 }
 
+/// For executors of proxies.
+impl<M: Message, R: Message> KernelRef<M, R> {
+    /// From now on those who wait for the kernel on a thread of their own drive it with `helper`, where
+    /// nobody else does. The first helper counts.
+    pub fn help_with(&self, helper: Arc<dyn Helper>) {
+        let _ = self.cell.helper.set(helper);
+    }
+}
+
 /// For the far side of a proxy, where the kernel itself runs.
 impl<M: Message, R: Message> KernelRef<M, R> {
     /// The books, and whether the kernel waits for a message or found none when it looked last; both
@@ -167,7 +228,11 @@ pub(crate) fn settle<M: Message, R: Message>(
 ) -> Vec<AskToken> {
     let mut back = VecDeque::new();
     let mut failed = Vec::new();
-    for LentMessage { mut lent, delivered, .. } in cell.take_lent().queue {
+    for LentMessage { mut lent, delivered, settled } in cell.take_lent().queue {
+        if settled {
+            dead_letter::discard(lent.value);
+            continue;
+        }
         let Some(fault) = fault.filter(|_| delivered) else {
             match delivered {
                 true => {

@@ -66,10 +66,10 @@ pub use error::{
     AskError, BoxError, ConnectError, Fault, FaultKind, KernelId, LaunchError, LookupError,
     ReceiveError, SendError, StateError, Stopped,
 };
-pub use executor::{Executor, KernelTask};
+pub use executor::{Executor, Helper, KernelTask, Place};
 pub use handler::{Handler, HandlerCalls, HandlerContext};
 pub use id::{MessageId, ParseMessageIdError};
-pub use kernel::{Address, KernelRef, Pipeline, Receiving, ScopedKernel};
+pub use kernel::{Address, KernelRef, Next, Pipeline, Receiving, ScopedKernel};
 pub use lifecycle::KernelState;
 pub use message::{DEFAULT_PRIORITY, Envelope, Message};
 pub use options::{CAPACITY_MAX, DELIVERIES_MAX, Restart, RestartPolicy};

@@ -163,6 +163,11 @@ impl<M> Envelope<M> {
         self
     }
 
+    /// Whether somebody waits for the answer to it.
+    pub fn is_asked(&self) -> bool {
+        self.ask.is_some()
+    }
+
     /// Which delivery of this message this is: 1 at first, more after each fault that put it back.
     ///
     /// ```

@@ -14,9 +14,13 @@ use crate::error::{
     AskError, BoxError, ConnectError, KernelId, LaunchError, ReceiveError, SendError, StateError,
 };
 use crate::handler::Handler;
-use crate::kernel::{AnyCell, KernelRef, Output, types};
+use crate::kernel::{
+    Accept, AnyCell, KernelRef, Next, Output, Spread, Way, connect_stage, sealed, stop_all, types,
+};
+use crate::lifecycle::KernelState;
 use crate::message::{Envelope, Message};
-use crate::runtime::{KernelBuilder, PoolEntry, Shared};
+use crate::pipeline::{AnyNext, Stage, key};
+use crate::runtime::{KernelBuilder, Shared};
 use crate::terminate::{self, Terminate, Termination};
 use crate::timer;
 
@@ -61,7 +65,12 @@ impl PoolBuilder<'_> {
         self.launch_each(|worker| worker.launch_handler(make.clone()))
     }
 
-    fn launch_each<M: Message, R: Message>(
+    /// Launches the workers, each as `launch` does with its settings.
+    ///
+    /// # Errors
+    ///
+    /// As for [`launch`](Self::launch).
+    pub fn launch_each<M: Message, R: Message>(
         self,
         mut launch: impl FnMut(KernelBuilder<'_>) -> Result<KernelRef<M, R>, LaunchError>,
     ) -> Result<Pool<M, R>, LaunchError> {
@@ -97,15 +106,7 @@ impl PoolBuilder<'_> {
             runtime: Arc::downgrade(kernel.runtime.shared()),
         });
         let pool = Pool { shared };
-        let entry = PoolEntry {
-            types: types::<M, R>(),
-            state: |pool| match pool.downcast_ref::<Workers<M, R>>() {
-                Some(pool) => pool.workers[0].state(),
-                None => unreachable!("a pool is kept with its types"),
-            },
-            pool: Arc::clone(&pool.shared) as _,
-        };
-        if let Err(error) = kernel.runtime.shared().add_pool(id, entry) {
+        if let Err(error) = kernel.runtime.shared().add_pool(id, Arc::clone(&pool.shared) as _) {
             pool.shared.workers.iter().for_each(|worker| worker.stop(false));
             return Err(error);
         }
@@ -182,6 +183,92 @@ struct Workers<M: Message, R: Message> {
     runtime: Weak<Shared>,
 }
 
+/// A pool without its message types, as its runtime has it.
+pub(crate) trait AnyPool: Send + Sync {
+    fn types(&self) -> String;
+    fn state(&self) -> KernelState;
+    fn cells(&self) -> Vec<Arc<dyn AnyCell>>;
+    /// What kernels are connected to.
+    fn next(self: Arc<Self>) -> AnyNext;
+    fn as_any(self: Arc<Self>) -> Arc<dyn Any + Send + Sync>;
+}
+
+impl<M: Message, R: Message> AnyPool for Workers<M, R> {
+    fn types(&self) -> String {
+        types::<M, R>()
+    }
+
+    fn state(&self) -> KernelState {
+        self.workers[0].state()
+    }
+
+    fn cells(&self) -> Vec<Arc<dyn AnyCell>> {
+        self.workers.iter().map(|worker| Arc::clone(&worker.cell) as _).collect()
+    }
+
+    fn next(self: Arc<Self>) -> AnyNext {
+        let stage = Stage { id: self.id.clone(), place: key(&*self.output), cells: self.cells() };
+        AnyNext { stage, types: types::<M, R>(), way: Box::new(Way::<M>::Pool(self)) }
+    }
+
+    fn as_any(self: Arc<Self>) -> Arc<dyn Any + Send + Sync> {
+        self
+    }
+}
+
+impl<M: Message, R: Message> Spread<M> for Workers<M, R> {
+    fn id(&self) -> &KernelId {
+        &self.id
+    }
+
+    fn worker_for(&self, message: &M) -> &dyn Accept<M> {
+        &*self.worker(message).cell
+    }
+
+    fn takes_turns(&self) -> bool {
+        self.key.get().is_none()
+    }
+
+    fn is_living(&self) -> bool {
+        self.workers.iter().any(|worker| !worker.is_stopping())
+    }
+
+    fn has_failed(&self) -> bool {
+        self.workers.iter().any(|worker| worker.state() == KernelState::Failed)
+    }
+}
+
+impl<M: Message, R: Message> Next<M> for Pool<M, R> {
+    type Reply = R;
+}
+
+impl<M: Message, R: Message> sealed::Next<M> for Pool<M, R> {
+    #[allow(private_interfaces, reason = "sealed")]
+    fn next(&self) -> (Way<M>, Stage) {
+        (Way::Pool(Arc::clone(&self.shared) as _), Arc::clone(&self.shared).next().stage)
+    }
+}
+
+impl<M: Message, R: Message> Workers<M, R> {
+    /// The worker that the message goes to.
+    fn worker(&self, message: &M) -> &KernelRef<M, R> {
+        let workers = &self.workers;
+        let count = workers.len() as u64;
+        if let Some(key) = self.key.get() {
+            // By the high bits of a product with the golden ratio, which spreads small keys too
+            // (Knuth, The Art of Computer Programming, 6.4).
+            let spread = key(message).wrapping_mul(0x9E37_79B9_7F4A_7C15);
+            return &workers[((u128::from(spread) * u128::from(count)) >> 64) as usize];
+        }
+        // Relaxed: a turn; who gets which does not matter.
+        let turn = self.turn.fetch_add(1, Ordering::Relaxed);
+        let in_turn = |step: u64| &workers[((turn.wrapping_add(step)) % count) as usize];
+        let living = || (0..count).map(in_turn).filter(|worker| !worker.is_stopping());
+        let with_room = living().find(|worker| !worker.cell.mailbox.is_full());
+        with_room.or_else(|| living().next()).unwrap_or_else(|| in_turn(0))
+    }
+}
+
 impl<M: Message, R: Message> Pool<M, R> {
     pub(crate) fn from_any(pool: Arc<dyn Any + Send + Sync>) -> Option<Self> {
         let shared = pool.downcast::<Workers<M, R>>().ok()?;
@@ -189,7 +276,8 @@ impl<M: Message, R: Message> Pool<M, R> {
     }
 
     /// Sends messages to the workers by their keys from now on: equal keys to one worker. `key` runs
-    /// in whoever sends; it should be quick. To be called before the pool is used: the first `key`
+    /// in whoever sends, or replies where that is connected to the pool; it should be quick. If it
+    /// panics, it does so there. To be called before the pool is used: the first `key`
     /// that is given holds.
     #[must_use]
     pub fn by_key(self, key: impl Fn(&M) -> u64 + Send + Sync + 'static) -> Self {
@@ -240,20 +328,7 @@ impl<M: Message, R: Message> Pool<M, R> {
 
     /// The worker that the message goes to.
     fn worker_for(&self, message: &M) -> &KernelRef<M, R> {
-        let workers = self.workers();
-        let count = workers.len() as u64;
-        if let Some(key) = self.shared.key.get() {
-            // By the high bits of a product with the golden ratio, which spreads small keys too
-            // (Knuth, The Art of Computer Programming, 6.4).
-            let spread = key(message).wrapping_mul(0x9E37_79B9_7F4A_7C15);
-            return &workers[((u128::from(spread) * u128::from(count)) >> 64) as usize];
-        }
-        // Relaxed: a turn; who gets which does not matter.
-        let turn = self.shared.turn.fetch_add(1, Ordering::Relaxed);
-        let in_turn = |step: u64| &workers[((turn.wrapping_add(step)) % count) as usize];
-        let living = || (0..count).map(in_turn).filter(|worker| !worker.is_stopping());
-        let with_room = living().find(|worker| !worker.cell.mailbox.is_full());
-        with_room.or_else(|| living().next()).unwrap_or_else(|| in_turn(0))
+        self.shared.worker(message)
     }
 
     /// Whether a message that came back may go to another worker: this one has ended meanwhile.
@@ -466,17 +541,10 @@ impl<M: Message, R: Message> Pool<M, R> {
     /// # Errors
     ///
     /// See [`ConnectError`]; no worker is connected then. A worker that has ended is passed over.
-    pub fn connect<S: Message>(&self, next: &KernelRef<R, S>) -> Result<(), ConnectError> {
-        let living = || self.workers().iter().filter(|worker| !worker.is_stopping());
-        for worker in living() {
-            if let Err(error) = worker.connect(next) {
-                living().take_while(|other| other.id() != worker.id()).for_each(|connected| {
-                    connected.disconnect();
-                });
-                return Err(error);
-            }
-        }
-        Ok(())
+    pub fn connect<N: Next<R>>(&self, next: &N) -> Result<(), ConnectError> {
+        let (way, stage) = next.next();
+        let next = AnyNext { stage, way: Box::new(way), types: String::new() };
+        connect_stage(&self.shared.cells(), &next, false)
     }
 
     /// Disconnects every worker from the next kernel: see [`KernelRef::disconnect`].
@@ -517,9 +585,8 @@ impl<M: Message, R: Message> Pool<M, R> {
     ///
     /// The request stands; only the deadline is then no longer enforced.
     pub async fn terminate(&self, how: Terminate) -> Vec<Termination> {
-        self.workers().iter().for_each(|worker| worker.stop(how.drain));
-        let cells: Vec<Arc<dyn AnyCell>> =
-            self.workers().iter().map(|worker| Arc::clone(&worker.cell) as _).collect();
+        let cells = self.shared.cells();
+        stop_all(&cells, how.drain);
         let outcomes = terminate::end_all(&cells, how.within).await;
         if let Some(runtime) = self.shared.runtime.upgrade() {
             runtime.remove_pool(self.id());

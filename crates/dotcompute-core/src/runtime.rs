@@ -16,12 +16,12 @@ use crate::dead_letter::{DeadLetter, DeadLetterCounts, DeadLetters};
 use crate::error::{BoxError, ConnectError, KernelId, LaunchError, LookupError};
 use crate::executor::{AsyncExecutor, Executor, Executors, KernelTask, ThreadExecutor};
 use crate::handler::{self, Handler};
-use crate::kernel::{Address, AnyCell, Cell, KernelRef, types};
+use crate::kernel::{Address, AnyCell, Cell, KernelRef, connect_stage, types};
 use crate::lifecycle::KernelState;
 use crate::message::Message;
 use crate::options::{Options, Restart};
-use crate::pipeline::Pipelines;
-use crate::pool::{Pool, PoolBuilder};
+use crate::pipeline::{AnyNext, Pipelines};
+use crate::pool::{AnyPool, Pool, PoolBuilder};
 use crate::supervision::{BodyFuture, TellWhenDropped, supervise};
 use crate::telemetry::{self, KernelTelemetry};
 use crate::terminate::{self, Termination};
@@ -40,21 +40,18 @@ pub(crate) struct Shared {
 #[derive(Default)]
 struct Kernels {
     by_id: HashMap<KernelId, Arc<dyn AnyCell>>,
-    pools: HashMap<KernelId, PoolEntry>,
+    pools: HashMap<KernelId, Arc<dyn AnyPool>>,
     shutting_down: bool,
     monitored: bool,
 }
 
-/// A pool, as its runtime has it.
-pub(crate) struct PoolEntry {
-    pub(crate) types: String,
-    pub(crate) state: fn(&(dyn Any + Send + Sync)) -> KernelState,
-    pub(crate) pool: Arc<dyn Any + Send + Sync>,
-}
-
 impl Shared {
     /// Adds a pool under its name.
-    pub(crate) fn add_pool(&self, id: KernelId, entry: PoolEntry) -> Result<(), LaunchError> {
+    pub(crate) fn add_pool(
+        &self,
+        id: KernelId,
+        entry: Arc<dyn AnyPool>,
+    ) -> Result<(), LaunchError> {
         let mut kernels = lock(&self.kernels);
         kernels.free(&id)?;
         kernels.pools.insert(id, entry);
@@ -90,7 +87,7 @@ impl Kernels {
             return Err(LaunchError::ShuttingDown { kernel: id.clone() });
         }
         let kernel = self.by_id.get(id).map(|known| known.state());
-        let state = kernel.or_else(|| self.pools.get(id).map(|known| (known.state)(&*known.pool)));
+        let state = kernel.or_else(|| self.pools.get(id).map(|known| known.state()));
         match state {
             Some(state) => Err(LaunchError::AlreadyExists { kernel: id.clone(), state }),
             None => Ok(()),
@@ -268,10 +265,10 @@ impl Runtime {
         let Some(entry) = kernels.pools.get(name) else {
             return Err(LookupError::NotFound { kernel: name.into() });
         };
-        Pool::from_any(Arc::clone(&entry.pool)).ok_or_else(|| LookupError::WrongType {
+        Pool::from_any(Arc::clone(entry).as_any()).ok_or_else(|| LookupError::WrongType {
             kernel: name.into(),
             expected: types::<M, R>(),
-            found: entry.types.clone(),
+            found: entry.types(),
         })
     }
 
@@ -294,15 +291,15 @@ impl Runtime {
         }
     }
 
-    /// Connects two kernels by their names: see [`KernelRef::connect`], where the types are checked
-    /// by the compiler.
+    /// Connects two kernels or pools by their names: see [`KernelRef::connect`], where the types are
+    /// checked by the compiler.
     ///
     /// # Errors
     ///
     /// See [`ConnectError`]. If the one does not take what the other replies with, the error names
     /// the types of both.
     pub fn connect(&self, from: &str, to: &str) -> Result<(), ConnectError> {
-        self.find(from)?.connect(&self.find(to)?, false)
+        connect_stage(&self.stage(from)?.stage.cells, &self.stage(to)?, false)
     }
 
     /// [`connect`](Self::connect) that allows a cycle of kernels that wait for room: see
@@ -312,16 +309,28 @@ impl Runtime {
     ///
     /// See [`ConnectError`].
     pub fn connect_allowing_cycle(&self, from: &str, to: &str) -> Result<(), ConnectError> {
-        self.find(from)?.connect(&self.find(to)?, true)
+        connect_stage(&self.stage(from)?.stage.cells, &self.stage(to)?, true)
     }
 
-    /// Disconnects the kernel of this name from the next one: see [`KernelRef::disconnect`].
+    /// Disconnects the kernel or the pool of this name from the next one: see
+    /// [`KernelRef::disconnect`].
     ///
     /// # Errors
     ///
     /// If there is no kernel of this name.
     pub fn disconnect(&self, name: &str) -> Result<bool, LookupError> {
-        Ok(self.shared.pipelines.disconnect(&self.find(name)?))
+        let cells = self.stage(name)?.stage.cells;
+        let disconnect = |cell| self.shared.pipelines.disconnect(cell);
+        Ok(cells.iter().fold(false, |any, cell| disconnect(cell) | any))
+    }
+
+    /// The kernel or the pool of this name.
+    fn stage(&self, name: &str) -> Result<AnyNext, LookupError> {
+        let pool = lock(&self.shared.kernels).pools.get(name).cloned();
+        match pool {
+            Some(pool) => Ok(pool.next()),
+            None => Ok(self.find(name)?.next()),
+        }
     }
 
     fn find(&self, name: &str) -> Result<Arc<dyn AnyCell>, LookupError> {

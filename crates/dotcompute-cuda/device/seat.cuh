@@ -54,6 +54,7 @@ struct dc_run {
     uint32_t state;
     int32_t fault;
     uint32_t waiting_on;
+    uint32_t fault_token;
     bool busy;
 };
 
@@ -130,6 +131,7 @@ DC_FN bool dc_handle(dc_run &run, dc_stage *stage, const dc_tagged_record *messa
     }
     if (result < 0) {
         run.fault = result;
+        run.fault_token = token;
         run.faulted += 1;
         return false;
     }
@@ -189,6 +191,7 @@ DC_FN void dc_tell_state(dc_run &run, uint32_t state) {
             dc_store_sys(DC_SYNC_NONE, &run.report->faulted, run.faulted);
             dc_store_sys(DC_SYNC_NONE, reinterpret_cast<uint32_t *>(&run.report->fault),
                          uint32_t(run.fault));
+            dc_store_sys(DC_SYNC_NONE, &run.report->fault_token, run.fault_token);
             dc_fence_sys();
             // SYNC(device.report) release: pairs with the host's acquire of the state. Makes
             // visible the rest of the report.
@@ -255,6 +258,7 @@ DC_FN void dc_sit_down(dc_run &run, dc_stage *stage, const dc_seat *seat) {
     run.state = run.store->state;
     run.fault = run.store->fault;
     run.waiting_on = 0;
+    run.fault_token = DC_TOKEN_NONE;
     run.busy = false;
     DC_FIRST_LANE {
         for (uint32_t band = 0; band < DC_BANDS; ++band)

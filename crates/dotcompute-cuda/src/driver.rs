@@ -37,6 +37,7 @@ functions! {
     synchronize = "cuStreamSynchronize"(*mut c_void) -> c_int;
     query = "cuStreamQuery"(*mut c_void) -> c_int;
     copy_in = "cuMemcpyHtoDAsync_v2"(u64, *const c_void, usize, *mut c_void) -> c_int;
+    copy_out = "cuMemcpyDtoHAsync_v2"(*mut c_void, u64, usize, *mut c_void) -> c_int;
     set_zero = "cuMemsetD8Async"(u64, u8, usize, *mut c_void) -> c_int;
     load = "cuModuleLoadData"(*mut *mut c_void, *const c_void) -> c_int;
     function = "cuModuleGetFunction"(*mut *mut c_void, *mut c_void, *const c_char) -> c_int;
@@ -347,6 +348,28 @@ impl Session {
         // SAFETY: a live stream.
         let code = unsafe { (functions.synchronize)(stream.0) };
         self.driver.check("cuStreamSynchronize", code)
+    }
+
+    /// Copies `bytes` bytes of the device's memory at `address`, and waits for it.
+    ///
+    /// # Safety
+    ///
+    /// - The device's memory there is as long, and nobody writes to it.
+    pub(crate) unsafe fn read(
+        &self,
+        stream: Stream,
+        address: u64,
+        bytes: usize,
+    ) -> Result<Vec<u8>, CallError> {
+        let functions = self.driver.functions;
+        let mut copied = vec![0_u8; bytes];
+        let to = copied.as_mut_ptr().cast();
+        // SAFETY: as the caller promises; the copy outlives the wait below.
+        let code = unsafe { (functions.copy_out)(to, address, bytes, stream.0) };
+        self.driver.check("cuMemcpyDtoHAsync", code)?;
+        // SAFETY: a live stream.
+        let code = unsafe { (functions.synchronize)(stream.0) };
+        self.driver.check("cuStreamSynchronize", code).map(|()| copied)
     }
 
     /// Zeroes `bytes` bytes at `address` once all is done that the stream has before it.

@@ -408,6 +408,11 @@ impl Grid {
         (Shape::LEFT, vec![0; size_of::<RingCursor>()])
     }
 
+    /// Where the state of a seat lies in the device's arena, and how many bytes it has.
+    pub fn state(&self, seat: u32) -> (usize, usize) {
+        (self.shape.state(seat), self.shape.state_bytes)
+    }
+
     fn news(&self) -> &NewsWords {
         // SAFETY: inside the arena, which `self` keeps; words that both sides reach as atomics.
         unsafe { self.host.at(Shape::GRID_NEWS).as_ref() }

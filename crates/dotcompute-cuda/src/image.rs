@@ -10,7 +10,7 @@ use crate::nvrtc::{Output, Source};
 use crate::source::{HANDLER_HEADERS, HEADERS, RESIDENT};
 use crate::toolkit::Toolkit;
 
-/// A handler, as CUDA C++.
+/// A handler, as CUDA C++ or compiled already.
 ///
 /// ```
 /// use dotcompute_cuda::CudaHandler;
@@ -33,7 +33,13 @@ use crate::toolkit::Toolkit;
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct CudaHandler {
     function: String,
-    source: String,
+    code: Code,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+enum Code {
+    Source(String),
+    LtoIr(Vec<u8>),
 }
 
 impl CudaHandler {
@@ -41,7 +47,15 @@ impl CudaHandler {
     /// is an `extern "C" __device__` function from a record, the state, a reply and a context to
     /// what `dotcompute_abi::codes` lists. It is compiled when it is linked.
     pub fn from_source(function: impl Into<String>, source: impl Into<String>) -> Self {
-        Self { function: function.into(), source: source.into() }
+        Self { function: function.into(), code: Code::Source(source.into()) }
+    }
+
+    /// The function `function` of `code`, which another compiler made: the intermediate form of an
+    /// NVIDIA compiler that is no newer than the linker. It has the form of a handler and calls
+    /// nothing but what `dotcompute.cuh` declares. So a handler in Python arrives here:
+    /// `pydotcompute.handlers.compile_for_cuda`.
+    pub fn from_lto_ir(function: impl Into<String>, code: impl Into<Vec<u8>>) -> Self {
+        Self { function: function.into(), code: Code::LtoIr(code.into()) }
     }
 
     /// Its name, which is unique in its image.
@@ -50,7 +64,10 @@ impl CudaHandler {
     }
 
     fn file(&self) -> String {
-        format!("{}.cu", self.function)
+        match self.code {
+            Code::Source(_) => format!("{}.cu", self.function),
+            Code::LtoIr(_) => format!("{}.ltoir", self.function),
+        }
     }
 }
 
@@ -153,8 +170,14 @@ fn link(
     let mut compiled = vec![("resident.cu".to_owned(), grid), ("dispatch.cu".to_owned(), dispatch)];
     for handler in handlers {
         let file = handler.file();
-        let code = compile(&file, &handler.source, &HEADERS[..HANDLER_HEADERS])
-            .map_err(|error| BuildError::Source { function: handler.function.clone(), error })?;
+        let code = match &handler.code {
+            Code::LtoIr(code) => code.clone(),
+            Code::Source(source) => {
+                compile(&file, source, &HEADERS[..HANDLER_HEADERS]).map_err(|error| {
+                    BuildError::Source { function: handler.function.clone(), error }
+                })?
+            }
+        };
         compiled.push((file, code));
     }
     let parts: Vec<Part<'_>> =
@@ -197,9 +220,18 @@ fn key(
 ) -> String {
     let (nvrtc, linker) = (toolkit.nvrtc.version(), toolkit.linker.version());
     let mut key = format!("{} {variant:?} {nvrtc} {linker}\n", target(architecture));
-    let texts = HEADERS.iter().map(|(_, text)| *text).chain([RESIDENT]);
-    for text in texts.chain(handlers.iter().flat_map(|h| [&*h.function, &*h.source])) {
+    let mut add = |text: &str| {
         let _ = writeln!(key, "{}\n{text}", text.len()); // into a String: cannot fail
+    };
+    HEADERS.iter().map(|(_, text)| *text).chain([RESIDENT]).for_each(&mut add);
+    for CudaHandler { function, code } in handlers {
+        add(function);
+        match code {
+            Code::Source(source) => add(source),
+            Code::LtoIr(code) => {
+                add(&code.iter().map(|byte| format!("{byte:02x}")).collect::<String>())
+            }
+        }
     }
     key
 }

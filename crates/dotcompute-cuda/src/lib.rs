@@ -4,27 +4,59 @@
 //! programs run, on machines without any of them. Whatever is absent is an [`Absent`] that says
 //! why and what to do, never a panic. [`Probe`] asks for all of them at once.
 //!
-//! What is here: the [`driver`], the compiler [`nvrtc`], the linker [`nvjitlink`] and the telemetry
-//! of [`nvml`], each as far as something here uses it; the device's side of the protocol between
-//! mailboxes and a resident grid, under `device/`; and how handlers are linked with it into an
-//! [`Image`]. There is no executor yet. Beside it, [`compute`]: memory, streams and launches as any
-//! other program uses them.
+//! The executor `"cuda"` keeps ring kernels on the device: [`CudaKernels`] are compiled, linked and
+//! opened as a [`Cuda`], which launches them. Each has a seat (a warp) on a grid that stays, lease
+//! by lease, and is reached through rings in memory that host and device share; its state lies in the
+//! device's memory. Below it: the [`driver`], the compiler [`nvrtc`], the linker [`nvjitlink`] and the
+//! telemetry of [`nvml`], each as far as something here uses it; the device's side of the protocol,
+//! under `device/`; the host's ([`grid`]); and [`resident`], which keeps a grid on a device. Beside it,
+//! [`compute`]: memory, streams and launches as any other program uses them.
+//!
+//! None of this has run on a GPU yet. The tests run it, device code and all, on host threads behind
+//! stand-ins for NVIDIA's libraries.
+//!
+//! # What goes wrong
+//!
+//! - A *reported* fault (a negative code, `rk_fault`, a failed check) fails its kernel, which a restart
+//!   policy brings back with its state made anew; the others go on.
+//! - A *hardware exception* (a trap, a bad address) ends the context: every kernel on it fails with the
+//!   code `FAULT_LOST`, and is told whose handlers were at work. The process must be started again.
+//! - A handler that does not come back is reported by the watchdog. It is killed at its next tick
+//!   (`rk_tick`) when its kernel is terminated, or when it keeps its grid from leaving for too long
+//!   ([`resident::Residency::overdue`]); if it has none, its grid is given up: all kernels on it fail
+//!   with `FAULT_STUCK`. `terminate` returns by its deadline in any case.
 
 mod cache;
 pub mod compute;
 pub mod driver;
 pub mod grid;
 mod image;
+#[cfg(not(loom))]
+mod kernels;
 mod library;
 pub mod nvjitlink;
 pub mod nvml;
 pub mod nvrtc;
 mod probe;
+#[cfg(not(loom))]
+mod proxy;
+#[cfg(not(loom))]
+mod pump;
+#[cfg(not(loom))]
 pub mod resident;
+#[cfg(not(loom))]
+mod set;
 mod source;
 pub mod toolkit;
 
 pub use cache::Cache;
 pub use image::{BuildError, CudaHandler, Image, Variant};
+#[cfg(not(loom))]
+pub use kernels::{
+    Cuda, CudaError, CudaKernel, CudaKernels, CudaLaunch, CudaLayouts, CudaOptions, executor,
+};
 pub use library::{Absent, CallError, Version};
 pub use probe::{Found, LibraryReport, Probe};
+
+/// The name of the executor.
+pub const EXECUTOR: &str = "cuda";

@@ -110,7 +110,15 @@ impl NvJitLink {
         link.check("nvJitLinkCreate", code)?;
         for part in parts {
             let name = terminated(part.name)?;
-            let (bytes, size) = (part.bytes.as_ptr().cast(), part.bytes.len());
+            // PTX it knows by the zero byte at its end.
+            let ended;
+            let bytes = if part.kind == PartKind::Ptx && !part.bytes.ends_with(&[0]) {
+                ended = [part.bytes, &[0]].concat();
+                &ended
+            } else {
+                part.bytes
+            };
+            let (bytes, size) = (bytes.as_ptr().cast(), bytes.len());
             // SAFETY: a live link; bytes and name outlive the call, which copies them.
             let code = unsafe {
                 (functions.add)(link.handle, part.kind as c_int, bytes, size, name.as_ptr())

@@ -54,6 +54,24 @@ impl Probe {
         }
     }
 
+    /// The device that kernels can run on here, by its name, where their code is compiled too.
+    ///
+    /// # Errors
+    ///
+    /// What is absent.
+    pub fn executor(&self) -> Result<&str, String> {
+        self.driver.as_ref().map_err(ToString::to_string)?;
+        let devices = self.devices.as_ref().map_err(ToString::to_string)?;
+        let device = devices.first().ok_or("the driver knows of no device")?;
+        if !device.cooperative_launch {
+            return Err(format!("{} has no cooperative launch", device.name));
+        }
+        for library in [&self.nvrtc, &self.nvjitlink] {
+            library.as_ref().map_err(ToString::to_string)?;
+        }
+        Ok(&device.name)
+    }
+
     /// The libraries under the names that people call them.
     pub fn libraries(&self) -> [(&'static str, &LibraryReport); 4] {
         [

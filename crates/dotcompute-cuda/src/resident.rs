@@ -3,34 +3,30 @@
 //! One thread, the launcher, makes all of the driver's calls. It keeps two launches in one stream:
 //! the grid that runs and the one that follows it, so that from one lease to the next nothing
 //! passes through the host. To change anything it asks both to end, which takes no call, and
-//! launches anew. It keeps the heartbeat too: a grid whose launcher is gone ends by itself.
+//! launches anew. It keeps the heartbeat too: a grid whose launcher is gone ends by itself; and when
+//! the process exits, a hook asks it to end first.
 
-use std::ffi::CStr;
+mod error;
+mod exit;
+mod launcher;
+
 use std::fmt;
-use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
+use std::sync::mpsc::{self, Sender};
+use std::sync::{Arc, Mutex, OnceLock};
+use std::task::Waker;
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use dotcompute_abi::control::{STATE_FAILED, STATE_STOPPED};
-use dotcompute_abi::device::Grid as Parameters;
+use dotcompute_mailbox::sync::lock;
+use dotcompute_mailbox::wait;
+use tokio::sync::oneshot;
 
-use crate::driver::{Driver, Kernel, Session, Stream};
-use crate::grid::{Arena, Grid, PlanError, Port, PortWords, SeatPlan, Shape, Write};
+use crate::driver::Driver;
+use crate::grid::{Counters, Port, PortWords, SeatPlan, Shape};
 use crate::image::Image;
-use crate::library::CallError;
+use launcher::Launcher;
 
-/// The threads of a block: one warp serves in the first, the others are seats. As in `resident.cu`.
-const BLOCK_THREADS: u32 = 128;
-const BLOCK_WARPS: u32 = BLOCK_THREADS / 32;
-
-/// The kernel of every image, [`Image::KERNEL`].
-const KERNEL: &CStr = c"dc_resident";
-
-/// How often the launcher looks after its grid, and lets its heart beat.
-const ROUND: Duration = Duration::from_millis(2);
-
-/// How often it looks while somebody waits for it.
-const LOOK: Duration = Duration::from_micros(100);
+pub use error::{Loss, ResidentError};
 
 /// How a grid stays.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -42,6 +38,9 @@ pub struct Residency {
     pub silence: Option<Duration>,
     /// How long it may take for all of its warps to be there.
     pub census: Duration,
+    /// How long a handler may keep the grid when it is to leave: then it is killed at its next tick,
+    /// and if it does not come to one within a second, the grid is given up with all its kernels.
+    pub overdue: Duration,
 }
 
 impl Default for Residency {
@@ -50,25 +49,65 @@ impl Default for Residency {
             lease: Some(Duration::from_millis(250)),
             silence: Some(Duration::from_secs(2)),
             census: Duration::from_secs(10),
+            overdue: Duration::from_secs(30),
         }
     }
 }
 
-/// A grid on a device, and its launcher.
+/// A grid on a device, and its launcher. Dropped, it leaves the device.
 #[derive(Debug)]
 pub struct Resident {
     requests: Sender<Request>,
-    launcher: Option<thread::JoinHandle<()>>,
+    launcher: Mutex<Option<thread::JoinHandle<()>>>,
+    fate: Arc<Fate>,
+    number: u64,
+}
+
+/// What all who use a grid share with its launcher.
+#[derive(Debug, Default)]
+struct Fate {
+    lost: OnceLock<Loss>,
+    /// The words of the seats that are taken.
+    words: Mutex<Vec<Option<PortWords>>>,
+    /// Whom to wake when the grid is lost, by their seats.
+    wakers: Mutex<Vec<Option<Waker>>>,
+}
+
+impl Fate {
+    fn lose(&self, loss: Loss) {
+        let _ = self.lost.set(loss); // the first cause counts
+        let wakers = std::mem::take(&mut *lock(&self.wakers));
+        wakers.into_iter().flatten().for_each(Waker::wake);
+    }
 }
 
 enum Request {
-    Seat { seat: u32, plan: SeatPlan, answer: Sender<Result<Port, ResidentError>> },
-    End { answer: Sender<Result<(), ResidentError>>, within: Duration },
+    /// The seat of this number, or any that is free.
+    Seat {
+        seat: Option<u32>,
+        plan: SeatPlan,
+        answer: oneshot::Sender<Result<(u32, Port), ResidentError>>,
+    },
+    /// Nobody uses this seat any more.
+    Vacate {
+        seat: u32,
+        port: Box<Port>,
+    },
+    /// A copy of this seat's state.
+    State {
+        seat: u32,
+        answer: oneshot::Sender<Result<Vec<u8>, ResidentError>>,
+    },
+    End {
+        answer: Option<Sender<Result<(), ResidentError>>>,
+        within: Duration,
+    },
 }
 
 impl Resident {
     /// Makes ready, on the device of this ordinal, a grid of `image` with `shape`'s seats, all empty.
-    /// It is launched with its first kernel. Its memory is kept as long as the process lives.
+    /// It is launched with its first kernel. Its memory is kept as long as the process lives. Waits
+    /// for the driver, which may wait for whatever is resident.
     ///
     /// # Errors
     ///
@@ -86,34 +125,95 @@ impl Resident {
         }
         let (requests, received) = mpsc::channel();
         let (began, begins) = mpsc::channel();
+        let fate = Arc::new(Fate::default());
+        let its_fate = Arc::clone(&fate);
         let launcher = thread::Builder::new()
             .name("dotcompute-cuda".to_owned())
-            .spawn(move || match Launcher::begin(driver, ordinal, &image, shape, residency) {
-                Ok(launcher) => {
-                    // Whoever asked is waiting.
-                    let _ = began.send(Ok(()));
-                    launcher.run(&received);
-                }
-                Err(error) => {
-                    let _ = began.send(Err(error));
+            .spawn(move || {
+                match Launcher::begin(driver, ordinal, &image, shape, residency, its_fate) {
+                    // If nobody waits any more, there is nothing to run.
+                    Ok(launcher) if began.send(Ok(())).is_ok() => launcher.run(&received),
+                    Ok(_) => {}
+                    Err(error) => {
+                        let _ = began.send(Err(error)); // as above
+                    }
                 }
             })
             .map_err(|error| ResidentError::Thread(error.to_string()))?;
-        begins.recv().map_err(|_| ResidentError::Gone)??;
-        Ok(Self { requests, launcher: Some(launcher) })
+        let within = residency.census + residency.overdue;
+        begins.recv_timeout(within).map_err(|_| ResidentError::NoAnswer { within })??;
+        let number = exit::register(&requests);
+        Ok(Self { requests, launcher: Mutex::new(Some(launcher)), fate, number })
     }
 
     /// Puts a kernel into a seat, between two leases, which costs the others a pause. Its first
-    /// command is to hold.
+    /// command is to hold. Waits for it.
     ///
     /// # Errors
     ///
-    /// If the plan does not fit, the seat was taken before, not all warps came, or the grid is lost.
+    /// If the plan does not fit, the seat is taken, not all warps came, or the grid is lost.
     pub fn seat(&self, seat: u32, plan: SeatPlan) -> Result<Port, ResidentError> {
-        let (answer, answered) = mpsc::channel();
-        let request = Request::Seat { seat, plan, answer };
-        self.requests.send(request).map_err(|_| ResidentError::Gone)?;
-        answered.recv().map_err(|_| ResidentError::Gone)?
+        wait::block_on(self.request_seat(Some(seat), plan)).map(|(_, port)| port)
+    }
+
+    /// As [`seat`](Self::seat), for a seat that is free: it is given back when what is returned is
+    /// dropped.
+    ///
+    /// # Errors
+    ///
+    /// As for `seat`; [`ResidentError::Full`] if none is free.
+    ///
+    /// # Cancel safety
+    ///
+    /// If the future is dropped, the seat stays free.
+    pub async fn take(self: &Arc<Self>, plan: SeatPlan) -> Result<Seated, ResidentError> {
+        let (seat, port) = self.request_seat(None, plan).await?;
+        Ok(Seated { port: Some(port), seat, resident: Arc::clone(self) })
+    }
+
+    fn request_seat(
+        &self,
+        seat: Option<u32>,
+        plan: SeatPlan,
+    ) -> impl Future<Output = Result<(u32, Port), ResidentError>> + use<> {
+        self.ask(move |answer| Request::Seat { seat, plan, answer })
+    }
+
+    /// A copy of what the state of this seat is between two messages. The grid makes a pause.
+    ///
+    /// # Errors
+    ///
+    /// What the driver said, or if the grid is lost.
+    ///
+    /// # Cancel safety
+    ///
+    /// Nothing is lost if the future is dropped.
+    pub fn state(&self, seat: u32) -> impl Future<Output = Result<Vec<u8>, ResidentError>> + use<> {
+        self.ask(move |answer| Request::State { seat, answer })
+    }
+
+    fn ask<T, F: FnOnce(oneshot::Sender<Result<T, ResidentError>>) -> Request>(
+        &self,
+        request: F,
+    ) -> impl Future<Output = Result<T, ResidentError>> + use<T, F> {
+        let (answer, answered) = oneshot::channel();
+        let sent = self.requests.send(request(answer));
+        let fate = Arc::clone(&self.fate);
+        async move {
+            let gone = || fate.lost.get().map_or(ResidentError::Gone, |loss| loss.error.clone());
+            sent.map_err(|_| gone())?;
+            answered.await.map_err(|_| gone())?
+        }
+    }
+
+    /// The counters of a seat that is taken.
+    pub fn counters(&self, seat: u32) -> Option<Counters> {
+        lock(&self.fate.words).get(seat as usize)?.as_ref().map(PortWords::counters)
+    }
+
+    /// Why the grid is lost, if it is.
+    pub fn loss(&self) -> Option<&Loss> {
+        self.fate.lost.get()
     }
 
     /// Ends the grid: every seat finishes its message and leaves.
@@ -122,12 +222,12 @@ impl Resident {
     ///
     /// [`ResidentError::Stuck`] if a seat did not leave within `within`: its handler does not come
     /// back, and the device is not free before it does or the process ends.
-    pub fn end(mut self, within: Duration) -> Result<(), ResidentError> {
+    pub fn end(self, within: Duration) -> Result<(), ResidentError> {
         let (answer, answered) = mpsc::channel();
-        let request = Request::End { answer, within };
+        let request = Request::End { answer: Some(answer), within };
         self.requests.send(request).map_err(|_| ResidentError::Gone)?;
         let ended = answered.recv().map_err(|_| ResidentError::Gone)?;
-        if let Some(launcher) = self.launcher.take() {
+        if let Some(launcher) = lock(&self.launcher).take() {
             // It has answered, so it ends; a panic of its own was reported where it happened.
             let _ = launcher.join();
         }
@@ -135,257 +235,79 @@ impl Resident {
     }
 }
 
-/// Why a grid could not be launched, changed or ended.
-#[derive(Clone, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum ResidentError {
-    /// What the driver said.
-    Driver(CallError),
-    /// No grid has this shape.
-    Shape(&'static str),
-    /// The device cannot hold so many blocks at once.
-    NoRoom {
-        /// The grid's blocks.
-        blocks: u32,
-        /// How many fit.
-        most: u32,
-    },
-    /// The plan does not fit.
-    Plan(PlanError),
-    /// A seat that was taken before.
-    Taken(u32),
-    /// Not all warps were there in time: something else occupies the device.
-    Census,
-    /// A seat does not leave: its handler does not come back.
-    Stuck,
-    /// The launcher's thread could not be started.
-    Thread(String),
-    /// The launcher is gone, after an error that was reported before.
-    Gone,
-}
-
-impl fmt::Display for ResidentError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Driver(error) => error.fmt(f),
-            Self::Shape(wrong) => f.write_str(wrong),
-            Self::NoRoom { blocks, most } => {
-                write!(f, "the device holds {most} blocks at once, not {blocks}")
-            }
-            Self::Plan(error) => error.fmt(f),
-            Self::Taken(seat) => write!(f, "seat {seat} was taken before"),
-            Self::Census => f.write_str("the grid did not become resident in time"),
-            Self::Stuck => f.write_str("a handler does not come back"),
-            Self::Thread(error) => write!(f, "the launcher cannot be started: {error}"),
-            Self::Gone => f.write_str("the grid is lost"),
-        }
+impl Drop for Resident {
+    fn drop(&mut self) {
+        exit::forget(self.number);
+        // If the launcher is gone, so is the grid.
+        let _ = self.requests.send(Request::End { answer: None, within: LEAVE_WITHIN });
     }
 }
 
-impl std::error::Error for ResidentError {
-    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
-        match self {
-            Self::Driver(error) => Some(error),
-            Self::Plan(error) => Some(error),
-            _ => None,
-        }
-    }
+/// How long a grid that nobody uses may take to leave.
+const LEAVE_WITHIN: Duration = Duration::from_secs(2);
+
+/// A kernel's seat, and the way to it. Dropped, the kernel is killed and the seat given back, once
+/// its handler has come back.
+pub struct Seated {
+    /// Until it is dropped.
+    port: Option<Port>,
+    seat: u32,
+    resident: Arc<Resident>,
 }
 
-impl From<CallError> for ResidentError {
-    fn from(error: CallError) -> Self {
-        Self::Driver(error)
+impl Seated {
+    /// Its number.
+    pub fn number(&self) -> u32 {
+        self.seat
     }
-}
 
-/// All that the launcher's thread has.
-struct Launcher {
-    session: Session,
-    grid: Grid,
-    kernel: Kernel,
-    /// The grid's stream, in which nothing else is ever queued.
-    resident: Stream,
-    /// For writes while no grid runs.
-    copies: Stream,
-    /// Where the device's arena begins, as the device sees it.
-    device: u64,
-    residency: Residency,
-    /// The last epoch that was launched; 0 before the first.
-    epoch: u32,
-    /// The words of the seats that were taken.
-    seats: Vec<Option<PortWords>>,
-}
+    /// The grid that it is a seat of.
+    pub fn resident(&self) -> &Arc<Resident> {
+        &self.resident
+    }
 
-impl Launcher {
-    fn begin(
-        driver: &'static Driver,
-        ordinal: u32,
-        image: &Image,
-        shape: Shape,
-        residency: Residency,
-    ) -> Result<Self, ResidentError> {
-        let ordinal = ordinal.cast_signed();
-        let device = driver.device(ordinal)?;
-        let session = Session::begin(driver, ordinal)?;
-        // All that waits for what is resident is done before anything is.
-        let kernel = session.kernel(image.cubin(), KERNEL)?;
-        let most = session.occupancy(kernel, BLOCK_THREADS)? * device.multiprocessors;
-        let blocks = blocks(shape);
-        if blocks > most || !device.cooperative_launch {
-            return Err(ResidentError::NoRoom { blocks, most });
+    /// The host's half of it.
+    pub fn port(&mut self) -> &mut Port {
+        match &mut self.port {
+            Some(port) => port,
+            None => unreachable!("it is there until this is dropped"),
         }
-        let (resident, copies) = (session.stream()?, session.stream()?);
-        let (host, address) = session.host_memory(shape.host_bytes())?;
-        let device = session.device_memory(shape.device_bytes())?;
-        // SAFETY: just taken, as long as said, zeroed, aligned to pages, and never freed; it is
-        // reached through the grid and the device's sources alone, which keep to the protocol.
-        let host = unsafe { Arena::from_raw(host, address, shape.host_bytes(), ()) };
-        let grid = Grid::new(shape, host, device);
-        let seats = vec![None; shape.seats as usize];
-        let launcher =
-            Self { session, grid, kernel, resident, copies, device, residency, epoch: 0, seats };
-        launcher.write(&launcher.grid.vacant())?;
-        Ok(launcher)
     }
 
-    /// Writes to the device's memory, while no grid runs.
-    fn write(&self, writes: &[Write]) -> Result<(), CallError> {
-        for (offset, bytes) in writes {
-            assert!(offset + bytes.len() <= self.grid.shape().device_bytes());
-            // SAFETY: inside the device's arena, as just checked; no grid runs.
-            unsafe { self.session.write(self.copies, self.device + *offset as u64, bytes) }?;
-        }
-        Ok(())
-    }
-
-    /// Queues the grid of the next epoch behind what the stream has.
-    fn queue(&mut self) -> Result<(), CallError> {
-        let Residency { lease, silence, .. } = self.residency;
-        let epoch = self.epoch.wrapping_add(1).max(1);
-        let (left, zeros) = self.grid.before_launch();
-        let address = self.device + left as u64;
-        // SAFETY: inside the device's arena, and used by grids alone, which the stream has before
-        // and behind this.
-        unsafe { self.session.zero(self.resident, address, zeros.len()) }?;
-        let parameters: Parameters = self.grid.parameters(epoch, lease, silence);
-        let blocks = blocks(self.grid.shape());
-        // SAFETY: the image's kernel takes these parameters; they lead to the arenas, which are
-        // never freed.
-        unsafe {
-            self.session.launch(self.kernel, blocks, BLOCK_THREADS, self.resident, &parameters)
-        }?;
-        self.epoch = epoch;
-        Ok(())
-    }
-
-    /// Whether a kernel sits on some seat. Without one a grid would end as it begins.
-    fn is_needed(&self) -> bool {
-        self.seats.iter().flatten().any(|seat| {
-            let state = seat.report().state;
-            state != STATE_STOPPED && state != STATE_FAILED
-        })
-    }
-
-    /// Sees to it that a grid runs, and in lease mode that another one waits behind it.
-    fn renew(&mut self) -> Result<(), CallError> {
-        let wanted = if self.residency.lease.is_some() { 2 } else { 1 };
-        while self.is_needed() && self.epoch.wrapping_sub(self.grid.ended()) < wanted {
-            self.queue()?;
-        }
-        Ok(())
-    }
-
-    /// Launches, and waits until every warp is there.
-    fn start(&mut self) -> Result<(), ResidentError> {
-        let first = self.epoch.wrapping_add(1);
-        self.renew()?;
-        let deadline = Instant::now() + self.residency.census;
-        // With a short lease the first may have ended before it was looked at.
-        let is_there = |grid: &Grid| grid.is_resident(first) || grid.ended() >= first;
-        while self.epoch >= first && !is_there(&self.grid) {
-            self.grid.beat();
-            if Instant::now() > deadline {
-                return Err(ResidentError::Census);
+    /// Wakes this task if the grid is lost; of several the last.
+    pub fn watch(&self, waker: &Waker) {
+        let seat = self.seat as usize;
+        let replaced = {
+            let mut wakers = lock(&self.resident.fate.wakers);
+            if wakers.len() <= seat {
+                wakers.resize(seat + 1, None);
             }
-            // An error of the grid's comes to light with the next call.
-            self.session.is_idle(self.resident)?;
-            thread::park_timeout(LOOK);
-        }
-        Ok(())
-    }
-
-    /// Asks all grids in the stream to end, and waits for it.
-    fn stop(&mut self, deadline: Option<Instant>) -> Result<(), ResidentError> {
-        self.grid.quiesce(self.epoch);
-        while !self.session.is_idle(self.resident)? {
-            self.grid.beat();
-            if deadline.is_some_and(|deadline| Instant::now() > deadline) {
-                return Err(ResidentError::Stuck);
+            match &wakers[seat] {
+                Some(known) if known.will_wake(waker) => None,
+                _ => wakers[seat].replace(waker.clone()),
             }
-            thread::park_timeout(LOOK);
-        }
-        Ok(())
-    }
-
-    fn run(mut self, requests: &Receiver<Request>) {
-        if let Err(error) = self.serve(requests) {
-            // Whoever asks from now on is told that the grid is gone.
-            tracing::error!(%error, "resident grid lost");
-        }
-    }
-
-    fn serve(&mut self, requests: &Receiver<Request>) -> Result<(), ResidentError> {
-        loop {
-            match requests.recv_timeout(ROUND) {
-                Ok(Request::Seat { seat, plan, answer }) => {
-                    let port = self.take(seat, &plan);
-                    let lost = match &port {
-                        Err(error @ (ResidentError::Driver(_) | ResidentError::Census)) => {
-                            Err(error.clone())
-                        }
-                        _ => Ok(()),
-                    };
-                    // Whoever asked is waiting.
-                    let _ = answer.send(port);
-                    lost?;
-                }
-                Ok(Request::End { answer, within }) => {
-                    let ended = self.stop(Some(Instant::now() + within));
-                    // Whoever asked is waiting.
-                    let _ = answer.send(ended);
-                    return Ok(());
-                }
-                Err(RecvTimeoutError::Timeout) => {}
-                // Nobody has the grid any more.
-                Err(RecvTimeoutError::Disconnected) => return self.stop(None),
-            }
-            self.grid.beat();
-            self.renew()?;
-        }
-    }
-
-    fn take(&mut self, seat: u32, plan: &SeatPlan) -> Result<Port, ResidentError> {
-        if matches!(self.seats.get(seat as usize), Some(Some(_))) {
-            return Err(ResidentError::Taken(seat));
-        }
-        self.stop(None)?;
-        // SAFETY: no grid runs, and none is launched before the writes below are done; the seat
-        // was never taken before.
-        let seated = unsafe { self.grid.seat(seat, plan) };
-        let port = match seated {
-            Ok((port, writes)) => {
-                self.write(&writes)?;
-                self.seats[seat as usize] = Some(port.words());
-                Ok(port)
-            }
-            Err(error) => Err(ResidentError::Plan(error)),
         };
-        self.start()?;
-        port
+        drop(replaced);
+        // Lost meanwhile: its wakers were taken.
+        if self.resident.loss().is_some() {
+            waker.wake_by_ref();
+        }
     }
 }
 
-/// One warp serves, and each other one is a seat.
-fn blocks(shape: Shape) -> u32 {
-    (shape.seats + 1).div_ceil(BLOCK_WARPS)
+impl Drop for Seated {
+    fn drop(&mut self) {
+        if let Some(port) = self.port.take() {
+            port.command(dotcompute_abi::control::COMMAND_KILL);
+            let request = Request::Vacate { seat: self.seat, port: Box::new(port) };
+            // A grid that is lost has no seats.
+            let _ = self.resident.requests.send(request);
+        }
+    }
+}
+
+impl fmt::Debug for Seated {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Seated").field("seat", &self.seat).finish_non_exhaustive()
+    }
 }

@@ -71,6 +71,7 @@ fn driver(version: u32, init: i32, left_out: &str) -> String {
         "cuStreamSynchronize",
         "cuStreamQuery",
         "cuMemcpyHtoDAsync_v2",
+        "cuMemcpyDtoHAsync_v2",
         "cuMemsetD8Async",
         "cuModuleLoadData",
         "cuModuleGetFunction",

@@ -9,6 +9,7 @@ use std::path::Path;
 use std::process::Command;
 
 use dotcompute_cuda::compute::KERNELS;
+use dotcompute_cuda::nvjitlink::{Part, PartKind};
 use dotcompute_cuda::nvrtc::{Output, Source};
 use dotcompute_cuda::toolkit::Toolkit;
 
@@ -53,5 +54,20 @@ fn every_kernel_is_there_for_every_architecture() {
         // nvdisasm can succeed and print nothing.
         assert!(text.matches("LDG.E").count() >= 2 * 8, "sm_{architecture}");
         assert!(text.matches("STG.E").count() >= 8, "sm_{architecture}");
+    }
+}
+
+/// Also PTX without the zero byte that the linker wants to see.
+#[test]
+fn ptx_is_linked_for_every_architecture() {
+    let toolkit = Toolkit::load().expect("make cuda-offline says where the toolkit lies");
+    let ptx = ".version 7.0\n.target sm_70\n.address_size 64\n.visible .entry none() { ret; }\n";
+    for architecture in ["80", "90", "100"] {
+        for bytes in [ptx.as_bytes(), &[ptx.as_bytes(), b"\0"].concat()] {
+            let part = Part { name: "none.ptx", kind: PartKind::Ptx, bytes };
+            let option = format!("-arch=sm_{architecture}");
+            let cubin = toolkit.linker.link(&[part], &[option.as_str()]).unwrap();
+            assert!(cubin.starts_with(b"\x7fELF"), "sm_{architecture}");
+        }
     }
 }

@@ -8,9 +8,10 @@ use std::os::unix::process::ExitStatusExt;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::{Arc, OnceLock};
 use std::thread;
+use std::time::{Duration, Instant};
 
 use dotcompute_core::{Fault, FaultKind, KernelId};
-use rustix::event::{PollFd, PollFlags, poll};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
 use crate::CHILD_OF;
@@ -19,6 +20,7 @@ use crate::frame::{FromRing, ToRing};
 use crate::output::{Output, Sink};
 use crate::segment::Segment;
 use crate::socket::{self, Report, Setup};
+use crate::state::SharedState;
 
 /// How a child came to its end, as far as is known: the first of its own report and its death.
 #[derive(Clone, Debug)]
@@ -45,6 +47,17 @@ impl Ending {
     }
 }
 
+/// What its parent knows of a child that is to be started, besides what it is told.
+pub(crate) struct Start {
+    /// How long it may take to come to its first step.
+    pub(crate) within: Duration,
+    pub(crate) first_step: String,
+    /// Takes what it writes.
+    pub(crate) sink: Sink,
+    /// What the thread that watches it keeps.
+    pub(crate) kept: Box<dyn Any + Send>,
+}
+
 /// What all who deal with one child share.
 #[derive(Debug)]
 struct Running {
@@ -64,18 +77,19 @@ pub(crate) struct Session {
 }
 
 impl Session {
-    /// Starts a child by `command` and hands over what it needs. What it writes goes to `sink`.
+    /// Starts a child by `command` and hands over what it needs.
     pub(crate) fn spawn(
         mut command: Command,
         setup: &Setup,
         slots: usize,
         desk: &Arc<Desk>,
-        sink: &Sink,
-        kept: Box<dyn Any + Send>,
+        state: Option<&SharedState>,
+        start: Start,
     ) -> std::io::Result<Self> {
         let (segment, there, back) = Segment::create(slots)?;
         let (ours, theirs) = socket::pair()?;
-        let files = [segment.memory().file(), desk.bell.memory().file()];
+        let mut files = vec![segment.memory().file(), desk.signals.bell.memory().file()];
+        files.extend(state.map(|state| state.memory().file()));
         // Before the child exists: it finds its setup when it first looks.
         socket::send_setup(&ours, setup, &files)?;
         command
@@ -102,13 +116,14 @@ impl Session {
             from_child: back.consumer(),
             child: Arc::clone(&child),
         };
-        let (desk, sink) = (Arc::clone(desk), Arc::clone(sink));
+        let desk = Arc::clone(desk);
         let kernel = KernelId::from(setup.kernel.as_str());
         thread::Builder::new()
             .name(format!("rk-{kernel}-child").replace('\0', "?"))
             .stack_size(256 * 1024)
             .spawn(move || {
-                watch(process, &child, &desk, &kernel, &sink);
+                watch(process, &child, &desk, &kernel, &start);
+                let Start { sink, kept, .. } = start;
                 drop((sink, desk, child));
                 drop(kept);
             })?;
@@ -136,17 +151,21 @@ impl Drop for Session {
 }
 
 /// Passes on what the child writes and reports, until it is dead; then reaps it.
-fn watch(mut process: Child, child: &Running, desk: &Desk, kernel: &KernelId, sink: &Sink) {
+fn watch(mut process: Child, child: &Running, desk: &Desk, kernel: &KernelId, start: &Start) {
+    let Start { within, first_step, sink, .. } = start;
+    // Until it has come to its first step.
+    let mut deadline = Instant::now().checked_add(*within);
     let mut out = process.stdout.take().map(|pipe| Lines::new(OwnedFd::from(pipe)));
     let mut err = process.stderr.take().map(|pipe| Lines::new(OwnedFd::from(pipe)));
     let mut reports = true;
     loop {
-        let dead = wait_for_news(child, reports, &out, &err);
+        let dead = wait_for_news(child, reports, &out, &err, deadline);
         while reports {
             match socket::receive_report(&child.socket, false) {
                 Ok(Some(Report::Log { level, target, text })) => {
                     sink(kernel, Output::Log { level, target: &target, text: &text });
                 }
+                Ok(Some(Report::Started)) => deadline = None,
                 Ok(Some(Report::Returned)) => child.end(Ending::Returned, desk),
                 Ok(Some(Report::Faulted(fault))) => child.end(Ending::Faulted(fault), desk),
                 Err(rustix::io::Errno::AGAIN) => break,
@@ -169,6 +188,16 @@ fn watch(mut process: Child, child: &Running, desk: &Desk, kernel: &KernelId, si
         if dead {
             break;
         }
+        // After the reports: what it said in time counts, however late that is read.
+        if deadline.is_some_and(|deadline| deadline <= Instant::now()) {
+            deadline = None;
+            let message = format!(
+                "the process of ring kernel '{kernel}' did not come to {first_step}, within {within:?}"
+            );
+            child.end(Ending::Faulted(Fault::reported(FaultKind::Executor, message)), desk);
+            // Fails only if it is gone by now.
+            let _ = pidfd_send_signal(&child.pidfd, Signal::KILL);
+        }
     }
     // It has ended, so this does not wait.
     match process.wait() {
@@ -188,8 +217,14 @@ impl Running {
     }
 }
 
-/// Waits until there is something to read; whether the child is dead.
-fn wait_for_news(child: &Running, reports: bool, out: &Option<Lines>, err: &Option<Lines>) -> bool {
+/// Waits until there is something to read, or until `deadline`; whether the child is dead.
+fn wait_for_news(
+    child: &Running,
+    reports: bool,
+    out: &Option<Lines>,
+    err: &Option<Lines>,
+    deadline: Option<Instant>,
+) -> bool {
     let mut sources = vec![PollFd::new(&child.pidfd, PollFlags::IN)];
     if reports {
         sources.push(PollFd::new(&child.socket, PollFlags::IN));
@@ -198,7 +233,10 @@ fn wait_for_news(child: &Running, reports: bool, out: &Option<Lines>, err: &Opti
         sources.push(PollFd::new(&lines.pipe, PollFlags::IN));
     }
     loop {
-        match poll(&mut sources, None) {
+        let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
+        // One that is too long to be said has no end.
+        let left = left.and_then(|left| Timespec::try_from(left).ok());
+        match poll(&mut sources, left.as_ref()) {
             Err(rustix::io::Errno::INTR) => {}
             // Nothing to be done about it but to look, and to wait for the end.
             Err(_) => return true,

@@ -1,29 +1,80 @@
-//! The executor: a thread for each kernel, which keeps the proxy of its process going.
+//! The executor: a thread for each kernel, which keeps the proxy of its process going, and the guests
+//! that take its place.
 
 use std::any::Any;
 use std::cell::RefCell;
-use std::pin::pin;
-use std::sync::{Arc, Mutex};
+use std::fmt;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, MutexGuard, TryLockError};
 use std::task::{Context, Wake, Waker};
 use std::thread;
+use std::time::Instant;
 
-use dotcompute_core::{BoxError, Executor, KernelId, KernelTask};
-use dotcompute_mailbox::doorbell::Waiting;
-use dotcompute_mailbox::sync::{AtomicBool, Ordering, lock};
+use dotcompute_core::{BoxError, Executor, Helper, KernelId, KernelTask, Place};
+use dotcompute_mailbox::doorbell::{Rings, Waiting};
+use dotcompute_mailbox::sync::{AtomicBool, AtomicUsize, Ordering, lock};
 use dotcompute_mailbox::wait;
 
 use crate::segment::{ParentBell, Segment};
 
-/// Where the driver of one kernel sleeps, and what it looks at before it does.
-#[derive(Debug)]
+/// Where one kernel is driven: by its driver, a thread of its own, or, while that sleeps, by a guest, a
+/// thread that waits for the kernel. So a round trip takes two threads, one of each process, and not
+/// four.
 pub(crate) struct Desk {
-    pub(crate) bell: Arc<ParentBell>,
-    /// A waker of this process said that there is something to do.
-    woken: AtomicBool,
+    pub(crate) signals: Arc<Signals>,
+    /// Who drives the kernel has it locked. A guest only ever tries to.
+    seat: Mutex<Seat>,
     /// What the driver's thread keeps.
     kept: Mutex<Option<Box<dyn Any + Send>>>,
     /// The segment of the child that runs now.
     segment: Mutex<Option<Arc<Segment>>>,
+    /// Whether that is another one than the seat's. Touched by whoever is in the seat.
+    replaced: AtomicBool,
+}
+
+/// What there may be to do at a desk.
+#[derive(Debug)]
+pub(crate) struct Signals {
+    /// Rung for all news: by the child, by wakers, and at the child's end.
+    pub(crate) bell: ParentBell,
+    /// The kernel's waker said that there is something to do.
+    woken: AtomicBool,
+    /// What the guest waits for may be there.
+    guest_woken: AtomicBool,
+    /// The thread that is in the seat, by its mark; 0: none is, or it is going.
+    inside: AtomicUsize,
+}
+
+impl Signals {
+    /// Rings, unless the calling thread is the one that would be woken: that looks by itself before it
+    /// waits or goes.
+    fn ring(&self) {
+        // Relaxed: it equals this thread's mark only if this thread wrote it last.
+        if self.inside.load(Ordering::Relaxed) != thread_mark() {
+            self.bell.bell().ring();
+        }
+    }
+}
+
+/// A number that no other living thread has, and not 0.
+fn thread_mark() -> usize {
+    thread_local! {
+        static MARK: u8 = const { 0 };
+    }
+    // A thread that is ending has none any more, and rings.
+    MARK.try_with(|mark| std::ptr::from_ref(mark).addr()).unwrap_or(1)
+}
+
+struct Seat {
+    /// The kernel's life; none before and after it.
+    task: Option<KernelTask>,
+    segment: Option<Arc<Segment>>,
+    /// The child's count of news when the task was polled last.
+    seen: u64,
+    waker: Waker,
+    guest_waker: Waker,
+    driver_waiting: Waiting,
+    guest_waiting: Waiting,
 }
 
 thread_local! {
@@ -31,13 +82,67 @@ thread_local! {
     static LAUNCHING: RefCell<Option<Arc<Desk>>> = const { RefCell::new(None) };
 }
 
+/// The kernel's waker.
+struct WakeKernel(Arc<Signals>);
+
+/// The waker of what a guest waits for.
+struct WakeGuest(Arc<Signals>);
+
+impl Wake for WakeKernel {
+    fn wake(self: Arc<Self>) {
+        self.wake_by_ref();
+    }
+
+    fn wake_by_ref(self: &Arc<Self>) {
+        // SYNC(process.woken) release: pairs with the acquires in `Desk::poll` and `has_news`. Makes
+        // visible what the waker did before.
+        self.0.woken.store(true, Ordering::Release);
+        self.0.ring();
+    }
+}
+
+impl Wake for WakeGuest {
+    fn wake(self: Arc<Self>) {
+        self.wake_by_ref();
+    }
+
+    fn wake_by_ref(self: &Arc<Self>) {
+        // SYNC(process.guest_woken) release: pairs with the acquires in `Guest::drive`. Makes visible
+        // what the waker did before.
+        self.0.guest_woken.store(true, Ordering::Release);
+        self.0.ring();
+    }
+}
+
+impl fmt::Debug for Desk {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Desk").field("signals", &self.signals).finish_non_exhaustive()
+    }
+}
+
 impl Desk {
     pub(crate) fn new(kept: Box<dyn Any + Send>) -> rustix::io::Result<Arc<Self>> {
-        Ok(Arc::new(Self {
-            bell: Arc::new(ParentBell::create()?),
+        let signals = Arc::new(Signals {
+            bell: ParentBell::create()?,
             woken: AtomicBool::new(false),
+            guest_woken: AtomicBool::new(false),
+            inside: AtomicUsize::new(0),
+        });
+        let seat = Seat {
+            task: None,
+            segment: None,
+            seen: 0,
+            waker: Waker::from(Arc::new(WakeKernel(Arc::clone(&signals)))),
+            guest_waker: Waker::from(Arc::new(WakeGuest(Arc::clone(&signals)))),
+            driver_waiting: Waiting::default(),
+            guest_waiting: Waiting::default(),
+        };
+        Ok(Arc::new(Self {
+            signals,
+            seat: Mutex::new(seat),
             kept: Mutex::new(Some(kept)),
             segment: Mutex::default(),
+            replaced: AtomicBool::new(false),
         }))
     }
 
@@ -49,58 +154,157 @@ impl Desk {
         launched
     }
 
-    /// From now on news of this child are what the driver waits for.
+    /// From now on news of this child are what is waited for. For the task that is driven here.
     pub(crate) fn watch(&self, segment: Option<&Arc<Segment>>) {
         *lock(&self.segment) = segment.cloned();
-        // Called while the task is polled, which the driver must do again: it looked at another
-        // child's news.
+        // Relaxed: for whoever polls the task, which is this thread, or one that gets the seat from it.
+        self.replaced.store(true, Ordering::Relaxed);
+        // The task must be polled again: who does looked at another child's news.
         // SYNC(process.woken) release: as in `wake_by_ref`.
-        self.woken.store(true, Ordering::Release);
+        self.signals.woken.store(true, Ordering::Release);
     }
 
-    /// Wakes the driver because the child came to an end, which may have been while the child was
+    /// Wakes whoever drives because the child came to an end, which may have been while the child was
     /// about to wake it.
     pub(crate) fn wake_at_end(&self) {
         // SYNC(process.woken) release: as in `wake_by_ref`.
-        self.woken.store(true, Ordering::Release);
-        self.bell.bell().ring_always();
+        self.signals.woken.store(true, Ordering::Release);
+        self.signals.bell.bell().ring_always();
     }
 
-    /// Drives `task` to its end, on the calling thread.
-    fn drive(self: &Arc<Self>, task: KernelTask) {
-        let waker = Waker::from(Arc::clone(self));
-        let mut context = Context::from_waker(&waker);
-        let mut task = pin!(task);
-        let mut waiting = Waiting::default();
+    /// Lets the kernel do what it can; false once it has ended.
+    fn poll(&self, seat: &mut Seat) -> bool {
+        // Relaxed, both: as in `watch`.
+        if self.replaced.load(Ordering::Relaxed) {
+            self.replaced.store(false, Ordering::Relaxed);
+            seat.segment = lock(&self.segment).clone();
+        }
+        // Before the poll: what comes after this look is news.
+        seat.seen = seat.segment.as_ref().map_or(0, |segment| segment.news());
+        // SYNC(process.woken) acquire: pairs with the release in `wake_by_ref`. Makes visible what the
+        // waker did before.
+        self.signals.woken.swap(false, Ordering::Acquire);
+        let mut context = Context::from_waker(&seat.waker);
+        let Some(task) = &mut seat.task else { return false };
+        if Pin::new(task).poll(&mut context).is_ready() {
+            seat.task = None;
+            return false;
+        }
+        true
+    }
+
+    fn has_news(&self, seat: &Seat) -> bool {
+        let published = seat.segment.as_ref().is_some_and(|segment| segment.news() != seat.seen);
+        // SYNC(process.woken) acquire: as in `poll`, where it is taken.
+        published || self.signals.woken.load(Ordering::Acquire)
+    }
+
+    /// The calling thread is in the seat.
+    fn enter(&self) {
+        self.signals.bell.bell().enter();
+        // Relaxed: for this thread.
+        self.signals.inside.store(thread_mark(), Ordering::Relaxed);
+    }
+
+    /// The calling thread is out of the seat; not if there is news, which it then has to look at.
+    fn go(&self, is_news: impl FnMut() -> bool) -> Option<Rings> {
+        // Relaxed, both: for this thread.
+        self.signals.inside.store(0, Ordering::Relaxed);
+        let gone = self.signals.bell.bell().go(is_news);
+        if gone.is_none() {
+            self.signals.inside.store(thread_mark(), Ordering::Relaxed);
+        }
+        gone
+    }
+
+    /// Drives the kernel to its end, on the calling thread.
+    fn drive(&self) {
+        let bell = self.signals.bell.bell();
         loop {
-            let segment = lock(&self.segment).clone();
-            // Before the poll: what comes after this look is news.
-            let seen = segment.as_ref().map(|segment| segment.news());
-            // SYNC(process.woken) acquire: pairs with the release in `wake`. Makes visible what the
-            // waker did before.
-            self.woken.swap(false, Ordering::Acquire);
-            if task.as_mut().poll(&mut context).is_ready() {
-                return;
-            }
-            self.bell.bell().wait(&mut waiting, None, || {
-                // SYNC(process.woken) acquire: as above, where it is taken.
-                self.woken.load(Ordering::Acquire)
-                    || segment.as_ref().map(|segment| segment.news()) != seen
-            });
+            let gone = {
+                let mut seat = lock(&self.seat);
+                self.enter();
+                loop {
+                    if !self.poll(&mut seat) {
+                        return;
+                    }
+                    let mut waiting = std::mem::take(&mut seat.driver_waiting);
+                    let found = bell.spin(&mut waiting, || self.has_news(&seat));
+                    seat.driver_waiting = waiting;
+                    if !found && let Some(gone) = self.go(|| self.has_news(&seat)) {
+                        break gone;
+                    }
+                }
+            };
+            bell.sleep(gone);
         }
     }
 }
 
-impl Wake for Desk {
-    fn wake(self: Arc<Self>) {
-        self.wake_by_ref();
-    }
+/// A thread that has taken the driver's seat.
+struct Guest<'a> {
+    desk: &'a Desk,
+    seat: MutexGuard<'a, Seat>,
+}
 
-    fn wake_by_ref(self: &Arc<Self>) {
-        // SYNC(process.woken) release: pairs with the acquires in `drive`. Makes visible what the
-        // waker did before.
-        self.woken.store(true, Ordering::Release);
-        self.bell.bell().ring();
+impl Helper for Desk {
+    fn in_place(&self, f: &mut dyn FnMut(&mut dyn Place)) -> bool {
+        let seat = match self.seat.try_lock() {
+            Ok(seat) => seat,
+            Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
+            Err(TryLockError::WouldBlock) => return false,
+        };
+        if seat.task.is_none() {
+            return false;
+        }
+        self.enter();
+        f(&mut Guest { desk: self, seat });
+        true
+    }
+}
+
+impl Place for Guest<'_> {
+    fn drive(
+        &mut self,
+        deadline: Option<Instant>,
+        done: &mut dyn FnMut(&mut Context<'_>) -> bool,
+    ) -> bool {
+        let Self { desk, seat } = self;
+        let Signals { bell, guest_woken, .. } = &*desk.signals;
+        let waker = seat.guest_waker.clone();
+        let mut context = Context::from_waker(&waker);
+        loop {
+            // SYNC(process.guest_woken) acquire: pairs with the release in `wake_by_ref`. Makes visible
+            // what the waker did before.
+            guest_woken.swap(false, Ordering::Acquire);
+            let runs = desk.poll(seat);
+            if done(&mut context) {
+                return true;
+            }
+            if !runs {
+                return false;
+            }
+            let mut waiting = std::mem::take(&mut seat.guest_waiting);
+            let found = bell.bell().wait_as_guest(&mut waiting, deadline, || {
+                // SYNC(process.guest_woken) acquire: as above, where it is taken.
+                guest_woken.load(Ordering::Acquire) || desk.has_news(seat)
+            });
+            seat.guest_waiting = waiting;
+            if !found {
+                return false;
+            }
+        }
+    }
+}
+
+impl Drop for Guest<'_> {
+    fn drop(&mut self) {
+        let is_news = || self.seat.task.is_none() || self.desk.has_news(&self.seat);
+        if self.desk.go(is_news).is_none() {
+            // The rest is the driver's, so that a guest is not kept.
+            self.desk.go(|| false);
+            self.desk.signals.bell.bell().ring();
+        }
     }
 }
 
@@ -121,16 +325,23 @@ impl Executor for ProcessExecutor {
         let Some(desk) = LAUNCHING.with_borrow(Clone::clone) else {
             return Err("a kernel in a process is launched by `Processes::launch`".into());
         };
+        lock(&desk.seat).task = Some(task);
         let name = format!("rk-{kernel}").replace('\0', "?");
-        thread::Builder::new().name(name).spawn(move || {
-            let kept = lock(&desk.kept).take();
+        let driver = Arc::clone(&desk);
+        let started = thread::Builder::new().name(name).spawn(move || {
+            let kept = lock(&driver.kept).take();
             {
                 let _running = wait::running();
-                desk.drive(task);
+                driver.drive();
             }
-            drop(desk);
+            drop(driver);
             drop(kept);
-        })?;
+        });
+        if let Err(error) = started {
+            let task = lock(&desk.seat).task.take();
+            drop(task);
+            return Err(error.into());
+        }
         Ok(())
     }
 }

@@ -15,7 +15,8 @@ use dotcompute_mailbox::ring::{Consumer, Plain, Polls, Producer};
 
 /// The bytes of one slot.
 const SLOT: usize = PLAIN_PAYLOAD_BYTES as usize;
-/// Id, priority, delivery count, and zeros up to a multiple of 8.
+/// Id, priority, delivery count, whether somebody waits for the answer, for whom it is, and zeros up
+/// to a multiple of 8.
 const PREFIX: usize = 24;
 /// The most bytes of a frame: what its header can say, and no more than makes a long message flow.
 const FRAME_MAX: usize = 32 * 1024;
@@ -37,6 +38,12 @@ pub(crate) struct Prefix {
     pub(crate) correlation_id: Option<MessageId>,
     pub(crate) priority: u8,
     pub(crate) delivery_count: u8,
+    /// Of a message: whether somebody waits for the answer. Of what was sent to a target: whether it
+    /// is one record and no batch.
+    pub(crate) flag: bool,
+    /// 0: for the kernel or, of a reply, for whoever it belongs to; else what a handler sent to its
+    /// target of this number, from 1.
+    pub(crate) target: u16,
 }
 
 impl Prefix {
@@ -46,6 +53,20 @@ impl Prefix {
             correlation_id: envelope.correlation_id,
             priority: envelope.priority,
             delivery_count: envelope.delivery_count(),
+            flag: envelope.is_asked(),
+            target: 0,
+        }
+    }
+
+    /// Of what was sent to a target with this message in hand.
+    pub(crate) fn to_target(message: MessageId, target: usize, single: bool) -> Self {
+        Self {
+            id: message,
+            correlation_id: None,
+            priority: 0,
+            delivery_count: 1,
+            flag: single,
+            target: target as u16 + 1,
         }
     }
 }
@@ -79,7 +100,9 @@ impl Writer {
         self.token = token;
         self.flags = 0;
         self.bytes.extend(prefix.id.to_bytes());
-        self.bytes.extend([prefix.priority, prefix.delivery_count, 0, 0, 0, 0, 0, 0]);
+        let [low, high] = prefix.target.to_le_bytes();
+        let (priority, deliveries) = (prefix.priority, prefix.delivery_count);
+        self.bytes.extend([priority, deliveries, prefix.flag.into(), 0, low, high, 0, 0]);
         if let Some(id) = prefix.correlation_id {
             self.flags |= FLAG_CORRELATED as u16;
             self.bytes.extend(id.to_bytes());
@@ -224,6 +247,8 @@ impl Reader {
             correlation_id,
             priority: about[0],
             delivery_count: about[1],
+            flag: about[2] != 0,
+            target: u16::from_le_bytes([about[4], about[5]]),
         };
         Ok((prefix, rest))
     }
@@ -240,6 +265,8 @@ mod tests {
             correlation_id: (number % 2 == 1).then(|| MessageId::from_u128(number + 1)),
             priority: 200,
             delivery_count: 2,
+            flag: true,
+            target: 300,
         }
     }
 

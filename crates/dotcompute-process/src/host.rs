@@ -10,8 +10,10 @@ use std::task::{Context as TaskContext, Poll, Wake, Waker};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use dotcompute_core::compiled::{CompiledCalls, RecordMessage, RecordReply};
 use dotcompute_core::{
-    BoxError, Envelope, Fault, FaultKind, Handler, HandlerCalls, KernelRef, Message, MessageId,
+    BoxError, CompiledHandler, Envelope, Fault, FaultKind, Handler, HandlerCalls, KernelRef,
+    Message, MessageId,
 };
 use dotcompute_mailbox::doorbell::Waiting;
 use dotcompute_mailbox::sync::{AtomicBool, Ordering};
@@ -22,6 +24,7 @@ use crate::memory::Memory;
 use crate::output::ToParent;
 use crate::segment::{DRAIN, ParentBell, RUN, STOP, Segment};
 use crate::socket::{self, Report, Setup};
+use crate::state::SharedState;
 
 /// How many messages a handler handles before it publishes what came of them, where more are there.
 const ACKNOWLEDGE_EVERY: u64 = 32;
@@ -44,6 +47,101 @@ pub struct Host {
     /// What was acknowledged last.
     acknowledged: u64,
     demand: u64,
+    /// Whether the parent knows that this process came to what it was started for.
+    started: bool,
+    /// The state in shared memory, if the parent gave one.
+    state: Option<KeptState>,
+}
+
+/// What is called message by message.
+trait Calls<M, R> {
+    /// Handles a message; appends the replies to it.
+    fn call(
+        &mut self,
+        message: &Envelope<M>,
+        asked: bool,
+        replies: &mut Vec<Envelope<R>>,
+    ) -> Result<(), BoxError>;
+
+    /// What was sent to the target of this number with that message, and whether as one that is no
+    /// batch.
+    fn sent(&mut self, _target: usize) -> Option<(&[u8], bool)> {
+        None
+    }
+
+    /// The words of the state, as that message left them.
+    fn state(&self) -> &[u64] {
+        &[]
+    }
+}
+
+impl<H: Handler> Calls<H::In, H::Out> for HandlerCalls<H> {
+    fn call(
+        &mut self,
+        message: &Envelope<H::In>,
+        _asked: bool,
+        replies: &mut Vec<Envelope<H::Out>>,
+    ) -> Result<(), BoxError> {
+        Self::call(self, message, replies)
+    }
+}
+
+impl<M: RecordMessage, R: RecordReply> Calls<M, R> for CompiledCalls {
+    fn call(
+        &mut self,
+        message: &Envelope<M>,
+        asked: bool,
+        replies: &mut Vec<Envelope<R>>,
+    ) -> Result<(), BoxError> {
+        Self::call(self, message, asked, replies)
+    }
+
+    fn sent(&mut self, target: usize) -> Option<(&[u8], bool)> {
+        Self::sent(self, target)
+    }
+
+    fn state(&self) -> &[u64] {
+        Self::state(self)
+    }
+}
+
+/// A state of more words is copied so seldom as can be: each message is acknowledged by itself.
+const STATE_WORDS_SMALL: usize = 512;
+
+/// The state on its way to shared memory.
+#[derive(Debug)]
+struct KeptState {
+    shared: SharedState,
+    /// As of the last message that was handled well, and the position of that.
+    last: Vec<u64>,
+    at: u64,
+    /// As of the message before.
+    before: Vec<u64>,
+    /// The position of the version that was committed last.
+    committed: u64,
+}
+
+impl KeptState {
+    /// The message at this position left the state so.
+    fn handled(&mut self, position: u64, state: &[u64]) {
+        std::mem::swap(&mut self.before, &mut self.last);
+        self.last.clear();
+        self.last.extend_from_slice(state);
+        self.at = position;
+    }
+
+    /// Before anything is published that acknowledges the message that was handled last, or, if not
+    /// `whole`, perhaps only those before it.
+    fn commit(&mut self, whole: bool) {
+        if !whole && self.committed + 1 < self.at {
+            self.shared.commit(self.at - 1, &self.before);
+            self.committed = self.at - 1;
+        }
+        if self.committed < self.at {
+            self.shared.commit(self.at, &self.last);
+            self.committed = self.at;
+        }
+    }
 }
 
 /// A waker of this process said that there is something to do.
@@ -71,8 +169,13 @@ impl Host {
     /// ends with its parent.
     pub(crate) fn attach(socket: OwnedFd) -> rustix::io::Result<Self> {
         let (setup, files) = socket::receive_setup(&socket)?;
-        let [segment, bell] =
-            <[OwnedFd; 2]>::try_from(files).map_err(|_| rustix::io::Errno::BADMSG)?;
+        let mut files = files.into_iter();
+        let mut file = || files.next().ok_or(rustix::io::Errno::BADMSG);
+        let (segment, bell) = (file()?, file()?);
+        let state = match setup.state_bytes {
+            None => None,
+            Some(bytes) => Some(SharedState::attach(Memory::map(file()?)?, bytes as usize)?),
+        };
         let (segment, there, back) = Segment::attach(Memory::map(segment)?)?;
         let parent = ParentBell::attach(Memory::map(bell)?)?;
         let watched = socket.try_clone().map_err(|_| rustix::io::Errno::MFILE)?;
@@ -104,6 +207,14 @@ impl Host {
             received: 0,
             acknowledged: 0,
             demand: 0,
+            started: false,
+            state: state.map(|shared| KeptState {
+                shared,
+                last: Vec::new(),
+                at: 0,
+                before: Vec::new(),
+                committed: 0,
+            }),
         })
     }
 
@@ -125,6 +236,16 @@ impl Host {
     /// How many messages it may be handed at a time.
     pub fn window(&self) -> usize {
         self.setup.window.max(1) as usize
+    }
+
+    /// Tells the parent that this process came to its kernel's code, for which there is a
+    /// [deadline](crate::Process::start_within). [`Kernels::child_main`](crate::Kernels::child_main)
+    /// and the methods that run a kernel do so.
+    pub fn started(&mut self) {
+        if !std::mem::replace(&mut self.started, true) {
+            // Without a parent there is nobody to tell.
+            let _ = socket::send_report(self.socket.as_fd(), &Report::Started);
+        }
     }
 
     /// Logs to the parent, from any thread.
@@ -155,7 +276,49 @@ impl Host {
         messages: &Coder<H::In>,
         replies: &Coder<H::Out>,
     ) -> Result<(), Fault> {
-        let mut calls = HandlerCalls::new(handler);
+        self.run_calls(HandlerCalls::new(handler), messages, replies)
+    }
+
+    /// Runs a compiled handler over the messages until the parent says that it is over, or it fails.
+    /// Its state begins as the last child left it, where the parent keeps it.
+    ///
+    /// # Errors
+    ///
+    /// What it failed with. What it handled before is acknowledged.
+    pub fn run_compiled<M: RecordMessage, R: RecordReply>(
+        &mut self,
+        handler: CompiledHandler,
+        messages: &Coder<M>,
+        replies: &Coder<R>,
+    ) -> Result<(), Fault> {
+        let segment = Arc::clone(&self.segment);
+        let must_stop = move || segment.command() == STOP;
+        let mut calls = CompiledCalls::new(handler, &self.setup.kernel, must_stop);
+        let theirs = self.setup.state_bytes.map(|bytes| bytes as usize);
+        if theirs.is_some() && theirs != calls.state_bytes() {
+            let ours = calls.state_bytes();
+            let message =
+                format!("the parent's state has {theirs:?} bytes, the handler's {ours:?}");
+            return Err(Fault::new(message));
+        }
+        if let Some(state) = &mut self.state {
+            calls.set_state(&state.shared.latest());
+            state.last.extend_from_slice(calls.state());
+        }
+        self.run_calls(calls, messages, replies)
+    }
+
+    fn run_calls<M: Message, R: Message>(
+        &mut self,
+        mut calls: impl Calls<M, R>,
+        messages: &Coder<M>,
+        replies: &Coder<R>,
+    ) -> Result<(), Fault> {
+        self.started();
+        let every = match &self.state {
+            Some(_) if calls.state().len() > STATE_WORDS_SMALL => 1,
+            _ => ACKNOWLEDGE_EVERY,
+        };
         let mut made = Vec::new();
         let window = self.window() as u64;
         self.acknowledge(0, window);
@@ -163,19 +326,33 @@ impl Host {
             // Before the ring: what was handed over before the command is in it.
             let command = self.segment.command();
             while self.segment.command() != STOP && self.next()? {
-                let message = self.read(messages)?;
+                let (message, prefix) = self.read(messages)?;
                 let token = self.received as u32;
-                let handled = catch_unwind(AssertUnwindSafe(|| calls.call(&message, &mut made)));
-                if let Err(fault) = flatten(handled) {
+                let call = AssertUnwindSafe(|| calls.call(&message, prefix.flag, &mut made));
+                if let Err(fault) = flatten(catch_unwind(call)) {
                     self.acknowledge(self.received - 1, 0);
                     return Err(fault);
+                }
+                if let Some(state) = &mut self.state {
+                    state.handled(self.received, calls.state());
+                }
+                let mut target = 0;
+                while let Some((records, single)) = calls.sent(target) {
+                    if !records.is_empty() {
+                        let prefix = Prefix::to_target(message.id, target, single);
+                        self.put(token, prefix, |out| {
+                            out.extend_from_slice(records);
+                            Ok(())
+                        })?;
+                    }
+                    target += 1;
                 }
                 for reply in made.drain(..) {
                     self.send(token, &reply, replies)?;
                 }
                 // After a fault one by one, so that it is known whose it is.
                 let since = self.received - self.acknowledged;
-                if since >= ACKNOWLEDGE_EVERY || message.delivery_count() > 1 {
+                if since >= every || message.delivery_count() > 1 {
                     self.acknowledge(self.received, self.received + window);
                 }
             }
@@ -202,6 +379,7 @@ impl Host {
         messages: &Coder<M>,
         replies: &Coder<R>,
     ) -> Result<(), Fault> {
+        self.started();
         let waker = Waker::from(Arc::clone(&self.woken));
         let mut cx = TaskContext::from_waker(&waker);
         let mut ended = Box::pin(kernel.ended());
@@ -246,12 +424,12 @@ impl Host {
                 unsettled.drain(..(settled - self.acknowledged) as usize);
                 self.acknowledge(settled, demand);
             } else if self.writer.staged() > 0 {
-                self.publish();
+                self.publish(false);
             }
             // The command before the ring, as for a handler.
             let command = self.segment.command();
             while command != STOP && !refused && self.next()? {
-                let message = self.read(messages)?;
+                let (message, _) = self.read(messages)?;
                 let id = message.id;
                 match kernel.try_send(message) {
                     Ok(()) => unsettled.push_back(id),
@@ -286,12 +464,12 @@ impl Host {
             self.segment.set_received(self.received);
         } else if self.reader.is_inside() {
             // Of a long message there is room for more now.
-            self.publish();
+            self.publish(false);
         }
         Ok(found)
     }
 
-    fn read<T: Message>(&self, coder: &Coder<T>) -> Result<Envelope<T>, Fault> {
+    fn read<T: Message>(&self, coder: &Coder<T>) -> Result<(Envelope<T>, Prefix), Fault> {
         coder.read(&self.reader).map_err(Fault::from_error)
     }
 
@@ -302,11 +480,19 @@ impl Host {
         reply: &Envelope<T>,
         coder: &Coder<T>,
     ) -> Result<(), Fault> {
-        let encode = &coder.encode;
-        let begun = self.writer.begin(token, Prefix::of(reply), |out| encode(reply, out));
-        begun.map_err(Fault::from_error)?;
+        self.put(token, Prefix::of(reply), |out| (coder.encode)(reply, out))
+    }
+
+    /// Puts what `fill` appends into the ring of replies.
+    fn put(
+        &mut self,
+        token: u32,
+        prefix: Prefix,
+        fill: impl FnOnce(&mut Vec<u8>) -> Result<(), BoxError>,
+    ) -> Result<(), Fault> {
+        self.writer.begin(token, prefix, fill).map_err(Fault::from_error)?;
         while !self.writer.stage(&self.to_parent) {
-            self.publish();
+            self.publish(false);
             self.wait(|host| host.to_parent.free() == host.to_parent.capacity());
         }
         Ok(())
@@ -318,10 +504,14 @@ impl Host {
     fn acknowledge(&mut self, processed: u64, demand: u64) {
         self.acknowledged = processed.max(self.acknowledged);
         self.demand = demand.max(self.demand);
-        self.publish();
+        self.publish(true);
     }
 
-    fn publish(&mut self) {
+    /// Publishes what is staged. `whole`: that is all that was made of the messages so far.
+    fn publish(&mut self, whole: bool) {
+        if let Some(state) = &mut self.state {
+            state.commit(whole);
+        }
         self.writer.publish(&mut self.to_parent);
         self.segment.set_progress(self.acknowledged, self.demand);
         self.segment.tell();

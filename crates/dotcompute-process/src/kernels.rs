@@ -8,20 +8,23 @@ use std::future::Future;
 use std::os::fd::{AsFd, OwnedFd};
 use std::process::Command;
 use std::sync::Arc;
+use std::time::Duration;
 
+use dotcompute_core::compiled::{NearSide, RecordMessage, RecordReply, StateReader, StateSource};
 use dotcompute_core::{
-    BoxError, Context, Executor, Fault, Handler, KernelBuilder, KernelId, KernelRef, LaunchError,
-    Message, Runtime,
+    BoxError, CompiledHandler, Context, Executor, Fault, Handler, KernelBuilder, KernelId,
+    KernelRef, LaunchError, Message, Runtime,
 };
 use dotcompute_mailbox::sync::{AtomicBool, Ordering};
 
-use crate::child::Session;
+use crate::child::{Session, Start};
 use crate::coder::Coder;
 use crate::executor::{Desk, ProcessExecutor};
 use crate::host::Host;
 use crate::output::{self, Output, Sink};
-use crate::proxy::Proxy;
+use crate::proxy::{Near, Proxy};
 use crate::socket::{ARGS_MAX, Setup};
+use crate::state::SharedState;
 use crate::{CHILD_OF, EXECUTOR};
 
 /// Whether this process is a child that serves its parent, as it should.
@@ -37,6 +40,7 @@ pub struct Kernels {
     command: Box<dyn Fn() -> std::io::Result<Command> + Send + Sync>,
     sink: Sink,
     threads: Threads,
+    first_step: String,
 }
 
 /// Makes what each thread of a kernel keeps until it ends.
@@ -50,6 +54,16 @@ struct Entry {
     types: &'static str,
     /// For the child: runs it.
     serve: Serve,
+    /// For the parent, of a compiled handler.
+    compiled: Option<Compiled>,
+}
+
+type Make = Arc<dyn Fn(&[u8]) -> Result<CompiledHandler, BoxError> + Send + Sync>;
+
+/// What the parent has to know of a compiled handler.
+struct Compiled {
+    make: Make,
+    check: fn(&NearSide, &KernelId) -> Result<(), LaunchError>,
 }
 
 struct Coders<M, R> {
@@ -71,6 +85,7 @@ impl Kernels {
             command: Box::new(|| Ok(Command::new(env::current_exe()?))),
             sink: Arc::new(output::trace),
             threads: Arc::new(|| Box::new(())),
+            first_step: "`Kernels::child_main`, which is to be called first thing in `main`".into(),
         }
     }
 
@@ -87,6 +102,14 @@ impl Kernels {
     /// What children write goes to `sink` instead of `tracing`'s target `dotcompute::child`.
     pub fn output(mut self, sink: impl Fn(&KernelId, Output<'_>) + Send + Sync + 'static) -> Self {
         self.sink = Arc::new(sink);
+        self
+    }
+
+    /// What a child has to come to, for the error that it did not do so
+    /// [in time](Process::start_within); `Kernels::child_main` by default. For programs that bring
+    /// their own way to find a kernel's code.
+    pub fn first_step(mut self, what: impl Into<String>) -> Self {
+        self.first_step = what.into();
         self
     }
 
@@ -156,9 +179,36 @@ impl Kernels {
         serve: impl Fn(&mut Host) -> Result<(), Fault> + Send + Sync + 'static,
     ) -> Self {
         let coders = Box::new(Coders { messages, replies });
-        let entry = Entry { coders, types: type_name::<(M, R)>(), serve: Box::new(serve) };
-        self.entries.insert(name.into(), entry);
+        let (types, serve) = (type_name::<(M, R)>(), Box::new(serve));
+        self.entries.insert(name.into(), Entry { coders, types, serve, compiled: None });
         self
+    }
+
+    /// Registers a compiled handler: `make` is called in the child, with the arguments of the
+    /// launch, at each start, and once in the parent, for what it says of the handler; there its code
+    /// is not run.
+    ///
+    /// The state lies in shared memory: it is as of the last message that was acknowledged, also
+    /// where the child died or the handler failed, and a restart goes on from there. Each
+    /// acknowledgement copies it; where it is larger than 4 KiB, that is each message.
+    pub fn compiled<M: RecordMessage, R: RecordReply>(
+        self,
+        name: &str,
+        messages: Coder<M>,
+        replies: Coder<R>,
+        make: impl Fn(&[u8]) -> Result<CompiledHandler, BoxError> + Send + Sync + 'static,
+    ) -> Self {
+        let (message_coder, reply_coder) = (messages.clone(), replies.clone());
+        let make = Arc::new(make);
+        let in_child = Arc::clone(&make);
+        let mut kernels = self.host(name, message_coder, reply_coder, move |host| {
+            let handler = in_child(host.args()).map_err(Fault::from_error)?;
+            host.run_compiled(handler, &messages, &replies)
+        });
+        if let Some(entry) = kernels.entries.get_mut(name) {
+            entry.compiled = Some(Compiled { make, check: NearSide::check::<M, R> });
+        }
+        kernels
     }
 
     /// In a child: runs the kernel that it was started for, and ends the process. In any other
@@ -190,7 +240,10 @@ impl Kernels {
     fn serve(self) -> std::io::Result<()> {
         let mut host = child_host()?;
         let outcome = match self.entries.get(host.entry()) {
-            Some(entry) => (entry.serve)(&mut host),
+            Some(entry) => {
+                host.started();
+                (entry.serve)(&mut host)
+            }
             None => Err(Fault::new(format!(
                 "the program has no kernel '{}' registered for its processes",
                 host.entry()
@@ -247,6 +300,9 @@ fn take_socket() -> std::io::Result<OwnedFd> {
     Ok(socket)
 }
 
+/// How long a child may take to come to its kernel's code, where nothing else is said.
+const START_WITHIN: Duration = Duration::from_secs(60);
+
 /// How a kernel is launched in a process of its own.
 #[derive(Clone, Debug)]
 pub struct Process {
@@ -254,12 +310,19 @@ pub struct Process {
     args: Vec<u8>,
     window: usize,
     slots: usize,
+    start_within: Duration,
 }
 
 impl Process {
     /// With the code that is registered under `name`.
     pub fn new(name: &str) -> Self {
-        Self { entry: name.into(), args: Vec::new(), window: 1, slots: 1024 }
+        Self {
+            entry: name.into(),
+            args: Vec::new(),
+            window: 1,
+            slots: 1024,
+            start_within: START_WITHIN,
+        }
     }
 
     /// Arguments for its code, at most 64 KiB.
@@ -286,6 +349,17 @@ impl Process {
     #[must_use]
     pub fn slots(mut self, slots: usize) -> Self {
         self.slots = slots.clamp(16, 1 << 20);
+        self
+    }
+
+    /// How long the program may take, from its start, to come to the kernel's code: a minute by
+    /// default. If it does not, it is killed, and the kernel fails.
+    ///
+    /// For a child of a program that uses [`Kernels::child_main`] that is the time until it is
+    /// called; how long a handler takes to be made is its own affair.
+    #[must_use]
+    pub fn start_within(mut self, time: Duration) -> Self {
+        self.start_within = time;
         self
     }
 }
@@ -317,6 +391,40 @@ impl Processes {
         builder: KernelBuilder<'_>,
         process: Process,
     ) -> Result<KernelRef<M, R>, LaunchError> {
+        self.launch_any(builder, process).map(|(kernel, _)| kernel)
+    }
+
+    /// [`launch`](Self::launch) of a [compiled handler](Kernels::compiled), with what reads its state:
+    /// also while it runs, without making it wait.
+    ///
+    /// # Errors
+    ///
+    /// As for `launch`, and if what is registered under the name is no compiled handler.
+    pub fn launch_compiled<M: RecordMessage, R: RecordReply>(
+        &self,
+        builder: KernelBuilder<'_>,
+        process: Process,
+    ) -> Result<(KernelRef<M, R>, StateReader), LaunchError> {
+        let (kernel, entry) = (builder.id().clone(), process.entry.clone());
+        let is_compiled = |found: &Entry| found.compiled.is_some();
+        if !self.kernels.entries.get(&entry).is_none_or(is_compiled) {
+            let source = format!("'{entry}' is registered, but as no compiled handler").into();
+            return Err(LaunchError::Executor { kernel, executor: EXECUTOR, source });
+        }
+        let (launched, state) = self.launch_any(builder, process)?;
+        let state = state.ok_or_else(|| LaunchError::Executor {
+            kernel,
+            executor: EXECUTOR,
+            source: format!("'{entry}' is no compiled handler").into(),
+        })?;
+        Ok((launched, state))
+    }
+
+    fn launch_any<M: Message, R: Message>(
+        &self,
+        builder: KernelBuilder<'_>,
+        process: Process,
+    ) -> Result<(KernelRef<M, R>, Option<StateReader>), LaunchError> {
         let kernel = builder.id().clone();
         let refuse = |source: BoxError| LaunchError::Executor {
             kernel: kernel.clone(),
@@ -338,23 +446,44 @@ impl Processes {
             let length = process.args.len();
             return Err(refuse(format!("{length} bytes of arguments: 65536 are allowed").into()));
         }
+        let (mut near, mut reader) = (None, None);
+        if let Some(compiled) =
+            self.kernels.entries.get(&process.entry).and_then(|e| e.compiled.as_ref())
+        {
+            let handler = (compiled.make)(&process.args).map_err(refuse)?;
+            reader = Some(handler.state_reader());
+            let side = NearSide::of(handler);
+            (compiled.check)(&side, &kernel)?;
+            let initial = side.initial_state();
+            let state = initial.map(|initial| SharedState::create(&initial)).transpose();
+            let state = state.map_err(|error| refuse(error.into()))?;
+            if let Some(state) = &state {
+                side.read_state_from(Arc::clone(state) as Arc<dyn StateSource>);
+            }
+            near = Some(Arc::new(Near { side, state }));
+        }
         let desk = Desk::new((self.kernels.threads)()).map_err(|error| refuse(error.into()))?;
         let starter = Starter {
             kernels: Arc::clone(&self.kernels),
             kernel: kernel.clone(),
             process,
             desk: Arc::clone(&desk),
+            near,
         };
         // Launch takes the resources: the first process runs before the kernel is activated.
         let mut first = Some(starter.start().map_err(|error| refuse(error.into()))?);
-        desk.launching(|| {
+        let launched = desk.launching(|| {
             builder.launch_proxy(move |context| {
                 let session = first.take().map_or_else(|| starter.start(), Ok);
                 let desk = Arc::clone(&starter.desk);
                 let (messages, replies) = (messages.clone(), replies.clone());
-                async move { Proxy::new(context, session?, desk, messages, replies).await }
+                let near = starter.near.clone();
+                async move { Proxy::new(context, session?, desk, messages, replies, near).await }
             })
-        })
+        });
+        let launched = launched?;
+        launched.help_with(desk);
+        Ok((launched, reader))
     }
 
     fn coders<M: Message, R: Message>(&self, entry: &str) -> Result<&Coders<M, R>, String> {
@@ -374,25 +503,27 @@ struct Starter {
     kernel: KernelId,
     process: Process,
     desk: Arc<Desk>,
+    near: Option<Arc<Near>>,
 }
 
 impl Starter {
     fn start(&self) -> std::io::Result<Session> {
+        let state = self.near.as_ref().and_then(|near| near.state.as_deref());
         let setup = Setup {
             entry: self.process.entry.clone(),
             kernel: self.kernel.as_str().into(),
             args: self.process.args.clone(),
             window: self.process.window as u32,
             log_level: output::level(),
+            state_bytes: state.map(|state| state.bytes() as u64),
         };
         let command = (self.kernels.command)()?;
-        Session::spawn(
-            command,
-            &setup,
-            self.process.slots,
-            &self.desk,
-            &self.kernels.sink,
-            (self.kernels.threads)(),
-        )
+        let start = Start {
+            within: self.process.start_within,
+            first_step: self.kernels.first_step.clone(),
+            sink: Arc::clone(&self.kernels.sink),
+            kept: (self.kernels.threads)(),
+        };
+        Session::spawn(command, &setup, self.process.slots, &self.desk, state, start)
     }
 }

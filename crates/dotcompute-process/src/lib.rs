@@ -9,7 +9,9 @@
 //! # Who is there
 //!
 //! In the parent each kernel has a driver thread, on which its *proxy* is the body of the kernel, and
-//! a thread that watches the child. In the child the *host* runs a handler on the main thread, or
+//! a thread that watches the child. Whoever waits for an answer (`ask_blocking`) takes the driver's
+//! place meanwhile, as a *guest*, if the driver sleeps: it hands its message over and finds the answer
+//! itself, so that no thread has to be woken, or to spin, in between. In the child the *host* runs a handler on the main thread, or
 //! hands messages to a body on a thread of its own. The child is spawned, never forked: the same
 //! program, which comes to [`Kernels::child_main`] and goes no further.
 //!
@@ -65,7 +67,11 @@
 //! 32 messages led to at once, but after a fault one by one.
 //!
 //! A kernel that fails without dying says why on the socket, as its last words, and is settled in
-//! the same way. State starts anew with each process.
+//! the same way. State starts anew with each process; but the record that is the state of a
+//! [compiled handler](Kernels::compiled) lies in a memory file of its own. There a version of it is
+//! committed before the message that led to it is acknowledged, and the next child begins with the
+//! one that belongs to the last message acknowledged: so each message is in the state once, or not
+//! acknowledged. The parent reads the newest version at any time.
 //!
 //! # When the parent dies
 //!
@@ -82,7 +88,10 @@
 //! | `process.command` | `Segment::set_command` | `Segment::command` | what was handed over before |
 //! | `process.progress` | `Segment::set_progress`, `set_received` | `Segment::progress` | the replies made before |
 //! | `process.news` | `Segment::tell` | `Segment::news` | what was published |
-//! | `process.woken` | `Desk::wake`, `watch` | `Desk::drive` | what the waker did |
+//! | `process.state` | `SharedState::commit`, the newest's number | `newest` | that version |
+//! | `process.state_slot` | `SharedState::commit`, fence and number | `read_newest` | its words, or that they were overwritten |
+//! | `process.woken` | `WakeKernel`, `Desk::watch` | `Desk::poll`, `has_news` | what the waker did |
+//! | `process.guest_woken` | `WakeGuest` | `Guest::drive` | what the waker did |
 //! | `process.ended` | `Host::end` | `end_with_parent` | that the kernel has ended |
 //! | `process.host_woken` | `Woken::wake` | `Host::run_kernel` | what the waker did |
 //!
@@ -113,9 +122,11 @@ mod proxy;
 mod segment;
 #[cfg(target_os = "linux")]
 mod socket;
+#[cfg(target_os = "linux")]
+mod state;
 
 #[cfg(target_os = "linux")]
-pub use coder::Coder;
+pub use coder::{Coder, read_records, write_records};
 #[cfg(target_os = "linux")]
 pub use host::{Host, Log};
 #[cfg(target_os = "linux")]

@@ -1,10 +1,12 @@
 //! The parent's end: a future that is the body of a kernel whose code runs in a child.
 
+use std::collections::HashMap;
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context as TaskContext, Poll, ready};
 
+use dotcompute_core::compiled::{NearSide, WayTo};
 use dotcompute_core::{BoxError, Context, Envelope, Fault, FaultKind, Message, Stopped};
 
 use crate::child::Session;
@@ -12,8 +14,24 @@ use crate::coder::Coder;
 use crate::executor::Desk;
 use crate::frame::{Prefix, Reader, Writer};
 use crate::segment::{DRAIN, RUN, STOP};
+use crate::state::SharedState;
 
 type Boxed<T> = Pin<Box<dyn Future<Output = T> + Send>>;
+
+/// What a compiled handler has in the parent.
+#[derive(Debug)]
+pub(crate) struct Near {
+    pub(crate) side: NearSide,
+    pub(crate) state: Option<Arc<SharedState>>,
+}
+
+/// What waits for room before more replies are read.
+enum Blocked {
+    /// A reply, in the output mailbox.
+    Reply(Boxed<Result<(), Stopped>>),
+    /// What a handler sent, at its target.
+    Sent(usize, Boxed<(WayTo, Result<(), BoxError>)>),
+}
 
 /// Hands messages to one child and brings back its replies, until the kernel or the child ends.
 pub(crate) struct Proxy<M: Message, R: Message> {
@@ -32,8 +50,11 @@ pub(crate) struct Proxy<M: Message, R: Message> {
     settled: u64,
     /// The last position whose reply was read.
     replied: u64,
-    /// A reply that waits for room in the output mailbox.
-    blocked: Option<Boxed<Result<(), Stopped>>>,
+    /// What waits for room.
+    blocked: Option<Blocked>,
+    /// Of a compiled handler: what stays here, and the ways to its targets that were used.
+    near: Option<Arc<Near>>,
+    ways: HashMap<usize, WayTo>,
     /// Ready once the kernel is to end at once.
     stop: Option<Boxed<()>>,
 }
@@ -45,6 +66,7 @@ impl<M: Message, R: Message> Proxy<M, R> {
         desk: Arc<Desk>,
         messages: Coder<M>,
         replies: Coder<R>,
+        near: Option<Arc<Near>>,
     ) -> Self {
         desk.watch(Some(&session.segment));
         let stop = Box::pin(context.stop_at_once());
@@ -61,6 +83,8 @@ impl<M: Message, R: Message> Proxy<M, R> {
             settled: 0,
             replied: 0,
             blocked: None,
+            near,
+            ways: HashMap::new(),
             stop: Some(stop),
         }
     }
@@ -80,18 +104,16 @@ impl<M: Message, R: Message> Proxy<M, R> {
             ready!(self.bring_replies(cx))?;
             // No child that keeps to the protocol says more than it was handed.
             let processed = progress.processed.min(self.begun);
-            if processed > self.settled {
-                self.context.settle_lent((processed - self.settled) as usize);
-                self.settled = processed;
-            }
+            self.settle(processed);
             if let Some(ending) = ending {
                 // A reply acknowledges its message, also where the word did not get so far.
-                let acknowledged = self.replied.min(self.begun).saturating_sub(self.settled);
-                let received = progress.received.min(self.begun);
+                let received = self.session.segment.received().min(self.begun);
                 let fault = ending.fault(self.context.id());
                 if fault.is_some() {
-                    self.context.settle_lent(acknowledged as usize);
-                    self.settled += acknowledged;
+                    self.settle(self.replied.min(self.begun));
+                }
+                if let Some(state) = self.near.as_ref().and_then(|near| near.state.as_ref()) {
+                    state.settle(self.settled);
                 }
                 self.context.mark_delivered(received.saturating_sub(self.settled) as usize);
                 return Poll::Ready(match fault {
@@ -117,24 +139,53 @@ impl<M: Message, R: Message> Proxy<M, R> {
         }
     }
 
+    /// Settles the messages up to this position, which were processed.
+    fn settle(&mut self, position: u64) {
+        let count = position.saturating_sub(self.settled) as usize;
+        if count == 0 {
+            return;
+        }
+        if let Some(records) = &self.messages.count {
+            for envelope in self.context.lent().take(count) {
+                self.context.count_lent_records(records(&envelope.message));
+            }
+        }
+        self.context.settle_lent(count);
+        self.settled = position;
+    }
+
     /// Takes the replies out of their ring and sends each where it belongs. Pending while one waits
     /// for room there.
     fn bring_replies(&mut self, cx: &mut TaskContext<'_>) -> Poll<Result<(), BoxError>> {
         let mut any = false;
         loop {
-            if let Some(blocked) = &mut self.blocked {
+            match &mut self.blocked {
+                None => {}
                 // Of a kernel that had to stop meanwhile the reply is a dead letter.
-                let _ = ready!(blocked.as_mut().poll(cx));
-                self.blocked = None;
+                Some(Blocked::Reply(reply)) => drop(ready!(reply.as_mut().poll(cx))),
+                Some(Blocked::Sent(target, sent)) => {
+                    let (way, outcome) = ready!(sent.as_mut().poll(cx));
+                    self.ways.insert(*target, way);
+                    if let Err(error) = outcome {
+                        self.blocked = None;
+                        return Poll::Ready(Err(error));
+                    }
+                }
             }
+            self.blocked = None;
             match self.reader.next(&mut self.session.from_child) {
                 Ok(true) => {}
                 Ok(false) => break,
                 Err(error) => return Poll::Ready(Err(self.lost(&error.to_string()))),
             }
             any = true;
+            match self.sent_to_target() {
+                Ok(false) => {}
+                Ok(true) => continue,
+                Err(error) => return Poll::Ready(Err(error)),
+            }
             let reply = match self.replies.read(&self.reader) {
-                Ok(reply) => reply,
+                Ok((reply, _)) => reply,
                 Err(error) => return Poll::Ready(Err(self.lost(&error.to_string()))),
             };
             self.send(reply);
@@ -144,6 +195,19 @@ impl<M: Message, R: Message> Proxy<M, R> {
             self.session.segment.child_bell().ring();
         }
         Poll::Ready(Ok(()))
+    }
+
+    /// Begins to send what was read on to a target; false if it is a reply.
+    fn sent_to_target(&mut self) -> Result<bool, BoxError> {
+        let (prefix, records) =
+            self.reader.message().map_err(|error| self.lost(&error.to_string()))?;
+        let Some(target) = usize::from(prefix.target).checked_sub(1) else { return Ok(false) };
+        let way = self.ways.remove(&target);
+        let way = way.or_else(|| self.near.as_ref().and_then(|near| near.side.way_to(target)));
+        let way = way.ok_or_else(|| self.lost(&format!("it has no target {target}")))?;
+        let sent = way.send(self.context.runtime(), records.to_vec(), prefix.flag);
+        self.blocked = Some(Blocked::Sent(target, Box::pin(sent)));
+        Ok(true)
     }
 
     fn send(&mut self, reply: Envelope<R>) {
@@ -157,7 +221,7 @@ impl<M: Message, R: Message> Proxy<M, R> {
             self.replied = self.replied.max(self.settled + index as u64 + 1);
         }
         if let Err(reply) = self.context.try_send_from(index, reply) {
-            self.blocked = Some(Box::pin(self.context.output(reply)));
+            self.blocked = Some(Blocked::Reply(Box::pin(self.context.output(reply))));
         }
     }
 
@@ -208,8 +272,8 @@ impl<M: Message, R: Message> Future for Proxy<M, R> {
 impl<M: Message, R: Message> Drop for Proxy<M, R> {
     fn drop(&mut self) {
         // Dropped while its child runs: whatever that had received may have had its effects.
-        let progress = self.session.segment.progress();
-        let received = progress.received.min(self.begun).saturating_sub(self.settled);
+        let received = self.session.segment.received();
+        let received = received.min(self.begun).saturating_sub(self.settled);
         self.context.mark_delivered(received as usize);
         self.desk.watch(None);
     }

@@ -30,6 +30,7 @@ struct Words {
     identity: Identity,
     parent: ParentWords,
     child: ChildWords,
+    notes: ChildNotes,
     /// The child sleeps on it.
     child_bell: Doorbell,
 }
@@ -55,13 +56,19 @@ struct ParentWords {
 #[derive(Debug)]
 #[repr(C, align(128))]
 struct ChildWords {
-    /// The last message that its kernel may have seen.
-    received: AtomicU64,
     /// Two in one, so that no death and no stop parts them: the last message that it has
     /// acknowledged, with all before it; and, in the low bits, how many beyond it is ready for.
     progress: AtomicU64,
     /// Counts what the child published, in the rings and in these words.
     news: AtomicU64,
+}
+
+/// Written by the child only, and read when it has ended.
+#[derive(Debug)]
+#[repr(C, align(128))]
+struct ChildNotes {
+    /// The last message that its kernel may have seen.
+    received: AtomicU64,
 }
 
 /// The low bits of `progress`. The other 47 last for as long as a child lives.
@@ -73,7 +80,6 @@ const _: () = assert!(size_of::<Words>() <= RINGS_AT);
 /// How far a child has come.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Progress {
-    pub(crate) received: u64,
     pub(crate) processed: u64,
     pub(crate) demand: u64,
 }
@@ -166,9 +172,9 @@ impl Segment {
 
     /// For the child, before its kernel sees the message at `position`.
     pub(crate) fn set_received(&self, position: u64) {
-        // SYNC(process.progress) release: pairs with the acquires in `progress`. Nothing else is
+        // SYNC(process.progress) release: pairs with the acquire in `received`. Nothing else is
         // published; that it is stored before the kernel runs matters, whenever the child dies.
-        self.words().child.received.store(position, Ordering::Release);
+        self.words().notes.received.store(position, Ordering::Release);
     }
 
     /// For the child, after the replies to these messages are in their ring.
@@ -204,9 +210,13 @@ impl Segment {
         let word = words.progress.load(Ordering::Acquire);
         let processed = word >> AHEAD_BITS;
         let demand = processed + (word & AHEAD_MASK);
+        Progress { processed, demand }
+    }
+
+    /// The last message that its kernel may have seen.
+    pub(crate) fn received(&self) -> u64 {
         // SYNC(process.progress) acquire: pairs with the release in `set_received`.
-        let received = words.received.load(Ordering::Acquire);
-        Progress { received, processed, demand }
+        self.words().notes.received.load(Ordering::Acquire)
     }
 }
 
@@ -266,7 +276,8 @@ mod tests {
         theirs.set_received(3);
         theirs.set_progress(2, 5);
         theirs.tell();
-        assert_eq!(ours.progress(), Progress { received: 3, processed: 2, demand: 5 });
+        assert_eq!(ours.progress(), Progress { processed: 2, demand: 5 });
+        assert_eq!(ours.received(), 3);
         assert_eq!(ours.news(), 1);
         ours.set_command(STOP);
         assert_eq!(theirs.command(), STOP);

@@ -34,11 +34,15 @@ pub(crate) struct Setup {
     pub(crate) window: u32,
     /// 0: no log is wanted, to 5: all.
     pub(crate) log_level: u8,
+    /// How many bytes of state lie in shared memory, if any: in the third file.
+    pub(crate) state_bytes: Option<u64>,
 }
 
 /// What the child reports.
 #[derive(Clone, Debug)]
 pub(crate) enum Report {
+    /// It came to what it was started for.
+    Started,
     /// Its kernel returned.
     Returned,
     /// Its kernel failed.
@@ -58,8 +62,8 @@ pub(crate) fn send_setup(
     setup: &Setup,
     files: &[BorrowedFd<'_>],
 ) -> io::Result<()> {
-    let Setup { entry, kernel, args, window, log_level } = setup.clone();
-    let bytes = wire::encode_value(&((entry, kernel), args, window, log_level));
+    let Setup { entry, kernel, args, window, log_level, state_bytes } = setup.clone();
+    let bytes = wire::encode_value(&((entry, kernel), args, (window, log_level), state_bytes));
     let bytes = bytes.map_err(|_| io::Errno::MSGSIZE)?;
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(FILES_MAX))];
     let mut control = SendAncillaryBuffer::new(&mut space);
@@ -82,15 +86,16 @@ pub(crate) fn receive_setup(socket: impl AsFd) -> io::Result<(Setup, Vec<OwnedFd
             files.extend(descriptors);
         }
     }
-    let parsed = wire::decode_value::<((String, String), Vec<u8>, u32, u8)>(
-        &bytes[..received.bytes.min(DATAGRAM_MAX)],
-    );
-    let ((entry, kernel), args, window, log_level) = parsed.map_err(|_| io::Errno::BADMSG)?;
-    Ok((Setup { entry, kernel, args, window, log_level }, files))
+    type Parts = ((String, String), Vec<u8>, (u32, u8), Option<u64>);
+    let parsed = wire::decode_value::<Parts>(&bytes[..received.bytes.min(DATAGRAM_MAX)]);
+    let ((entry, kernel), args, (window, log_level), state_bytes) =
+        parsed.map_err(|_| io::Errno::BADMSG)?;
+    Ok((Setup { entry, kernel, args, window, log_level, state_bytes }, files))
 }
 
 pub(crate) fn send_report(socket: impl AsFd, report: &Report) -> io::Result<()> {
     let value = match report {
+        Report::Started => (5u8, 0i64, String::new(), String::new()),
         Report::Returned => (0u8, 0i64, String::new(), String::new()),
         Report::Faulted(fault) => {
             let (kind, code) = match fault.kind() {
@@ -128,6 +133,7 @@ pub(crate) fn receive_report(socket: impl AsFd, wait: bool) -> io::Result<Option
             let level = u8::try_from(number).unwrap_or(0);
             Report::Log { level, target: first, text: second }
         }
+        5 => Report::Started,
         _ => return Err(io::Errno::BADMSG),
     }))
 }
@@ -153,6 +159,7 @@ mod tests {
             args: vec![0, 255],
             window: 3,
             log_level: 5,
+            state_bytes: Some(12),
         };
         let memory = crate::memory::Memory::create("sent", 77).unwrap();
         send_setup(&ours, &setup, &[memory.file()]).unwrap();
@@ -163,6 +170,7 @@ mod tests {
         let code = Fault::code(-7);
         let long = "ä".repeat(TEXT_MAX);
         for report in [
+            Report::Started,
             Report::Returned,
             Report::Faulted(Fault::new(long)),
             Report::Faulted(code),

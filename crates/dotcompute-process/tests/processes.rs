@@ -14,7 +14,7 @@ use dotcompute_core::{
     AskError, BoxError, Context, Envelope, FaultKind, Handler, HandlerContext, KernelRef,
     KernelState, LaunchError, Message, Restart, RestartPolicy, Runtime, Terminate, Termination,
 };
-use dotcompute_process::{Coder, Kernels, Process, Processes};
+use dotcompute_process::{Coder, Kernels, Output, Process, Processes};
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::process::{Pid, PidfdFlags, Signal, kill_process, pidfd_open, test_kill_process};
 
@@ -79,10 +79,13 @@ async fn speaker(mut context: Context<Text, Number>, args: Vec<u8>) -> Result<()
     Ok(())
 }
 
-/// Replies to the first message at once, and never lets go of the second.
+/// Replies to each message at once, and never lets go of one that is 0; of a 2 it stops the process.
 async fn holds(mut context: Context<Number, Number>, _args: Vec<u8>) -> Result<(), BoxError> {
     loop {
         let number = *context.receive().await?;
+        if number.value == 2 {
+            kill_process(pid(std::process::id().into()), Signal::STOP)?;
+        }
         context.reply(Number { value: std::process::id().into() }).await?;
         if number.value == 0 {
             loop {
@@ -401,13 +404,38 @@ fn a_stopped_child_is_reported_by_the_watchdog() {
     let holds: KernelRef<Number, Number> = stage.1.launch(builder, Process::new("holds")).unwrap();
     holds.activate().unwrap();
     let child = pid(ask(&holds, 1).unwrap());
-    eventually(|| holds.books().in_hand == 0);
-    kill_process(child, Signal::STOP).unwrap();
-    holds.try_send(Number { value: 1 }).unwrap();
+    // It stops itself, with the message in hand.
+    holds.try_send(Number { value: 2 }).unwrap();
     eventually(|| holds.telemetry().stalled);
     kill_process(child, Signal::CONT).unwrap();
     holds.receive_blocking(WAIT).unwrap();
     eventually(|| !holds.telemetry().stalled);
+}
+
+#[test]
+fn whoever_asks_is_told_although_it_may_drive_the_kernel_itself() {
+    let stage = stage();
+    let adder = launch(&stage, "shared", "adder", RestartPolicy::Never);
+    let asking = |count: u64| {
+        let adder: KernelRef<Number, Number> = adder.clone();
+        std::thread::spawn(move || (0..count).map(|_| ask(&adder, 1).unwrap()).collect::<Vec<_>>())
+    };
+    let threads: Vec<_> = (0..4).map(|_| asking(500)).collect();
+    let mut sums: Vec<u64> = threads.into_iter().flat_map(|t| t.join().unwrap()).collect();
+    sums.sort_unstable();
+    assert_eq!(sums, (1..=2000).collect::<Vec<_>>());
+
+    let holds = launch(&stage, "holds on", "holds", RestartPolicy::Never);
+    assert_ne!(ask(&holds, 0).unwrap(), 0);
+    // It handles no message any more.
+    let late = holds.ask_blocking(Number { value: 1 }, Some(Duration::from_millis(30)));
+    assert!(matches!(late, Err(AskError::Timeout { .. })), "{late:?}");
+    let asker = holds.clone();
+    let asked = std::thread::spawn(move || asker.ask_blocking(Number { value: 1 }, None));
+    eventually(|| holds.books().accepted == 3);
+    holds.terminate_blocking(Terminate::now().within(Duration::from_millis(100)));
+    let told = asked.join().unwrap();
+    assert!(matches!(told, Err(AskError::Stopped { .. })), "{told:?}");
 }
 
 #[test]
@@ -434,6 +462,36 @@ fn what_cannot_be_launched_says_why() {
         broken.launch(builder(), Process::new("adder"));
     assert!(reason(absent).contains("No such file"));
     assert_eq!(stage.0.kernel_ids(), []);
+}
+
+#[test]
+fn a_program_that_never_comes_to_child_main_is_killed_and_said_so() {
+    let (runtime, _) = stage();
+    let (tell, told) = channel();
+    let tell = Mutex::new(tell);
+    let wrong = Kernels::new()
+        .handler("adder", Coder::record(), Coder::record(), |_| Ok(Adder(0)))
+        .command(|| {
+            let mut command = Command::new("sh");
+            command.args(["-c", "echo $$; exec sleep 600"]);
+            Ok(command)
+        })
+        .output(move |_, output| {
+            if let Output::Stdout(line) = output {
+                let _ = tell.lock().unwrap().send(line.parse::<u64>().unwrap());
+            }
+        })
+        .child_main();
+    let process = Process::new("adder").start_within(Duration::from_millis(100));
+    let adder: KernelRef<Number, Number> =
+        wrong.launch(runtime.kernel("k").executor("process"), process).unwrap();
+    adder.activate().unwrap();
+    let Err(AskError::Failed { fault, .. }) = ask(&adder, 1) else { panic!("nobody answers") };
+    assert!(fault.message().contains("Kernels::child_main"), "{fault}");
+    // It may have been killed before it could say who it is.
+    if let Ok(child) = told.recv_timeout(Duration::from_secs(1)) {
+        eventually(|| test_kill_process(pid(child)).is_err());
+    }
 }
 
 #[test]

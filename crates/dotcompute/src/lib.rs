@@ -56,5 +56,9 @@ pub use dotcompute_mailbox as mailbox;
 /// Kernels in processes of their own: the executor `"process"`.
 pub use dotcompute_process as process;
 
+/// Kernels that stay on a GPU: the executor `"cuda"`. It has not been run on a GPU yet.
+#[cfg(feature = "cuda")]
+pub use dotcompute_cuda as cuda;
+
 #[cfg(feature = "prometheus")]
 pub mod prometheus;

@@ -22,7 +22,7 @@ def get_backend(name: str | BackendType = "auto") -> Backend:
     BackendNotAvailableError
         It cannot be used here, or there is none of this name; the reason says why.
     """
-    wanted = (name.name if isinstance(name, BackendType) else name).lower()
+    wanted = str(name.name if isinstance(name, BackendType) else name).lower()
     if wanted == "auto":
         gpus: tuple[Backend, ...] = (CUDABackend(), MetalBackend())
         return next((gpu for gpu in gpus if gpu.is_available), CPUBackend())

@@ -1,29 +1,34 @@
-"""The kernels of the CUDA backend. Imported only where numba has a CUDA device."""
+"""The kernels of the CUDA backend, compiled from CUDA C++ for the device that is used."""
 
 from __future__ import annotations
 
-import importlib
-from typing import Any
+from pydotcompute._native import CUDA_KERNELS, CudaDevice
+from pydotcompute.compilation.compiler import compile_source
+from pydotcompute.compilation.launch import PrebuiltKernel
+from pydotcompute.core.device_array import DeviceArray
 
-cuda: Any = importlib.import_module("numba.cuda")
-
-
-def _vector_add(a: Any, b: Any, out: Any) -> None:
-    """Add `a` and `b`, one element for each thread."""
-    i = cuda.grid(1)
-    if i < out.size:
-        out[i] = a[i] + b[i]
+__all__ = ["matrix_multiply", "vector_add"]
 
 
-def _matrix_multiply(A: Any, B: Any, C: Any) -> None:
-    """Multiply `A` and `B`, one element of `C` for each thread."""
-    row, column = cuda.grid(2)
-    if row < C.shape[0] and column < C.shape[1]:
-        total = A[row, 0] * B[0, column]
-        for k in range(1, A.shape[1]):
-            total += A[row, k] * B[k, column]
-        C[row, column] = total
+def _image(device: CudaDevice) -> bytes:
+    return compile_source(CUDA_KERNELS, "compute", device.compute_capability)
 
 
-vector_add: Any = cuda.jit(_vector_add)
-matrix_multiply: Any = cuda.jit(_matrix_multiply)
+def _vector(arrays: list[DeviceArray]) -> tuple[int, ...]:
+    """The number of elements."""
+    a, b, out = (array.shape for array in arrays)
+    if not (len(a) == 1 and a == b == out):
+        raise ValueError(f"vector_add() takes three equally long vectors, not {a}, {b}, {out}")
+    return a
+
+
+def _matrices(arrays: list[DeviceArray]) -> tuple[int, ...]:
+    """Rows, inner and columns."""
+    a, b, c = (array.shape for array in arrays)
+    if not (len(a) == len(b) == 2 and a[1] == b[0] and c == (a[0], b[1])):
+        raise ValueError(f"matrix_multiply() cannot multiply {a} by {b} into {c}")
+    return a[0], a[1], b[1]
+
+
+vector_add = PrebuiltKernel("vector_add", _image, _vector)
+matrix_multiply = PrebuiltKernel("matrix_multiply", _image, _matrices)

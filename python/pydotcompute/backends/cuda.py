@@ -1,11 +1,13 @@
-"""CUDA devices as a backend: CuPy arrays, kernels compiled by numba.
+"""CUDA devices as a backend: arrays in a device's memory, kernels of CUDA C++ and of Python.
 
 The module imports, and the backend can be made, on any machine; without a usable device it says
-that it is not available, and why.
+that it is not available, and why. Arrays are CuPy's where CuPy is installed, else `DeviceArray`s,
+which CuPy, PyTorch and numba take without a copy.
 """
 
 from __future__ import annotations
 
+import importlib
 import time
 from collections.abc import Callable
 from typing import Any
@@ -21,7 +23,7 @@ __all__ = ["CUDABackend", "get_matrix_multiply_kernel", "get_vector_add_kernel"]
 
 
 class CUDABackend(Backend):
-    """Memory and kernels of a CUDA device. Thread-safe as far as CuPy is.
+    """Memory and kernels of a CUDA device. Thread-safe.
 
     Parameters
     ----------
@@ -31,31 +33,35 @@ class CUDABackend(Backend):
     Raises
     ------
     BackendNotAvailableError
-        CuPy sees a device, but numba is not installed.
+        Only CuPy can use the driver, and numba is not installed.
     """
 
     def __init__(self, device_id: int = 0) -> None:
         self._device_id = device_id
         self._device_count = 0
         self._reason = ""
-        self._cupy: Any = None
-        found = _optional.cupy()
-        if not found:
-            self._reason = found.reason
+        self._arrays: Any = None
+        arrays = _optional.device_arrays()
+        if arrays is None:
+            self._reason = _optional.no_cuda_reason()
             return
+        runtime = _optional.cuda().module
         numba = _optional.numba()
-        if not numba:
+        if runtime is None and not numba:
             raise BackendNotAvailableError("CUDA", numba.reason)
         try:
-            count = int(found.module.cuda.runtime.getDeviceCount())
+            if runtime is not None:
+                count = runtime.count
+            else:
+                count = int(_optional.cupy().module.cuda.runtime.getDeviceCount())
             if not 0 <= device_id < count:
-                self._reason = f"there is no device {device_id}: CuPy sees {count}"
+                self._reason = f"there is no device {device_id}: there are {count}"
                 return
-            found.module.cuda.Device(device_id).use()
+            arrays.use(device_id)
         except Exception as error:
             self._reason = f"{type(error).__name__}: {error}"
             return
-        self._cupy = found.module
+        self._arrays = arrays
         self._device_count = count
 
     @property
@@ -66,7 +72,7 @@ class CUDABackend(Backend):
     @property
     def is_available(self) -> bool:
         """Whether it can be used on this machine."""
-        return self._cupy is not None
+        return self._arrays is not None
 
     @property
     def unavailable_reason(self) -> str:
@@ -84,10 +90,14 @@ class CUDABackend(Backend):
         return self._device_id
 
     def _require(self) -> Any:
-        """CuPy, or an error that says why there is none."""
-        if self._cupy is None:
+        """Where arrays come from, or an error that says why there are none."""
+        if self._arrays is None:
             raise CUDAError(f"CUDA not available: {self._reason}")
-        return self._cupy
+        return self._arrays
+
+    def _failed(self, what: str, error: Exception) -> CUDAError:
+        """What is raised for an error: one of ours as it is, so that its class stays."""
+        return error if isinstance(error, CUDAError) else CUDAError(f"{what}: {error}")
 
     def set_device(self, device_id: int) -> None:
         """Use another device; does nothing when there is none.
@@ -97,34 +107,36 @@ class CUDABackend(Backend):
         CUDAError
             There is no such device.
         """
-        if self._cupy is None:
+        if self._arrays is None:
             return
         if not 0 <= device_id < self._device_count:
             raise CUDAError(f"There is no device {device_id}: there are {self._device_count}")
-        self._cupy.cuda.Device(device_id).use()
+        self._arrays.use(device_id)
         self._device_id = device_id
 
     def allocate(self, shape: tuple[int, ...], dtype: DTypeLike) -> Any:
-        """Make a CuPy array of unknown content.
+        """Make an array of unknown content.
 
         Raises
         ------
         CUDAError
             There is no device, or no memory.
         """
-        cupy = self._require()
+        arrays = self._require()
         try:
-            return cupy.empty(shape, dtype=dtype)
+            return arrays.empty(shape, dtype)
         except Exception as error:
-            raise CUDAError(f"Failed to allocate {shape} of {np.dtype(dtype)}: {error}") from error
+            what = f"Failed to allocate {shape} of {np.dtype(dtype)}"
+            raise self._failed(what, error) from error
 
     def allocate_zeros(self, shape: tuple[int, ...], dtype: DTypeLike) -> Any:
-        """Make a CuPy array of zeros; see `allocate`."""
-        cupy = self._require()
+        """Make an array of zeros; see `allocate`."""
+        arrays = self._require()
         try:
-            return cupy.zeros(shape, dtype=dtype)
+            return arrays.zeros(shape, dtype)
         except Exception as error:
-            raise CUDAError(f"Failed to allocate {shape} of {np.dtype(dtype)}: {error}") from error
+            what = f"Failed to allocate {shape} of {np.dtype(dtype)}"
+            raise self._failed(what, error) from error
 
     def free(self, array: Any) -> None:
         """Do nothing: an array goes when nobody refers to it any more."""
@@ -137,24 +149,24 @@ class CUDABackend(Backend):
         CUDAError
             There is no device, or the copy failed.
         """
-        cupy = self._require()
+        arrays = self._require()
         try:
-            return cupy.array(host_array)
+            return arrays.from_host(host_array)
         except Exception as error:
-            raise CUDAError(f"Failed to copy to the device: {error}") from error
+            raise self._failed("Failed to copy to the device", error) from error
 
     def copy_to_host(self, device_array: Any) -> NDArray[Any]:
         """Copy an array to main memory; see `copy_to_device`."""
-        cupy = self._require()
+        arrays = self._require()
         try:
-            return np.asarray(cupy.asnumpy(device_array))
+            return np.asarray(arrays.to_host(device_array))
         except Exception as error:
-            raise CUDAError(f"Failed to copy to the host: {error}") from error
+            raise self._failed("Failed to copy to the host", error) from error
 
     def synchronize(self) -> None:
         """Wait until the device has done what it was given."""
-        if self._cupy is not None:
-            self._cupy.cuda.Device(self._device_id).synchronize()
+        if self._arrays is not None:
+            self._arrays.synchronize(self._device_id)
 
     def execute_kernel(
         self,
@@ -169,8 +181,8 @@ class CUDABackend(Backend):
         Parameters
         ----------
         kernel
-            A CUDA kernel of numba, a RawKernel of CuPy (or an object whose `kernel` is one), or
-            any other callable, which is called with the arguments.
+            A compiled kernel of ours or of numba, a RawKernel of CuPy (or an object whose `kernel`
+            is one), or any other callable, which is called with the arguments.
         grid_size, block_size
             Blocks, and threads of a block, in each dimension.
         *args, **kwargs
@@ -181,7 +193,7 @@ class CUDABackend(Backend):
         KernelExecutionResult
             With what the kernel raised.
         """
-        if self._cupy is None:
+        if self._arrays is None:
             return KernelExecutionResult(False, 0.0, CUDAError("CUDA not available"))
         started = time.perf_counter()
         result = None
@@ -202,7 +214,7 @@ class CUDABackend(Backend):
     def compile_kernel(
         self, func: Callable[..., Any], signature: str | None = None
     ) -> Callable[..., Any]:
-        """Compile a kernel with numba.
+        """Compile a kernel: its CUDA C++ if it has some (see `cuda_source`), else with numba.
 
         Raises
         ------
@@ -210,16 +222,14 @@ class CUDABackend(Backend):
             There is no device, or it does not compile.
         """
         self._require()
-        found = _optional.numba_cuda()
-        if not found:
+        from pydotcompute.compilation.compiler import KernelCompiler
+
+        if not hasattr(func, "__cuda_source__") and not (found := _optional.numba_cuda()):
             raise CUDAError(f"CUDA not available: {found.reason}")
         try:
-            compiled: Callable[..., Any] = (
-                found.module.jit(func) if signature is None else found.module.jit(signature)(func)
-            )
+            return KernelCompiler().compile(func, signature=signature).kernel
         except Exception as error:
             raise CUDAError(f"Failed to compile a kernel: {error}") from error
-        return compiled
 
     def create_stream(self) -> Any:
         """Make a stream.
@@ -229,17 +239,17 @@ class CUDABackend(Backend):
         CUDAError
             There is no device.
         """
-        return self._require().cuda.Stream(non_blocking=True)
+        return self._require().new_stream()
 
     def get_memory_info(self) -> dict[str, int]:
         """Measure the device's memory in bytes: free, total, used; zeros when there is none."""
-        if self._cupy is None:
+        if self._arrays is None:
             return {"free": 0, "total": 0, "used": 0}
-        free, total = self._cupy.cuda.Device(self._device_id).mem_info
-        return {"free": int(free), "total": int(total), "used": int(total - free)}
+        free, total = self._arrays.memory_info(self._device_id)
+        return {"free": free, "total": total, "used": total - free}
 
     def __repr__(self) -> str:
-        if self._cupy is None:
+        if self._arrays is None:
             return "CUDABackend(available=False)"
         free_mb = self.get_memory_info()["free"] / 2**20
         return (
@@ -248,19 +258,18 @@ class CUDABackend(Backend):
         )
 
 
-def get_vector_add_kernel() -> Any:
-    """Get a numba CUDA kernel `(a, b, out)` that adds one-dimensional arrays, or None."""
-    if not _optional.numba_cuda():
+def _prebuilt(name: str) -> Any:
+    if not _optional.cuda() and not _optional.numba_cuda():
         return None
-    from pydotcompute.backends._cuda_kernels import vector_add
+    home = "_cuda_kernels" if _optional.cuda() else "_numba_kernels"
+    return getattr(importlib.import_module(f"pydotcompute.backends.{home}"), name)
 
-    return vector_add
+
+def get_vector_add_kernel() -> Any:
+    """Get a CUDA kernel `(a, b, out)` that adds one-dimensional arrays, or None without CUDA."""
+    return _prebuilt("vector_add")
 
 
 def get_matrix_multiply_kernel() -> Any:
-    """Get a numba CUDA kernel `(A, B, C)` that multiplies matrices into C, or None."""
-    if not _optional.numba_cuda():
-        return None
-    from pydotcompute.backends._cuda_kernels import matrix_multiply
-
-    return matrix_multiply
+    """Get a CUDA kernel `(A, B, C)` that multiplies matrices into C, or None without CUDA."""
+    return _prebuilt("matrix_multiply")

@@ -1,4 +1,4 @@
-"""Compiles Python functions with numba, for a CUDA device or for the CPU, and keeps the results.
+"""Compiles Python functions, and CUDA C++, for a CUDA device or for the CPU, and keeps the results.
 
 What is kept is found again by everything that the compiled code depends on: the function's code,
 the values that it captures, the globals that it names, its defaults, the signature and the options.
@@ -15,9 +15,10 @@ import sys
 import threading
 import time
 import types
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -26,12 +27,18 @@ from pydotcompute._jit import JitFunction, argument_types, jit, plain_function
 from pydotcompute.compilation.cache import get_kernel_cache
 from pydotcompute.exceptions import KernelCompilationError
 
+if TYPE_CHECKING:
+    from pydotcompute._native import CudaDevice
+    from pydotcompute.compilation.launch import SourceKernel
+
 __all__ = [
     "CompilationOptions",
     "CompiledKernel",
     "KernelCompiler",
     "compile_kernel",
+    "compile_source",
     "get_compiler",
+    "source_kernel",
 ]
 
 
@@ -82,7 +89,10 @@ class CompiledKernel:
     compile_time_ms
         How long it took, in milliseconds; compiling at the first call is not in it.
     ptx
-        The PTX code of a CUDA kernel that has a signature.
+        The PTX code of a CUDA kernel of Python that has a signature.
+    cubin
+        The machine code of a CUDA kernel for the current device: of CUDA C++, or of Python with a
+        signature.
     device
         Where it runs, "cuda" or "cpu", whatever the options asked for.
     """
@@ -95,6 +105,7 @@ class CompiledKernel:
     compile_time_ms: float = 0.0
     ptx: str | None = None
     device: str = "cpu"
+    cubin: bytes | None = None
 
     @property
     def is_compiled(self) -> bool:
@@ -255,7 +266,7 @@ class KernelCompiler:
 
     @property
     def cuda_available(self) -> bool:
-        """Whether kernels can be compiled for, and run on, a CUDA device."""
+        """Whether functions can be compiled for, and run on, a CUDA device."""
         return bool(_optional.numba_cuda())
 
     @property
@@ -269,7 +280,8 @@ class KernelCompiler:
         """Digest all that a kernel depends on, and tell whether the digest lasts."""
         digest = _Fingerprint()
         settings = {**dataclasses.asdict(options), "cache": None}
-        digest.add(name or _name_of(func), signature, settings, func)
+        source = getattr(func, "__cuda_source__", None)
+        digest.add(name or _name_of(func), signature, settings, source, func)
         return digest.hexdigest()[:16], digest.lasting
 
     def _get_source_hash(
@@ -344,47 +356,26 @@ class KernelCompiler:
         lasting: bool,
     ) -> CompiledKernel:
         started = time.perf_counter()
-        ptx = None
-        device = "cuda" if options.device == "cuda" and self.cuda_available else "cpu"
-        if device == "cuda":
-            kernel, ptx = self._compile_cuda(func, signature, name, options, source_hash, lasting)
+        ptx = cubin = None
+        runtime = _optional.cuda().module if options.device == "cuda" else None
+        source = getattr(func, "__cuda_source__", None)
+        device = "cuda"
+        kernel: Callable[..., Any]
+        if runtime is not None and source is not None:
+            kernel, cubin = _compile_cuda_source(source, _name_of(func), options, runtime)
+        elif runtime is not None and self.cuda_available and not _simulated():
+            build = _NumbaBuild(func, name, options, source_hash, lasting)
+            types_ = None if signature is None else argument_types(signature)
+            kernel, ptx, cubin = _compile_for_device(build, name, types_, runtime)
+        elif options.device == "cuda" and self.cuda_available:
+            kernel, ptx = _compile_by_numba(func, signature, name, options, source_hash, lasting)
         else:
+            device = "cpu"
             kernel = jit(func, signature=signature, fastmath=options.fastmath, debug=options.debug)
         elapsed_ms = (time.perf_counter() - started) * 1000
         return CompiledKernel(
-            kernel, name, source_hash, signature, options, elapsed_ms, ptx, device
+            kernel, name, source_hash, signature, options, elapsed_ms, ptx, device, cubin
         )
-
-    def _compile_cuda(
-        self,
-        func: Callable[..., Any],
-        signature: str | None,
-        name: str,
-        options: CompilationOptions,
-        source_hash: str,
-        lasting: bool,
-    ) -> tuple[Callable[..., Any], str | None]:
-        """Compile for a CUDA device; with a signature also to PTX, which is kept on disk."""
-        cuda = _optional.numba_cuda().module
-        plain = plain_function(func)
-        settings = {
-            "debug": options.debug,
-            "fastmath": options.fastmath,
-            "opt": options.opt_level > 0 and not options.debug,
-        }
-        if options.lineinfo:
-            settings["lineinfo"] = True
-        if signature is None:
-            return cuda.jit(**settings)(plain), None
-        cache = get_kernel_cache() if options.cache and lasting else None
-        known = cache.load(name, source_hash) if cache is not None else None
-        if known is not None:
-            ptx = known.decode()
-        else:
-            ptx, _ = cuda.compile_ptx(plain, argument_types(signature), **settings)
-            if cache is not None:
-                cache.store(name, source_hash, ptx, signature=signature)
-        return cuda.jit(signature, **settings)(plain), ptx
 
     def get_cached_kernel(self, source_hash: str) -> CompiledKernel | None:
         """Get what was kept under a `source_hash`."""
@@ -410,6 +401,204 @@ class KernelCompiler:
 
 def _name_of(func: Any) -> str:
     return str(getattr(func, "__name__", type(func).__name__))
+
+
+# --- CUDA ------------------------------------------------------------------------------------
+
+
+def _simulated() -> bool:
+    """Whether numba's CUDA is its simulator, which runs Python."""
+    return bool(_optional.numba().module.config.ENABLE_CUDASIM)
+
+
+def _settings(options: CompilationOptions) -> dict[str, Any]:
+    """The options as numba's CUDA has them."""
+    settings = {
+        "debug": options.debug,
+        "fastmath": options.fastmath,
+        "opt": options.opt_level > 0 and not options.debug,
+    }
+    if options.lineinfo:
+        settings["lineinfo"] = True
+    return settings
+
+
+def _compile_by_numba(
+    func: Callable[..., Any],
+    signature: str | None,
+    name: str,
+    options: CompilationOptions,
+    source_hash: str,
+    lasting: bool,
+) -> tuple[Callable[..., Any], str | None]:
+    """Leave a function to numba's CUDA: its simulator, or a driver too old for us. With a signature
+    also make PTX, which is kept on disk."""
+    cuda = _optional.numba_cuda().module
+    plain = plain_function(func)
+    settings = _settings(options)
+    if signature is None:
+        return cuda.jit(**settings)(plain), None
+    cache = get_kernel_cache() if options.cache and lasting else None
+    known = cache.load(name, source_hash) if cache is not None else None
+    if known is not None:
+        ptx = known.decode()
+    else:
+        ptx, _ = cuda.compile_ptx(plain, argument_types(signature), **settings)
+        if cache is not None:
+            cache.store(name, source_hash, ptx, signature=signature)
+    return cuda.jit(signature, **settings)(plain), ptx
+
+
+def compile_source(
+    source: str,
+    name: str,
+    capability: tuple[int, int],
+    options: CompilationOptions | None = None,
+) -> bytes:
+    """Compile CUDA C++ to a cubin, which is kept on disk; needs no device.
+
+    Parameters
+    ----------
+    source
+        The source; its kernels are `extern "C" __global__`.
+    name
+        How errors name it.
+    capability
+        The compute capability, major and minor.
+    options
+        How to compile: `fastmath`, `debug`, `lineinfo` and `cache`; None: precisely.
+
+    Raises
+    ------
+    CUDAError
+        NVIDIA's compiler is not installed.
+    CompilationError
+        The source is wrong: with the compiler's words and its lines.
+    """
+    from pydotcompute._cuda import toolkit
+
+    chosen = CompilationOptions(fastmath=False) if options is None else options
+    architecture = f"sm_{capability[0]}{capability[1]}"
+    flags = [f"--gpu-architecture={architecture}", "--std=c++17"]
+    if chosen.fastmath:
+        flags.append("--use_fast_math")
+    if chosen.debug:
+        flags.append("--device-debug")
+    elif chosen.lineinfo:
+        flags.append("--generate-line-info")
+    tools = toolkit()
+    digest = _Fingerprint()
+    digest.add(source, name, flags, tools.versions)
+    key = digest.hexdigest()[:16]
+    cache = get_kernel_cache() if chosen.cache else None
+    known = cache.load(name, key) if cache is not None else None
+    if known is not None:
+        return known
+    cubin, log = tools.compile(source, f"{name}.cu", flags)
+    if log.strip():
+        warnings.warn(log.strip(), RuntimeWarning, stacklevel=2)
+    if cache is not None:
+        cache.store(name, key, cubin, metadata={"kind": "cubin", "architecture": architecture})
+    return cubin
+
+
+def source_kernel(source: str, name: str, options: CompilationOptions) -> SourceKernel:
+    """Make a kernel of CUDA C++, which is compiled for a device at its first launch there."""
+    from pydotcompute.compilation.launch import SourceKernel
+
+    def image(device: CudaDevice) -> bytes:
+        return compile_source(source, name, device.compute_capability, options)
+
+    return SourceKernel(name, image)
+
+
+def _compile_cuda_source(
+    source: str, name: str, options: CompilationOptions, runtime: Any
+) -> tuple[Callable[..., Any], bytes]:
+    kernel = source_kernel(source, name, options)
+    device = runtime.device()
+    kernel.function(device)  # A wrong source, or a kernel that it lacks, shows here.
+    return kernel, kernel.image(device)
+
+
+class _NumbaBuild:
+    """Compiles a function by numba for a device and for types, and keeps the code on disk.
+
+    Attributes
+    ----------
+    ptx, cubin
+        What it made last.
+    """
+
+    def __init__(
+        self,
+        func: Callable[..., Any],
+        name: str,
+        options: CompilationOptions,
+        source_hash: str,
+        lasting: bool,
+    ) -> None:
+        self._func = plain_function(func)
+        self._name = name
+        self._options = options
+        self._source_hash = source_hash
+        self._cache = get_kernel_cache() if options.cache and lasting else None
+        self.ptx: str | None = None
+        self.cubin: bytes | None = None
+
+    def __call__(self, device: Any, kinds: tuple[Any, ...]) -> tuple[bytes, str]:
+        """Make a cubin, and the kernel's name in it."""
+        from pydotcompute._cuda import toolkit
+        from pydotcompute.compilation.launch import entry_of
+
+        major, minor = device.compute_capability
+        tools = toolkit()
+        digest = _Fingerprint()
+        digest.add(self._source_hash, list(map(str, kinds)), (major, minor), tools.versions)
+        digest.add(_optional.numba().module.__version__)
+        key = digest.hexdigest()[:16]
+        known = self._load(key)
+        if known is None:
+            cuda = _optional.numba_cuda().module
+            ptx, _ = cuda.compile(
+                self._func,
+                kinds,
+                device=False,
+                cc=(major, minor),
+                abi="numba",
+                output="ptx",
+                **_settings(self._options),
+            )
+            # A cubin, since the driver may be older than what numba compiles with.
+            parts = [("ptx", f"{self._name}.ptx", ptx.encode())]
+            cubin = tools.link(parts, [f"-arch=sm_{major}{minor}"])
+            known = ptx, cubin
+            self._store(key, ptx, cubin)
+        self.ptx, self.cubin = known
+        return self.cubin, entry_of(self.ptx)
+
+    def _load(self, key: str) -> tuple[str, bytes] | None:
+        if self._cache is None:
+            return None
+        ptx = self._cache.load(self._name, key)
+        cubin = self._cache.load(f"{self._name}.cubin", key)
+        return None if ptx is None or cubin is None else (ptx.decode(), cubin)
+
+    def _store(self, key: str, ptx: str, cubin: bytes) -> None:
+        if self._cache is not None:
+            self._cache.store(self._name, key, ptx, metadata={"kind": "ptx"})
+            self._cache.store(f"{self._name}.cubin", key, cubin, metadata={"kind": "cubin"})
+
+
+def _compile_for_device(
+    build: _NumbaBuild, name: str, kinds: tuple[Any, ...] | None, runtime: Any
+) -> tuple[Callable[..., Any], str | None, bytes | None]:
+    from pydotcompute.compilation.launch import NumbaKernel
+
+    kernel = NumbaKernel(name, build, kinds)
+    if kinds is not None:
+        kernel.function(runtime.device(), kinds)
+    return kernel, build.ptx, build.cubin
 
 
 _global_compiler: KernelCompiler | None = None

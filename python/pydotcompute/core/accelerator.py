@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 import os
 import sys
 import threading
@@ -213,7 +214,24 @@ def _metal_device() -> DeviceProperties:
     )
 
 
-def _cuda_device(cupy: Any, device_id: int) -> DeviceProperties:
+def _native_device(device: Any) -> DeviceProperties:
+    limits = device.limits()
+    return DeviceProperties(
+        device_id=device.ordinal,
+        device_type=DeviceType.CUDA,
+        name=device.name,
+        compute_capability=device.compute_capability,
+        total_memory=device.memory_bytes,
+        multiprocessor_count=device.multiprocessors,
+        max_threads_per_block=limits["block_threads"],
+        max_block_dims=limits["block"],
+        max_grid_dims=limits["grid"],
+        warp_size=limits["warp_threads"],
+        is_available=True,
+    )
+
+
+def _cupy_device(cupy: Any, device_id: int) -> DeviceProperties:
     found = cupy.cuda.runtime.getDeviceProperties(device_id)
     name = found["name"]
     block, grid = found["maxThreadsDim"], found["maxGridSize"]
@@ -233,12 +251,15 @@ def _cuda_device(cupy: Any, device_id: int) -> DeviceProperties:
 
 
 def _cuda_devices() -> list[DeviceProperties]:
+    runtime = _optional.cuda().module
     cupy = _optional.cupy().module
-    if cupy is None:
-        return []
     try:
+        if runtime is not None:
+            return [_native_device(runtime.device(number)) for number in range(runtime.count)]
+        if cupy is None:
+            return []
         count = int(cupy.cuda.runtime.getDeviceCount())
-        return [_cuda_device(cupy, device_id) for device_id in range(count)]
+        return [_cupy_device(cupy, device_id) for device_id in range(count)]
     except Exception:  # A driver that fails half-way is one that is not there.
         return []
 
@@ -303,9 +324,16 @@ class Accelerator:
 
         Raises
         ------
+        TypeError
+            It is no number.
         ValueError
             There is no such device.
         """
+        try:
+            device_id = operator.index(device_id)
+        except TypeError:
+            kind = type(device_id).__name__
+            raise TypeError(f"a device id is an int, not {kind}: {device_id!r}") from None
         if not 0 <= device_id < len(self._devices):
             raise ValueError(f"Invalid device id {device_id}: there are {len(self._devices)}")
         return self._devices[device_id]
@@ -320,14 +348,14 @@ class Accelerator:
         """
         device = self.get_device(device_id)
         if device.device_type is DeviceType.CUDA:
-            _optional.cupy().module.cuda.Device(device.device_id).use()
+            _optional.device_arrays().use(device.device_id)
         self._current = device_id
 
     def synchronize(self) -> None:
         """Wait until the current device has done what it was given."""
         kind = self.current_device.device_type
         if kind is DeviceType.CUDA:
-            _optional.cupy().module.cuda.Stream.null.synchronize()
+            _optional.device_arrays().synchronize(self.current_device.device_id)
         elif kind is DeviceType.METAL:
             _optional.mlx().module.synchronize()
 
@@ -342,8 +370,9 @@ class Accelerator:
         """
         kind = self.current_device.device_type
         if kind is DeviceType.CUDA:
-            free, total = _optional.cupy().module.cuda.runtime.memGetInfo()
-            return {"free": int(free), "total": int(total), "used": int(total - free)}
+            device_id = self.current_device.device_id
+            free, total = _optional.device_arrays().memory_info(device_id)
+            return {"free": free, "total": total, "used": total - free}
         if kind is DeviceType.METAL:
             mx = _optional.mlx().module
             return {

@@ -1,8 +1,9 @@
-"""The process's memory pool: CuPy's on a CUDA device, our own for main memory everywhere.
+"""The process's memory pool: main memory everywhere, and with CUDA the device's and pinned memory.
 
 The host pool keeps blocks that nobody uses any more by size class and gives them out again, which
 saves the system call and the page faults of a new one. A block returns to the pool when the last
-array that views it is gone.
+array that views it is gone. The device's pool is the driver's: memory is taken and freed in the
+order of a stream.
 """
 
 from __future__ import annotations
@@ -68,7 +69,8 @@ def _size_bytes(name: str, size_mb: int | None) -> int | None:
     """Turn MiB into bytes; None stays None."""
     if size_mb is None:
         return None
-    if isinstance(size_mb, bool) or not isinstance(size_mb, (int, float)) or size_mb < 0:
+    is_number = isinstance(size_mb, (int, float)) and not isinstance(size_mb, bool)
+    if not (is_number and math.isfinite(size_mb) and size_mb >= 0):
         raise InvalidConfigurationError(name, size_mb, "must be a size in MiB, 0 or more, or None")
     return int(size_mb * _MB)
 
@@ -78,7 +80,7 @@ class MemoryPool:
 
     `allocate`, `empty` and `zeros` always take main memory from the pool. While the pool is
     enabled, so do new `UnifiedBuffer`s and the CPU backend's arrays, and with CUDA also CuPy's
-    allocations.
+    allocations. Arrays of ours on a device always come from its pool.
 
     Parameters
     ----------
@@ -101,7 +103,7 @@ class MemoryPool:
     _max_size_mb: int | None
     _cuda_available: bool
     _host: HostPool
-    _cuda_pools: tuple[Any, Any] | None
+    _device: Any
 
     def __new__(cls, initial_size_mb: int = 0, max_size_mb: int | None = None) -> MemoryPool:
         reserve = _size_bytes("initial_size_mb", initial_size_mb)
@@ -113,8 +115,8 @@ class MemoryPool:
                 pool._enabled = False
                 pool._initial_size_mb = 0
                 pool._max_size_mb = None
-                pool._cuda_available = bool(_optional.cupy())
-                pool._cuda_pools = None
+                pool._device = _optional.device_arrays()
+                pool._cuda_available = pool._device is not None
                 pool._host = HostPool()
                 pool._initialized = True
                 cls._instance = pool
@@ -149,7 +151,11 @@ class MemoryPool:
             It would exceed the limit.
         MemoryError
             The system has no more.
+        ValueError
+            The size is negative.
         """
+        if nbytes < 0:
+            raise ValueError(f"a size in bytes must be 0 or more, not {nbytes}")
         if nbytes > sys.maxsize:
             raise MemoryError(f"{nbytes} bytes exceed the address space")
         return self._host.allocate(nbytes, zeroed=zeroed)
@@ -166,6 +172,8 @@ class MemoryPool:
         self, shape: tuple[int, ...] | int, dtype: DTypeLike, *, zeroed: bool
     ) -> NDArray[Any]:
         dims = (shape,) if isinstance(shape, (int, np.integer)) else tuple(shape)
+        if any(dim < 0 for dim in dims):
+            raise ValueError(f"negative dimensions are not allowed: {dims}")
         kind = np.dtype(dtype)
         if kind.hasobject:
             raise TypeError(f"the pool's memory cannot hold Python objects: {kind}")
@@ -173,19 +181,23 @@ class MemoryPool:
         return np.ndarray(dims, kind, memory)
 
     def trim(self, keep_mb: int = 0) -> int:
-        """Give main memory that nobody uses back to the system.
+        """Give memory that nobody uses back to the system, with CUDA also the device's and pinned.
 
         Parameters
         ----------
         keep_mb
-            How much may stay for reuse, in MiB.
+            How much of each may stay for reuse, in MiB.
 
         Returns
         -------
         int
             How many bytes went back.
         """
-        return self._host.trim(_size_bytes("keep_mb", keep_mb) or 0)
+        keep_bytes = _size_bytes("keep_mb", keep_mb) or 0
+        freed = self._host.trim(keep_bytes)
+        if self._cuda_available:
+            freed += self._device.trim_pool(keep_bytes)
+        return freed
 
     def get_host_stats(self) -> dict[str, int | None]:
         """Take the books of the host pool, at one instant.
@@ -206,31 +218,16 @@ class MemoryPool:
 
     # --- both ---
 
-    def _pools(self) -> tuple[Any, Any]:
-        """CuPy's pools: device and pinned."""
-        if self._cuda_pools is None:
-            cupy = _optional.cupy().module
-            self._cuda_pools = (
-                cupy.get_default_memory_pool(),
-                cupy.get_default_pinned_memory_pool(),
-            )
-        return self._cuda_pools
-
     def enable(self) -> None:
         """Let buffers, and with CUDA also CuPy, take their memory from the pool."""
         if self._cuda_available:
-            cupy = _optional.cupy().module
-            device, pinned = self._pools()
-            cupy.cuda.set_allocator(device.malloc)
-            cupy.cuda.set_pinned_memory_allocator(pinned.malloc)
+            self._device.enable_pool()
         self._enabled = True
 
     def disable(self) -> None:
         """Let new buffers take their memory from the system; `trim` frees what is cached."""
         if self._cuda_available:
-            cupy = _optional.cupy().module
-            cupy.cuda.set_allocator(None)
-            cupy.cuda.set_pinned_memory_allocator(None)
+            self._device.disable_pool()
         self._enabled = False
 
     @property
@@ -239,33 +236,30 @@ class MemoryPool:
         return self._enabled
 
     def get_stats(self) -> PoolStatistics:
-        """Count the device's memory with CUDA, else main memory."""
+        """Count the device's memory with CUDA, else main memory.
+
+        The driver does not tell the free blocks of a device's pool: they read 0.
+        """
         if self._cuda_available:
-            pool = self._pools()[0]
-            return PoolStatistics(
-                int(pool.used_bytes()), int(pool.total_bytes()), int(pool.n_free_blocks())
-            )
+            return PoolStatistics(*self._device.pool_stats())
         books = self._host.stats()
         return PoolStatistics(
             books["used_bytes"] or 0, books["total_bytes"] or 0, books["cached_blocks"] or 0
         )
 
     def get_pinned_stats(self) -> PoolStatistics:
-        """Count pinned memory: zeros without CUDA, and CuPy tells only the free blocks."""
+        """Count pinned memory: zeros without CUDA."""
         if self._cuda_available:
-            return PoolStatistics(0, 0, int(self._pools()[1].n_free_blocks()))
+            return PoolStatistics(*self._device.pinned_stats())
         return PoolStatistics(0, 0, 0)
 
     def free_all_blocks(self) -> None:
         """Give all memory that nobody uses back to the system."""
-        self._host.trim()
-        if self._cuda_available:
-            for pool in self._pools():
-                pool.free_all_blocks()
+        self.trim()
 
     def free_all_free(self) -> None:
         """Do the same as `free_all_blocks`."""
-        self.free_all_blocks()
+        self.trim()
 
     def set_limit(self, size_mb: int | None) -> None:
         """Bound what the pool holds, in use or not.
@@ -283,7 +277,7 @@ class MemoryPool:
         limit = _size_bytes("size_mb", size_mb)
         self._host.set_limit(limit or None)
         if self._cuda_available:
-            self._pools()[0].set_limit(size=limit or 0)
+            self._device.set_pool_limit(limit or None)
         self._max_size_mb = size_mb
 
     def __repr__(self) -> str:

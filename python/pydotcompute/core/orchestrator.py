@@ -12,9 +12,12 @@ from types import TracebackType
 from typing import Any, Self
 from uuid import UUID, uuid4
 
+import numpy as np
+
 from pydotcompute import _optional
 from pydotcompute.core.accelerator import Accelerator, get_accelerator
 from pydotcompute.core.memory_pool import MemoryPool, get_memory_pool
+from pydotcompute.exceptions import InvalidConfigurationError
 
 __all__ = ["ComputeOrchestrator", "KernelExecution", "KernelLaunchConfig"]
 
@@ -22,6 +25,30 @@ __all__ = ["ComputeOrchestrator", "KernelExecution", "KernelLaunchConfig"]
 _current_stream: contextvars.ContextVar[Any] = contextvars.ContextVar(
     "pydotcompute_stream", default=None
 )
+
+
+def _size(name: str, size: Any) -> tuple[int, ...]:
+    """Make the dimensions of a grid or a block."""
+    reason = "must be one to three sizes, each 1 or more"
+    dims = (size,) if isinstance(size, (int, np.integer)) else size
+    if not isinstance(dims, (tuple, list)) or len(dims) > 3:
+        raise InvalidConfigurationError(name, size, reason)
+    for dim in dims:
+        if isinstance(dim, bool) or not isinstance(dim, (int, np.integer)) or dim < 1:
+            raise InvalidConfigurationError(name, size, reason)
+    return tuple(int(dim) for dim in dims)
+
+
+def _within(stream: Any) -> contextlib.AbstractContextManager[Any]:
+    """The time in which a stream is the current one."""
+    if stream is None:
+        return contextlib.nullcontext()
+    if hasattr(stream, "__exit__"):
+        found: contextlib.AbstractContextManager[Any] = stream
+        return found
+    from pydotcompute._cuda import using
+
+    return using(stream)
 
 
 @dataclass
@@ -46,11 +73,19 @@ class KernelLaunchConfig:
     stream: object | None = None
 
     def __post_init__(self) -> None:
-        """Turn an int into a tuple."""
-        if isinstance(self.grid_size, int):
-            self.grid_size = (self.grid_size,)
-        if isinstance(self.block_size, int):
-            self.block_size = (self.block_size,)
+        """Turn an int into a tuple.
+
+        Raises
+        ------
+        InvalidConfigurationError
+            A size is none: it has more than three dimensions, or less than 1 in one of them.
+        """
+        self.grid_size = _size("grid_size", self.grid_size)
+        self.block_size = _size("block_size", self.block_size)
+        shared = self.shared_memory_bytes
+        if isinstance(shared, bool) or not isinstance(shared, int) or shared < 0:
+            reason = "must be a number of bytes, 0 or more"
+            raise InvalidConfigurationError("shared_memory_bytes", shared, reason)
 
 
 @dataclass
@@ -238,7 +273,7 @@ class ComputeOrchestrator:
         stream: Any = config.stream if config.stream is not None else _current_stream.get()
         if not (hasattr(func, "__cuda_kernel__") or hasattr(func, "forall")):
             # A stream is current for a thread, so only while this call has the thread.
-            with stream if hasattr(stream, "__exit__") else contextlib.nullcontext():
+            with _within(stream):
                 return func(*args, **kwargs)
         launch: tuple[Any, ...] = (config.grid_size, config.block_size)
         if stream is not None or config.shared_memory_bytes:
@@ -253,10 +288,10 @@ class ComputeOrchestrator:
 
     def create_stream(self) -> object | None:
         """Make a CUDA stream that `synchronize` and `shutdown` wait for; None without CUDA."""
-        cupy = _optional.cupy().module
-        if cupy is None:
+        arrays = _optional.device_arrays()
+        if arrays is None:
             return None
-        stream: object = cupy.cuda.Stream(non_blocking=True)
+        stream: object = arrays.new_stream()
         self._streams.append(stream)
         return stream
 

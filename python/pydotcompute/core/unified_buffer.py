@@ -129,6 +129,8 @@ class UnifiedBuffer(HostView, Generic[_T]):
     _host_array: NDArray[Any] | None = None
     _device_array: Any = None
     _metal_array: Any = None
+    # The stream that wrote to the device's array, if it was told.
+    _device_stream: Any = None
     # Whether it is the Metal copy that DEVICE_DIRTY speaks of.
     _metal_dirty: bool = False
 
@@ -150,7 +152,7 @@ class UnifiedBuffer(HostView, Generic[_T]):
         if kind.hasobject:
             raise TypeError(f"a buffer cannot hold Python objects: {kind}")
         self._pinned = pinned
-        self._cuda_available = _optional.cupy().module is not None
+        self._cuda_available = _optional.device_arrays() is not None
 
     # --- what it is ---
 
@@ -213,13 +215,9 @@ class UnifiedBuffer(HostView, Generic[_T]):
         if host:
             self._host_array = self._new_host()
         if device:
-            self._device_array = self._cupy.zeros(self._shape, self._dtype)
+            self._device_array = _optional.device_arrays().zeros(self._shape, self._dtype)
         self._state = _SYNCHRONIZED if host and device else _HOST_ONLY if host else _DEVICE_ONLY
         return self
-
-    @property
-    def _cupy(self) -> Any:
-        return _optional.cupy().module
 
     def _new_host(self) -> NDArray[Any]:
         """Make a zero-filled array in main memory."""
@@ -228,7 +226,7 @@ class UnifiedBuffer(HostView, Generic[_T]):
             raise MemoryError(f"{self.nbytes} bytes exceed the address space")
         if self._pinned and self._cuda_available:
             try:
-                memory = self._cupy.cuda.alloc_pinned_memory(self.nbytes)
+                memory = _optional.device_arrays().pinned(self.nbytes)
             except Exception as error:
                 warnings.warn(
                     f"no pinned memory, using ordinary memory: {error}",
@@ -250,6 +248,7 @@ class UnifiedBuffer(HostView, Generic[_T]):
         """Let go of all copies; the buffer can be allocated again."""
         self._host_array = None
         self._device_array = None
+        self._device_stream = None
         self._metal_array = None
         self._metal_dirty = False
         self._state = _UNINITIALIZED
@@ -293,14 +292,19 @@ class UnifiedBuffer(HostView, Generic[_T]):
             self._metal_dirty = False
         elif self._device_array is not None:
             try:
-                self._device_array.get(out=self._host_array)
+                _optional.device_arrays().download(
+                    self._device_array, self._host_array, self._device_stream
+                )
             except Exception as error:
                 raise BufferSyncError("device->host", error) from error
         self._state = _SYNCHRONIZED
 
     @property
     def device(self) -> Any:
-        """The device's array, brought up to date first: CuPy's, or the host's without CUDA.
+        """The device's array, brought up to date first; without CUDA the host's.
+
+        It is CuPy's where CuPy is installed, else a `DeviceArray`, which PyTorch and numba take
+        without a copy. The copy is whole when this returns, so any stream may use it.
 
         Raises
         ------
@@ -326,9 +330,10 @@ class UnifiedBuffer(HostView, Generic[_T]):
     def _upload(self) -> None:
         """Bring the CUDA device's copy up to date."""
         try:
+            arrays = _optional.device_arrays()
             if self._device_array is None:
-                self._device_array = self._cupy.empty(self._shape, self._dtype)
-            self._device_array.set(self._host_array)
+                self._device_array = arrays.empty(self._shape, self._dtype)
+            arrays.upload(self._device_array, self._host_array)
         except Exception as error:
             raise BufferSyncError("host->device", error) from error
         self._state = _SYNCHRONIZED
@@ -397,8 +402,14 @@ class UnifiedBuffer(HostView, Generic[_T]):
         self._metal_dirty = False
         self._state = _HOST_DIRTY
 
-    def mark_device_dirty(self) -> None:
+    def mark_device_dirty(self, stream: Any = None) -> None:
         """Say that the CUDA device's array was written to.
+
+        Parameters
+        ----------
+        stream
+            The stream that writes: ours, CuPy's, PyTorch's or a handle. The copy back waits for it,
+            as it does for the default streams and the current ones of CuPy and PyTorch.
 
         Raises
         ------
@@ -408,6 +419,7 @@ class UnifiedBuffer(HostView, Generic[_T]):
         self._require_allocated()
         self._metal_dirty = False
         self._metal_array = None
+        self._device_stream = stream
         self._state = _DEVICE_DIRTY
 
     def mark_metal_dirty(self) -> None:
@@ -455,8 +467,9 @@ class UnifiedBuffer(HostView, Generic[_T]):
         Parameters
         ----------
         data
-            An array, anything that NumPy makes one of, or a CuPy array. It is cast by `same_kind`;
-            broadcasting anything but a scalar gives a UserWarning.
+            An array, anything that NumPy makes one of, or an array of a CUDA device, of whatever
+            library. It is cast by `same_kind`; broadcasting anything but a scalar gives a
+            UserWarning.
 
         Raises
         ------
@@ -468,7 +481,10 @@ class UnifiedBuffer(HostView, Generic[_T]):
         if isinstance(data, UnifiedBuffer):
             data = data.host
         elif hasattr(data, "__cuda_array_interface__"):
-            data = (data if hasattr(data, "get") else self._cupy.asarray(data)).get()
+            arrays = _optional.device_arrays()
+            if arrays is None:
+                raise BackendNotAvailableError("CUDA", _optional.no_cuda_reason())
+            data = arrays.to_host(data)
         fresh = not self.is_allocated
         host = self.allocate().host
         try:
@@ -496,8 +512,10 @@ class UnifiedBuffer(HostView, Generic[_T]):
         _copy(target, self.host)
 
     def zeros(self) -> Self:
-        """Set all elements to zero; gives the buffer memory if it has none."""
-        return self.fill(0)
+        """Set all bytes to zero; gives the buffer memory if it has none."""
+        self.allocate().host[...] = np.zeros((), self._dtype)
+        self.mark_host_dirty()
+        return self
 
     def fill(self, value: Any) -> Self:
         """Set all elements to a value; gives the buffer memory if it has none."""
@@ -548,6 +566,21 @@ class UnifiedBuffer(HostView, Generic[_T]):
         if dl_device not in (None, _DL_CPU) or copy:
             _refuse_dlpack()
         return host.__dlpack__(stream=stream)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Take what a copy of the buffer, in another process too, is made of: main memory."""
+        state = self.__dict__.copy()
+        if self.is_allocated:
+            state["_host_array"] = self.host
+            state["_state"] = _HOST_ONLY
+        for name in ("_device_array", "_device_stream", "_metal_array", "_metal_dirty"):
+            state.pop(name, None)
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Take over what `__getstate__` took, on this machine."""
+        self.__dict__.update(state)
+        self._cuda_available = _optional.device_arrays() is not None
 
     def __repr__(self) -> str:
         return (

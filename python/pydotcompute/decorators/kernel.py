@@ -21,6 +21,12 @@ _DEVICES = ("auto", "cpu", "cuda")
 _BLOCK_THREADS = 256
 
 
+def _source_of(func: Any) -> str | None:
+    """The CUDA C++ that `cuda_source` keeps with a function, or with what was made of it."""
+    source: str | None = getattr(func, "__cuda_source__", None)
+    return source
+
+
 class Kernel:
     """A function that is compiled at its first call; see `kernel`. Thread-safe."""
 
@@ -32,7 +38,7 @@ class Kernel:
         functools.update_wrapper(self, func)
         self._original_func = func
         self._kernel_meta: dict[str, Any] = {
-            "name": func.__name__ if name is None else name,
+            "name": getattr(func, "__name__", type(func).__name__) if name is None else name,
             "device": device,
             "fastmath": fastmath,
             "cache": cache,
@@ -58,7 +64,9 @@ class Kernel:
         from pydotcompute.compilation.compiler import CompilationOptions, get_compiler
 
         meta = self._kernel_meta
-        cuda = _optional.numba_cuda() if meta["device"] != "cpu" else _optional.Found(None)
+        cuda = _optional.Found(None)
+        if meta["device"] != "cpu":
+            cuda = _optional.cuda() if _source_of(self) is not None else _optional.numba_cuda()
         if meta["device"] == "cuda" and not cuda:
             warnings.warn(
                 f"kernel '{meta['name']}' runs on the CPU: {cuda.reason}",
@@ -68,7 +76,10 @@ class Kernel:
         options = CompilationOptions(
             device="cuda" if cuda else "cpu", fastmath=meta["fastmath"], cache=meta["cache"]
         )
-        compiled = get_compiler().compile(self._original_func, name=meta["name"], options=options)
+        func = self._original_func
+        if (source := _source_of(self)) is not None:
+            func.__cuda_source__ = source  # type: ignore[attr-defined]
+        compiled = get_compiler().compile(func, name=meta["name"], options=options)
         self._device = compiled.device
         return compiled.kernel
 
@@ -92,6 +103,10 @@ class Kernel:
     def __get__(self, instance: Any, owner: type | None = None) -> Any:
         """Bind like a function, so that it may be a method."""
         return self if instance is None else functools.partial(self, instance)
+
+    def __reduce__(self) -> str:
+        """Pickle it as functions are: by its name."""
+        return str(getattr(self, "__qualname__", self._kernel_meta["name"]))
 
     def __repr__(self) -> str:
         return f"<kernel {self._kernel_meta['name']!r} device={self._kernel_meta['device']!r}>"
@@ -140,7 +155,11 @@ def kernel(
     ------
     InvalidConfigurationError
         There is no such device.
+    TypeError
+        It is no function.
     """
+    if func is not None and not callable(func):
+        raise TypeError(f"kernel decorates a function, not {type(func).__name__}")
     if device not in _DEVICES:
         raise InvalidConfigurationError("device", device, f"must be one of {list(_DEVICES)}")
 
@@ -171,6 +190,11 @@ class _UnavailableKernel:
         return self
 
 
+def _require_numba() -> None:
+    if not (numba := _optional.numba()):
+        raise RuntimeError(f"gpu_kernel needs numba: {numba.reason}")
+
+
 @overload
 def gpu_kernel(func: Callable[..., Any]) -> Any: ...
 @overload
@@ -192,7 +216,9 @@ def gpu_kernel(
     debug: bool = False,
     cache: bool = True,
 ) -> Any:
-    """Make a CUDA kernel of numba, launched with `kernel[grid, block](...)`.
+    """Make a CUDA kernel, launched with `kernel[grid, block](...)`.
+
+    It is numba's, or of the CUDA C++ that `cuda_source` gave the function.
 
     Without a CUDA device the function can be decorated, and a launch raises
     BackendNotAvailableError with the reason.
@@ -217,13 +243,21 @@ def gpu_kernel(
     RuntimeError
         numba is not installed.
     """
-    if not (numba := _optional.numba()):
-        raise RuntimeError(f"gpu_kernel needs numba: {numba.reason}")
+    if func is None or _source_of(func) is None:
+        _require_numba()
 
     def decorate(func: Callable[..., Any]) -> Any:
         compiled: Any
-        cuda = _optional.numba_cuda()
-        if cuda:
+        source = _source_of(func)
+        if source is None:
+            _require_numba()
+        cuda = _optional.numba_cuda() if source is None else _optional.cuda()
+        if cuda and source is not None:
+            from pydotcompute.compilation.compiler import CompilationOptions, source_kernel
+
+            options = CompilationOptions(fastmath=fastmath, debug=debug, cache=cache)
+            compiled = source_kernel(source, func.__name__, options)
+        elif cuda:
             settings: dict[str, Any] = {"fastmath": fastmath, "debug": debug, "opt": not debug}
             head = () if signature is None else (signature,)
             try:
@@ -234,7 +268,8 @@ def gpu_kernel(
                 # A function without a source file has no place for numba's cache.
                 compiled = cuda.module.jit(*head, **settings)(func)
         else:
-            compiled = _UnavailableKernel(func, cuda.reason)
+            # That there is no driver says more than that numba sees no device.
+            compiled = _UnavailableKernel(func, _optional.cuda().reason or cuda.reason)
         compiled._kernel_meta = {
             "name": func.__name__ if name is None else name,
             "signature": signature,
@@ -249,7 +284,19 @@ def gpu_kernel(
 
 
 def cuda_source(source: str) -> Callable[[_F], _F]:
-    """Make a decorator that keeps CUDA source with a function, as `__cuda_source__`."""
+    """Make a decorator that keeps CUDA C++ with a function, as `__cuda_source__`.
+
+    On a CUDA device, `kernel`, `gpu_kernel` and `KernelCompiler` compile it instead of the
+    function; it defines a kernel of the function's name, `extern "C" __global__`. Elsewhere the
+    function runs.
+
+    Raises
+    ------
+    TypeError
+        The source is no text.
+    """
+    if not isinstance(source, str):
+        raise TypeError(f"a source is text, not {type(source).__name__}")
 
     def decorate(func: _F) -> _F:
         func.__cuda_source__ = source  # type: ignore[attr-defined]

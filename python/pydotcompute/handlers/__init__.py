@@ -29,8 +29,12 @@ a batch always gets one, also an empty one. Of a batch in which one record fails
 Compiled, a handler follows numba's rules for numbers: int64 and float64 wrap and round as in C.
 What numba cannot compile is an error at launch, with the line and the reason. Where numba is not
 installed the same handler is interpreted, with a warning: `interpreted` says what may differ then.
+
+`compile_for_cuda` compiles the same handler for a GPU, without one. A message that fails there
+loses its exception's arguments; a multiplication followed by an addition may be rounded once.
 """
 
+from pydotcompute.handlers._cuda import CudaCode, compile_for_cuda
 from pydotcompute.handlers.context import HandlerContext
 from pydotcompute.handlers.native import NativeHandler, native_handler
 from pydotcompute.handlers.record import (
@@ -43,11 +47,13 @@ from pydotcompute.handlers.record import (
 from pydotcompute.handlers.spec import Handler
 
 __all__ = [
+    "CudaCode",
     "Handler",
     "HandlerContext",
     "NativeHandler",
     "RecordBatch",
     "c_struct",
+    "compile_for_cuda",
     "native_handler",
     "record",
     "record_dtype",

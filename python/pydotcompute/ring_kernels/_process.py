@@ -23,6 +23,8 @@ from typing import TYPE_CHECKING, Any
 
 from pydotcompute import _native
 from pydotcompute.exceptions import InvalidConfigurationError
+from pydotcompute.handlers.native import NativeHandler
+from pydotcompute.handlers.spec import handler_of
 
 if TYPE_CHECKING:
     from pydotcompute.ring_kernels.lifecycle import RingKernel
@@ -47,10 +49,15 @@ def describe(function: Callable[..., Any]) -> dict[str, Any]:
     InvalidConfigurationError
         If it cannot: says why.
     """
-    name = getattr(function, "__qualname__", None)
-    module = getattr(function, "__module__", None)
+    if isinstance(function, NativeHandler):
+        module, name = _variable(function)
+    else:
+        name = getattr(function, "__qualname__", None)
+        module = getattr(function, "__module__", None)
     if name is None or module is None:
-        raise _unfit(function, "is an object without a name of its own (a partial, say)")
+        raise _unfit(
+            function, "is an object without a name at the top of a module (a partial, say)"
+        )
     if "<lambda>" in name:
         raise _unfit(function, "is a lambda, which has no name to import it by")
     if "<locals>" in name:
@@ -72,6 +79,15 @@ def describe(function: Callable[..., Any]) -> dict[str, Any]:
         else:
             raise _unfit(function, "is typed in at a prompt: there is no file to import it from")
     return where
+
+
+def _variable(thing: object) -> tuple[str, str] | tuple[None, None]:
+    """The module and the name of the variable that something is the value of."""
+    for module_name, module in list(sys.modules.items()):
+        for name, value in list(getattr(module, "__dict__", {}).items()):
+            if value is thing:
+                return module_name, name
+    return None, None
 
 
 def _unfit(function: Callable[..., Any], reason: str) -> InvalidConfigurationError:
@@ -99,6 +115,15 @@ def arguments(kernel: RingKernel[Any, Any], function: Callable[..., Any]) -> byt
         "level": logging.getLogger().getEffectiveLevel(),
     }
     return json.dumps(told).encode()
+
+
+def first_step(function: Callable[..., Any]) -> str:
+    """What a child has to do in time, as an error says it."""
+    name = f"{getattr(function, '__module__', '?')}.{getattr(function, '__qualname__', '?')}"
+    return (
+        f"its function {name}: the import of its module takes longer than start_timeout, or never "
+        'ends (guard what a program does by if __name__ == "__main__":)'
+    )
 
 
 def command() -> list[str]:
@@ -156,7 +181,12 @@ def child_main() -> None:
         told = json.loads(host.args)
         logging.basicConfig(handlers=[_ToParent(host)], level=told["level"])
         function = _load(**told["function"])
-        fault = asyncio.run(_serve(host, function, told))
+        handler = handler_of(function)
+        if handler is not None:
+            # What it keeps the parent knows.
+            host.run_compiled(handler.compile(host.kernel_id, None))
+        else:
+            fault = asyncio.run(_serve(host, function, told))
     except BaseException as error:
         fault = f"{type(error).__name__}: {error}"
         if not isinstance(error, Exception):

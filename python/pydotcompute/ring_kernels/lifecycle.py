@@ -373,11 +373,17 @@ class RingKernel(_native.Actor, Generic[In, Out]):
     executor
         "process": the function runs in a process of its own, which imports it by its module and
         its name (Linux). Messages go there and back as `serialize` writes them; a process that
-        dies is a fault of the kernel, and a restart starts a new one. None: as the function says.
+        dies is a fault of the kernel, and a restart starts a new one. A compiled handler is compiled
+        in its process, and takes its records as they are; its state lies in memory that both
+        processes share, so that a restart goes on with what the last message that was acknowledged
+        left of it. What a function keeps otherwise begins anew. None: as the function says.
     window
         In a process: how many messages it is handed at a time. With more than 1 it need not be
         waited for; but what it was handed is in hand: not counted in the queue, nor overtaken,
         dropped or held back any more.
+    start_timeout
+        Seconds that a process may take, from its start, to import its function; one that takes
+        longer is killed, which is a fault of the kernel.
     """
 
     def __init__(
@@ -393,13 +399,17 @@ class RingKernel(_native.Actor, Generic[In, Out]):
         state: Any = None,
         executor: Literal["process"] | None = None,
         window: int = 1,
+        start_timeout: float = 60.0,
     ) -> None:
         if executor not in (None, "process"):
             raise InvalidConfigurationError("executor", executor, "must be 'process' or None")
         if isinstance(window, bool) or not isinstance(window, int) or not 1 <= window <= 1 << 16:
             raise InvalidConfigurationError("window", window, "must be 1 to 65536 messages")
+        if not start_timeout > 0:
+            raise InvalidConfigurationError("start_timeout", start_timeout, "must be above 0")
         self._kernel_func = kernel_func
         self._executor = executor
+        self._start_timeout = float(start_timeout)
         self._window = window
         #: Whether it is what a kernel of another process really runs.
         self._far_side = False
@@ -435,22 +445,31 @@ class RingKernel(_native.Actor, Generic[In, Out]):
         KernelStateError
             In any other state.
         """
+        compiled = await self._compile() if self._state == "CREATED" else None
         if self._state != "CREATED":
             raise KernelStateError(self.kernel_id, self._state, "launch")
         self._own_runtime = _native.Runtime()
         _runtimes.add(self._own_runtime)
-        self._launch_in(self._own_runtime)
+        self._launch_in(self._own_runtime, compiled)
 
-    def _launch_in(self, runtime: _native.Runtime) -> None:
+    async def _compile(self) -> _native.CompiledHandler | None:
+        """Make the code of a compiled handler, on another thread: numba takes its time."""
+        if self._handler is None or self._executor is not None:
+            return None
+        return await asyncio.to_thread(self._handler.compile, self.kernel_id, self._initial_state)
+
+    def _launch_in(
+        self, runtime: _native.Runtime, compiled: _native.CompiledHandler | None
+    ) -> None:
         config = self._config
         if self._executor == "process":
             self._launch_in_process(runtime)
             return
-        if self._handler is not None:
-            self._compiled = self._handler.compile(self.kernel_id, self._initial_state)
+        if compiled is not None:
+            self._compiled = compiled
             self._launch_compiled(
                 runtime,
-                self._compiled,
+                compiled,
                 capacity=config.input_queue_size,
                 reply_capacity=config.output_queue_size,
                 backpressure=config.backpressure_strategy,
@@ -479,19 +498,20 @@ class RingKernel(_native.Actor, Generic[In, Out]):
 
         if sys.platform != "linux":
             raise InvalidConfigurationError("executor", "process", "needs Linux")
-        if self._handler is not None:
-            raise InvalidConfigurationError(
-                "executor",
-                "process",
-                "does not run compiled handlers, which need no GIL on a thread",
-            )
         config = self._config
+        arguments = _process.arguments(self, self._kernel_func)
+        if self._handler is not None:
+            # Here for its layouts and its errors; the process compiles it for itself.
+            self._compiled = self._handler.compile(self.kernel_id, self._initial_state)
         _native._launch_process(
             self,
             runtime,
             _process.command(),
-            _process.arguments(self, self._kernel_func),
+            arguments,
             _process.sink,
+            self._compiled,
+            first_step=_process.first_step(self._kernel_func),
+            start_timeout=self._start_timeout,
             window=self._window,
             capacity=config.input_queue_size,
             reply_capacity=config.output_queue_size,
@@ -517,7 +537,8 @@ class RingKernel(_native.Actor, Generic[In, Out]):
         -------
         object
             An object of the state's class: before the activation the initial state, after a restart
-            the new one, after the end the last one.
+            the new one, after the end the last one. Of a kernel in a process: as of the last
+            acknowledged message, at once, whatever the process does.
 
         Raises
         ------

@@ -117,6 +117,8 @@ class RingKernelRuntime(_native.Runtime):
         self._use_eager_tasks = use_eager_tasks
         self._active = False
         self._ended = False
+        #: Names of kernels whose handlers are being compiled.
+        self._launching: set[str] = set()
         self._eager_tasks_installed = False
         self._telemetry = TelemetryCollector() if enable_telemetry else None
         if use_uvloop:
@@ -215,8 +217,12 @@ class RingKernelRuntime(_native.Runtime):
         state: Any = None,
         executor: Literal["process"] | None = None,
         window: int = 1,
+        start_timeout: float = 60.0,
     ) -> RingKernel[Any, Any]:
         """Make a kernel; it is LAUNCHED then, and waits to be activated.
+
+        The first launch of a compiled handler takes as long as numba does, on a thread of its own:
+        the event loop goes on meanwhile.
 
         Parameters
         ----------
@@ -235,9 +241,9 @@ class RingKernelRuntime(_native.Runtime):
             `RingKernel`.
         state
             What the state of a compiled handler is at first: see `RingKernel`.
-        executor, window
-            "process": in a process of its own, and how many messages that is handed at a time: see
-            `RingKernel`.
+        executor, window, start_timeout
+            "process": in a process of its own, how many messages that is handed at a time, and how
+            many seconds it may take to import the function: see `RingKernel`.
 
         Raises
         ------
@@ -248,7 +254,7 @@ class RingKernelRuntime(_native.Runtime):
         KernelNotFoundError
             If there is no function, and none is registered.
         """
-        if kernel_id in self._kernels:
+        if kernel_id in self._kernels or kernel_id in self._launching:
             raise KernelAlreadyExistsError(kernel_id)
         settings: dict[str, Any]
         if kernel_func is None:
@@ -273,9 +279,14 @@ class RingKernelRuntime(_native.Runtime):
             state=state,
             executor=executor,
             window=window,
+            start_timeout=start_timeout,
         )
         self._begin()
-        kernel._launch_in(self)
+        self._launching.add(kernel_id)
+        try:
+            kernel._launch_in(self, await kernel._compile())
+        finally:
+            self._launching.discard(kernel_id)
         self._kernels[kernel_id] = kernel
         if self._telemetry is not None:
             self._telemetry.register_kernel(kernel_id)

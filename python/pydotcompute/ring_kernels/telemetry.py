@@ -7,11 +7,12 @@ that follows.
 
 from __future__ import annotations
 
-import contextlib
-import importlib
 import time
 from dataclasses import dataclass, field
 from typing import Any
+
+from pydotcompute._native import CudaMonitor
+from pydotcompute.exceptions import CUDAError
 
 
 @dataclass
@@ -112,24 +113,24 @@ class GPUInfo:
 
 
 class GPUMonitor:
-    """Reads NVIDIA's management library through pynvml, where that is installed.
+    """Reads NVML, NVIDIA's management library, which comes with the driver.
 
-    No method raises because there is no GPU: they return placeholders and zeros.
+    No method raises because there is no GPU: they return placeholders and zeros. Devices are those
+    of the machine, also those that this process may not use. Thread-safe.
     """
 
     def __init__(self) -> None:
-        self._nvml: Any = None
+        self._nvml: CudaMonitor | None = None
         self._nvml_available: bool = False
         self._device_count: int = 0
         try:
-            pynvml = importlib.import_module("pynvml")
-            pynvml.nvmlInit()
-            self._nvml = pynvml
+            self._nvml = CudaMonitor()
+            self._device_count = self._nvml.device_count()
             self._nvml_available = True
-            self._device_count = int(pynvml.nvmlDeviceGetCount())
-        except Exception:
-            # Not installed, no driver, no device: all the same to whoever asks.
-            self._nvml_available = False
+        except CUDAError as error:
+            self._reason = str(error)
+        else:
+            self._reason = ""
 
     @property
     def is_available(self) -> bool:
@@ -137,43 +138,40 @@ class GPUMonitor:
         return self._nvml_available
 
     @property
+    def unavailable_reason(self) -> str:
+        """Why there is none, and what to do; empty when there is one."""
+        return self._reason
+
+    @property
     def device_count(self) -> int:
         """How many GPUs it knows."""
         return self._device_count
 
     def get_gpu_info(self, device_index: int = 0) -> GPUInfo:
-        """What is known of one GPU; a placeholder named "N/A" if that is nothing."""
+        """What is known of one GPU; a placeholder named "N/A" if that is nothing. What the GPU does
+        not tell reads 0."""
         placeholder = GPUInfo(device_index, "N/A", "N/A", 0, 0, 0, 0, 0, 0, 0.0, 0.0)
-        if not self._nvml_available or not 0 <= device_index < self._device_count:
-            return placeholder
         nvml = self._nvml
-
-        def ask(function: str, *arguments: Any, default: Any = 0) -> Any:
-            try:
-                return getattr(nvml, function)(*arguments)
-            except Exception:
-                return default
-
-        def text(value: Any) -> str:
-            return value.decode() if isinstance(value, bytes) else str(value)
-
-        handle = ask("nvmlDeviceGetHandleByIndex", device_index, default=None)
-        if handle is None:
+        if nvml is None or not self._nvml_available:
             return placeholder
-        memory = ask("nvmlDeviceGetMemoryInfo", handle, default=None)
-        rates = ask("nvmlDeviceGetUtilizationRates", handle, default=None)
+        if not 0 <= device_index < self._device_count:
+            return placeholder
+        try:
+            told = nvml.reading(device_index)
+        except CUDAError:
+            return placeholder
         return GPUInfo(
             index=device_index,
-            name=text(ask("nvmlDeviceGetName", handle, default="N/A")),
-            uuid=text(ask("nvmlDeviceGetUUID", handle, default="N/A")),
-            memory_total=int(getattr(memory, "total", 0)),
-            memory_used=int(getattr(memory, "used", 0)),
-            memory_free=int(getattr(memory, "free", 0)),
-            utilization_gpu=int(getattr(rates, "gpu", 0)),
-            utilization_memory=int(getattr(rates, "memory", 0)),
-            temperature=int(ask("nvmlDeviceGetTemperature", handle, 0)),
-            power_usage=ask("nvmlDeviceGetPowerUsage", handle) / 1000,
-            power_limit=ask("nvmlDeviceGetEnforcedPowerLimit", handle) / 1000,
+            name=told["name"],
+            uuid=told["uuid"],
+            memory_total=told["memory_total_bytes"],
+            memory_used=told["memory_used_bytes"],
+            memory_free=told["memory_free_bytes"],
+            utilization_gpu=told["busy_percent"] or 0,
+            utilization_memory=told["memory_busy_percent"] or 0,
+            temperature=told["temperature_celsius"] or 0,
+            power_usage=(told["power_milliwatts"] or 0) / 1000,
+            power_limit=(told["power_limit_milliwatts"] or 0) / 1000,
         )
 
     def get_all_gpu_info(self) -> list[GPUInfo]:
@@ -191,14 +189,8 @@ class GPUMonitor:
 
     def shutdown(self) -> None:
         """Let go of the library."""
-        if self._nvml_available:
-            self._nvml_available = False
-            with contextlib.suppress(Exception):
-                self._nvml.nvmlShutdown()
-
-    def __del__(self) -> None:
-        if getattr(self, "_nvml_available", False):
-            self.shutdown()
+        self._nvml_available = False
+        self._nvml = None
 
     def __repr__(self) -> str:
         return f"GPUMonitor(available={self._nvml_available}, devices={self._device_count})"

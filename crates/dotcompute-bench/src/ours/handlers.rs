@@ -3,13 +3,13 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
-use dotcompute::abi::Handler;
-use dotcompute::{Envelope, KernelRef, Record, RecordBatch, Runtime, Terminate};
+use dotcompute::compiled;
+use dotcompute::{CompiledHandler, Envelope, KernelRef, Record, RecordBatch, Runtime, Terminate};
 
 use crate::handled::{BATCH, Handled, Order, handle, handle_slowly, handler, verify};
 use crate::harness::{Slice, Stopwatch, Wrong, expect};
 use crate::load::{self, CAPACITY, CHUNK};
-use crate::os::pinned;
+use crate::os::{beside, pinned};
 
 /// Batches on their way at once.
 const AHEAD: usize = 4;
@@ -31,12 +31,16 @@ fn batch(orders: &Arc<Vec<Order>>) -> RecordBatch {
     unsafe { RecordBatch::from_foreign(Order::LAYOUT, start, count, keep) }
 }
 
-fn launch(runtime: &Runtime, name: &str, function: Handler) -> Result<Batches, Wrong> {
+fn launch<M: compiled::RecordMessage, R: compiled::RecordReply>(
+    runtime: &Runtime,
+    name: &str,
+    handler: CompiledHandler,
+) -> Result<KernelRef<M, R>, Wrong> {
     let kernel = runtime
         .kernel(name)
         .executor("thread")
         .capacity(CAPACITY)
-        .launch_compiled(handler(function))
+        .launch_compiled(handler)
         .map_err(Wrong::new)?;
     kernel.activate().map_err(Wrong::new)?;
     Ok(kernel)
@@ -63,18 +67,14 @@ fn exchange(kernels: &[Batches], operations: u64) -> Result<(), Wrong> {
     Ok(())
 }
 
-fn batches_of(operations: u64, count: usize, function: Handler) -> Result<Slice, Wrong> {
-    let runtime = Runtime::builder().build();
-    let kernels = (0..count)
-        .map(|number| launch(&runtime, &format!("handler{number}"), function))
-        .collect::<Result<Vec<_>, _>>()?;
+fn batches_over(kernels: &[Batches], operations: u64) -> Result<Slice, Wrong> {
     let operations = operations / BATCH * BATCH;
-    exchange(&kernels, (ARRAYS * BATCH).min(operations))?;
+    exchange(kernels, (ARRAYS * BATCH).min(operations))?;
     let watch = Stopwatch::start();
-    exchange(&kernels, operations)?;
+    exchange(kernels, operations)?;
     let slice = watch.stop();
     let mut handled = 0;
-    for kernel in &kernels {
+    for kernel in kernels {
         kernel.terminate_blocking(Terminate::drain());
         handled += kernel.telemetry().records;
     }
@@ -84,17 +84,27 @@ fn batches_of(operations: u64, count: usize, function: Handler) -> Result<Slice,
 
 /// Batches of 1000, through a kernel on a thread and back.
 pub(crate) fn batches(operations: u64) -> Result<Slice, Wrong> {
-    batches_of(operations, 1, handle)
+    let runtime = Runtime::builder().build();
+    let kernel = beside(|| launch(&runtime, "handler", handler(handle)))?;
+    pinned(|| batches_over(&[kernel], operations))
 }
 
-/// The same with some work for each record, over two kernels.
+/// The same with some work for each record, over two kernels, which find their cores themselves.
 pub(crate) fn two_kernels(operations: u64) -> Result<Slice, Wrong> {
-    batches_of(operations, 2, handle_slowly)
+    slow_kernels(2, operations)
 }
 
 /// The same over one.
 pub(crate) fn one_kernel(operations: u64) -> Result<Slice, Wrong> {
-    batches_of(operations, 1, handle_slowly)
+    slow_kernels(1, operations)
+}
+
+fn slow_kernels(count: usize, operations: u64) -> Result<Slice, Wrong> {
+    let runtime = Runtime::builder().build();
+    let kernels = (0..count)
+        .map(|number| launch(&runtime, &format!("handler{number}"), handler(handle_slowly)))
+        .collect::<Result<Vec<_>, _>>()?;
+    batches_over(&kernels, operations)
 }
 
 /// Single records, sent and received as many at a time as there are, through a kernel on a thread.
@@ -102,13 +112,7 @@ pub(crate) fn singles(operations: u64) -> Result<Slice, Wrong> {
     let runtime = Runtime::builder().build();
     let handler = handler(handle);
     let state = handler.state_reader();
-    let kernel = runtime
-        .kernel("handler")
-        .executor("thread")
-        .capacity(CAPACITY)
-        .launch_compiled::<Order, Order>(handler)
-        .map_err(Wrong::new)?;
-    kernel.activate().map_err(Wrong::new)?;
+    let kernel: KernelRef<Order, Order> = beside(|| launch(&runtime, "handler", handler))?;
     let slice = pinned(|| {
         let watch = Stopwatch::start();
         let mut outgoing: VecDeque<Envelope<Order>> = VecDeque::new();

@@ -104,15 +104,17 @@ pub(crate) async fn run<M: RecordMessage, R: RecordReply>(
     let mut outbox = Outbox::new(shape, layouts, Box::new(context.must_stop()));
     let mut scratch = Vec::new();
     loop {
-        let next = poll_fn(|cx| {
-            let next = context.poll_receive(cx);
-            if next.is_pending() {
-                state.rest();
+        if !context.advance() {
+            let next = poll_fn(|cx| {
+                let next = context.poll_receive(cx);
+                if next.is_pending() {
+                    state.rest();
+                }
+                next
+            });
+            if next.await.is_err() {
+                return Ok(());
             }
-            next
-        });
-        if next.await.is_err() {
-            return Ok(());
         }
         state.work();
         let Some(envelope) = context.envelope() else { continue };
@@ -198,7 +200,7 @@ async fn send<M: RecordMessage, R: RecordReply>(
 }
 
 /// Says of which record of a batch an error is.
-fn at_record(error: BoxError, record: usize, count: usize, single: bool) -> BoxError {
+pub(super) fn at_record(error: BoxError, record: usize, count: usize, single: bool) -> BoxError {
     match single {
         true => error,
         false => Fault::from_error(error).within(format!("record {record} of {count}")).into(),

@@ -2,11 +2,12 @@
 
 use std::cell::UnsafeCell;
 use std::fmt;
-use std::sync::{Arc, Condvar, Mutex};
+use std::sync::{Arc, Condvar, Mutex, OnceLock};
 use std::time::{Duration, Instant};
 
 use dotcompute_mailbox::sync::{AtomicU32, Ordering, lock};
 
+use super::StateSource;
 use crate::record::{Record, RecordLayout};
 
 /// The bytes of a state, and who has them.
@@ -21,6 +22,8 @@ pub(crate) struct StateCell {
     changed: Condvar,
     /// As many as `Gate::readers`, for the kernel to look at without the lock.
     wanted: AtomicU32,
+    /// Where the state really lies, if its kernel runs elsewhere.
+    elsewhere: OnceLock<Arc<dyn StateSource>>,
 }
 
 #[derive(Default)]
@@ -44,7 +47,18 @@ impl StateCell {
             gate: Mutex::default(),
             changed: Condvar::new(),
             wanted: AtomicU32::new(0),
+            elsewhere: OnceLock::new(),
         }
+    }
+
+    /// The bytes of the state at first.
+    pub(super) fn initial(&self) -> Vec<u8> {
+        let bytes = self.layout.map_or(0, |layout| layout.bytes);
+        bytemuck::cast_slice(&self.initial)[..bytes].to_vec()
+    }
+
+    pub(super) fn read_from(&self, source: Arc<dyn StateSource>) {
+        let _ = self.elsewhere.set(source);
     }
 
     pub(crate) fn layout(&self) -> Option<&'static RecordLayout> {
@@ -70,6 +84,9 @@ impl StateCell {
 
     /// Copies the state, between two messages; `None` if the kernel does not get to it in time.
     fn copy(&self, within: Duration) -> Option<Vec<u8>> {
+        if let Some(source) = self.elsewhere.get() {
+            return source.read(within);
+        }
         let deadline = Instant::now().checked_add(within);
         let mut gate = lock(&self.gate);
         gate.readers += 1;

@@ -5,15 +5,17 @@ use std::sync::{Arc, Weak};
 
 use dotcompute_mailbox::Books;
 
+use super::forward::Way;
 use super::life::Waiter;
 use super::send::Accept;
-use super::{Address, Cell, KernelRef};
+use super::{Cell, KernelRef};
 use crate::ask::AskFailure;
 use crate::dead_letter::DeadLetter;
 use crate::error::{ConnectError, Fault, KernelId};
 use crate::lifecycle::KernelState;
 use crate::message::Message;
 use crate::options::Options;
+use crate::pipeline::{AnyNext, Key, Stage, key};
 use crate::relay::tell_all;
 use crate::runtime::Shared;
 use crate::telemetry::{KernelTelemetry, Telemetry};
@@ -40,12 +42,14 @@ pub(crate) trait AnyCell: Send + Sync {
     fn address(self: Arc<Self>) -> Box<dyn Any>;
     fn fault(&self) -> Option<Fault>;
     fn runtime(&self) -> &Weak<Shared>;
-    /// Connects it to a kernel that takes what it replies with: see [`KernelRef::connect`].
-    fn connect(
-        self: Arc<Self>,
-        to: &Arc<dyn AnyCell>,
-        allow_cycle: bool,
-    ) -> Result<(), ConnectError>;
+    /// Its place in a pipeline: who answers an ask that ends with it. A worker stands for its pool.
+    fn place(&self) -> Key;
+    /// Whether it was not asked to end, and has not ended.
+    fn is_living(&self) -> bool;
+    /// What others are connected to.
+    fn next(self: Arc<Self>) -> AnyNext;
+    /// Connects it to what takes its replies: see [`KernelRef::connect`].
+    fn connect(self: Arc<Self>, to: &AnyNext, allow_cycle: bool) -> Result<(), ConnectError>;
     /// Its replies go to its output mailbox from now on.
     fn unlink(&self);
     /// Fails the asks that wait elsewhere and are not past this kernel.
@@ -130,20 +134,30 @@ impl<M: Message, R: Message> AnyCell for Cell<M, R> {
         &self.runtime
     }
 
-    fn connect(
-        self: Arc<Self>,
-        to: &Arc<dyn AnyCell>,
-        allow_cycle: bool,
-    ) -> Result<(), ConnectError> {
-        let Ok(address) = Arc::clone(to).address().downcast::<Address<R>>() else {
+    fn place(&self) -> Key {
+        self.place()
+    }
+
+    fn is_living(&self) -> bool {
+        self.look(|lifecycle| lifecycle.stop.is_none() && !lifecycle.state.has_ended())
+    }
+
+    fn next(self: Arc<Self>) -> AnyNext {
+        let (way, types) = (Way::<M>::Kernel(self.clone()), self.types());
+        let stage = Stage { id: self.id.clone(), place: key(&*self), cells: vec![self] };
+        AnyNext { stage, way: Box::new(way), types }
+    }
+
+    fn connect(self: Arc<Self>, to: &AnyNext, allow_cycle: bool) -> Result<(), ConnectError> {
+        let Some(way) = to.way.downcast_ref::<Way<R>>() else {
             return Err(ConnectError::WrongType {
                 from: self.id.clone(),
                 replies: self.types(),
-                to: to.id().clone(),
-                takes: to.types(),
+                to: to.stage.id.clone(),
+                takes: to.types.clone(),
             });
         };
-        self.connect_to(address.to, to, allow_cycle)
+        self.connect_to(way.clone(), &to.stage, allow_cycle)
     }
 
     fn unlink(&self) {

@@ -75,7 +75,33 @@ impl<M: Message, R: Message> KernelRef<M, R> {
         }
         let mut waiting = Waiting::new(&self.cell);
         waiting.register(&mut envelope, None);
-        send_blocking(&*self.cell, envelope, deadline).map_err(|error| waiting.not_sent(error))?;
+        let mut unsent = Some(envelope);
+        if let Some(helper) = self.cell.helper.get() {
+            let mut outcome = None;
+            // In the place before the message is sent, which else would wake who drives the kernel.
+            helper.in_place(&mut |place| {
+                let offered = unsent.take().map(|envelope| self.cell.offer(envelope));
+                match offered.transpose() {
+                    Err(error) => outcome = Some(Err(waiting.not_sent(error))),
+                    Ok(left) => unsent = left.flatten(),
+                }
+                if unsent.is_some() || outcome.is_some() {
+                    return;
+                }
+                place.drive(deadline, &mut |cx| {
+                    if let Poll::Ready(ready) = Pin::new(&mut waiting).poll(cx) {
+                        outcome = Some(ready);
+                    }
+                    outcome.is_some()
+                });
+            });
+            if let Some(outcome) = outcome {
+                return outcome;
+            }
+        }
+        if let Some(envelope) = unsent {
+            send_blocking(&*self.cell, envelope, deadline).map_err(|e| waiting.not_sent(e))?;
+        }
         match wait::block_on_until(&mut waiting, deadline) {
             Ok(outcome) => outcome,
             Err(_) => Err(AskError::Timeout { kernel: self.id().clone() }),

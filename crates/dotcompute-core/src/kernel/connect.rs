@@ -6,21 +6,55 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use dotcompute_mailbox::sync::lock;
-use dotcompute_mailbox::{Diverted, wait};
+use dotcompute_mailbox::{Backpressure, Diverted, Mailbox, wait};
 
 use super::ask::ask_through;
-use super::forward::Link;
-use super::send::Accept;
+use super::forward::{CarryOver, Link, Way};
 use super::{Address, AnyCell, Cell, KernelRef};
 use crate::error::{AskError, ConnectError, KernelId};
 use crate::message::{Envelope, Message};
+use crate::pipeline::{AnyNext, Stage};
 use crate::relay::Home;
 use crate::terminate::{self, Terminate, Termination};
 use crate::timer;
 
+/// What a kernel can be connected to: a kernel or a [`Pool`](crate::Pool) that takes `M`.
+#[diagnostic::on_unimplemented(
+    message = "`{Self}` does not take `{M}`, which the kernel replies with",
+    label = "neither a kernel nor a pool that takes `{M}`"
+)]
+pub trait Next<M: Message>: sealed::Next<M> {
+    /// What it replies with.
+    type Reply: Message;
+}
+
+pub(crate) mod sealed {
+    use super::{Message, Stage, Way};
+
+    /// Of this crate only.
+    pub trait Next<M: Message> {
+        #[doc(hidden)]
+        #[allow(private_interfaces, reason = "nobody else has it or calls it")]
+        fn next(&self) -> (Way<M>, Stage);
+    }
+}
+
+impl<M: Message, R: Message> Next<M> for KernelRef<M, R> {
+    type Reply = R;
+}
+
+impl<M: Message, R: Message> sealed::Next<M> for KernelRef<M, R> {
+    #[allow(private_interfaces, reason = "as above")]
+    fn next(&self) -> (Way<M>, Stage) {
+        let cell: Arc<dyn AnyCell> = self.cell.clone();
+        (Way::Kernel(self.cell.clone()), cell.next().stage)
+    }
+}
+
 impl<M: Message, R: Message> KernelRef<M, R> {
-    /// Connects this kernel to `next`, which takes what it replies with: from now on its replies go
-    /// straight into the mailbox of `next`, across executors, at the cost of a send.
+    /// Connects this kernel to `next`, a kernel or a pool that takes what it replies with: from now
+    /// on its replies go straight into the mailbox of `next`, across executors, at the cost of a
+    /// send.
     ///
     /// - Replies that wait to be read go first, in their order, even if `next` has no room for them
     ///   all. `next` need not be active yet.
@@ -42,10 +76,14 @@ impl<M: Message, R: Message> KernelRef<M, R> {
     ///   Asks that are not past this kernel fail. To drain a pipeline, terminate
     ///   [its kernels in order](Pipeline::terminate).
     /// - A connection ends with either kernel; a restart does not end it.
+    /// - Of a [pool](crate::Pool) each reply goes to one worker, by turn or by its key, as messages
+    ///   do that are sent there; what is said of `next` holds of that worker. A connection to a pool
+    ///   ends with its last worker. A reply whose key belongs to a worker that has ended, while others
+    ///   go on, is a dead letter, and its ask fails.
     ///
     /// The types have to agree:
     ///
-    /// ```compile_fail,E0308
+    /// ```compile_fail,E0277
     /// # use dotcompute_core::{KernelRef, Message};
     /// struct Reading(f64);
     /// impl Message for Reading {
@@ -65,11 +103,8 @@ impl<M: Message, R: Message> KernelRef<M, R> {
     ///
     /// See [`ConnectError`]. A cycle is an error if all its kernels wait for room: they could come to
     /// wait for each other for ever.
-    pub fn connect<S: Message>(
-        &self,
-        next: &KernelRef<R, S>,
-    ) -> Result<Pipeline<M, S>, ConnectError> {
-        self.connect_to_kernel(next, false)
+    pub fn connect<N: Next<R>>(&self, next: &N) -> Result<Pipeline<M, N::Reply>, ConnectError> {
+        self.connect_to_stage(next, false)
     }
 
     /// [`connect`](Self::connect) that allows a cycle of kernels that wait for room. It does not come
@@ -78,23 +113,24 @@ impl<M: Message, R: Message> KernelRef<M, R> {
     /// # Errors
     ///
     /// See [`ConnectError`].
-    pub fn connect_allowing_cycle<S: Message>(
+    pub fn connect_allowing_cycle<N: Next<R>>(
         &self,
-        next: &KernelRef<R, S>,
-    ) -> Result<Pipeline<M, S>, ConnectError> {
-        self.connect_to_kernel(next, true)
+        next: &N,
+    ) -> Result<Pipeline<M, N::Reply>, ConnectError> {
+        self.connect_to_stage(next, true)
     }
 
-    fn connect_to_kernel<S: Message>(
+    fn connect_to_stage<N: Next<R>>(
         &self,
-        next: &KernelRef<R, S>,
+        next: &N,
         allow_cycle: bool,
-    ) -> Result<Pipeline<M, S>, ConnectError> {
-        let to: Arc<dyn AnyCell> = next.cell.clone();
-        self.cell.connect_to(next.cell.clone(), &to, allow_cycle)?;
+    ) -> Result<Pipeline<M, N::Reply>, ConnectError> {
+        let (way, stage) = next.next();
+        self.cell.connect_to(way, &stage, allow_cycle)?;
+        let cell: Arc<dyn AnyCell> = self.cell.clone();
         Ok(Pipeline {
             first: self.address(),
-            stages: vec![self.cell.clone(), to],
+            stages: vec![cell.next().stage, stage],
             home: Home::new(),
         })
     }
@@ -114,44 +150,70 @@ impl<M: Message, R: Message> KernelRef<M, R> {
 }
 
 impl<M: Message, R: Message> Cell<M, R> {
-    pub(super) fn connect_to(
+    pub(crate) fn connect_to(
         self: &Arc<Self>,
-        to: Arc<dyn Accept<R>>,
-        next: &Arc<dyn AnyCell>,
+        way: Way<R>,
+        next: &Stage,
         allow_cycle: bool,
     ) -> Result<(), ConnectError> {
         let runtime = self.runtime.upgrade();
-        let theirs = next.runtime().upgrade();
+        let theirs = next.cells.first().and_then(|cell| cell.runtime().upgrade());
         let (Some(runtime), Some(theirs)) = (runtime, theirs) else {
             return Err(ConnectError::Stopped { kernel: self.id.clone() });
         };
         if !Arc::ptr_eq(&runtime, &theirs) {
-            let (from, to) = (self.id.clone(), next.id().clone());
+            let (from, to) = (self.id.clone(), next.id.clone());
             return Err(ConnectError::OtherRuntime { from, to });
         }
         let from: Arc<dyn AnyCell> = self.clone();
-        let diverted = runtime.pipelines.connect(&from, next, allow_cycle, || self.set_link(to))?;
+        let set_link = || self.set_link(way, next);
+        let (diverted, link, replies) =
+            runtime.pipelines.connect(&from, next, allow_cycle, set_link)?;
         // Out of the locks.
         drop(diverted);
+        if let Some(replies) = replies {
+            CarryOver { cell: self, link, replies }.run();
+        }
         Ok(())
     }
 
-    fn set_link(&self, to: Arc<dyn Accept<R>>) -> Result<Diverted, ConnectError> {
+    #[allow(clippy::type_complexity, reason = "for the function above")]
+    fn set_link(
+        &self,
+        way: Way<R>,
+        next: &Stage,
+    ) -> Result<(Diverted, Arc<Link<R>>, Option<Arc<Mailbox<Envelope<R>>>>), ConnectError> {
         let mut link = lock(&self.link);
         if let Some(present) = &*link {
-            let (kernel, to) = (self.id.clone(), present.to.id().clone());
+            let (kernel, to) = (self.id.clone(), present.way.id().clone());
             return Err(ConnectError::AlreadyConnected { kernel, to });
         }
         if self.look(|lifecycle| lifecycle.stop.is_some() || lifecycle.state.has_ended()) {
             return Err(ConnectError::Stopped { kernel: self.id.clone() });
         }
-        // A reply is refused by the output mailbox from here on, and then finds the link.
-        let diverted = self.replies.divert(to.mailbox());
+        // A reply is refused by the output mailbox from here on, and then finds the link. What is
+        // queued for a pool waits aside, since its way is chosen by the user's code: not here, where
+        // there are locks.
+        let aside = match &way {
+            Way::Kernel(_) => None,
+            Way::Pool(_) if next.cells.iter().any(|cell| cell.is_living()) => {
+                Some(Mailbox::new(1, Backpressure::Block))
+            }
+            Way::Pool(pool) => {
+                return Err(ConnectError::Stopped { kernel: pool.id().clone() });
+            }
+        };
+        let diverted = match (&way, &aside) {
+            (_, Some(aside)) => self.replies.divert(aside),
+            (Way::Kernel(to), None) => self.replies.divert(to.mailbox()),
+            (Way::Pool(_), None) => unreachable!("a pool has its replies put aside"),
+        };
         let diverted =
-            diverted.map_err(|_closed| ConnectError::Stopped { kernel: to.id().clone() })?;
-        *link = Some(Arc::new(Link { to, home: Home::new() }));
+            diverted.map_err(|_closed| ConnectError::Stopped { kernel: next.id.clone() })?;
+        let present = Link::new(way, aside.is_some());
+        *link = Some(Arc::clone(&present));
         self.note_link(true);
-        Ok(diverted)
+        Ok((diverted, present, aside))
     }
 }
 
@@ -202,29 +264,30 @@ impl<M: Message, R: Message> Cell<M, R> {
 /// ```
 pub struct Pipeline<M, R> {
     first: Address<M>,
-    stages: Vec<Arc<dyn AnyCell>>,
+    stages: Vec<Stage>,
     home: Arc<Home<R>>,
 }
 
 impl<M: Message, R: Message> Pipeline<M, R> {
-    /// Connects the last kernel to `next` too: see [`KernelRef::connect`].
+    /// Connects the last kernel to `next` too: see [`KernelRef::connect`]. Of a pool all workers.
     ///
     /// # Errors
     ///
     /// See [`ConnectError`].
-    pub fn then<S: Message>(&self, next: &KernelRef<R, S>) -> Result<Pipeline<M, S>, ConnectError> {
-        let to: Arc<dyn AnyCell> = next.cell.clone();
+    pub fn then<N: Next<R>>(&self, next: &N) -> Result<Pipeline<M, N::Reply>, ConnectError> {
+        let (way, stage) = next.next();
         let mut stages = self.stages.clone();
         if let Some(last) = stages.last() {
-            Arc::clone(last).connect(&to, false)?;
+            let next = AnyNext { stage: stage.clone(), way: Box::new(way), types: String::new() };
+            connect_stage(&last.cells, &next, false)?;
         }
-        stages.push(to);
+        stages.push(stage);
         Ok(Pipeline { first: self.first.clone(), stages, home: Home::new() })
     }
 
-    /// The names of its kernels, in order, as they were connected.
+    /// The names of its kernels and pools, in order, as they were connected.
     pub fn stages(&self) -> Vec<KernelId> {
-        self.stages.iter().map(|stage| stage.id().clone()).collect()
+        self.stages.iter().map(|stage| stage.id.clone()).collect()
     }
 
     /// Sends a message to the first kernel and waits for the reply of the last one. A stage that
@@ -270,27 +333,25 @@ impl<M: Message, R: Message> Pipeline<M, R> {
     }
 
     /// Ends its kernels as `how` says, within its time for all of them together; how each ended, in
-    /// order. To drain is to let each kernel work off what it has before the next one is to end, so
+    /// order, the workers of a pool one by one. To drain is to let each kernel work off what it has before the next one is to end, so
     /// that what was sent comes out at the end, to be received meanwhile.
     ///
     /// # Cancel safety
     ///
     /// What was asked to end ends; only the deadline is then no longer enforced.
     pub async fn terminate(&self, how: Terminate) -> Vec<Termination> {
-        let stop = |stage: &Arc<dyn AnyCell>| {
-            stage.request_stop(how.drain);
-            stage.remove_when_ended();
-        };
         if !how.drain {
-            self.stages.iter().for_each(stop);
-            return terminate::end_all(&self.stages, how.within).await;
+            let cells: Vec<_> =
+                self.stages.iter().flat_map(|stage| stage.cells.iter().cloned()).collect();
+            stop_all(&cells, how.drain);
+            return terminate::end_all(&cells, how.within).await;
         }
         let begin = Instant::now();
         let mut outcomes = Vec::with_capacity(self.stages.len());
         for stage in &self.stages {
-            stop(stage);
+            stop_all(&stage.cells, how.drain);
             let left = how.within.saturating_sub(begin.elapsed());
-            outcomes.extend(terminate::end_all(std::slice::from_ref(stage), left).await);
+            outcomes.extend(terminate::end_all(&stage.cells, left).await);
         }
         outcomes
     }
@@ -318,7 +379,40 @@ impl<M, R> Clone for Pipeline<M, R> {
 
 impl<M, R> fmt::Debug for Pipeline<M, R> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let stages: Vec<_> = self.stages.iter().map(|stage| stage.id()).collect();
+        let stages: Vec<_> = self.stages.iter().map(|stage| &stage.id).collect();
         f.debug_tuple("Pipeline").field(&stages).finish()
+    }
+}
+
+/// Connects the kernels of a stage, those that have not ended, to the next one; all or none.
+pub(crate) fn connect_stage(
+    from: &[Arc<dyn AnyCell>],
+    to: &AnyNext,
+    allow_cycle: bool,
+) -> Result<(), ConnectError> {
+    let single = from.len() == 1;
+    let living: Vec<_> = from.iter().filter(|cell| single || cell.is_living()).collect();
+    for (at, cell) in living.iter().enumerate() {
+        if let Err(error) = Arc::clone(cell).connect(to, allow_cycle) {
+            for connected in &living[..at] {
+                if let Some(runtime) = connected.runtime().upgrade() {
+                    runtime.pipelines.disconnect(connected);
+                }
+            }
+            return Err(error);
+        }
+    }
+    Ok(())
+}
+
+/// Asks the kernels of stages to end. What is connected to them is cut off first, so that a pool
+/// ends as one.
+pub(crate) fn stop_all(cells: &[Arc<dyn AnyCell>], drain: bool) {
+    if let Some(runtime) = cells.first().and_then(|cell| cell.runtime().upgrade()) {
+        runtime.pipelines.cut_off_all(cells);
+    }
+    for cell in cells {
+        cell.request_stop(drain);
+        cell.remove_when_ended();
     }
 }

@@ -5,24 +5,176 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context as TaskContext, Poll};
 
-use dotcompute_mailbox::sync::lock;
-use dotcompute_mailbox::{self as mailbox, Backpressure, Band};
+use dotcompute_mailbox::sync::{AtomicU32, Ordering, lock};
+use dotcompute_mailbox::{self as mailbox, Backpressure, Band, Mailbox};
 
 use super::Cell;
 use super::life::Waiter;
 use super::send::{Accept, Sent, admitted};
 use crate::ask::AskFailure;
 use crate::dead_letter::{self, DeadLetterReason};
+use crate::error::{KernelId, SendError};
 use crate::message::{Envelope, Message};
-use crate::pipeline::key;
 use crate::relay::{Home, tell_all};
 use crate::telemetry::Telemetry;
 
+/// What messages go to: a kernel, or the worker of a pool that each is for.
+pub(crate) enum Way<M> {
+    Kernel(Arc<dyn Accept<M>>),
+    Pool(Arc<dyn Spread<M>>),
+}
+
+/// A pool, for those who send to it.
+pub(crate) trait Spread<M: Message>: Send + Sync {
+    fn id(&self) -> &KernelId;
+    /// The worker that the message goes to; a failed one where it is that of its key.
+    fn worker_for(&self, message: &M) -> &dyn Accept<M>;
+    /// Whether a message can go to any worker that has not ended.
+    fn takes_turns(&self) -> bool;
+    /// Whether a worker is left that takes messages.
+    fn is_living(&self) -> bool;
+    /// Whether a worker has failed, and waits to be terminated.
+    fn has_failed(&self) -> bool;
+}
+
+impl<M: Message> Way<M> {
+    pub(super) fn id(&self) -> &KernelId {
+        match self {
+            Self::Kernel(kernel) => kernel.id(),
+            Self::Pool(pool) => pool.id(),
+        }
+    }
+}
+
+impl<M> Clone for Way<M> {
+    fn clone(&self) -> Self {
+        match self {
+            Self::Kernel(kernel) => Self::Kernel(Arc::clone(kernel)),
+            Self::Pool(pool) => Self::Pool(Arc::clone(pool)),
+        }
+    }
+}
+
+impl<M> std::fmt::Debug for Way<M> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Way")
+    }
+}
+
 /// Where the replies of a connected kernel go.
 pub(crate) struct Link<R> {
-    pub(super) to: Arc<dyn Accept<R>>,
+    pub(super) way: Way<R>,
     /// Where those wait who ask the kernel while it is connected.
     pub(super) home: Arc<Home<R>>,
+    /// 1 while replies that were made before are on their way to a pool.
+    carrying: AtomicU32,
+}
+
+impl<R: Message> Link<R> {
+    pub(super) fn new(way: Way<R>, carrying: bool) -> Arc<Self> {
+        Arc::new(Self { way, home: Home::new(), carrying: AtomicU32::new(carrying.into()) })
+    }
+
+    fn is_carrying(&self) -> bool {
+        // SYNC(link.carrying) acquire: pairs with the release in `CarryOver`. Whoever finds it over
+        // finds the replies of before in the mailboxes of the workers.
+        self.carrying.load(Ordering::Acquire) != 0
+    }
+}
+
+/// A reply whose worker is being chosen by the user's code: if that panics it becomes a dead letter.
+struct Choosing<'a, M: Message, R: Message> {
+    cell: &'a Cell<M, R>,
+    reply: Option<Envelope<R>>,
+}
+
+impl<'a, M: Message, R: Message> Choosing<'a, M, R> {
+    fn choose<'p>(
+        cell: &'a Cell<M, R>,
+        pool: &'p dyn Spread<R>,
+        reply: Envelope<R>,
+    ) -> (&'p dyn Accept<R>, Envelope<R>) {
+        let mut held = Self { cell, reply: Some(reply) };
+        match &held.reply {
+            Some(reply) => {
+                let to = pool.worker_for(&reply.message);
+                match held.reply.take() {
+                    Some(reply) => (to, reply),
+                    None => unreachable!("it was just put in"),
+                }
+            }
+            None => unreachable!("it was just put in"),
+        }
+    }
+}
+
+impl<M: Message, R: Message> Drop for Choosing<'_, M, R> {
+    fn drop(&mut self) {
+        let Some(mut reply) = self.reply.take() else { return };
+        if let Some(token) = reply.ask.take() {
+            self.cell.fail_ask(token, AskFailure::Dropped);
+        }
+        self.cell.dead_reply(reply, DeadLetterReason::Unreachable);
+    }
+}
+
+/// Replies that were made before their kernel was connected to a pool, on their way there.
+pub(super) struct CarryOver<'a, M: Message, R: Message> {
+    pub(super) cell: &'a Cell<M, R>,
+    pub(super) link: Arc<Link<R>>,
+    pub(super) replies: Arc<Mailbox<Envelope<R>>>,
+}
+
+impl<M: Message, R: Message> CarryOver<'_, M, R> {
+    /// Brings them to the workers, in order, also beyond the capacity of these.
+    pub(super) fn run(self) {
+        let Way::Pool(pool) = &self.link.way else { return };
+        while let Ok(mut reply) = self.replies.try_receive() {
+            loop {
+                let (to, chosen) = Choosing::choose(self.cell, &**pool, reply);
+                let band = Band::from_priority(chosen.priority);
+                let one = Mailbox::new(1, Backpressure::Reject);
+                let moved = match one.try_send(band, chosen) {
+                    Ok(_) => one.divert(to.mailbox()),
+                    Err(_) => unreachable!("there is room for one"),
+                };
+                if moved.is_ok() {
+                    break;
+                }
+                let Ok(back) = one.try_receive() else { break };
+                if pool.takes_turns() && pool.is_living() {
+                    reply = back;
+                    continue;
+                }
+                self.cell.dead_reply(back, DeadLetterReason::Unreachable);
+                break;
+            }
+        }
+    }
+}
+
+impl<M: Message, R: Message> Drop for CarryOver<'_, M, R> {
+    fn drop(&mut self) {
+        // Nothing is left, unless the choice of a worker has panicked.
+        while let Ok(reply) = self.replies.try_receive() {
+            self.cell.dead_reply(reply, DeadLetterReason::Unreachable);
+        }
+        // SYNC(link.carrying) release: pairs with the acquire in `is_carrying`.
+        self.link.carrying.store(0, Ordering::Release);
+        self.cell.change(|_| ());
+    }
+}
+
+/// What becomes of a reply whose way is closed.
+enum Closed {
+    /// Another worker may take it.
+    TryAgain,
+    /// The stage has failed, and may be disconnected or replaced.
+    Wait,
+    /// The stage is ending.
+    Unlink,
+    /// Others go on, but none takes this one.
+    Refused,
 }
 
 impl<M: Message, R: Message> Cell<M, R> {
@@ -35,11 +187,6 @@ impl<M: Message, R: Message> Cell<M, R> {
         }
     }
 
-    /// The kernel that this one is connected to.
-    pub(crate) fn next(&self) -> Option<Arc<dyn Accept<R>>> {
-        self.link().map(|link| Arc::clone(&link.to))
-    }
-
     /// The link as it is once whoever changes it now has done so.
     fn settled_link(&self) -> (u32, Option<Arc<Link<R>>>) {
         let link = lock(&self.link);
@@ -48,11 +195,12 @@ impl<M: Message, R: Message> Cell<M, R> {
 
     /// Forwards a reply as far as that takes no waiting; else it comes back, for
     /// [`forward`](Self::forward).
-    pub(crate) fn try_forward(
-        &self,
-        to: &dyn Accept<R>,
-        reply: Envelope<R>,
-    ) -> Option<Envelope<R>> {
+    pub(crate) fn try_forward(&self, link: &Link<R>, reply: Envelope<R>) -> Option<Envelope<R>> {
+        let (to, reply) = match &link.way {
+            Way::Kernel(to) => (&**to, reply),
+            Way::Pool(_) if link.is_carrying() => return Some(reply),
+            Way::Pool(pool) => Choosing::choose(self, &**pool, reply),
+        };
         let reply = self.hand_over(to, reply)?;
         let band = Band::from_priority(reply.priority);
         match to.mailbox().offer(band, reply) {
@@ -73,10 +221,11 @@ impl<M: Message, R: Message> Cell<M, R> {
         }
     }
 
-    /// Brings a reply to the next kernel, and waits for room there if that is its policy. Where the
-    /// next kernel has failed, this waits until it is terminated or the two are disconnected; where
-    /// there is no next kernel any more the reply goes to the output mailbox. `false` if the kernel
-    /// had to stop instead, and the reply became a dead letter.
+    /// Brings a reply to the next kernel, or to the worker of a pool that it is for, and waits for
+    /// room there if that is its policy. Where the next kernel has failed, or all workers have, this
+    /// waits until it is terminated or the two are disconnected; where there is no next kernel any
+    /// more the reply goes to the output mailbox. `false` if the kernel had to stop instead, and the
+    /// reply became a dead letter.
     pub(crate) async fn forward(&self, mut reply: Envelope<R>) -> bool {
         loop {
             let (word, link) = self.settled_link();
@@ -91,8 +240,14 @@ impl<M: Message, R: Message> Cell<M, R> {
                 }
                 continue;
             };
-            let to = &*link.to;
-            let Some(handed_over) = self.hand_over(to, reply) else { return true };
+            if link.is_carrying() {
+                self.until(|_| (!link.is_carrying()).then_some(())).await;
+            }
+            let (to, chosen) = match &link.way {
+                Way::Kernel(to) => (&**to, reply),
+                Way::Pool(pool) => Choosing::choose(self, &**pool, reply),
+            };
+            let Some(handed_over) = self.hand_over(to, chosen) else { return true };
             let band = Band::from_priority(handed_over.priority);
             let send = Some(to.mailbox().send(band, handed_over));
             let mut forwarding = Forwarding { cell: self, to, send };
@@ -120,15 +275,21 @@ impl<M: Message, R: Message> Cell<M, R> {
             };
             let Some(back) = self.take_back(to, back) else { return true };
             reply = back;
-            if closed && !to.has_failed() {
+            match closed.then(|| closed_way(&link.way, to)) {
+                None | Some(Closed::TryAgain) => {}
                 // It is ending. Whoever ends it cuts the link, unless this is quicker.
-                self.unlink_from(&link);
-            } else if closed {
-                self.until(|lifecycle| {
-                    let over = lifecycle.stop == Some(false) || self.link_word() != word;
-                    over.then_some(())
-                })
-                .await;
+                Some(Closed::Unlink) => self.unlink_from(&link),
+                Some(Closed::Wait) => {
+                    self.until(|lifecycle| {
+                        let over = lifecycle.stop == Some(false) || self.link_word() != word;
+                        over.then_some(())
+                    })
+                    .await;
+                }
+                Some(Closed::Refused) => {
+                    self.refused(to, reply);
+                    return true;
+                }
             }
             if self.look(|lifecycle| lifecycle.stop == Some(false)) {
                 if let Some(token) = reply.ask.take() {
@@ -140,6 +301,21 @@ impl<M: Message, R: Message> Cell<M, R> {
         }
     }
 
+    /// The worker of its key has ended, and others have not.
+    fn refused(&self, to: &dyn Accept<R>, reply: Envelope<R>) {
+        let (failure, mut reply) = match to.refusal(reply) {
+            SendError::Failed { envelope, fault, .. } => (AskFailure::Failed(fault), envelope),
+            other => (AskFailure::Stopped, other.into_envelope()),
+        };
+        if let Some(token) = reply.ask.take() {
+            let tell = self.asks.lock().hand_over(token).map(|origin| (origin, failure));
+            if let Some((origin, failure)) = tell {
+                origin.fail(failure.in_kernel(to.id()));
+            }
+        }
+        self.dead_reply(reply, DeadLetterReason::Unreachable);
+    }
+
     /// The reply answers an ask that waits elsewhere, if this is the kernel that is to answer it;
     /// otherwise the way to that one is cut, and the ask fails.
     pub(super) fn answer_elsewhere(&self, reply: Envelope<R>) {
@@ -148,7 +324,7 @@ impl<M: Message, R: Message> Cell<M, R> {
             self.dead_reply(reply, DeadLetterReason::LateReply);
             return;
         };
-        if origin.end != key(self) {
+        if origin.end != self.place() {
             origin.fail(AskFailure::Disconnected.in_kernel(&self.id));
             self.dead_reply(reply, DeadLetterReason::LateReply);
             return;
@@ -224,6 +400,17 @@ impl<M: Message, R: Message> Cell<M, R> {
             self.replies.reopen();
         }
         Some(taken)
+    }
+}
+
+fn closed_way<R: Message>(way: &Way<R>, to: &dyn Accept<R>) -> Closed {
+    match way {
+        Way::Kernel(_) if to.has_failed() => Closed::Wait,
+        Way::Kernel(_) => Closed::Unlink,
+        Way::Pool(pool) if pool.is_living() && pool.takes_turns() => Closed::TryAgain,
+        Way::Pool(pool) if pool.is_living() => Closed::Refused,
+        Way::Pool(pool) if pool.has_failed() => Closed::Wait,
+        Way::Pool(_) => Closed::Unlink,
     }
 }
 

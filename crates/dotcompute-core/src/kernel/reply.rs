@@ -13,7 +13,6 @@ use crate::dead_letter::{self, DeadLetter, DeadLetterReason};
 use crate::id::MessageId;
 use crate::lifecycle::wake_all;
 use crate::message::{AskToken, Envelope, Message};
-use crate::pipeline::key;
 use crate::telemetry::Telemetry;
 
 impl<M: Message, R: Message> Cell<M, R> {
@@ -41,7 +40,9 @@ impl<M: Message, R: Message> Cell<M, R> {
                 self.dead_reply(reply, DeadLetterReason::LateReply);
                 None
             }
-            Routed::Passing(reply, end) if end != key(self) && self.is_connected() => Some(reply),
+            Routed::Passing(reply, end) if end != self.place() && self.is_connected() => {
+                Some(reply)
+            }
             Routed::Passing(reply, _) => {
                 self.answer_elsewhere(reply);
                 None

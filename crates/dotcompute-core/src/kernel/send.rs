@@ -16,7 +16,7 @@ use crate::error::{Fault, KernelId, SendError};
 use crate::id::MessageId;
 use crate::lifecycle::KernelState;
 use crate::message::{AskToken, Envelope, Message};
-use crate::pipeline::{Key, key};
+use crate::pipeline::Key;
 use crate::relay::{Origin, tell_all};
 use crate::timer;
 
@@ -287,7 +287,7 @@ impl<M: Message, R: Message> Accept<M> for Cell<M, R> {
     }
 
     fn end(&self) -> Key {
-        self.runtime.upgrade().map_or(key(self), |runtime| runtime.pipelines.end(self))
+        self.runtime.upgrade().map_or(self.place(), |runtime| runtime.pipelines.end(self))
     }
 
     fn failed_stage(&self) -> Option<(KernelId, Fault)> {

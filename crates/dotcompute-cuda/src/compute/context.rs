@@ -23,7 +23,8 @@ struct Inner {
     parameters: Option<ParameterInfo>,
     device: Device,
     limits: Limits,
-    raw: *mut c_void,
+    /// Made by the first call that needs it: it takes memory of the device.
+    raw: OnceLock<Raw>,
     /// The process that made it: a fork of it has no context.
     process: u32,
     held: Mutex<Held>,
@@ -31,10 +32,14 @@ struct Inner {
     books: Mutex<Books>,
 }
 
-// SAFETY: `raw` and what `held` and `pool` have are names that the driver takes from any thread.
-unsafe impl Send for Inner {}
-// SAFETY: as above; the driver's functions are thread-safe.
-unsafe impl Sync for Inner {}
+/// The driver's context.
+#[derive(Clone, Copy)]
+struct Raw(*mut c_void);
+
+// SAFETY: a name that the driver takes from any thread.
+unsafe impl Send for Raw {}
+// SAFETY: as above.
+unsafe impl Sync for Raw {}
 
 /// What is not freed yet.
 #[derive(Default)]
@@ -44,12 +49,16 @@ struct Held {
 }
 
 /// What is freed by a call that would wait for a resident grid.
+#[derive(Debug)]
 pub(super) enum Later {
     Pinned(*mut c_void),
     /// Once the launches of it are over.
     Module(*mut c_void, Vec<Event>),
     Trim(usize),
 }
+
+// SAFETY: what it has are names that the driver takes from any thread.
+unsafe impl Send for Later {}
 
 /// What a launch on a device may have.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -89,8 +98,8 @@ impl Context {
         Self::of(Driver::get().map_err(Clone::clone)?, ordinal)
     }
 
-    /// The context of a device of this driver; the first call for a device makes it, which takes a
-    /// part of a second.
+    /// The context of a device of this driver. The driver makes it when the first call needs it,
+    /// which takes a part of a second, and memory of the device.
     ///
     /// # Errors
     ///
@@ -125,14 +134,13 @@ impl Context {
             shared_most_bytes: attribute(97)?,
             pools: attribute(115)? != 0,
         };
-        let raw = driver.primary_context(number)?;
         Ok(Self(Arc::new(Inner {
             driver,
             calls,
             parameters,
             device,
             limits,
-            raw,
+            raw: OnceLock::new(),
             process: process::id(),
             held: Mutex::default(),
             pool: OnceLock::new(),
@@ -253,15 +261,23 @@ impl Context {
 
     fn enter(&self) -> Result<Entered<'_>, ComputeError> {
         let Inner { driver, calls, raw, .. } = &*self.0;
+        let context = match raw.get() {
+            Some(raw) => *raw,
+            None => {
+                // Two threads may both retain it, which is the same context, and never released.
+                let made = Raw(driver.primary_context(self.ordinal())?);
+                *raw.get_or_init(|| made)
+            }
+        };
         let mut current = ptr::null_mut();
         // SAFETY: `current` outlives the call.
         let code = unsafe { (calls.context_current)(&mut current) };
         driver.check("cuCtxGetCurrent", code)?;
-        if current == *raw {
+        if current == context.0 {
             return Ok(Entered { calls, pushed: false });
         }
         // SAFETY: a context that is never released.
-        let code = unsafe { (calls.context_push)(*raw) };
+        let code = unsafe { (calls.context_push)(context.0) };
         driver.check("cuCtxPushCurrent", code)?;
         Ok(Entered { calls, pushed: true })
     }

@@ -13,8 +13,8 @@ use super::stream::Stream;
 /// would read at the pace of the bus.
 const PORTABLE_MAPPED: c_uint = 1 | 2;
 
-/// Memory of a device's pool. It is freed in the order of the stream that it was taken on, behind
-/// all that other streams were given for it before it is dropped. Thread-safe: what its bytes are
+/// Memory of a device's pool. It is freed in the order of its streams: behind all that the one that it
+/// was taken on, and those that it was used on, were given before it is dropped. Thread-safe: what its bytes are
 /// when two streams use them at once is up to whoever let them.
 #[derive(Debug)]
 pub struct DeviceBuffer {
@@ -71,15 +71,19 @@ impl DeviceBuffer {
 impl Drop for DeviceBuffer {
     fn drop(&mut self) {
         let users = self.users.get_mut().unwrap_or_else(PoisonError::into_inner);
+        // On a stream that used it, if there is one: so the one that it was taken on, which may have
+        // other work, does not wait for that.
+        let last = users.pop().unwrap_or_else(|| self.stream.clone());
+        users.push(self.stream.clone());
         for user in users.drain(..) {
-            if let Err(error) = self.stream.follow(&user) {
+            if let Err(error) = last.follow(&user) {
                 told(&error);
             }
         }
         let context = self.stream.context();
         let freed = context.call("cuMemFreeAsync", |calls| {
             // SAFETY: taken from the pool once and freed once, behind all uses that were told of.
-            unsafe { (calls.free)(self.address, self.stream.raw()) }
+            unsafe { (calls.free)(self.address, last.raw()) }
         });
         context.books().give_back(self.bytes);
         if let Err(error) = freed {

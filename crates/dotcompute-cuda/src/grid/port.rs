@@ -26,6 +26,7 @@ struct ReportLine {
     state: AtomicU32,
     fault: AtomicU32,
     waiting_on: AtomicU32,
+    fault_token: AtomicU32,
 }
 
 /// `SeatCounters`, as atomics.
@@ -55,6 +56,9 @@ const _: () = {
     assert!(offset_of!(ReportLine, state) == offset_of!(abi::SeatReport, state));
     assert!(offset_of!(ReportLine, fault) == offset_of!(abi::SeatReport, fault));
     assert!(offset_of!(ReportLine, waiting_on) == offset_of!(abi::SeatReport, waiting_on));
+    let (ours, theirs) =
+        (offset_of!(ReportLine, fault_token), offset_of!(abi::SeatReport, fault_token));
+    assert!(ours == theirs);
     assert!(size_of::<CountersLine>() == size_of::<abi::SeatCounters>());
     assert!(offset_of!(CountersLine, processed) == offset_of!(abi::SeatCounters, processed));
     assert!(offset_of!(CountersLine, faulted) == offset_of!(abi::SeatCounters, faulted));
@@ -81,6 +85,8 @@ pub struct Report {
     pub faulted: u64,
     /// What it waits for: 0 nothing, 1 room for replies, 2 room at one of its edges.
     pub waiting_on: u32,
+    /// The token of the message that it failed at, if it failed.
+    pub fault_token: u32,
 }
 
 /// The counters of a seat; exact once its grid has ended.
@@ -143,7 +149,8 @@ impl Port {
         for word in [&report.busy, &report.processed, &report.faulted] {
             word.store(0, Ordering::Relaxed);
         }
-        for word in [&report.state, &report.fault, &report.waiting_on] {
+        let words32 = [&report.state, &report.fault, &report.waiting_on, &report.fault_token];
+        for word in words32 {
             word.store(STATE_ABSENT, Ordering::Relaxed);
         }
         Self { bands, replies, tails: [0; 4], words }
@@ -172,6 +179,23 @@ impl Port {
     /// of its log.
     pub fn receive(&mut self) -> Option<TaggedRecord> {
         self.replies.try_pop().ok()
+    }
+
+    /// Whether the kernel has published something that was not received.
+    pub fn has_reply(&self) -> bool {
+        !self.replies.is_empty()
+    }
+
+    /// How many messages of each band the kernel is done with, modulo 2^64: behind by less than a
+    /// quarter of a window while it is busy, exact once it holds, has stopped or has failed. What
+    /// those led to has been published.
+    pub fn done(&self) -> [u64; 4] {
+        let in_flight = |band: &Producer<_, _, _>| (band.capacity() - band.free()) as u64;
+        let mut done = self.tails;
+        done.iter_mut().zip(&self.bands).for_each(|(tail, band)| {
+            *tail = tail.wrapping_sub(in_flight(band));
+        });
+        done
     }
 
     /// Gives the seat a command: one of `COMMAND_*`. It covers all that was sent before.
@@ -227,6 +251,7 @@ impl PortWords {
             processed: line.processed.load(Ordering::Relaxed),
             faulted: line.faulted.load(Ordering::Relaxed),
             waiting_on: line.waiting_on.load(Ordering::Relaxed),
+            fault_token: line.fault_token.load(Ordering::Relaxed),
         }
     }
 

@@ -108,6 +108,53 @@ void *twin_of(const char *name) {
               for (int i = 0; i < parameter<int>(p, 2); ++i)
                   x[i] *= parameter<float>(p, 1);
           }}},
+        // Those of `gpu-check`: see its `floors.cu`.
+        {"floor_null", {{}, [](const unsigned *, const unsigned *, void **) {}}},
+        {"floor_answer",
+         {{8, 8},
+          [](const unsigned *, const unsigned *, void **p) {
+              dc_store_sys(DC_SYNC_NONE, parameter<uint32_t *>(p, 1),
+                           dc_load_sys(DC_SYNC_NONE, parameter<const uint32_t *>(p, 0)) + 1);
+          }}},
+        {"floor_ping",
+         {{8, 8, 4},
+          [](const unsigned *, const unsigned *, void **p) {
+              for (uint32_t next = 1; next <= parameter<uint32_t>(p, 2); ++next) {
+                  while (dc_load_sys(DC_SYNC_NONE, parameter<const uint32_t *>(p, 0)) < next)
+                      std::this_thread::yield();
+                  dc_store_sys(DC_SYNC_NONE, parameter<uint32_t *>(p, 1), next);
+              }
+          }}},
+        {"floor_reads",
+         {{8, 8, 4},
+          [](const unsigned *, const unsigned *, void **p) {
+              const uint64_t start = dc_clock_ns();
+              for (uint32_t read = 0; read < parameter<uint32_t>(p, 2); ++read)
+                  dc_load_sys(DC_SYNC_NONE, parameter<const uint32_t *>(p, 0));
+              dc_store_sys(DC_SYNC_NONE, parameter<uint32_t *>(p, 1),
+                           uint32_t(dc_clock_ns() - start));
+          }}},
+        // (float a, const float *x, float *y, int n)
+        {"saxpy",
+         {{4, 8, 8, 4},
+          [](const unsigned *, const unsigned *, void **p) {
+              const auto *x = parameter<const float *>(p, 1);
+              auto *y = parameter<float *>(p, 2);
+              for (int i = 0; i < parameter<int>(p, 3); ++i)
+                  y[i] += parameter<float>(p, 0) * x[i];
+          }}},
+        // As scale, with the parameters that numba gives an array of one dimension: owner, parent,
+        // number and size of elements, data, shape, stride; and a factor.
+        {"numba_scale",
+         {{8, 8, 8, 8, 8, 8, 8, 4},
+          [](const unsigned *, const unsigned *, void **p) {
+              const auto count = parameter<long long>(p, 5), stride = parameter<long long>(p, 6);
+              if (parameter<long long>(p, 2) != count || parameter<long long>(p, 3) != stride)
+                  return lose(719);
+              auto *x = parameter<float *>(p, 4);
+              for (long long i = 0; i < count; ++i)
+                  x[i] *= parameter<float>(p, 7);
+          }}},
         // Waits until a test says so.
         {"wait",
          {{},

@@ -12,7 +12,20 @@
 //
 // None was measured yet. All else that dotcompute calls is stream-ordered or asks without waiting.
 // Memory, streams and launches as programs use them elsewhere are in compute.cpp.
+//
+// An image is a shared library that the stand-ins of `toolkit.cpp` made of sources; what is none
+// stands for the handlers of `handlers.cpp`.
+//
+// What goes wrong is chosen by the environment, where a whole program is tested, or by the functions
+// below: STANDIN_VERSION=11040 is the driver's version, STANDIN_FAIL="cuMemAlloc_v2=2" makes that call
+// return 2.
 #include "handlers.cpp"
+
+#include <dlfcn.h>
+#include <elf.h>
+#include <fcntl.h>
+#include <sys/mman.h>
+#include <unistd.h>
 
 #include <condition_variable>
 #include <cstdlib>
@@ -22,6 +35,7 @@
 #include <map>
 #include <mutex>
 #include <set>
+#include <string>
 #include <vector>
 
 namespace {
@@ -36,7 +50,40 @@ std::set<long> &resident = *new std::set<long>;
 long launched = 0;
 long waited = 0;
 // The error that every call returns from now on, once a context is lost.
-int lost = 0;
+struct fate {
+    std::atomic<int> code = 0;
+    operator int() const { return code; }
+    void operator=(int why) { code = why; }
+} lost;
+// What calls are to return, by their names.
+std::map<std::string, int> &failing = *new std::map<std::string, int>;
+
+int fails(const char *call) {
+    std::lock_guard held(lock);
+    if (auto found = failing.find(call); found != failing.end())
+        return found->second;
+    return 0;
+}
+#define STANDIN_CALL                                                                               \
+    if (int code = fails(__func__))                                                                \
+        return code;
+
+// The code of a grid.
+struct module {
+    void (*seat)(const dc_grid *, uint32_t) = dc_twin_seat;
+    void (*service)(const dc_grid *) = dc_twin_service;
+};
+
+// Ends the calling thread of a grid whose context is lost, as hardware would.
+struct ended {};
+void look_at_fate() {
+    if (lost != 0)
+        throw ended{};
+}
+[[noreturn]] void trap() {
+    lost = 719;
+    throw ended{};
+}
 
 // A stream: what it was given, one after the other, by a thread of its own.
 struct stream {
@@ -99,15 +146,18 @@ void wait_for_resident_work() {
     changed.wait(held, [last] { return resident.empty() || *resident.begin() > last; });
 }
 
-void run_grid(long number, dc_grid grid) {
+void run_grid(long number, const module *code, const dc_grid &grid) {
     std::vector<std::thread> warps;
     for (uint32_t warp = 0; warp <= grid.seat_count; ++warp) {
-        warps.emplace_back([&grid, warp] {
+        warps.emplace_back([&grid, code, warp] {
             dc_store_sys(DC_SYNC_NONE, dc_at<uint32_t>(grid.census) + warp, grid.epoch);
-            if (warp == 0)
-                dc_twin_service(&grid);
-            else
-                dc_twin_seat(&grid, warp - 1);
+            try {
+                if (warp == 0)
+                    code->service(&grid);
+                else
+                    code->seat(&grid, warp - 1);
+            } catch (ended) {
+            }
         });
     }
     for (auto &warp : warps)
@@ -115,6 +165,36 @@ void run_grid(long number, dc_grid grid) {
     std::lock_guard held(lock);
     resident.erase(number);
     changed.notify_all();
+}
+
+// How long an image is, it says itself.
+size_t image_bytes(const void *image) {
+    auto header = static_cast<const Elf64_Ehdr *>(image);
+    return header->e_shoff + size_t(header->e_shentsize) * header->e_shnum;
+}
+
+// Loads an image from memory; it stays loaded.
+module *load(const void *image) {
+    auto loaded = new module;
+    const bool is_library = std::memcmp(image, ELFMAG, SELFMAG) == 0;
+    const size_t bytes = is_library ? image_bytes(image) : 0;
+    if (bytes == 0)
+        return loaded;
+    const int file = memfd_create("standin-image", 0);
+    if (file < 0 || write(file, image, bytes) != ssize_t(bytes))
+        return nullptr;
+    const std::string path = "/proc/self/fd/" + std::to_string(file);
+    void *library = dlopen(path.c_str(), RTLD_NOW | RTLD_LOCAL);
+    close(file);
+    if (library == nullptr)
+        return nullptr;
+    loaded->seat = reinterpret_cast<decltype(loaded->seat)>(dlsym(library, "dc_twin_seat"));
+    loaded->service =
+        reinterpret_cast<decltype(loaded->service)>(dlsym(library, "dc_twin_service"));
+    using hook = void (*)();
+    *static_cast<hook *>(dlsym(library, "standin_fate")) = look_at_fate;
+    *static_cast<hook *>(dlsym(library, "standin_trap_hook")) = trap;
+    return loaded;
 }
 
 int allocate(void **place, size_t bytes) {
@@ -134,17 +214,34 @@ long standin_waited() {
     std::lock_guard held(lock);
     return waited;
 }
-void standin_lose(int code) {
+void standin_lose(int code) { lost = code; }
+// From now on this call returns this code; 0: what it should.
+void standin_fail(const char *call, int code) {
     std::lock_guard held(lock);
-    lost = code;
+    failing[call] = code;
 }
 
-int cuInit(unsigned) { return 0; }
-int cuDriverGetVersion(int *version) { return *version = 13000, 0; }
+int cuInit(unsigned) {
+    // STANDIN_FAIL: call=code, separated by commas.
+    const char *wanted = std::getenv("STANDIN_FAIL");
+    for (std::string rest = wanted ? wanted : ""; !rest.empty();) {
+        const std::string one = rest.substr(0, rest.find(','));
+        rest.erase(0, one.size() + 1);
+        const size_t equals = one.find('=');
+        standin_fail(one.substr(0, equals).c_str(), std::atoi(one.c_str() + equals + 1));
+    }
+    STANDIN_CALL
+    return 0;
+}
+int cuDriverGetVersion(int *version) {
+    const char *wanted = std::getenv("STANDIN_VERSION");
+    return *version = wanted ? std::atoi(wanted) : 13000, 0;
+}
 int cuGetErrorName(int code, const char **name) {
     static const std::map<int, const char *> names = {
         {1, "CUDA_ERROR_INVALID_VALUE"},
         {2, "CUDA_ERROR_OUT_OF_MEMORY"},
+        {100, "CUDA_ERROR_NO_DEVICE"},
         {200, "CUDA_ERROR_INVALID_IMAGE"},
         {222, "CUDA_ERROR_UNSUPPORTED_PTX_VERSION"},
         {400, "CUDA_ERROR_INVALID_HANDLE"},
@@ -201,6 +298,7 @@ int cuDevicePrimaryCtxRetain(void **context, int) { return *context = &lock, los
 int cuCtxSetCurrent(void *) { return lost; }
 
 int cuMemHostAlloc(void **place, size_t bytes, unsigned flags) {
+    STANDIN_CALL
     // Mapped and portable, and not write-combined.
     if (flags != 3)
         return 1;
@@ -213,6 +311,7 @@ int cuMemHostGetDevicePointer_v2(uint64_t *address, void *place, unsigned) {
     return *address = reinterpret_cast<uint64_t>(place), lost;
 }
 int cuMemAlloc_v2(uint64_t *address, size_t bytes) {
+    STANDIN_CALL
     const int code = allocate(reinterpret_cast<void **>(address), bytes);
     std::lock_guard held(lock);
     pieces[*address] = {bytes, nullptr};
@@ -250,22 +349,25 @@ int cuMemsetD8Async(uint64_t to, unsigned char value, size_t bytes, void *of) {
     return give(of, [=] { std::memset(dc_at<void>(to), value, bytes); });
 }
 
-int cuModuleLoadData(void **module, const void *) {
+int cuModuleLoadData(void **module, const void *image) {
+    STANDIN_CALL
     wait_for_resident_work();
-    return *module = &lock, lost;
+    *module = load(image);
+    return *module == nullptr ? 200 : lost;
 }
-int cuModuleGetFunction(void **function, void *, const char *name) {
+int cuModuleGetFunction(void **function, void *module, const char *name) {
     wait_for_resident_work();
     *function = twin_of(name);
     if (*function != nullptr)
         return lost;
-    return *function = &lock, std::strcmp(name, "dc_resident") == 0 ? lost : 500;
+    return *function = module, std::strcmp(name, "dc_resident") == 0 ? lost : 500;
 }
 int cuOccupancyMaxActiveBlocksPerMultiprocessor(int *blocks, void *, int threads, size_t) {
     return *blocks = 2048 / threads, lost;
 }
-int cuLaunchCooperativeKernel(void *, unsigned blocks, unsigned, unsigned, unsigned threads,
+int cuLaunchCooperativeKernel(void *function, unsigned blocks, unsigned, unsigned, unsigned threads,
                               unsigned, unsigned, unsigned, void *of, void **parameters) {
+    STANDIN_CALL
     const dc_grid grid = *static_cast<const dc_grid *>(parameters[0]);
     // A warp for the service and each seat, and no block to spare.
     const unsigned warps = threads / 32;
@@ -277,7 +379,8 @@ int cuLaunchCooperativeKernel(void *, unsigned blocks, unsigned, unsigned, unsig
         number = ++launched;
         resident.insert(number);
     }
-    return give(of, [number, grid] { run_grid(number, grid); });
+    auto code = static_cast<const module *>(function);
+    return give(of, [=] { run_grid(number, code, grid); });
 }
 
 } // extern "C"

@@ -247,6 +247,11 @@ impl Actor {
         Ok(())
     }
 
+    /// Its messages and replies are these records.
+    pub(super) fn takes_records(&self, records: Arc<Records>) {
+        let _ = self.records.set(records);
+    }
+
     pub(super) fn launched(&self, kernel: Kernel, capacity: usize) {
         let _ = self.capacity.set(capacity);
         let _ = self.kernel.set(kernel);
@@ -401,7 +406,7 @@ impl Actor {
         };
         let launched = scope(py, || watched(watchdog, launch));
         let kernel = launched.map_err(|error| errors::launch(py, &error))?;
-        let _ = self.records.set(handler.records());
+        self.takes_records(handler.records());
         let _ = self.capacity.set(capacity);
         let _ = self.kernel.set(kernel);
         Ok(())

@@ -61,6 +61,27 @@ fn origin(fault: &Fault) -> Option<&PyFault> {
     None
 }
 
+/// The same fault, without its exception but with what that has as notes: where it came about.
+#[cfg(target_os = "linux")]
+pub(super) fn with_notes(fault: &Fault) -> Fault {
+    let notes = origin(fault).and_then(|origin| {
+        Python::try_attach(|py| -> PyResult<Vec<String>> {
+            let error = lock(&origin.error).as_ref().map(|error| error.clone_ref(py));
+            let Some(error) = error else { return Ok(Vec::new()) };
+            match error.bind(py).as_any().getattr_opt("__notes__")? {
+                None => Ok(Vec::new()),
+                Some(notes) => notes.extract(),
+            }
+        })
+    });
+    let notes = match notes {
+        Some(Ok(notes)) => notes,
+        None | Some(Err(_)) => Vec::new(),
+    };
+    let lines = std::iter::once(fault.message().to_owned()).chain(notes);
+    Fault::reported(fault.kind(), lines.collect::<Vec<_>>().join("\n"))
+}
+
 /// Shows the exception that a fault came from to the collector.
 pub(super) fn traverse(fault: &Fault, visit: &PyVisit<'_>) -> Result<(), PyTraverseError> {
     match origin(fault) {

@@ -2,10 +2,14 @@
 
 use std::any::Any;
 use std::process::Command;
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use dotcompute::mailbox::sync::lock;
-use dotcompute::process::{Coder, Host, Kernels, Log, Output, Process, child_host};
+use dotcompute::process::{
+    Coder, Host, Kernels, Log, Output, Process, child_host, read_records, write_records,
+};
+use dotcompute::record::RecordLayout;
 use dotcompute::{BoxError, Envelope, Fault};
 use pyo3::exceptions::PyRuntimeError;
 use pyo3::prelude::*;
@@ -17,6 +21,7 @@ use super::message::PyMessage;
 use super::runtime::NativeRuntime;
 use super::scope::scope;
 use crate::message::{from_wire, to_wire};
+use crate::records::{CompiledHandler, Records};
 
 /// The one name under which the functions of all kernels run: the arguments say which.
 const ENTRY: &str = "python";
@@ -43,6 +48,23 @@ fn decode(bytes: &[u8]) -> Result<PyMessage, BoxError> {
     .unwrap_or_else(|| Err("the interpreter is ending".into()))
 }
 
+/// Messages of records of this layout.
+fn record_coder(layout: &'static RecordLayout) -> Coder<PyMessage> {
+    Coder::new(
+        move |envelope, out| write_records(layout, &envelope.message, out),
+        move |bytes| Ok(PyMessage::records(Arc::new(read_records(layout, bytes)?))),
+    )
+    .counted(|message: &PyMessage| message.batch().map_or(1, |batch| batch.len()))
+}
+
+/// How what a compiled handler takes and makes travels.
+fn record_coders(records: &Records) -> PyResult<(Coder<PyMessage>, Coder<PyMessage>)> {
+    let input = records.input_layout;
+    // One that makes no replies has none to send.
+    let output = Python::attach(|py| records.output_layout(py))?.unwrap_or(input);
+    Ok((record_coder(input), record_coder(output)))
+}
+
 fn text_of(py: Python<'_>, error: &PyErr) -> String {
     let name = error.get_type(py).name().map(|name| name.to_string()).unwrap_or_default();
     format!("{name}: {}", error.value(py))
@@ -50,11 +72,13 @@ fn text_of(py: Python<'_>, error: &PyErr) -> String {
 
 /// Launches the kernel of `actor` in a process that `command` starts; `sink` is called with the
 /// kernel's name and what the process writes and logs: "stdout", "stderr" or "log", the level, the
-/// logger's name, and the text.
+/// logger's name, and the text. `handler` is what the process will run, if that is a compiled one;
+/// here its code is not called.
 #[expect(clippy::too_many_arguments, reason = "called once, from the Python half, by name")]
 #[pyfunction]
-#[pyo3(signature = (actor, runtime, command, args, sink, *, window, capacity, reply_capacity,
-                    backpressure, exact_priority, restart, watchdog, input_type, output_type))]
+#[pyo3(signature = (actor, runtime, command, args, sink, handler, *, first_step, start_timeout,
+                    window, capacity, reply_capacity, backpressure, exact_priority, restart, watchdog,
+                    input_type, output_type))]
 pub(super) fn _launch_process(
     py: Python<'_>,
     actor: &Bound<'_, Actor>,
@@ -62,6 +86,9 @@ pub(super) fn _launch_process(
     command: Vec<String>,
     args: Vec<u8>,
     sink: Py<PyAny>,
+    handler: Option<&CompiledHandler>,
+    first_step: String,
+    start_timeout: f64,
     window: usize,
     capacity: usize,
     reply_capacity: usize,
@@ -76,10 +103,19 @@ pub(super) fn _launch_process(
     let settings = Settings::new(capacity, reply_capacity, backpressure, exact_priority, restart)?
         .watched(watchdog)?;
     actor.prepare(py, input_type, output_type)?;
-    let processes = Kernels::new()
-        .host::<PyMessage, PyMessage>(ENTRY, coder(), coder(), |_| {
+    let kernels = match handler {
+        None => Kernels::new().host::<PyMessage, PyMessage>(ENTRY, coder(), coder(), |_| {
             Err(Fault::new("a child that runs Python finds its function by itself"))
-        })
+        }),
+        Some(handler) => {
+            let (messages, replies) = record_coders(&handler.records())?;
+            let compiled = Mutex::new(Some(handler.take()?));
+            Kernels::new().compiled::<PyMessage, PyMessage>(ENTRY, messages, replies, move |_| {
+                lock(&compiled).take().ok_or_else(|| "a kernel is launched once".into())
+            })
+        }
+    };
+    let processes = kernels
         .command(move || {
             let (program, arguments) = command.split_first().ok_or_else(|| {
                 std::io::Error::new(std::io::ErrorKind::InvalidInput, "a command without a program")
@@ -101,16 +137,24 @@ pub(super) fn _launch_process(
                 }
             });
         })
+        .first_step(first_step)
         .threads(|| Box::new(ThreadOfAKernel::enter()) as Box<dyn Any + Send>)
         .child_main();
     let core = runtime.core();
+    // Longer than can be said is for ever.
+    let start_within = Duration::try_from_secs_f64(start_timeout).unwrap_or(Duration::MAX);
     let launched = scope(py, || {
         without_signals(|| {
             let builder = settings.apply(core.kernel(actor.id()).executor("process"));
-            processes.launch(builder, Process::new(ENTRY).args(args).window(window))
+            let process = Process::new(ENTRY).args(args).window(window);
+            processes.launch(builder, process.start_within(start_within))
         })
     });
-    actor.launched(launched.map_err(|error| errors::launch(py, &error))?, capacity);
+    let launched = launched.map_err(|error| errors::launch(py, &error))?;
+    if let Some(handler) = handler {
+        actor.takes_records(handler.records());
+    }
+    actor.launched(launched, capacity);
     Ok(())
 }
 
@@ -122,6 +166,8 @@ pub(super) struct ProcessHost {
     kernel: String,
     args: Vec<u8>,
     window: usize,
+    /// What a compiled handler failed with.
+    fault: Mutex<Option<Fault>>,
 }
 
 #[pymethods]
@@ -135,6 +181,7 @@ impl ProcessHost {
             args: host.args().to_vec(),
             window: host.window(),
             host: Mutex::new(Some(host)),
+            fault: Mutex::new(None),
         })
     }
 
@@ -174,11 +221,26 @@ impl ProcessHost {
         Ok(outcome.err().map(|fault| fault.to_string()))
     }
 
+    /// Runs a compiled handler over the messages, on the calling thread, until the parent says that
+    /// it is over; how that ended, the parent is told by [`end`](Self::end).
+    fn run_compiled(&self, py: Python<'_>, handler: &CompiledHandler) -> PyResult<()> {
+        let (messages, replies) = record_coders(&handler.records())?;
+        let compiled = handler.take()?;
+        let mut host = self.take()?;
+        py.detach(|| {
+            let outcome = host.run_compiled(compiled, &messages, &replies);
+            *lock(&self.host) = Some(host);
+            *lock(&self.fault) = outcome.err().map(|fault| errors::with_notes(&fault));
+        });
+        Ok(())
+    }
+
     /// Tells the parent that the kernel has ended: with what fault, or none. The process is to exit
     /// then, within seconds.
     #[pyo3(signature = (fault))]
     fn end(&self, fault: Option<&str>) -> PyResult<()> {
-        self.take()?.end(fault.map_or(Ok(()), |fault| Err(Fault::new(fault))));
+        let fault = lock(&self.fault).take().or_else(|| fault.map(Fault::new));
+        self.take()?.end(fault.map_or(Ok(()), Err));
         Ok(())
     }
 }

@@ -1,5 +1,7 @@
 //! Devices, their streams and events.
 
+use std::sync::OnceLock;
+
 use dotcompute_cuda::Version;
 use dotcompute_cuda::compute::{ComputeError, Context, Event, Module, Stream};
 use dotcompute_cuda::driver::Driver;
@@ -24,23 +26,35 @@ pub(crate) fn cuda_devices(py: Python<'_>) -> PyResult<usize> {
     .map_err(|reason| exception(py, "CUDAError", reason))
 }
 
-/// One CUDA device, with a stream of its own for copies.
+/// One CUDA device, with a stream of its own for copies. Its context is made when it is needed.
 #[pyclass(frozen, module = "pydotcompute._native")]
 pub(crate) struct CudaDevice {
     context: Context,
-    stream: Stream,
+    /// Made by the first call that needs it.
+    stream: OnceLock<Stream>,
+}
+
+impl CudaDevice {
+    fn copies(&self) -> Result<&Stream, ComputeError> {
+        match self.stream.get() {
+            Some(stream) => Ok(stream),
+            None => {
+                let made = self.context.stream()?;
+                // Another thread may have been quicker: its stream is the one.
+                Ok(self.stream.get_or_init(|| made))
+            }
+        }
+    }
 }
 
 #[pymethods]
 impl CudaDevice {
     #[new]
     fn new(py: Python<'_>, ordinal: u32) -> PyResult<Self> {
-        let made = py.detach(|| {
-            let context = Context::get(ordinal)?;
-            let stream = context.stream()?;
-            Ok(Self { context, stream })
-        });
-        made.map_err(|error: ComputeError| failed(py, &error))
+        let context = py.detach(|| Context::get(ordinal));
+        context
+            .map(|context| Self { context, stream: OnceLock::new() })
+            .map_err(|error| failed(py, &error))
     }
 
     #[getter]
@@ -91,8 +105,9 @@ impl CudaDevice {
 
     /// The stream that copies are made on.
     #[getter]
-    fn stream(&self) -> CudaStream {
-        CudaStream { stream: self.stream.clone() }
+    fn stream(&self, py: Python<'_>) -> PyResult<CudaStream> {
+        let stream = py.detach(|| self.copies().cloned());
+        stream.map(|stream| CudaStream { stream }).map_err(|error| failed(py, &error))
     }
 
     /// A stream that waits for no other.
@@ -117,8 +132,13 @@ impl CudaDevice {
         nbytes: usize,
         stream: Option<&CudaStream>,
     ) -> PyResult<CudaMemory> {
-        let stream = stream.map_or(&self.stream, |stream| &stream.stream);
-        let buffer = py.detach(|| self.context.pool()?.allocate(nbytes, stream));
+        let buffer = py.detach(|| {
+            let stream = match stream {
+                Some(stream) => &stream.stream,
+                None => self.copies()?,
+            };
+            self.context.pool()?.allocate(nbytes, stream)
+        });
         buffer.map(CudaMemory::new).map_err(|error| failed(py, &error))
     }
 
@@ -154,7 +174,7 @@ impl CudaDevice {
     fn trim_pool(&self, py: Python<'_>, keep_bytes: usize) -> PyResult<u64> {
         // What was dropped comes back to the pool when its stream gets there.
         let trimmed = py.detach(|| {
-            self.stream.synchronize()?;
+            self.copies()?.synchronize()?;
             self.context.pool()?.trim(keep_bytes)
         });
         trimmed.map_err(|error| failed(py, &error))

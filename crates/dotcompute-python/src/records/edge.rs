@@ -29,6 +29,12 @@ pub(crate) struct Records {
 }
 
 impl Records {
+    /// The layout of its replies, where it makes any.
+    #[cfg(target_os = "linux")]
+    pub(crate) fn output_layout(&self, py: Python<'_>) -> PyResult<Option<&'static Core>> {
+        self.output.as_ref().map(|record| layout_of(record.bind(py))).transpose()
+    }
+
     /// An envelope with the record or the records that `message` is.
     pub(crate) fn envelope(&self, message: &Bound<'_, PyAny>) -> PyResult<Envelope<PyMessage>> {
         let py = message.py();

@@ -4,9 +4,9 @@
 #![cfg(target_os = "linux")]
 #![allow(clippy::unwrap_used, reason = "a helper that fails is a failed test")]
 
-use std::path::Path;
-use std::process::Command;
-use std::sync::{Mutex, MutexGuard, OnceLock};
+mod standin;
+
+use std::sync::RwLockWriteGuard;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -14,61 +14,21 @@ use dotcompute_abi::TaggedRecord;
 use dotcompute_abi::control::{
     COMMAND_DRAIN, COMMAND_RUN, COMMAND_STOP, STATE_RUNNING, STATE_STOPPED,
 };
-use dotcompute_cuda::driver::Driver;
+use dotcompute_cuda::compute::{Context, PinnedBuffer};
 use dotcompute_cuda::grid::{PlanError, Port, SeatPlan, Shape};
 use dotcompute_cuda::resident::{Residency, Resident, ResidentError};
 use dotcompute_cuda::{Image, Version};
 use dotcompute_mailbox::Band;
+use standin::StandIn;
 
 /// As in `twin/handlers.cpp`: replies with the sum of all values.
 const ADD: u32 = 0;
 /// Does what the value says; 5: until it is killed.
 const OBEY: u32 = 2;
 
-struct StandIn {
-    driver: &'static Driver,
-    waited: extern "C" fn() -> i64,
-    lose: extern "C" fn(i32),
-    /// One test at a time: the stand-in is one device, which a grid without a lease keeps.
-    turn: Mutex<()>,
-}
-
-fn stand_in() -> (&'static StandIn, MutexGuard<'static, ()>) {
-    static STAND_IN: OnceLock<StandIn> = OnceLock::new();
-    let stand_in = STAND_IN.get_or_init(build);
-    // A test that failed in its turn has failed already.
-    let turn = stand_in.turn.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-    (stand_in, turn)
-}
-
-fn build() -> StandIn {
-    let manifest = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let path =
-        Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("libcuda-{}.so.1", std::process::id()));
-    let include = manifest.join("../dotcompute-abi/generated");
-    let compiler = std::env::var("CXX").unwrap_or_else(|_| "c++".into());
-    let built = Command::new(compiler)
-        .args(["-std=c++20", "-O1", "-g", "-fPIC", "-shared", "-fno-strict-aliasing", "-pthread"])
-        .args(["-Wall", "-Wextra", "-Werror", "-I"])
-        .arg(include)
-        .arg(manifest.join("tests/twin/driver.cpp"))
-        .arg("-o")
-        .arg(&path)
-        .output()
-        .unwrap();
-    assert!(built.status.success(), "{}", String::from_utf8_lossy(&built.stderr));
-    // SAFETY: built above, with the functions' true types.
-    let driver = unsafe { Driver::open(&path) }.unwrap();
-    // SAFETY: as above.
-    let library = unsafe { libloading::Library::new(&path) }.unwrap();
-    // SAFETY: the type that `driver.cpp` gives it.
-    let waited = *unsafe { library.get(b"standin_waited") }.unwrap();
-    // SAFETY: as above.
-    let lose = *unsafe { library.get(b"standin_lose") }.unwrap();
-    std::fs::remove_file(path).unwrap();
-    // Loaded for good, by the driver.
-    drop(library);
-    StandIn { driver: Box::leak(Box::new(driver)), waited, lose, turn: Mutex::new(()) }
+fn stand_in() -> (&'static StandIn, RwLockWriteGuard<'static, ()>) {
+    let stand_in = StandIn::get();
+    (stand_in, stand_in.alone())
 }
 
 fn launch(stand_in: &StandIn, seats: u32, residency: Residency) -> Resident {
@@ -111,7 +71,11 @@ const LONG: Duration = Duration::from_secs(100);
 fn a_kernel_goes_on_over_many_leases_and_loses_nothing() {
     let (stand_in, _turn) = stand_in();
     let lease = Some(Duration::from_millis(5));
-    let resident = launch(stand_in, 1, Residency { lease, silence: None, census: LONG });
+    let resident = launch(
+        stand_in,
+        1,
+        Residency { lease, silence: None, census: LONG, ..Residency::default() },
+    );
     let mut port = resident.seat(0, plan(ADD)).unwrap();
     port.command(COMMAND_RUN);
     let began = Instant::now();
@@ -155,7 +119,11 @@ fn kernels_join_a_grid_that_runs() {
 fn a_call_that_waits_for_the_device_waits_no_longer_than_its_leases() {
     let (stand_in, _turn) = stand_in();
     let lease = Some(Duration::from_millis(50));
-    let resident = launch(stand_in, 1, Residency { lease, silence: None, census: LONG });
+    let resident = launch(
+        stand_in,
+        1,
+        Residency { lease, silence: None, census: LONG, ..Residency::default() },
+    );
     let port = resident.seat(0, plan(ADD)).unwrap();
     port.command(COMMAND_RUN);
     until("it runs", || port.report().state == STATE_RUNNING);
@@ -171,7 +139,7 @@ fn a_call_that_waits_for_the_device_waits_no_longer_than_its_leases() {
 #[test]
 fn a_handler_that_does_not_come_back_is_reported_by_its_deadline() {
     let (stand_in, _turn) = stand_in();
-    let residency = Residency { lease: None, silence: None, census: LONG };
+    let residency = Residency { lease: None, silence: None, census: LONG, ..Residency::default() };
     let resident = launch(stand_in, 1, residency);
     let mut port = resident.seat(0, plan(OBEY)).unwrap();
     port.command(COMMAND_RUN);
@@ -210,4 +178,32 @@ fn a_grid_that_the_device_has_no_room_for_is_refused() {
     let error = launch(Shape { seats: 256, ..Shape::default() });
     assert_eq!(error, ResidentError::NoRoom { blocks: 65, most: 64 });
     assert!(matches!(launch(Shape { seats: 0, ..Shape::default() }), ResidentError::Shape(_)));
+}
+
+/// As a program does that frees arrays while its actors run.
+#[test]
+fn a_free_beside_a_resident_grid_waits_for_nothing_and_comes_when_that_ends() {
+    let (stand_in, _turn) = stand_in();
+    let context = Context::of(stand_in.driver, 0).unwrap();
+    let buffer = PinnedBuffer::new(&context, 100).unwrap();
+    let lease = Residency { lease: None, silence: None, census: LONG, ..Residency::default() };
+    let resident = launch(stand_in, 1, lease);
+    let mut port = resident.seat(0, plan(ADD)).unwrap();
+    port.command(COMMAND_RUN);
+    until("it runs", || port.report().state == STATE_RUNNING);
+    let before = (stand_in.waited)();
+    drop(buffer);
+    // Streams and their memory go on as well.
+    let stream = context.stream().unwrap();
+    let memory = context.pool().unwrap().allocate(64, &stream).unwrap();
+    stream.write(&memory, 0, &[7; 64]).unwrap();
+    drop(memory);
+    stream.synchronize().unwrap();
+    assert_eq!((stand_in.waited)(), before, "something waited for the grid");
+    assert_eq!(context.frees_put_off(), 1);
+    send(&mut port, 42);
+    assert_eq!(sum(&mut port), 42);
+    port.command(COMMAND_STOP);
+    resident.end(LONG).unwrap();
+    assert_eq!(context.frees_put_off(), 0);
 }

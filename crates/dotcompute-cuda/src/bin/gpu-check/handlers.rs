@@ -1,0 +1,257 @@
+//! What runs on the device, and where its code comes from.
+
+use std::fs;
+use std::path::Path;
+use std::time::Duration;
+
+use dotcompute_core::{KernelRef, Message, Record, Restart, RestartPolicy, Runtime};
+use dotcompute_cuda::compute::Module;
+use dotcompute_cuda::grid::{SeatPlan, Shape};
+use dotcompute_cuda::nvrtc::{Output, Source};
+use dotcompute_cuda::resident::{Residency, Resident};
+use dotcompute_cuda::toolkit::Toolkit;
+use dotcompute_cuda::{
+    Cuda, CudaHandler, CudaKernel, CudaKernels, CudaLaunch, CudaOptions, Image, Version,
+};
+
+use crate::device::Gpu;
+use crate::{Check, Failure};
+
+#[derive(Clone, Copy, Debug, PartialEq, Message)]
+#[message(record, no_wire, crate = "dotcompute_core")]
+#[repr(C)]
+pub(crate) struct Five {
+    pub(crate) words: [u64; 5],
+}
+
+impl Five {
+    /// Five words of which each says what the others are.
+    pub(crate) fn of(number: u64) -> Self {
+        Self { words: std::array::from_fn(|place| number.wrapping_mul(2 * place as u64 + 1)) }
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Message)]
+#[message(record, no_wire, crate = "dotcompute_core")]
+#[repr(C)]
+pub(crate) struct Ball {
+    pub(crate) left: i64,
+    pub(crate) hops: i64,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Message)]
+#[message(record, crate = "dotcompute_core")]
+#[repr(C)]
+pub(crate) struct Number {
+    pub(crate) value: i64,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Message)]
+#[message(record, crate = "dotcompute_core")]
+#[repr(C)]
+pub(crate) struct Sum {
+    pub(crate) total: i64,
+    pub(crate) count: i64,
+}
+
+const COMMON: &str = include_str!("handlers.cu");
+const FLOORS: &str = include_str!("floors.cu");
+
+/// Answers with the next number's words; fails where words do not fit together.
+const ECHO: &str = r#"
+extern "C" __device__ int32_t echo(const five *message, void *, five *reply, rk_ctx *ctx) {
+    const unsigned long long number = message->words[0];
+    for (int place = 0; place < 5; ++place)
+        if (message->words[place] != number * (2 * place + 1))
+            return rk_fault(ctx, -9, "torn", 4);
+    for (int place = 0; place < 5; ++place)
+        reply->words[place] = (number + 1) * (2 * place + 1);
+    return DC_HANDLER_REPLY;
+}
+"#;
+
+/// Plays a ball to the next kernel, until it has no turns left.
+const HOP: &str = r#"
+extern "C" __device__ int32_t hop(const ball *message, void *, ball *reply, rk_ctx *ctx) {
+    const ball next = {message->left - 1, message->hops + 1};
+    if (next.left > 0)
+        return rk_send(ctx, 0, &next);
+    *reply = next;
+    return DC_HANDLER_REPLY;
+}
+"#;
+
+/// Takes messages.
+const SINK: &str = r#"
+extern "C" __device__ int32_t sink(const number *message, sum *state, void *, rk_ctx *) {
+    state->total += message->value;
+    state->count += 1;
+    return DC_HANDLER_DONE;
+}
+"#;
+
+/// Adds up; -1: fails; -5: traps; less than -1000: does not come back for so many nanoseconds.
+const WORK: &str = r#"
+extern "C" __device__ int32_t work(const number *message, sum *state, sum *reply, rk_ctx *ctx) {
+    const long long value = message->value;
+    if (value == -1)
+        return rk_fault(ctx, -7, "minus one", 9);
+    if (value == -5)
+        __trap();
+    if (value < -1000) {
+        const uint64_t end = rk_clock(ctx) - value;
+        while (rk_clock(ctx) < end) {
+        }
+        return DC_HANDLER_DONE;
+    }
+    state->total += value;
+    state->count += 1;
+    *reply = *state;
+    return DC_HANDLER_REPLY;
+}
+"#;
+
+fn code(function: &str, source: &str) -> CudaHandler {
+    CudaHandler::from_source(function, format!("{COMMON}{source}"))
+}
+
+/// All of them, in the order of their numbers in an image.
+pub(crate) fn kernels() -> CudaKernels {
+    CudaKernels::new()
+        .kernel("echo", CudaKernel::new(code("echo", ECHO), Five::LAYOUT).output(Five::LAYOUT))
+        .kernel("hop", CudaKernel::new(code("hop", HOP), Ball::LAYOUT).output(Ball::LAYOUT))
+        .kernel(
+            "sink",
+            CudaKernel::new(code("sink", SINK), Number::LAYOUT).state(&Sum { total: 0, count: 0 }),
+        )
+        .kernel(
+            "work",
+            CudaKernel::new(code("work", WORK), Number::LAYOUT)
+                .output(Sum::LAYOUT)
+                .state(&Sum { total: 0, count: 0 }),
+        )
+}
+
+const FUNCTIONS: [&str; 4] = ["echo", "hop", "sink", "work"];
+
+fn name(what: &str, Version { major, minor }: Version) -> String {
+    format!("{what}_sm_{major}{minor}.cubin")
+}
+
+/// Compiles everything for every architecture.
+pub(crate) fn build(folder: &Path) -> Result<(), Failure> {
+    fs::create_dir_all(folder)?;
+    let toolkit = Toolkit::load()?;
+    for architecture in [Version::new(8, 0), Version::new(9, 0), Version::new(10, 0)] {
+        let options = CudaOptions { cache: None, ..CudaOptions::default() };
+        let image = kernels().build(architecture, &options)?;
+        fs::write(folder.join(name("handlers", architecture)), image.cubin())?;
+        let floors = compile_floors(&toolkit, architecture)?;
+        fs::write(folder.join(name("floors", architecture)), floors)?;
+    }
+    Ok(())
+}
+
+fn compile_floors(
+    toolkit: &Toolkit,
+    Version { major, minor }: Version,
+) -> Result<Vec<u8>, Failure> {
+    let source = Source { name: "floors.cu", text: FLOORS, headers: &[] };
+    let target = format!("-arch=sm_{major}{minor}");
+    let compiled = toolkit.nvrtc.compile(&source, &["-std=c++17", &target], Output::Cubin)?;
+    Ok(compiled.0)
+}
+
+/// What was built for the device's architecture: for the largest that is not larger, of its kind.
+fn built(check: &Check, what: &str, device: Version) -> Option<Vec<u8>> {
+    let minors = (0..=device.minor).rev();
+    minors
+        .map(|minor| check.folder.join("images").join(name(what, Version { minor, ..device })))
+        .find_map(|path| fs::read(path).ok())
+}
+
+/// The floors' kernels.
+pub(crate) fn floors(check: &Check, gpu: &Gpu) -> Result<Module, Failure> {
+    let architecture = gpu.device.compute_capability;
+    let cubin = match built(check, "floors", architecture) {
+        Some(cubin) => cubin,
+        None => compile_floors(&Toolkit::load()?, architecture)?,
+    };
+    // SAFETY: what NVRTC made of `floors.cu`.
+    Ok(unsafe { Module::load(&gpu.context, &cubin) }?)
+}
+
+/// The resident grid with the handlers.
+pub(crate) fn image(check: &Check, gpu: &Gpu) -> Result<Image, Failure> {
+    let architecture = gpu.device.compute_capability;
+    match built(check, "handlers", architecture) {
+        Some(cubin) => {
+            let names = FUNCTIONS.map(str::to_owned).into();
+            // SAFETY: what `build` made of these handlers, in this order.
+            Ok(unsafe { Image::from_cubin(cubin, names) })
+        }
+        None => Ok(kernels().build(architecture, &CudaOptions::default())?),
+    }
+}
+
+/// A grid without an executor.
+pub(crate) fn grid(
+    check: &Check,
+    gpu: &Gpu,
+    seats: u32,
+    residency: Residency,
+) -> Result<(Resident, Image), Failure> {
+    let image = image(check, gpu)?;
+    let shape = Shape {
+        seats,
+        edges: 1,
+        edges_in: 1,
+        inbox_capacity: 16,
+        window: 256,
+        reply_window: 512,
+        ..Shape::default()
+    };
+    Ok((Resident::launch(gpu.driver, 0, image.clone(), shape, residency)?, image))
+}
+
+pub(crate) fn plan(image: &Image, function: &str, reply_bytes: u32) -> Result<SeatPlan, Failure> {
+    let handler = image.handler(function).ok_or("the image has the handlers")?;
+    Ok(SeatPlan { handler, state: Vec::new(), reply_bytes, max_emit: 0, edges: Vec::new() })
+}
+
+/// The executor, and a runtime.
+pub(crate) fn executor(
+    check: &Check,
+    gpu: &Gpu,
+    seats: u32,
+    lease: Option<Duration>,
+) -> Result<(Runtime, Cuda), Failure> {
+    let residency = Residency { lease, ..Residency::default() };
+    let options = CudaOptions {
+        seats,
+        residency,
+        window: 256,
+        image: Some(image(check, gpu)?),
+        ..CudaOptions::default()
+    };
+    let cuda = kernels().open(options)?;
+    Ok((Runtime::builder().executor(cuda.executor()).build(), cuda))
+}
+
+pub(crate) fn worker(
+    (runtime, cuda): &(Runtime, Cuda),
+    name: &str,
+    restarts: bool,
+) -> Result<KernelRef<Number, Sum>, Failure> {
+    let restart = Restart {
+        policy: if restarts { RestartPolicy::OnFault } else { RestartPolicy::Never },
+        max_restarts: u32::MAX,
+        backoff: Duration::ZERO,
+        redeliver: false,
+        ..Restart::default()
+    };
+    let builder = runtime.kernel(name).executor("cuda").restart(restart);
+    let kernel = cuda.launch(builder, CudaLaunch::new("work"))?;
+    kernel.activate()?;
+    Ok(kernel)
+}

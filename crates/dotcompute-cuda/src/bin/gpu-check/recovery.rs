@@ -1,0 +1,130 @@
+//! What is left when something goes wrong: processes that start anew must find the device well.
+
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use dotcompute_abi::codes;
+use dotcompute_core::{AskError, FaultKind, Terminate};
+
+use crate::device::Gpu;
+use crate::handlers::Number;
+use crate::{Check, Failure, handlers};
+
+const LONG: Duration = Duration::from_secs(30);
+
+/// What the child of this stage is to do.
+const CHILD: &str = "GPU_CHECK_CHILD";
+
+pub(crate) fn run(check: &mut Check) -> Result<(), Failure> {
+    let gpu = Gpu::open(check)?;
+    if std::env::var_os(CHILD).is_some() {
+        // Stays on the device, without a lease, until it is killed.
+        let stage = handlers::executor(check, &gpu, 3, None)?;
+        let kernel = handlers::worker(&stage, "victim", false)?;
+        kernel.ask_blocking(Number { value: 1 }, Some(LONG))?;
+        crate::report::say("resident\n");
+        std::io::Write::flush(&mut std::io::stdout())?;
+        loop {
+            std::thread::park();
+        }
+    }
+    killed(check)?;
+    answers(check, &gpu, "after SIGKILL of a process with a resident grid")?;
+    stuck(check, &gpu)?;
+    answers(check, &gpu, "after a handler that did not come back")?;
+    trap(check, &gpu)
+}
+
+/// A process that is resident is killed.
+fn killed(check: &mut Check) -> Result<(), Failure> {
+    let mut child = Command::new(std::env::current_exe()?)
+        .args(["--alone", "--stage", "recovery", "--results", "/dev/null"])
+        .env(CHILD, "1")
+        .stdout(Stdio::piped())
+        .spawn()?;
+    let mut lines = child.stdout.take().map(std::io::BufReader::new).ok_or("no output")?;
+    let mut line = String::new();
+    while !line.contains("resident") {
+        line.clear();
+        if std::io::BufRead::read_line(&mut lines, &mut line)? == 0 {
+            return Err("the child did not become resident".into());
+        }
+    }
+    let start = Instant::now();
+    child.kill()?;
+    child.wait()?;
+    let took = start.elapsed().as_secs_f64() * 1e3;
+    check.results.figure("SIGKILL of a process with a resident grid", took, "ms", None)
+}
+
+fn answers(check: &mut Check, gpu: &Gpu, when: &str) -> Result<(), Failure> {
+    let start = Instant::now();
+    let stage = handlers::executor(check, gpu, 3, Some(Duration::from_millis(250)))?;
+    let kernel = handlers::worker(&stage, "after", false)?;
+    let sum = kernel.ask_blocking(Number { value: 42 }, Some(LONG))?.message;
+    kernel.terminate_blocking(Terminate::now());
+    let took = format!("{:.0} ms to the first answer", start.elapsed().as_secs_f64() * 1e3);
+    check.results.fact(&format!("a kernel answers {when}"), sum.total == 42, &took)
+}
+
+fn stuck(check: &mut Check, gpu: &Gpu) -> Result<(), Failure> {
+    let stage = handlers::executor(check, gpu, 3, Some(Duration::from_millis(250)))?;
+    let kernel = handlers::worker(&stage, "stuck", false)?;
+    let value = -(Duration::from_secs(3).as_nanos() as i64);
+    kernel.send_blocking(Number { value }, None).map_err(|error| error.to_string())?;
+    while kernel.books().in_hand == 0 {
+        std::thread::yield_now();
+    }
+    // On its way to the device, where it then is for seconds.
+    std::thread::park_timeout(Duration::from_millis(200));
+    let within = Duration::from_millis(500);
+    let start = Instant::now();
+    let ended = kernel.terminate_blocking(Terminate::now().within(within));
+    let took = start.elapsed();
+    let note = format!("{ended:?} after {:.0} ms", took.as_secs_f64() * 1e3);
+    let what = "terminate returns while the handler does not";
+    check.results.fact(what, took < 4 * within, &note)
+}
+
+/// The last: the process has no device afterwards.
+fn trap(check: &mut Check, gpu: &Gpu) -> Result<(), Failure> {
+    let stage = handlers::executor(check, gpu, 3, Some(Duration::from_millis(250)))?;
+    let kernel = handlers::worker(&stage, "traps", false)?;
+    let (lost, note) = match kernel.ask_blocking(Number { value: -5 }, Some(LONG)) {
+        Err(AskError::Failed { fault, .. }) => {
+            (fault.kind() == FaultKind::Code(codes::FAULT_LOST), fault.to_string())
+        }
+        other => (false, format!("{other:?}")),
+    };
+    check.results.fact("a trap fails its kernel as lost, with the suspect", lost, &note)
+}
+
+/// The executor's own tests, which were carried along.
+pub(crate) fn tests(check: &mut Check) -> Result<(), Failure> {
+    Gpu::open(check)?;
+    let binary = check.folder.join("executor-tests");
+    if !binary.exists() {
+        let note = format!("there is no {}: make gpu-check-bundle puts it there", binary.display());
+        return check.results.finding("the executor's tests", &note);
+    }
+    // The one that loses the device last, in a process of its own.
+    for (what, arguments) in [
+        ("the executor's tests", ["--test-threads=1", "--skip", "trap"]),
+        (
+            "the test that loses the device",
+            ["--test-threads=1", "--exact", "a_trap_loses_the_device_and_every_kernel_is_told"],
+        ),
+    ] {
+        let start = Instant::now();
+        let output =
+            Command::new(&binary).args(arguments).env("DOTCOMPUTE_ON_DEVICE", "1").output()?;
+        let text = String::from_utf8_lossy(&output.stdout);
+        let result =
+            text.lines().rev().find(|line| line.starts_with("test result")).unwrap_or("no result");
+        let failed: Vec<&str> = text.lines().filter(|line| line.ends_with("FAILED")).collect();
+        let took = start.elapsed().as_secs_f64();
+        let note = format!("{result} {} in {took:.1} s", failed.join(", "));
+        check.results.fact(what, output.status.success(), &note)?;
+    }
+    Ok(())
+}

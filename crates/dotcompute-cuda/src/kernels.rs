@@ -1,0 +1,689 @@
+//! Kernels by name: handlers, what they take and keep, and the device that runs them.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::sync::{Arc, Mutex, Weak};
+use std::time::{Duration, Instant};
+
+use dotcompute_abi::slot::TAGGED_PAYLOAD_BYTES;
+use dotcompute_core::compiled::{RecordMessage, RecordReply};
+use dotcompute_core::record::RecordLayout;
+use dotcompute_core::{
+    BoxError, Executor, Fault, FaultKind, KernelBuilder, KernelId, KernelRef, LaunchError, Record,
+};
+use dotcompute_mailbox::sync::lock;
+use dotcompute_mailbox::wait;
+
+use crate::EXECUTOR;
+use crate::cache::Cache;
+use crate::driver::{Device, Driver};
+use crate::grid::{Counters, SeatPlan, Shape};
+use crate::image::{BuildError, CudaHandler, Image, Variant};
+use crate::library::{Absent, CallError};
+use crate::proxy::Proxy;
+use crate::pump::{CudaExecutor, Desk, Pump};
+use crate::resident::{Residency, Resident, ResidentError};
+use crate::set::Set;
+use crate::toolkit::Toolkit;
+
+/// The code of a kernel with what it takes, keeps and replies with.
+///
+/// Messages, replies and states are [records](Record); a message and a reply have at most 40 bytes.
+#[derive(Clone, Debug)]
+pub struct CudaKernel {
+    code: CudaHandler,
+    layouts: Layouts,
+    state: Vec<u8>,
+    state_layout: Option<&'static RecordLayout>,
+}
+
+/// What a handler takes and makes.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Layouts {
+    pub(crate) input: &'static RecordLayout,
+    pub(crate) output: Option<&'static RecordLayout>,
+    pub(crate) max_emit: u32,
+}
+
+impl CudaKernel {
+    /// The handler `code`, which takes records of the layout `input`. Without
+    /// [`output`](Self::output) it makes no replies, without [`state`](Self::state) it keeps
+    /// nothing.
+    pub fn new(code: CudaHandler, input: &'static RecordLayout) -> Self {
+        let layouts = Layouts { input, output: None, max_emit: 0 };
+        Self { code, layouts, state: Vec::new(), state_layout: None }
+    }
+
+    /// It replies with records of this layout.
+    #[must_use]
+    pub fn output(mut self, layout: &'static RecordLayout) -> Self {
+        self.layouts.output = Some(layout);
+        self
+    }
+
+    /// Its state is a record that begins, at each (re)start, as `initial`.
+    #[must_use]
+    pub fn state<S: Record>(self, initial: &S) -> Self {
+        self.state_bytes(S::LAYOUT, initial.bytes())
+    }
+
+    /// Its state is a record of this layout that begins, at each (re)start, as `initial`.
+    ///
+    /// # Panics
+    ///
+    /// If `initial` has another size than the layout.
+    #[must_use]
+    pub fn state_bytes(mut self, layout: &'static RecordLayout, initial: &[u8]) -> Self {
+        assert_eq!(initial.len(), layout.bytes, "the state '{}' has another size", layout.name);
+        self.state = initial.to_vec();
+        self.state_layout = Some(layout);
+        self
+    }
+
+    /// Besides the reply that it returns it emits at most so many for one record: 0 by default, at
+    /// most 7.
+    #[must_use]
+    pub fn max_emit(mut self, replies: u32) -> Self {
+        self.layouts.max_emit = replies;
+        self
+    }
+
+    fn check(&self, name: &str) -> Result<(), CudaError> {
+        let most = TAGGED_PAYLOAD_BYTES as usize;
+        let records = [("message", Some(self.layouts.input)), ("reply", self.layouts.output)];
+        for (what, layout) in records {
+            if let Some(layout) = layout
+                && layout.bytes > most
+            {
+                let (kernel, record, bytes) = (name.into(), layout.name.into(), layout.bytes);
+                return Err(CudaError::TooLarge { kernel, what, record, bytes, most });
+            }
+        }
+        let most = dotcompute_abi::device::OUTBOX_RECORDS - 1;
+        if self.layouts.max_emit > most {
+            let emits = self.layouts.max_emit;
+            return Err(CudaError::Emits { kernel: name.into(), emits, most });
+        }
+        Ok(())
+    }
+}
+
+/// How a device is used.
+#[derive(Clone, Debug)]
+pub struct CudaOptions {
+    /// Which device: its place among those that the process may use, from 0.
+    pub ordinal: u32,
+    /// The driver; the machine's own by default.
+    pub driver: Option<&'static Driver>,
+    /// The compiler and the linker; those that [`Toolkit::load`] finds by default.
+    pub toolkit: Option<Arc<Toolkit>>,
+    /// The kernels registered, linked elsewhere ([`CudaKernels::build`]): then there need not be a
+    /// compiler.
+    pub image: Option<Image>,
+    /// Where images are kept; the user's own cache by default.
+    pub cache: Option<Cache>,
+    /// Which variant of the protocol.
+    pub variant: Variant,
+    /// How many kernels a grid has room for; when all are taken, there is one more grid.
+    pub seats: u32,
+    /// How many records of a kernel are on the device at most. They count as in hand: they are not
+    /// dropped by a policy, nor held back by a deactivation for longer than it takes to reach the
+    /// device.
+    pub window: usize,
+    /// How grids stay.
+    pub residency: Residency,
+}
+
+impl Default for CudaOptions {
+    fn default() -> Self {
+        Self {
+            ordinal: 0,
+            driver: None,
+            toolkit: None,
+            image: None,
+            cache: Cache::of_user(),
+            variant: Variant::default(),
+            seats: 31,
+            window: 64,
+            residency: Residency::default(),
+        }
+    }
+}
+
+/// Why a GPU cannot be used, or a kernel not launched there.
+#[derive(Clone, Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum CudaError {
+    /// One of NVIDIA's libraries is absent or does not do.
+    #[error("no CUDA: {0}{hint}", hint = .0.advice().map(|a| format!(" ({a})")).unwrap_or_default())]
+    Absent(Absent),
+    /// There is no device of that number.
+    #[error("no CUDA device {ordinal}: there are {count}")]
+    NoDevice {
+        /// Which was wanted.
+        ordinal: u32,
+        /// How many there are.
+        count: usize,
+    },
+    /// The device cannot hold grids that stay.
+    #[error("the CUDA device {ordinal}, {name}, has no cooperative launch")]
+    NotCooperative {
+        /// Which.
+        ordinal: u32,
+        /// Its name.
+        name: String,
+    },
+    /// What the driver said.
+    #[error("CUDA: {0}")]
+    Driver(#[from] CallError),
+    /// The handlers do not compile or link.
+    #[error(transparent)]
+    Build(#[from] BuildError),
+    /// The image that was given has no such handler.
+    #[error("the image has no handler '{0}'")]
+    NotInImage(String),
+    /// The grid could not be made or changed.
+    #[error("the resident grid: {0}")]
+    Resident(#[from] ResidentError),
+    /// No kernel of that name is registered.
+    #[error("no kernel '{name}' is registered for CUDA; there are: {registered}")]
+    Unknown {
+        /// The name.
+        name: String,
+        /// Those that are.
+        registered: String,
+    },
+    /// A record has no room in a slot.
+    #[error("the {what} '{record}' of '{kernel}' has {bytes} bytes; a slot takes {most}")]
+    TooLarge {
+        /// Of which kernel.
+        kernel: String,
+        /// Message or reply.
+        what: &'static str,
+        /// Its type.
+        record: String,
+        /// Its size.
+        bytes: usize,
+        /// The largest.
+        most: usize,
+    },
+    /// A handler emits more than an outbox holds.
+    #[error("'{kernel}' declares {emits} emitted records for one message; at most {most} will do")]
+    Emits {
+        /// Of which kernel.
+        kernel: String,
+        /// What it declares.
+        emits: u32,
+        /// What will do.
+        most: u32,
+    },
+    /// A state of another size than the kernel's.
+    #[error("a state of {bytes} bytes for '{kernel}', whose state has {expected}")]
+    State {
+        /// Of which kernel.
+        kernel: String,
+        /// What was given.
+        bytes: usize,
+        /// What it has.
+        expected: usize,
+    },
+    /// A kernel that has no seat: it never had one, or has ended.
+    #[error("ring kernel '{0}' is not on the device")]
+    NotSeated(String),
+    /// The pump's thread could not be started.
+    #[error("the pump cannot be started: {0}")]
+    Thread(String),
+    /// Not done within the time that was given.
+    #[error("the device did not get to it within {0:?}")]
+    Timeout(Duration),
+}
+
+impl From<Absent> for CudaError {
+    fn from(absent: Absent) -> Self {
+        Self::Absent(absent)
+    }
+}
+
+/// Kernels to be linked together, by name.
+///
+/// ```no_run
+/// use dotcompute_core::{Message, Record, Runtime};
+/// use dotcompute_cuda::{CudaHandler, CudaKernel, CudaKernels, CudaLaunch, CudaOptions};
+///
+/// #[derive(Clone, Copy, Message)]
+/// #[message(record, crate = "dotcompute_core")]
+/// #[repr(C)]
+/// struct Amount {
+///     value: i64,
+/// }
+///
+/// const SOURCE: &str = r#"
+///     #include "dotcompute.cuh"
+///     struct Amount { long long value; };
+///     extern "C" __device__ int32_t
+///     add(const Amount *message, Amount *total, Amount *reply, rk_ctx *) {
+///         total->value += message->value;
+///         reply->value = total->value;
+///         return DC_HANDLER_REPLY;
+///     }
+/// "#;
+///
+/// let add = CudaKernel::new(CudaHandler::from_source("add", SOURCE), Amount::LAYOUT)
+///     .output(Amount::LAYOUT)
+///     .state(&Amount { value: 2 });
+/// let cuda = CudaKernels::new().kernel("adder", add).open(CudaOptions::default())?;
+/// let runtime = Runtime::builder().executor(cuda.executor()).build();
+/// let kernel = cuda.launch::<Amount, Amount>(
+///     runtime.kernel("sum").executor("cuda"),
+///     CudaLaunch::new("adder"),
+/// )?;
+/// kernel.activate()?;
+/// assert_eq!(kernel.ask_blocking(Amount { value: 40 }, None)?.message.value, 42);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Clone, Debug, Default)]
+#[must_use = "registered kernels are launched through what `open` returns"]
+pub struct CudaKernels {
+    entries: Vec<(String, CudaKernel)>,
+}
+
+impl CudaKernels {
+    /// None yet.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Registers a kernel. The one registered last under a name counts.
+    pub fn kernel(mut self, name: &str, kernel: CudaKernel) -> Self {
+        self.entries.retain(|(known, _)| known != name);
+        self.entries.push((name.into(), kernel));
+        self
+    }
+
+    /// Compiles and links the kernels for a device, and makes it ready. The first grid is launched
+    /// with the first kernel.
+    ///
+    /// # Errors
+    ///
+    /// [`CudaError`]: there is no driver, no device or no compiler; a source does not compile.
+    pub fn open(self, options: CudaOptions) -> Result<Cuda, CudaError> {
+        let driver = match options.driver {
+            Some(driver) => driver,
+            None => Driver::get().map_err(Clone::clone)?,
+        };
+        let devices = driver.devices()?;
+        let ordinal = options.ordinal;
+        let Some(device) = devices.get(ordinal as usize).cloned() else {
+            return Err(CudaError::NoDevice { ordinal, count: devices.len() });
+        };
+        if !device.cooperative_launch {
+            return Err(CudaError::NotCooperative { ordinal, name: device.name });
+        }
+        let pump = Pump::start().map_err(|error| CudaError::Thread(error.to_string()))?;
+        let inner = Inner {
+            driver,
+            device,
+            options: CudaOptions { image: None, ..options.clone() },
+            pump,
+            registered: Mutex::default(),
+            desks: Mutex::default(),
+        };
+        let cuda = Cuda { inner: Arc::new(inner) };
+        cuda.link(self, options.image)?;
+        Ok(cuda)
+    }
+
+    /// Links the kernels into an image for devices of this architecture, which
+    /// [`CudaOptions::image`] takes: for machines without a compiler.
+    ///
+    /// # Errors
+    ///
+    /// As for [`Image::build`].
+    pub fn build(
+        &self,
+        architecture: crate::Version,
+        options: &CudaOptions,
+    ) -> Result<Image, CudaError> {
+        for (name, kernel) in &self.entries {
+            kernel.check(name)?;
+        }
+        let handlers = self.handlers();
+        let toolkit = match &options.toolkit {
+            Some(toolkit) => Arc::clone(toolkit),
+            None => Arc::new(Toolkit::load()?),
+        };
+        let cache = options.cache.as_ref();
+        Ok(Image::build(&handlers, architecture, options.variant, &toolkit, cache)?)
+    }
+
+    fn handlers(&self) -> Vec<CudaHandler> {
+        let mut handlers: Vec<CudaHandler> = Vec::new();
+        for (_, kernel) in &self.entries {
+            // Kernels may share their code.
+            if !handlers.contains(&kernel.code) {
+                handlers.push(kernel.code.clone());
+            }
+        }
+        handlers
+    }
+}
+
+/// How a kernel is launched on a GPU.
+#[derive(Clone, Debug)]
+pub struct CudaLaunch {
+    entry: String,
+    state: Option<Vec<u8>>,
+}
+
+impl CudaLaunch {
+    /// With the code that is registered under `name`.
+    pub fn new(name: &str) -> Self {
+        Self { entry: name.into(), state: None }
+    }
+
+    /// Its state begins as `state`, instead of as was registered, at each (re)start: a snapshot of
+    /// an earlier kernel's, say.
+    #[must_use]
+    pub fn state<S: Record>(self, state: &S) -> Self {
+        self.state_bytes(state.bytes())
+    }
+
+    /// The same, as bytes.
+    #[must_use]
+    pub fn state_bytes(mut self, state: &[u8]) -> Self {
+        self.state = Some(state.to_vec());
+        self
+    }
+}
+
+/// A GPU, ready for kernels: the executor `"cuda"`. Cloning is one reference count. Kernels go on
+/// when the last clone is dropped; new ones cannot be launched then.
+#[derive(Clone)]
+pub struct Cuda {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    driver: &'static Driver,
+    device: Device,
+    options: CudaOptions,
+    pump: Arc<Pump>,
+    registered: Mutex<HashMap<String, Registered>>,
+    /// By the kernels' names.
+    desks: Mutex<HashMap<KernelId, Weak<Desk>>>,
+}
+
+#[derive(Clone)]
+struct Registered {
+    kernel: CudaKernel,
+    handler: u32,
+    set: Arc<Set>,
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        self.pump.close();
+    }
+}
+
+impl Cuda {
+    /// The device.
+    pub fn device(&self) -> &Device {
+        &self.inner.device
+    }
+
+    /// The executor `"cuda"`, for a runtime: it runs what [`launch`](Self::launch) launches.
+    pub fn executor(&self) -> Arc<dyn Executor> {
+        executor()
+    }
+
+    /// Compiles and links more kernels, which run on grids of their own. Those registered before
+    /// under the same names stay what they are for kernels that run.
+    ///
+    /// # Errors
+    ///
+    /// As for [`CudaKernels::open`].
+    pub fn register(&self, kernels: CudaKernels) -> Result<(), CudaError> {
+        self.link(kernels, None)
+    }
+
+    fn link(&self, kernels: CudaKernels, image: Option<Image>) -> Result<(), CudaError> {
+        let Inner { driver, device, options, .. } = &*self.inner;
+        if kernels.entries.is_empty() {
+            return Ok(());
+        }
+        let image = match image {
+            Some(image) => {
+                kernels.entries.iter().try_for_each(|(name, kernel)| kernel.check(name))?;
+                image
+            }
+            None => kernels.build(device.compute_capability, options)?,
+        };
+        let state_bytes = kernels.entries.iter().map(|(_, kernel)| kernel.state.len()).max();
+        let shape = Shape {
+            seats: options.seats,
+            window: options.window.next_power_of_two(),
+            // What a whole window leads to, where each message leads to one reply.
+            reply_window: (2 * options.window).next_power_of_two().max(64),
+            state_bytes: state_bytes.unwrap_or(0).max(1),
+            ..Shape::default()
+        };
+        if let Some(wrong) = shape.wrong() {
+            return Err(ResidentError::Shape(wrong).into());
+        }
+        let set = Set::new(driver, options.ordinal, image, shape, options.residency);
+        let set = Arc::new(set);
+        let mut registered = lock(&self.inner.registered);
+        for (name, kernel) in kernels.entries {
+            let function = kernel.code.function();
+            let Some(handler) = set.image().handler(function) else {
+                return Err(CudaError::NotInImage(function.into()));
+            };
+            registered.insert(name, Registered { kernel, handler, set: Arc::clone(&set) });
+        }
+        Ok(())
+    }
+
+    /// Launches a kernel on the device; it has its seat then. `builder` names an executor made by
+    /// [`executor`](Self::executor) and says everything else. Its state is made anew at each
+    /// restart.
+    ///
+    /// Blocks the calling thread for the milliseconds that a change between two leases takes, or
+    /// longer where something else occupies the device; a deadline holds.
+    ///
+    /// # Errors
+    ///
+    /// See [`LaunchError`]: of its variant `Executor` the source is a [`CudaError`].
+    pub fn launch<M: RecordMessage, R: RecordReply>(
+        &self,
+        builder: KernelBuilder<'_>,
+        launch: CudaLaunch,
+    ) -> Result<KernelRef<M, R>, LaunchError> {
+        let id = builder.id().clone();
+        let refuse = |error: CudaError| LaunchError::Executor {
+            kernel: id.clone(),
+            executor: EXECUTOR,
+            source: error.into(),
+        };
+        let Registered { kernel, handler, set } = self.find(&launch.entry).map_err(refuse)?;
+        check_type(&id, "messages", M::LAYOUT, Some(kernel.layouts.input))?;
+        check_type(&id, "replies", R::LAYOUT, kernel.layouts.output)?;
+        let state = launch.state.unwrap_or_else(|| kernel.state.clone());
+        if state.len() != kernel.state.len() {
+            let (bytes, expected) = (state.len(), kernel.state.len());
+            return Err(refuse(CudaError::State { kernel: launch.entry, bytes, expected }));
+        }
+        let layouts = kernel.layouts;
+        let plan = SeatPlan {
+            handler,
+            state,
+            reply_bytes: layouts.output.map_or(0, |layout| layout.bytes as u32),
+            max_emit: layouts.max_emit,
+            edges: Vec::new(),
+        };
+        // Launch takes the resources: a seat before the kernel is activated.
+        let residency = set.residency();
+        let within = 2 * (residency.census + residency.overdue);
+        let first = wait_for(set.seat(plan.clone()), within).map_err(refuse)?;
+        let mut first = Some(first.map_err(|error| refuse(error.into()))?);
+        let desk = Desk::new(&self.inner.pump, plan.state.len());
+        let window = self.inner.options.window;
+        let at = Arc::clone(&desk);
+        let launched = desk.launching(|| {
+            builder.launch_proxy(move |context| {
+                let (first, desk) = (first.take(), Arc::clone(&at));
+                let (set, plan) = (Arc::clone(&set), plan.clone());
+                let stopped = context.stop_at_once();
+                async move {
+                    let seated = match first {
+                        Some(seated) => Some(seated),
+                        None => {
+                            unless(stopped, set.seat(plan)).await.transpose().map_err(no_seat)?
+                        }
+                    };
+                    match seated {
+                        Some(seated) => Proxy::new(context, desk, seated, layouts, window).await,
+                        None => Ok(()),
+                    }
+                }
+            })
+        })?;
+        let mut desks = lock(&self.inner.desks);
+        desks.retain(|_, desk| desk.strong_count() > 0);
+        desks.insert(id, Arc::downgrade(&desk));
+        Ok(launched)
+    }
+
+    fn find(&self, name: &str) -> Result<Registered, CudaError> {
+        let registered = lock(&self.inner.registered);
+        registered.get(name).cloned().ok_or_else(|| {
+            let mut names: Vec<&str> = registered.keys().map(String::as_str).collect();
+            names.sort_unstable();
+            CudaError::Unknown { name: name.into(), registered: names.join(", ") }
+        })
+    }
+
+    /// The layouts of what is registered under a name: of messages, of replies and of the state.
+    ///
+    /// # Errors
+    ///
+    /// [`CudaError::Unknown`].
+    pub fn layouts(&self, name: &str) -> Result<CudaLayouts, CudaError> {
+        let Registered { kernel, .. } = self.find(name)?;
+        let (input, output) = (kernel.layouts.input, kernel.layouts.output);
+        Ok(CudaLayouts { input, output, state: kernel.state_layout })
+    }
+
+    fn place(&self, kernel: &str) -> Result<(Arc<Resident>, u32), CudaError> {
+        let desk = lock(&self.inner.desks).get(&KernelId::from(kernel)).and_then(Weak::upgrade);
+        let place = desk.and_then(|desk| lock(&desk.place).clone());
+        place.ok_or_else(|| CudaError::NotSeated(kernel.into()))
+    }
+
+    /// A snapshot of the state of this kernel, as it is between two messages: the bytes of the
+    /// record. All kernels of its grid make a pause for it. Blocks the calling thread, for `within`
+    /// at most.
+    ///
+    /// # Errors
+    ///
+    /// If the kernel is not on the device (it has not been activated, or has ended), or its handler
+    /// does not come back in time.
+    pub fn state_bytes(&self, kernel: &str, within: Duration) -> Result<Vec<u8>, CudaError> {
+        let (resident, seat) = self.place(kernel)?;
+        let mut state = wait_for(resident.state(seat), within)??;
+        // A seat has room for the largest state of its grid.
+        state.truncate(self.state_size(kernel, state.len()));
+        Ok(state)
+    }
+
+    fn state_size(&self, kernel: &str, most: usize) -> usize {
+        let desk = lock(&self.inner.desks).get(&KernelId::from(kernel)).and_then(Weak::upgrade);
+        desk.map_or(most, |desk| desk.state_bytes().min(most))
+    }
+
+    /// The same as a record.
+    ///
+    /// # Errors
+    ///
+    /// As for [`state_bytes`](Self::state_bytes), or if the state is no `S`.
+    pub fn state<S: Record>(&self, kernel: &str, within: Duration) -> Result<S, CudaError> {
+        let bytes = self.state_bytes(kernel, within)?;
+        S::from_bytes(&bytes).ok_or_else(|| {
+            let (bytes, expected) = (size_of::<S>(), bytes.len());
+            CudaError::State { kernel: kernel.into(), bytes, expected }
+        })
+    }
+
+    /// The counters of this kernel's seat, since it was seated: behind by about a millisecond, and
+    /// exact at the end of each lease.
+    ///
+    /// # Errors
+    ///
+    /// If the kernel is not on the device.
+    pub fn counters(&self, kernel: &str) -> Result<Counters, CudaError> {
+        let (resident, seat) = self.place(kernel)?;
+        resident.counters(seat).ok_or_else(|| CudaError::NotSeated(kernel.into()))
+    }
+}
+
+/// The layouts of a kernel that is registered.
+#[derive(Clone, Copy, Debug)]
+pub struct CudaLayouts {
+    /// Of messages.
+    pub input: &'static RecordLayout,
+    /// Of replies, if it makes any.
+    pub output: Option<&'static RecordLayout>,
+    /// Of its state, if it has one.
+    pub state: Option<&'static RecordLayout>,
+}
+
+impl fmt::Debug for Cuda {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Cuda").field("device", &self.inner.device).finish_non_exhaustive()
+    }
+}
+
+/// The executor `"cuda"`: it runs what [`Cuda::launch`] launches.
+pub fn executor() -> Arc<dyn Executor> {
+    Arc::new(CudaExecutor)
+}
+
+fn check_type(
+    kernel: &KernelId,
+    what: &'static str,
+    typed: Option<&RecordLayout>,
+    handlers: Option<&RecordLayout>,
+) -> Result<(), LaunchError> {
+    match (typed, handlers) {
+        (Some(typed), Some(handlers)) if !typed.agrees_with(handlers) => Err(LaunchError::Layout {
+            kernel: kernel.clone(),
+            what,
+            typed: typed.name.into(),
+            handlers: handlers.name.into(),
+        }),
+        _ => Ok(()),
+    }
+}
+
+/// What `future` comes to; nothing if `stopped` was ready first.
+async fn unless<T>(
+    stopped: impl Future<Output = ()>,
+    future: impl Future<Output = T>,
+) -> Option<T> {
+    let (mut stopped, mut future) = (std::pin::pin!(stopped), std::pin::pin!(future));
+    std::future::poll_fn(|cx| match future.as_mut().poll(cx) {
+        std::task::Poll::Ready(value) => std::task::Poll::Ready(Some(value)),
+        std::task::Poll::Pending => stopped.as_mut().poll(cx).map(|()| None),
+    })
+    .await
+}
+
+fn wait_for<T>(future: impl Future<Output = T>, within: Duration) -> Result<T, CudaError> {
+    let deadline = Instant::now() + within;
+    let future = std::pin::pin!(future);
+    wait::block_on_until(future, Some(deadline)).map_err(|_| CudaError::Timeout(within))
+}
+
+fn no_seat(error: ResidentError) -> BoxError {
+    Fault::reported(FaultKind::Executor, format!("no seat on the device: {error}")).into()
+}

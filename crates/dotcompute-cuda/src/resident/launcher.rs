@@ -1,0 +1,365 @@
+//! The thread that makes all of the driver's calls for one grid.
+
+use std::ffi::CStr;
+use std::mem;
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, RecvTimeoutError};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use dotcompute_abi::control::{COMMAND_KILL, STATE_FAILED, STATE_STOPPED};
+use dotcompute_abi::device::Grid as Parameters;
+use dotcompute_mailbox::sync::lock;
+
+use super::{Fate, LEAVE_WITHIN, Loss, Request, Residency, ResidentError};
+use crate::compute::{Context, FreesHeld};
+use crate::driver::{Driver, Kernel, Session, Stream};
+use crate::grid::{Arena, Grid, Port, PortWords, SeatPlan, Shape, Write};
+use crate::image::Image;
+use crate::library::CallError;
+
+/// The threads of a block: one warp serves in the first, the others are seats. As in `resident.cu`.
+const BLOCK_THREADS: u32 = 128;
+const BLOCK_WARPS: u32 = BLOCK_THREADS / 32;
+
+/// The kernel of every image, [`Image::KERNEL`].
+const KERNEL: &CStr = c"dc_resident";
+
+/// How often the launcher looks after its grid, and lets its heart beat.
+const ROUND: Duration = Duration::from_millis(2);
+
+/// How often where no grid is there.
+const IDLE_ROUND: Duration = Duration::from_millis(100);
+
+/// How often it looks while somebody waits for it.
+const LOOK: Duration = Duration::from_micros(100);
+
+/// How long a handler that was killed has to come to its next tick.
+const GRACE: Duration = Duration::from_secs(1);
+
+/// All that the launcher's thread has.
+pub(super) struct Launcher {
+    session: Session,
+    grid: Grid,
+    kernel: Kernel,
+    /// The grid's stream, in which nothing else is ever queued.
+    resident: Stream,
+    /// For writes while no grid runs.
+    copies: Stream,
+    /// Where the device's arena begins, as the device sees it.
+    device: u64,
+    residency: Residency,
+    /// The last epoch that was launched; 0 before the first.
+    epoch: u32,
+    /// Seats that nobody uses any more and whose handlers have not come back.
+    leaving: Vec<(u32, Box<Port>)>,
+    /// The last epoch that has ended, and since when that is so.
+    ended: (u32, Instant),
+    fate: Arc<Fate>,
+    /// Puts off what of the device's other users would wait for the grid, as long as there is one.
+    held: Option<FreesHeld>,
+}
+
+impl Launcher {
+    pub(super) fn begin(
+        driver: &'static Driver,
+        ordinal: u32,
+        image: &Image,
+        shape: Shape,
+        residency: Residency,
+        fate: Arc<Fate>,
+    ) -> Result<Self, ResidentError> {
+        let ordinal = ordinal.cast_signed();
+        let device = driver.device(ordinal)?;
+        let session = Session::begin(driver, ordinal)?;
+        // All that waits for what is resident is done before anything is.
+        let kernel = session.kernel(image.cubin(), KERNEL)?;
+        let most = session.occupancy(kernel, BLOCK_THREADS)? * device.multiprocessors;
+        let blocks = blocks(shape);
+        if blocks > most || !device.cooperative_launch {
+            return Err(ResidentError::NoRoom { blocks, most });
+        }
+        let (resident, copies) = (session.stream()?, session.stream()?);
+        let (host, address) = session.host_memory(shape.host_bytes())?;
+        let device = session.device_memory(shape.device_bytes())?;
+        // SAFETY: just taken, as long as said, zeroed, aligned to pages, and never freed; it is
+        // reached through the grid and the device's sources alone, which keep to the protocol.
+        let host = unsafe { Arena::from_raw(host, address, shape.host_bytes(), ()) };
+        let grid = Grid::new(shape, host, device);
+        *lock(&fate.words) = vec![None; shape.seats as usize];
+        // A driver that lacks what these users need has none.
+        let held = Context::of(driver, ordinal.unsigned_abs()).ok();
+        let launcher = Self {
+            session,
+            grid,
+            kernel,
+            resident,
+            copies,
+            device,
+            residency,
+            epoch: 0,
+            leaving: Vec::new(),
+            ended: (0, Instant::now()),
+            fate,
+            held: held.map(|context| context.hold_frees()),
+        };
+        launcher.write(&launcher.grid.vacant())?;
+        Ok(launcher)
+    }
+
+    /// Writes to the device's memory, while no grid runs.
+    fn write(&self, writes: &[Write]) -> Result<(), CallError> {
+        for (offset, bytes) in writes {
+            assert!(offset + bytes.len() <= self.grid.shape().device_bytes());
+            // SAFETY: inside the device's arena, as just checked; no grid runs.
+            unsafe { self.session.write(self.copies, self.device + *offset as u64, bytes) }?;
+        }
+        Ok(())
+    }
+
+    /// Queues the grid of the next epoch behind what the stream has.
+    fn queue(&mut self) -> Result<(), CallError> {
+        let Residency { lease, silence, .. } = self.residency;
+        let epoch = self.epoch.wrapping_add(1).max(1);
+        let (left, zeros) = self.grid.before_launch();
+        let address = self.device + left as u64;
+        // SAFETY: inside the device's arena, and used by grids alone, which the stream has before
+        // and behind this.
+        unsafe { self.session.zero(self.resident, address, zeros.len()) }?;
+        let parameters: Parameters = self.grid.parameters(epoch, lease, silence);
+        let blocks = blocks(self.grid.shape());
+        // SAFETY: the image's kernel takes these parameters; they lead to the arenas, which are
+        // never freed.
+        unsafe {
+            self.session.launch(self.kernel, blocks, BLOCK_THREADS, self.resident, &parameters)
+        }?;
+        self.epoch = epoch;
+        Ok(())
+    }
+
+    /// Whether a kernel sits on some seat. Without one a grid would end as it begins.
+    fn is_needed(&self) -> bool {
+        lock(&self.fate.words).iter().flatten().any(|seat| {
+            let state = seat.report().state;
+            state != STATE_STOPPED && state != STATE_FAILED
+        })
+    }
+
+    /// Sees to it that a grid runs, and in lease mode that another one waits behind it.
+    fn renew(&mut self) -> Result<(), CallError> {
+        let wanted = if self.residency.lease.is_some() { 2 } else { 1 };
+        while self.is_needed() && self.epoch.wrapping_sub(self.grid.ended()) < wanted {
+            self.queue()?;
+        }
+        Ok(())
+    }
+
+    /// Launches, and waits until every warp is there.
+    fn start(&mut self) -> Result<(), ResidentError> {
+        let first = self.epoch.wrapping_add(1);
+        self.renew()?;
+        let deadline = Instant::now() + self.residency.census;
+        // With a short lease the first may have ended before it was looked at.
+        let is_there = |grid: &Grid| grid.is_resident(first) || grid.ended() >= first;
+        while self.epoch >= first && !is_there(&self.grid) {
+            self.grid.beat();
+            if Instant::now() > deadline {
+                return Err(ResidentError::Census);
+            }
+            // An error of the grid's comes to light with the next call.
+            self.session.is_idle(self.resident)?;
+            thread::park_timeout(LOOK);
+        }
+        Ok(())
+    }
+
+    /// Asks all grids in the stream to end, and waits for it.
+    fn stop(&mut self, deadline: Instant) -> Result<(), ResidentError> {
+        self.grid.quiesce(self.epoch);
+        while !self.session.is_idle(self.resident)? {
+            self.grid.beat();
+            if Instant::now() > deadline {
+                return Err(ResidentError::Stuck);
+            }
+            thread::park_timeout(LOOK);
+        }
+        Ok(())
+    }
+
+    /// [`stop`](Self::stop), for a change: a handler that takes too long is killed.
+    fn pause(&mut self) -> Result<(), ResidentError> {
+        match self.stop(Instant::now() + self.residency.overdue) {
+            Err(ResidentError::Stuck) => {
+                self.kill_busy();
+                self.stop(Instant::now() + GRACE)
+            }
+            result => result,
+        }
+    }
+
+    fn busy(&self) -> Vec<(u32, PortWords)> {
+        let words = lock(&self.fate.words);
+        let seats = words.iter().zip(0..);
+        let seats = seats.filter_map(|(words, seat)| Some((seat, words.clone()?)));
+        seats
+            .filter(|(_, words)| {
+                let report = words.report();
+                report.busy != 0 && report.state != STATE_FAILED
+            })
+            .collect()
+    }
+
+    fn suspects(&self) -> Vec<u32> {
+        self.busy().into_iter().map(|(seat, _)| seat).collect()
+    }
+
+    fn kill_busy(&self) {
+        for (seat, words) in self.busy() {
+            tracing::warn!(seat, "a handler keeps its grid from leaving: killed at its next tick");
+            words.command(COMMAND_KILL);
+        }
+    }
+
+    pub(super) fn run(mut self, requests: &Receiver<Request>) {
+        if let Err(error) = self.serve(requests) {
+            let suspects = self.suspects();
+            tracing::error!(%error, ?suspects, "resident grid lost");
+            // As where it does not end when it is to.
+            mem::forget(self.held.take());
+            self.fate.lose(Loss { error, suspects });
+        }
+    }
+
+    fn serve(&mut self, requests: &Receiver<Request>) -> Result<(), ResidentError> {
+        loop {
+            let is_there = self.epoch != self.grid.ended();
+            match requests.recv_timeout(if is_there { ROUND } else { IDLE_ROUND }) {
+                Ok(Request::Seat { seat, plan, answer }) => {
+                    let taken = self.take(seat, &plan);
+                    let lost = match &taken {
+                        Ok(_) => None,
+                        Err(error) => error.loses().then(|| error.clone()),
+                    };
+                    if let Err(Ok((seat, port))) = answer.send(taken) {
+                        // Whoever asked is gone.
+                        port.command(COMMAND_KILL);
+                        self.leaving.push((seat, Box::new(port)));
+                    }
+                    lost.map_or(Ok(()), Err)?;
+                }
+                Ok(Request::Vacate { seat, port }) => self.leaving.push((seat, port)),
+                Ok(Request::State { seat, answer }) => {
+                    let state = self.state(seat);
+                    let lost = state.as_ref().err().filter(|error| error.loses()).cloned();
+                    let _ = answer.send(state); // whoever asked may be gone
+                    lost.map_or(Ok(()), Err)?;
+                }
+                Ok(Request::End { answer, within }) => {
+                    let ended = self.stop(Instant::now() + within);
+                    if ended.is_err() {
+                        // It may be there for good, and then whoever frees would wait for good.
+                        mem::forget(self.held.take());
+                    }
+                    if let Some(answer) = answer {
+                        let _ = answer.send(ended); // as above
+                    }
+                    return Ok(());
+                }
+                Err(RecvTimeoutError::Timeout) => {}
+                // Nobody has the grid any more.
+                Err(RecvTimeoutError::Disconnected) => {
+                    return self.stop(Instant::now() + LEAVE_WITHIN);
+                }
+            }
+            self.grid.beat();
+            // An error of the grid's comes to light with a call.
+            self.session.is_idle(self.resident)?;
+            self.look_at_lease()?;
+            self.free_seats();
+            self.renew()?;
+        }
+    }
+
+    /// Sees to it that no handler keeps the grid for ever after its lease.
+    fn look_at_lease(&mut self) -> Result<(), ResidentError> {
+        let ended = self.grid.ended();
+        if ended != self.ended.0 || ended == self.epoch {
+            self.ended = (ended, Instant::now());
+        }
+        let Some(lease) = self.residency.lease else { return Ok(()) };
+        let late = self.ended.1.elapsed().saturating_sub(lease + self.residency.overdue);
+        if late > GRACE {
+            return Err(ResidentError::Stuck);
+        }
+        if !late.is_zero() {
+            self.kill_busy();
+        }
+        Ok(())
+    }
+
+    /// Frees the seats that nobody uses and whose kernels have ended.
+    fn free_seats(&mut self) {
+        let mut words = lock(&self.fate.words);
+        self.leaving.retain(|(seat, port)| {
+            let state = port.report().state;
+            let has_ended = state == STATE_STOPPED || state == STATE_FAILED;
+            if has_ended {
+                words[*seat as usize] = None;
+            }
+            !has_ended
+        });
+    }
+
+    fn take(&mut self, seat: Option<u32>, plan: &SeatPlan) -> Result<(u32, Port), ResidentError> {
+        self.free_seats();
+        let seat = {
+            let words = lock(&self.fate.words);
+            match seat {
+                Some(seat) if matches!(words.get(seat as usize), Some(Some(_))) => {
+                    return Err(ResidentError::Taken(seat));
+                }
+                Some(seat) => seat,
+                None => match words.iter().position(Option::is_none) {
+                    Some(free) => free as u32,
+                    None => return Err(ResidentError::Full),
+                },
+            }
+        };
+        self.pause()?;
+        // SAFETY: no grid runs, and none is launched before the writes below are done; an earlier
+        // port of this seat was dropped when the seat was freed.
+        let seated = unsafe { self.grid.seat(seat, plan) };
+        let port = match seated {
+            Ok((port, writes)) => {
+                self.write(&writes)?;
+                lock(&self.fate.words)[seat as usize] = Some(port.words());
+                Ok((seat, port))
+            }
+            Err(error) => Err(ResidentError::Plan(error)),
+        };
+        self.start()?;
+        port
+    }
+
+    fn state(&mut self, seat: u32) -> Result<Vec<u8>, ResidentError> {
+        self.pause()?;
+        let (offset, bytes) = self.grid.state(seat);
+        // SAFETY: inside the device's arena; no grid runs.
+        let state = unsafe { self.session.read(self.copies, self.device + offset as u64, bytes) };
+        self.start()?;
+        Ok(state?)
+    }
+}
+
+impl Drop for Launcher {
+    fn drop(&mut self) {
+        // Also where it ended as it was told to: whoever still has a seat is told.
+        let suspects = self.suspects();
+        self.fate.lose(Loss { error: ResidentError::Gone, suspects });
+    }
+}
+
+/// One warp serves, and each other one is a seat.
+fn blocks(shape: Shape) -> u32 {
+    (shape.seats + 1).div_ceil(BLOCK_WARPS)
+}

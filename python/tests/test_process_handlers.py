@@ -1,0 +1,176 @@
+"""Compiled handlers in processes of their own."""
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+from typing import Any
+
+import numpy as np
+import pytest
+
+from pydotcompute import RingKernelRuntime, _optional, message, ring_kernel
+from pydotcompute.exceptions import KernelCompilationError, KernelFailedError
+from pydotcompute.handlers import record, record_dtype
+from pydotcompute.ring_kernels.lifecycle import Restart
+
+pytestmark = [
+    pytest.mark.skipif(sys.platform != "linux", reason="processes need Linux"),
+    pytest.mark.filterwarnings("ignore:ring kernel .* is interpreted:RuntimeWarning"),
+]
+
+#: Seconds; a child that compiles takes some when the machine is busy.
+WAIT = 120
+
+
+@message(layout="record")
+class Amount:
+    value: int
+
+
+@message(layout="record")
+class Balance:
+    value: int
+    count: int
+
+
+@record
+class Account:
+    balance: int
+    count: int = 3
+
+
+@ring_kernel(kernel_id="account", state=Account, auto_register=False)
+def account(msg: Amount, state: Account, out: Balance) -> int:
+    state.balance += msg.value
+    state.count += 1
+    if state.balance < 0:
+        raise ValueError("overdrawn", state.balance)
+    if msg.value == 13:
+        return -13
+    out.value = state.balance
+    out.count = state.count
+    return 1
+
+
+@ring_kernel(kernel_id="broken", state=Account, auto_register=False)
+def broken(msg: Amount, state: Account, out: Balance) -> int:
+    out.value = len(msg)
+    return 1
+
+
+async def start(runtime: RingKernelRuntime, **options: Any) -> Any:
+    kernel = await runtime.launch("account", account, executor="process", **options)
+    await kernel.activate()
+    return kernel
+
+
+async def ask(runtime: RingKernelRuntime, value: int) -> Balance:
+    reply = await runtime.send_and_receive("account", Amount(value=value), timeout=WAIT)
+    assert isinstance(reply, Balance)
+    return reply
+
+
+async def test_a_handler_runs_in_a_process_and_its_state_is_read_here():
+    async with RingKernelRuntime() as runtime:
+        kernel = await start(runtime, state=Account(balance=100))
+        assert kernel.read_state() == Account(balance=100)
+        reply = await ask(runtime, 1)
+        assert (reply.value, reply.count) == (101, 4)
+        assert kernel.read_state() == Account(balance=101, count=4)
+        await kernel.terminate(drain=True)
+        assert kernel._books(False)["processed"] == 1
+        assert kernel.read_state() == Account(balance=101, count=4), "its last state"
+
+
+async def test_an_array_is_one_message_of_records():
+    async with RingKernelRuntime() as runtime:
+        kernel = await start(runtime)
+        for count in (1, 1000, 100_000):
+            amounts = np.ones(count, record_dtype(Amount))
+            made = await runtime.send_and_receive("account", amounts, timeout=WAIT)
+            assert len(made) == count
+            assert made["value"][-1] == kernel.read_state().balance
+        assert kernel.read_state().balance == 101_001
+
+
+async def test_the_state_goes_on_where_an_exception_a_code_or_a_death_left_it():
+    async with RingKernelRuntime() as runtime:
+        kernel = await start(runtime, restart=Restart(max_restarts=100, backoff=0))
+        assert (await ask(runtime, 5)).value == 5
+        with pytest.raises(KernelFailedError) as raised:
+            await ask(runtime, -6)
+        assert "ValueError: ('overdrawn', -1)" in str(raised.value)
+        if _optional.numba():
+            line = account._handler.function.__code__.co_firstlineno + 5
+            assert f"{__file__}:{line}" in str(raised.value), "where it was raised"
+        with pytest.raises(KernelFailedError, match="-13"):
+            await ask(runtime, 13)
+        assert kernel.read_state() == Account(balance=5, count=4)
+        reply = await ask(runtime, 2)
+        assert (reply.value, reply.count) == (7, 5)
+
+
+async def test_what_cannot_be_compiled_fails_at_launch_with_its_line():
+    if not _optional.numba():
+        pytest.skip("it is interpreted")
+    async with RingKernelRuntime() as runtime:
+        with pytest.raises(KernelCompilationError, match=r"test_process_handlers\.py:\d+"):
+            await runtime.launch("broken", broken, executor="process")
+
+
+async def test_nothing_is_left_in_shared_memory():
+    before = set(os.listdir("/dev/shm"))
+    async with RingKernelRuntime() as runtime:
+        await start(runtime, restart=Restart(max_restarts=100, backoff=0))
+        amounts = np.ones(1 << 17, record_dtype(Amount))
+        await runtime.send_and_receive("account", amounts, timeout=WAIT)
+        assert set(os.listdir("/dev/shm")) <= before
+    assert set(os.listdir("/dev/shm")) <= before
+
+
+PROGRAM = """
+import asyncio, os, signal
+from pydotcompute import RingKernelRuntime, message, ring_kernel
+from pydotcompute.handlers import record
+
+@message(layout="record")
+class Number:
+    value: int
+
+@record
+class Sum:
+    total: int
+
+@ring_kernel(kernel_id="sum", state=Sum, auto_register=False)
+def add(msg: Number, state: Sum, out: Number) -> int:
+    state.total += msg.value
+    out.value = state.total
+    return 1
+
+async def main():
+    async with RingKernelRuntime() as runtime:
+        await runtime.launch("sum", add, executor="process")
+        await runtime.activate("sum")
+        for value in (20, 22):
+            reply = await runtime.send_and_receive("sum", Number(value=value), timeout=60)
+        print("answer", reply.value)
+
+if __name__ == "__main__":
+    asyncio.run(main())
+"""
+
+
+def test_a_handler_of_the_main_program_is_found_by_its_path(tmp_path: Any):
+    program = tmp_path / "program.py"
+    program.write_text(textwrap.dedent(PROGRAM))
+    ended = subprocess.run(
+        [sys.executable, "-W", "ignore", str(program)],
+        capture_output=True,
+        text=True,
+        timeout=WAIT,
+        check=False,
+    )
+    assert ended.stdout == "answer 42\n", ended.stderr
