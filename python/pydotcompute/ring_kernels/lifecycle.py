@@ -374,9 +374,10 @@ class RingKernel(_native.Actor, Generic[In, Out]):
         "process": the function runs in a process of its own, which imports it by its module and
         its name (Linux). Messages go there and back as `serialize` writes them; a process that
         dies is a fault of the kernel, and a restart starts a new one. A compiled handler is
-        compiled in its process, and takes its records as they are; its state lies in memory that both
-        processes share, so that a restart goes on with what the last message that was acknowledged
-        left of it. What a function keeps otherwise begins anew. None: as the function says.
+        compiled in its process, and takes its records as they are; its state lies in memory that
+        both processes share, so that a restart goes on with what the last message that was
+        acknowledged left of it. What a function keeps otherwise begins anew. None: as the function
+        says.
     window
         In a process: how many messages it is handed at a time. With more than 1 it need not be
         waited for; but what it was handed is in hand: not counted in the queue, nor overtaken,
