@@ -51,41 +51,32 @@ impl<M: Message, R: Message> Cell<M, R> {
         }
     }
 
-    /// As [`output`](Self::output), as far as that takes no waiting; else the reply comes back.
-    #[inline]
-    pub(crate) fn try_output(&self, reply: Envelope<R>) -> Option<Envelope<R>> {
+    /// As [`output`](Self::output), as far as that takes no waiting; else the reply comes back, for
+    /// [`forward`](Self::forward).
+    pub(crate) fn try_output(&self, reply: Envelope<R>) -> Result<bool, Envelope<R>> {
         let band = Band::from_priority(reply.priority);
-        if self.options.reply_backpressure != Backpressure::Block {
-            return self.try_output_or_drop(band, reply);
-        }
-        // Not `try_send`: a reply that waits for room was not rejected.
-        match self.replies.offer(band, reply) {
-            // A policy that blocks drops nothing.
-            Ok(_) => None,
-            Err(mailbox::TrySendError::Full(reply)) => Some(reply),
-            Err(mailbox::TrySendError::Closed(reply)) => self.output_closed(reply),
-        }
-    }
-
-    fn try_output_or_drop(&self, band: Band, reply: Envelope<R>) -> Option<Envelope<R>> {
-        match self.replies.try_send(band, reply) {
+        let sent = match self.options.reply_backpressure {
+            // A reply that waits for room was not rejected.
+            Backpressure::Block => self.replies.offer(band, reply),
+            _ => self.replies.try_send(band, reply),
+        };
+        match sent {
             Ok(admission) => dead_letter::discard(admission),
+            Err(mailbox::TrySendError::Full(reply))
+                if self.options.reply_backpressure == Backpressure::Block =>
+            {
+                return Err(reply);
+            }
             Err(mailbox::TrySendError::Full(reply)) => {
                 self.dead_reply(reply, DeadLetterReason::NoRoom);
             }
-            Err(mailbox::TrySendError::Closed(reply)) => return self.output_closed(reply),
+            Err(mailbox::TrySendError::Closed(reply)) if !self.has_ended() => return Err(reply),
+            Err(mailbox::TrySendError::Closed(reply)) => {
+                self.dead_reply(reply, DeadLetterReason::Unread);
+                return Ok(false);
+            }
         }
-        None
-    }
-
-    /// The output mailbox is closed: the reply comes back if that is since the kernel is connected.
-    #[cold]
-    fn output_closed(&self, reply: Envelope<R>) -> Option<Envelope<R>> {
-        if !self.has_ended() {
-            return Some(reply);
-        }
-        self.dead_reply(reply, DeadLetterReason::Unread);
-        None
+        Ok(true)
     }
 
     /// Puts a reply that nobody asked for into the output mailbox, and waits for room there if that

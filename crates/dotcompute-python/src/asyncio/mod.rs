@@ -8,6 +8,7 @@
 mod actor;
 mod awaitable;
 mod context;
+mod cuda;
 mod errors;
 mod executor;
 mod held;
@@ -51,6 +52,7 @@ pub(crate) fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_function(wrap_pyfunction!(hub::_close_all, module)?)?;
     module.add_function(wrap_pyfunction!(executor::_join_threads, module)?)?;
     module.add_function(wrap_pyfunction!(hub::_after_fork, module)?)?;
+    cuda::register(module)?;
     #[cfg(target_os = "linux")]
     process::register(module)?;
     Ok(())
