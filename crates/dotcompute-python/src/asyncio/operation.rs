@@ -164,7 +164,7 @@ impl Operation {
                     let future = waiting.insert(future);
                     if let Some(answered) = scope(py, || at_once(&kernel, future)) {
                         *waiting = None;
-                        return Poll::Ready(answered);
+                        return Poll::Ready(answered.map_err(Into::into));
                     }
                 }
                 return poll_waiting(py, waiting, cx);
