@@ -10,7 +10,7 @@ from pydotcompute.handlers import HandlerContext, record
 
 
 @message(layout="record")
-class Amount:
+class Figure:
     value: int
 
 
@@ -29,7 +29,7 @@ class Kept:
 @ring_kernel(
     kernel_id="clerk", state=Kept, max_emit=3, targets={"audit": Note}, auto_register=False
 )
-def clerk(msg: Amount, state: Kept, out: Amount, ctx: HandlerContext) -> int:
+def clerk(msg: Figure, state: Kept, out: Figure, ctx: HandlerContext) -> int:
     """Uses every call of the context, loops, indices, division, exceptions."""
     if msg.value == 0:
         return ctx.fault(-7, "nothing to repeat")

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from device_handlers import Amount, Kept, Note, clerk
+from device_handlers import Figure, Kept, Note, clerk
 
 from pydotcompute import ring_kernel
 from pydotcompute.exceptions import BackendNotAvailableError, KernelCompilationError
@@ -38,7 +38,7 @@ def test_what_is_no_python_handler_is_refused() -> None:
 
 
 def test_an_index_that_is_known_to_be_beyond_is_refused() -> None:
-    def bad(msg: Amount, state: Kept, out: Amount) -> int:
+    def bad(msg: Figure, state: Kept, out: Figure) -> int:
         out.value = state.last[4]
         return 1
 
@@ -48,7 +48,7 @@ def test_an_index_that_is_known_to_be_beyond_is_refused() -> None:
 def test_what_has_no_known_length_is_not_indexed() -> None:
     table = (1, 2, 3)
 
-    def bad(msg: Amount, state: Kept, out: Amount) -> int:
+    def bad(msg: Figure, state: Kept, out: Figure) -> int:
         out.value = table[msg.value]
         return 1
 
@@ -57,7 +57,7 @@ def test_what_has_no_known_length_is_not_indexed() -> None:
 
 
 def test_exceptions_are_not_caught() -> None:
-    def bad(msg: Amount, state: Kept, out: Amount) -> int:
+    def bad(msg: Figure, state: Kept, out: Figure) -> int:
         try:
             out.value = 1 // msg.value
         except ZeroDivisionError:
@@ -68,7 +68,7 @@ def test_exceptions_are_not_caught() -> None:
 
 
 def test_a_path_without_a_result_is_refused() -> None:
-    def bad(msg: Amount, state: Kept, out: Amount) -> Any:
+    def bad(msg: Figure, state: Kept, out: Figure) -> Any:
         if msg.value:
             return
         return 1
@@ -77,18 +77,18 @@ def test_a_path_without_a_result_is_refused() -> None:
 
 
 def test_the_context_is_for_calls_that_are_known() -> None:
-    def sends(msg: Amount, state: Kept, out: Amount, ctx: HandlerContext) -> int:
+    def sends(msg: Figure, state: Kept, out: Figure, ctx: HandlerContext) -> int:
         return ctx.send("nobody", out)
 
-    def passes(msg: Amount, state: Kept, out: Amount, ctx: HandlerContext) -> int:
+    def passes(msg: Figure, state: Kept, out: Figure, ctx: HandlerContext) -> int:
         other = ctx
         return other.tick()
 
-    def shouts(msg: Amount, state: Kept, out: Amount, ctx: HandlerContext) -> int:
+    def shouts(msg: Figure, state: Kept, out: Figure, ctx: HandlerContext) -> int:
         ctx.shout("hello")  # type: ignore[attr-defined]
         return 0
 
-    def tells(msg: Amount, state: Kept, out: Amount, ctx: HandlerContext) -> int:
+    def tells(msg: Figure, state: Kept, out: Figure, ctx: HandlerContext) -> int:
         ctx.log(f"{msg.value}")
         return 0
 
@@ -111,7 +111,7 @@ def test_helpers_do_only_what_needs_no_check() -> None:
             sum += value
         return sum
 
-    def bad(msg: Amount, state: Kept, out: Amount) -> int:
+    def bad(msg: Figure, state: Kept, out: Figure) -> int:
         out.value = total(state.last)
         return 1
 
@@ -120,11 +120,11 @@ def test_helpers_do_only_what_needs_no_check() -> None:
 
 
 def test_the_message_is_not_written_and_lists_are_not_made() -> None:
-    def writes(msg: Amount, state: Kept, out: Amount) -> int:
+    def writes(msg: Figure, state: Kept, out: Figure) -> int:
         msg.value = 1
         return 0
 
-    def lists(msg: Amount, state: Kept, out: Amount) -> int:
+    def lists(msg: Figure, state: Kept, out: Figure) -> int:
         state.count = np.uint32(len([msg.value]))
         return 0
 

@@ -371,10 +371,11 @@ class RingKernel(_native.Actor, Generic[In, Out]):
     executor
         "process": the function runs in a process of its own, which imports it by its module and
         its name (Linux). Messages go there and back as `serialize` writes them; a process that
-        dies is a fault of the kernel, and a restart starts a new one. A compiled handler is compiled
-        in its process, and takes its records as they are; its state lies in memory that both
-        processes share, so that a restart goes on with what the last message that was acknowledged
-        left of it. What a function keeps otherwise begins anew. None: as the function says.
+        dies is a fault of the kernel, and a restart starts a new one. A compiled handler is
+        compiled in its process, and takes its records as they are; its state lies in memory that
+        both processes share, so that a restart goes on with what the last message that was
+        acknowledged left of it. What a function keeps otherwise begins anew. None: as the function
+        says.
     window
         In a process: how many messages it is handed at a time. With more than 1 it need not be
         waited for; but what it was handed is in hand: not counted in the queue, nor overtaken,
@@ -452,7 +453,7 @@ class RingKernel(_native.Actor, Generic[In, Out]):
 
     async def _compile(self) -> _native.CompiledHandler | None:
         """Make the code of a compiled handler, on another thread: numba takes its time."""
-        if self._handler is None or self._executor is not None:
+        if self._handler is None:
             return None
         return await asyncio.to_thread(self._handler.compile, self.kernel_id, self._initial_state)
 
@@ -460,11 +461,11 @@ class RingKernel(_native.Actor, Generic[In, Out]):
         self, runtime: _native.Runtime, compiled: _native.CompiledHandler | None
     ) -> None:
         config = self._config
+        self._compiled = compiled
         if self._executor == "process":
             self._launch_in_process(runtime)
             return
         if compiled is not None:
-            self._compiled = compiled
             self._launch_compiled(
                 runtime,
                 compiled,
@@ -498,9 +499,7 @@ class RingKernel(_native.Actor, Generic[In, Out]):
             raise InvalidConfigurationError("executor", "process", "needs Linux")
         config = self._config
         arguments = _process.arguments(self, self._kernel_func)
-        if self._handler is not None:
-            # Here for its layouts and its errors; the process compiles it for itself.
-            self._compiled = self._handler.compile(self.kernel_id, self._initial_state)
+        # A handler was compiled for its layouts and its errors; the process does so for itself.
         _native._launch_process(
             self,
             runtime,
@@ -580,6 +579,10 @@ class RingKernel(_native.Actor, Generic[In, Out]):
         task.add_done_callback(done)
         return task
 
+    def _capture(self) -> None:
+        """Keep the contextvars of whoever activates it."""
+        self._captured = contextvars.copy_context()
+
     async def activate(self) -> None:
         """Start processing: LAUNCHED to ACTIVE. The function sees the caller's contextvars.
 
@@ -588,7 +591,7 @@ class RingKernel(_native.Actor, Generic[In, Out]):
         KernelStateError
             In any other state.
         """
-        self._captured = contextvars.copy_context()
+        self._capture()
         self._activate()
 
     async def deactivate(self) -> None:

@@ -16,6 +16,7 @@ mod hub;
 mod message;
 mod object;
 mod operation;
+mod pool;
 #[cfg(target_os = "linux")]
 mod process;
 mod python;
@@ -39,6 +40,7 @@ pub(crate) fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<context::ActorContext>()?;
     module.add_class::<context::ContextHandle>()?;
     module.add_class::<runtime::NativeRuntime>()?;
+    module.add_class::<pool::NativePool>()?;
     module.add("Awaitable", object::type_of::<awaitable::Awaitable>(module.py())?)?;
     module.add_function(wrap_pyfunction!(hub::_close_all, module)?)?;
     module.add_function(wrap_pyfunction!(executor::_join_threads, module)?)?;
