@@ -108,7 +108,7 @@ cuda-offline: python
 
 # Everything that the check needs, in one folder: it runs where there is neither cargo nor a network.
 # On the machine with the GPU: target/gpu-check/gpu-check (see --help), about ten minutes.
-gpu-check-bundle: tools
+gpu-check-bundle: venv
 	@test -x target/cuda-tools/bin/python || python3 -m venv target/cuda-tools
 	@target/cuda-tools/bin/python -m pip install --quiet --disable-pip-version-check \
 		-r crates/dotcompute-cuda/tests/requirements.txt
@@ -117,6 +117,7 @@ gpu-check-bundle: tools
 	cp target/release/gpu-check target/gpu-check/
 	tests=$$($(CARGO) test --release -p dotcompute-cuda --test executor --no-run 2>&1 \
 		| sed -n 's/.*(\(.*\))$$/\1/p'); cp $$tests target/gpu-check/executor-tests
+	.venv/bin/maturin build --quiet --release --out target/gpu-check
 	strip target/gpu-check/gpu-check target/gpu-check/executor-tests
 	folder=$$(echo $(CURDIR)/target/cuda-tools/lib/python3*/site-packages/nvidia/cu13); \
 		DOTCOMPUTE_CUDA_LIBRARIES=$$folder/lib target/gpu-check/gpu-check --build target/gpu-check

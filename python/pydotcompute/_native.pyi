@@ -19,6 +19,7 @@ __all__ = [
     "CudaDevice",
     "CudaEvent",
     "CudaFunction",
+    "CudaKernel",
     "CudaMemory",
     "CudaModule",
     "CudaMonitor",
@@ -46,7 +47,9 @@ __all__ = [
     "ThreadQueue",
     "_after_fork",
     "_close_all",
+    "_cuda_capability",
     "_join_threads",
+    "_launch_cuda",
     "_launch_process",
     "cuda_devices",
     "decode_any_message",
@@ -821,6 +824,35 @@ class Runtime:
     ) -> list[tuple[str, Any, str, int, bool, float]]: ...
     def _replay(self, kernel_id: str | None) -> int: ...
 
+@final
+class CudaKernel:
+    """What a kernel on a GPU is launched from."""
+
+    def __new__(
+        cls,
+        kernel_id: str,
+        code: tuple[str, str, str | bytes],
+        input: Any,
+        output: Any | None,
+        state: RecordLayout | None,
+        initial: bytes,
+        max_emit: int,
+    ) -> CudaKernel: ...
+    def state_bytes(self, timeout: float) -> bytes: ...
+
+def _cuda_capability() -> tuple[int, int]: ...
+def _launch_cuda(
+    actor: Actor,
+    runtime: Runtime,
+    kernel: CudaKernel,
+    *,
+    capacity: int,
+    reply_capacity: int,
+    backpressure: str,
+    exact_priority: bool,
+    restart: Any,
+    watchdog: float | None,
+) -> None: ...
 def _launch_process(
     actor: Actor,
     runtime: Runtime,

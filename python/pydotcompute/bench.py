@@ -1,9 +1,10 @@
-"""``python -m pydotcompute.bench``: ours beside the released PyDotCompute 0.2.0, and beside floors.
+"""``python -m pydotcompute.bench``: ours beside PyDotCompute 0.2.0, other libraries, and floors.
 
 One script (`_bench_rows`) runs in turn with this package and with the released one, which lives in
 a virtual environment of its own in the cache directory (made when ``--peer`` asks for it). Every
 row is checked while it is measured, and states the median of the ratios of neighbouring runs:
-absolute times are noise on shared machines.
+absolute times are noise on shared machines. The libraries of the field (``_bench_peers``) are taken
+from where they are: this interpreter, or the environment that ``--peers`` makes.
 """
 
 from __future__ import annotations
@@ -23,6 +24,23 @@ from typing import Literal
 
 PEER = "pydotcompute==0.2.0"
 _SCRIPT = Path(__file__).with_name("_bench_rows.py")
+
+#: The libraries that rows are held against, by the names of their modules.
+LIBRARIES = {
+    "graphblas": "python-graphblas[default]>=2025.2",
+    "igraph": "igraph>=1.0",
+    "networkit": "networkit>=11",
+    "numba": "numba>=0.68",
+    "numpy": "numpy>=2",
+    "polars": "polars>=1.30",
+    "pykka": "pykka>=4",
+    "ray": "ray>=2.50",
+    "river": "river>=0.22",
+    "rustworkx": "rustworkx>=0.17",
+    "scipy": "scipy>=1.16",
+    "xoscar": "xoscar>=0.9",
+}
+_PEERS_SCRIPT = Path(__file__).with_name("_bench_peers.py")
 _RUN_TIMEOUT_S = 120.0
 
 Loop = Literal["uvloop", "asyncio", ""]
@@ -33,15 +51,18 @@ class Row:
     """What is measured: a row of `_bench_rows`, and what stands beside it.
 
     ``against`` is "peer" (the same row with PyDotCompute), the name of another row (a floor), or a
-    number (a limit in nanoseconds). ``goal`` is the ratio ours/other to stay at or under.
+    number (a limit in nanoseconds). ``goal`` is the ratio ours/other to stay at or under; none
+    where the figure is only stated. With a ``library`` both rows are of `_bench_peers`, and the
+    other one needs it.
     """
 
     id: str
     row: str
     against: str | float
-    goal: float
+    goal: float | None
     loop: Loop = ""
     figure: Literal["value", "p99"] = "value"
+    library: str = ""
 
     @property
     def group(self) -> str:
@@ -83,6 +104,26 @@ def _rows() -> list[Row]:
         Row("message.array_encode", "array_encode", "peer", 1 / 8),
         Row("message.array_decode", "array_decode", "peer", 1 / 8),
     ]
+    beside: list[tuple[str, str, str, str, float | None]] = [
+        ("pagerank.turn.graphblas", "ours_turn_2", "graphblas", "graphblas_turn", 1 / 1.3),
+        ("pagerank.turn.scipy_1_core", "ours_turn_1", "scipy", "scipy_turn", 1 / 2.5),
+        ("pagerank.turn.networkit", "ours_turn_2", "networkit", "networkit_turn", 1 / 10),
+        ("pagerank.build.scipy", "ours_build", "scipy", "scipy_build", 1 / 8),
+        ("pagerank.whole.igraph", "ours_whole", "igraph", "igraph_whole", None),
+        ("pagerank.whole.rustworkx", "ours_whole", "rustworkx", "rustworkx_whole", None),
+        ("anomaly.batches.numba", "ours_batches", "numba", "numba_loop", 1 / 0.8),
+        ("anomaly.message.numba", "ours_message", "numba", "numba_loop", None),
+        ("anomaly.batches.numpy", "ours_batches", "numpy", "numpy_batches", 1 / 20),
+        ("anomaly.batches.river", "ours_batches", "river", "river_loop", 1 / 100),
+        ("anomaly.message.polars", "ours_message", "polars", "polars_over", None),
+        ("actors.echo.pykka", "ours_echo", "pykka", "pykka_echo", None),
+        ("actors.echo.xoscar", "ours_echo", "xoscar", "xoscar_echo", None),
+        ("actors.echo.ray", "ours_echo", "ray", "ray_echo", None),
+        ("actors.echo.pipe", "ours_echo", "multiprocessing", "pipe_echo", None),
+    ]
+    rows += [
+        Row(name, row, other, goal, library=library) for name, row, library, other, goal in beside
+    ]
     return rows
 
 
@@ -102,7 +143,7 @@ class Line:
     other: float | None
     ratio: float | None
     better: str
-    goal: float
+    goal: float | None
     met: bool | None
     error: str | None
 
@@ -136,17 +177,48 @@ def _peer_python(make: bool) -> Path | None:
     return python
 
 
+def _library_python(make: bool) -> dict[str, str]:
+    """For each library the interpreter that has it: the peers' own, or this one."""
+    folder = _cache().with_name(
+        f"bench-peers-python{sys.version_info.major}.{sys.version_info.minor}"
+    )
+    python = folder / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
+    if make:
+        if not python.exists():
+            venv.create(folder, with_pip=True)
+        for library, requirement in LIBRARIES.items():
+            print(f"installing {requirement} into {folder}", flush=True)
+            pip = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+            # One that has no wheel here leaves the others be.
+            if subprocess.run([*pip, requirement], check=False).returncode != 0:
+                print(f"{library} could not be installed", flush=True)
+    found = {}
+    for library in [*LIBRARIES, "multiprocessing"]:
+        if importlib.util.find_spec(library) is not None:
+            found[library] = sys.executable
+    if python.exists():
+        probe = "import importlib.util, sys; print(*filter(importlib.util.find_spec, sys.argv[1:]))"
+        listed = subprocess.run(
+            [str(python), "-c", probe, *LIBRARIES], capture_output=True, text=True, check=False
+        )
+        found.update(dict.fromkeys(listed.stdout.split(), str(python)))
+    return found
+
+
 class _Failed(Exception):
     """A run that gave no figures."""
 
 
-def _run(python: str | Path, row: str, loop: Loop, count: int) -> dict[str, float]:
-    environment = {**os.environ, "PYDOTCOMPUTE_NO_UVLOOP": "1"}
+def _run(
+    python: str | Path, row: str, loop: Loop, count: int, script: Path = _SCRIPT
+) -> dict[str, float]:
+    # Threads of OpenMP that spin while others need the core would be measured instead.
+    environment = {**os.environ, "PYDOTCOMPUTE_NO_UVLOOP": "1", "OMP_WAIT_POLICY": "passive"}
     environment.pop("PYTHONPATH", None)
     try:
         # -P: the script's own folder must not be searched for modules.
         done = subprocess.run(
-            [str(python), "-P", str(_SCRIPT), row, loop, str(count)],
+            [str(python), "-P", str(script), row, loop, str(count)],
             capture_output=True,
             text=True,
             timeout=_RUN_TIMEOUT_S,
@@ -162,23 +234,32 @@ def _run(python: str | Path, row: str, loop: Loop, count: int) -> dict[str, floa
     return figures
 
 
-def _measure(row: Row, peer: Path | None, *, pairs: int, count: int) -> Line:
+def _measure(
+    row: Row, peer: Path | None, *, pairs: int, count: int, other: str = sys.executable
+) -> Line:
     against = row.against if isinstance(row.against, str) else "limit"
+    script = _SCRIPT
+    if row.library:
+        against, script = row.library, _PEERS_SCRIPT
+        pairs = max(pairs // 2, 1)
     ours: list[float] = []
     others: list[float] = []
     error: str | None = None
     try:
         for _ in range(pairs):
-            ours.append(_run(sys.executable, row.row, row.loop, count)[row.figure])
+            mine = _run(sys.executable, row.row, row.loop, count, script)
+            ours.append(mine[row.figure])
             if row.against == "peer":
                 if peer is not None:
                     others.append(_run(peer, row.row, row.loop, count)[row.figure])
             elif isinstance(row.against, str):
-                others.append(_run(sys.executable, row.against, row.loop, count)[row.figure])
+                theirs = _run(other, row.against, row.loop, count, script)
+                others.append(theirs[row.figure])
             else:
                 others.append(row.against)
     except _Failed as failed:
-        side = "peer" if len(ours) > len(others) and row.against == "peer" else "ours"
+        theirs_failed = len(ours) > len(others) and (row.against == "peer" or row.library)
+        side = "peer" if theirs_failed else "ours"
         error = f"{side}: {failed}"
     ratios = [mine / other for mine, other in zip(ours, others, strict=False)]
     ratio = median(ratios) if ratios else None
@@ -192,7 +273,7 @@ def _measure(row: Row, peer: Path | None, *, pairs: int, count: int) -> Line:
         ratio=ratio,
         better="lower",
         goal=row.goal,
-        met=None if ratio is None else ratio <= row.goal,
+        met=None if ratio is None or row.goal is None else ratio <= row.goal,
         error=error,
     )
 
@@ -216,6 +297,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--quick", action="store_true", help="fewer and shorter runs")
     parser.add_argument("--json", metavar="FILE", type=Path, help="also write the rows there")
     parser.add_argument("--peer", action="store_true", help=f"install {PEER} if it is not there")
+    parser.add_argument(
+        "--peers", action="store_true", help=f"install {', '.join(LIBRARIES)} where they can be"
+    )
     options = parser.parse_args(arguments)
 
     wanted = options.only.split(",") if options.only else GROUPS
@@ -223,6 +307,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if unknown := [name for name in wanted if name not in known]:
         parser.error(f"no group or row is called {', '.join(unknown)}: there are {GROUPS}")
     peer = _peer_python(options.peer)
+    libraries = _library_python(options.peers)
     has_uvloop = importlib.util.find_spec("uvloop") is not None
     pairs, count = (3, 3000) if options.quick else (7, 20_000)
 
@@ -234,7 +319,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if row.loop == "uvloop" and not has_uvloop:
             print(f"{row.id:36} skipped: uvloop is not installed")
             continue
-        lines.append(_measure(row, peer, pairs=pairs, count=count))
+        if row.library and row.library not in libraries:
+            print(f"{row.id:36} skipped: {row.library} is not installed (--peers does)")
+            continue
+        other = libraries.get(row.library, sys.executable)
+        lines.append(_measure(row, peer, pairs=pairs, count=count, other=other))
         print(_text(lines[-1]), flush=True)
     if options.json is not None:
         options.json.write_text(json.dumps([asdict(line) for line in lines], indent=2) + "\n")

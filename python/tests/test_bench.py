@@ -4,14 +4,16 @@ import json
 
 import pytest
 
-from pydotcompute import _bench_rows, bench
+from pydotcompute import _bench_peers, _bench_rows, bench
 
 
 def test_every_row_has_its_measurement():
     for row in bench.ROWS:
-        assert row.row in _bench_rows.ROWS
+        known = _bench_peers.ROWS if row.library else _bench_rows.ROWS
+        assert row.row in known
         if isinstance(row.against, str) and row.against != "peer":
-            assert row.against in _bench_rows.ROWS
+            assert row.against in known
+        assert row.library in {*bench.LIBRARIES, "", "multiprocessing"}
     assert len({row.id for row in bench.ROWS}) == len(bench.ROWS)
 
 
@@ -57,3 +59,17 @@ def test_a_row_is_measured_in_a_process_of_its_own(row):
     line = bench._measure(wanted, None, pairs=1, count=300)
     assert line.error is None
     assert line.ours > 0
+
+
+@pytest.mark.parametrize("row", ["pagerank.turn.graphblas", "anomaly.batches.numpy"])
+def test_ours_beside_a_library_is_measured_and_checked(row):
+    (wanted,) = (one for one in bench.ROWS if one.id == row)
+    figures = bench._run(bench.sys.executable, wanted.row, "", 300, bench._PEERS_SCRIPT)
+    assert figures["value"] > 0
+
+
+def test_a_library_that_is_absent_skips_its_rows(monkeypatch, tmp_path, capsys):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(bench.importlib.util, "find_spec", lambda name: None)
+    assert bench.main(["--only", "pagerank"]) == 0
+    assert "skipped: graphblas is not installed" in capsys.readouterr().out

@@ -45,6 +45,22 @@ def test_edges_may_be_lists_or_strided_and_are_left_alone(edges):
     assert np.array_equal(wide[:, ::2], edges)
 
 
+def test_a_table_of_pyarrow_is_a_graph(edges):
+    pyarrow = pytest.importorskip("pyarrow")
+    expected = plain(edges, 500)
+    ends = [pyarrow.array(column) for column in edges.T]
+    table = pyarrow.table({"weight": np.ones(len(edges)), "Target": ends[1], "source": ends[0]})
+    np.testing.assert_allclose(pagerank(table, nodes=500).ranks, expected, atol=1e-6)
+    first_two = pyarrow.table({"a": ends[0], "b": ends[1]})
+    np.testing.assert_allclose(pagerank(first_two, nodes=500).ranks, expected, atol=1e-6)
+    with pytest.raises(TypeError, match="column 'a' is string"):
+        pagerank(pyarrow.table({"a": ["x"], "b": ["y"]}))
+    with pytest.raises(ValueError, match="1 nulls"):
+        pagerank(pyarrow.table({"a": [1, None], "b": [1, 2]}))
+    with pytest.raises(ValueError, match="two are expected"):
+        pagerank(pyarrow.table({"a": [1]}))
+
+
 def test_a_sparse_matrix_is_a_graph(edges):
     class Coordinates:
         shape = (600, 600)

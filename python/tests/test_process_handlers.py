@@ -1,8 +1,6 @@
 """Compiled handlers in processes of their own."""
 
-import asyncio
 import os
-import signal
 import subprocess
 import sys
 import textwrap

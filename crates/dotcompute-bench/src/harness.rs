@@ -178,12 +178,19 @@ impl Effort {
 }
 
 /// One side's figures over all its slices.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub(crate) struct Figures {
     pub(crate) median: f64,
     /// Median and 99th percentile of single operations, where the row is a latency.
     pub(crate) p50_p99_ns: Option<(f64, f64)>,
+    /// Below how many nanoseconds each of [`SHARES`] of the single operations stayed; empty where
+    /// the row is none.
+    pub(crate) distribution_ns: Vec<f64>,
 }
+
+/// The shares of single operations that a distribution tells.
+pub(crate) const SHARES: [f64; 12] =
+    [0.01, 0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 0.99, 0.995, 0.999, 0.9999];
 
 /// A measured row.
 #[derive(Debug)]
@@ -299,6 +306,10 @@ fn figures(mut slices: Vec<f64>, mut latencies_ns: Vec<u32>) -> Figures {
     Figures {
         median: quantile(&slices, 0.5),
         p50_p99_ns: (!latencies_ns.is_empty()).then(|| (at(0.5), at(0.99))),
+        distribution_ns: match latencies_ns.is_empty() {
+            true => Vec::new(),
+            false => SHARES.map(at).to_vec(),
+        },
     }
 }
 

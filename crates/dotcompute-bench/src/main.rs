@@ -14,20 +14,21 @@ mod os;
 mod ours;
 mod page;
 mod peers;
+mod readme;
 mod report;
 
 use std::fmt;
 use std::fs;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
-use std::process::{Command, ExitCode};
+use std::process::{Command, ExitCode, Stdio};
 
 use clap::error::ErrorKind;
 use clap::{CommandFactory, Parser};
 use serde_json::Value;
 
 use crate::groups::{GROUPS, ROWS};
-use crate::harness::{Effort, Row, Wrong, measure};
+use crate::harness::{Effort, Row, SHARES, Wrong, measure};
 use crate::memory::Population;
 use crate::report::{Environment, Line, Report};
 
@@ -44,6 +45,8 @@ Examples:
   dotcompute-bench --json figures.json      also write the figures to a file
   dotcompute-bench --report target/report --python .venv/bin/python
                                             a page with plots, of Rust and Python
+  dotcompute-bench --from report/report.json --readme README.md
+                                            the chosen figures of a report, into a page
   dotcompute-bench --list                   what there is
 
 Exit status: 0 whatever the figures; 1 if a result was wrong or a file could not be written;
@@ -69,10 +72,17 @@ struct Arguments {
     /// itself. Takes curves over sizes, too.
     #[arg(long, value_name = "DIR")]
     report: Option<PathBuf>,
-    /// With --report: the rows of `PYTHON -m pydotcompute.bench`, too; beside the released
-    /// PyDotCompute where its environment was made (by --peer of that program).
+    /// With --report: the interpreter whose `-m pydotcompute.bench` adds its rows; by default python3,
+    /// if it has the package. Beside the released PyDotCompute and the libraries of the field where
+    /// their environments were made (by --peer and --peers of that program).
     #[arg(long, value_name = "PYTHON", requires = "report")]
     python: Option<PathBuf>,
+    /// Measure nothing: take the report.json that --report wrote.
+    #[arg(long, value_name = "FILE", requires = "readme", conflicts_with_all = ["only", "json", "report"])]
+    from: Option<PathBuf>,
+    /// Write the chosen figures into this file, between the lines that mark their place.
+    #[arg(long, value_name = "FILE", requires = "from")]
+    readme: Option<PathBuf>,
     /// List groups and rows, measure nothing.
     #[arg(long)]
     list: bool,
@@ -87,8 +97,9 @@ fn main() -> ExitCode {
     // The children of the rows about processes are this program; there it does not return.
     let _ = ours::process::processes();
     let arguments = Arguments::parse();
-    let outcome = match (arguments.idle, arguments.count) {
-        (Some(population), Some(count)) => idle(population, count),
+    let outcome = match (&arguments.from, &arguments.readme, arguments.idle, arguments.count) {
+        (.., Some(population), Some(count)) => idle(population, count),
+        (Some(from), Some(page), ..) => readme::rewrite(from, page),
         _ if arguments.list => say(&list()),
         _ => bench(&arguments),
     };
@@ -133,15 +144,26 @@ fn bench(arguments: &Arguments) -> Result<(), Wrong> {
     if let Some(path) = &arguments.markdown {
         write(path, report::markdown(&environment, &lines, &skipped))?;
     }
-    let curves = match &arguments.report {
-        Some(_) if rows.iter().any(|row| row.group() == "pagerank") => {
+    let mut curves = Vec::new();
+    if arguments.report.is_some() {
+        let has = |group| rows.iter().any(|row| row.group() == group);
+        if has("pagerank") {
             eprintln!("[curves] pagerank over sizes");
-            vec![ours::pagerank::sizes(arguments.quick, peers::memory::of)?]
+            curves.push(ours::pagerank::sizes(arguments.quick, peers::memory::of)?);
         }
-        _ => Vec::new(),
+        if has("anomaly") {
+            eprintln!("[curves] anomaly over keys");
+            curves.push(ours::anomaly::sizes(arguments.quick)?);
+        }
+    }
+    let report = Report {
+        environment: &environment,
+        load_average_after,
+        shares: SHARES,
+        rows: &lines,
+        curves,
+        skipped,
     };
-    let report =
-        Report { environment: &environment, load_average_after, rows: &lines, curves, skipped };
     let mut json = serde_json::to_value(&report).map_err(Wrong::new)?;
     let pretty = |json: &Value| serde_json::to_string_pretty(json).map(|text| text + "\n");
     if let Some(path) = &arguments.json {
@@ -150,8 +172,12 @@ fn bench(arguments: &Arguments) -> Result<(), Wrong> {
     if let Some(folder) = &arguments.report {
         fs::create_dir_all(folder)
             .map_err(|error| Wrong::new(format_args!("{}: {error}", folder.display())))?;
-        if let Some(python) = &arguments.python {
-            json["python"] = python_rows(python, arguments.quick, &folder.join("python.json"))?;
+        match arguments.python.clone().or_else(find_python) {
+            Some(python) => {
+                let python = python_rows(&python, arguments.quick, &folder.join("python.json"))?;
+                json["python"] = python;
+            }
+            None => eprintln!("no python3 here has pydotcompute: its rows are left out (--python)"),
         }
         write(&folder.join("report.json"), pretty(&json).map_err(Wrong::new)?)?;
         let parts = page::parts(&report, &environment.text(), json.get("python"))?;
@@ -160,6 +186,13 @@ fn bench(arguments: &Arguments) -> Result<(), Wrong> {
         say(&format!("report: {}\n", page.display()))?;
     }
     Ok(())
+}
+
+/// The interpreter of the environment that is in use, where it has the package.
+fn find_python() -> Option<PathBuf> {
+    let mut probe = Command::new("python3");
+    probe.args(["-c", "import pydotcompute"]).stdout(Stdio::null()).stderr(Stdio::null());
+    probe.status().ok()?.success().then(|| "python3".into())
 }
 
 /// The rows of the Python package, measured by itself.

@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::groups::GROUPS;
-use crate::harness::Wrong;
+use crate::harness::{SHARES, Wrong};
 use crate::report::Report;
 
 /// A row as the JSON files have it, ours or those of the Python package.
@@ -35,6 +35,10 @@ pub(crate) struct Shown {
     ours_p99_ns: Option<f64>,
     other_p50_ns: Option<f64>,
     other_p99_ns: Option<f64>,
+    #[serde(default)]
+    ours_distribution_ns: Vec<f64>,
+    #[serde(default)]
+    other_distribution_ns: Vec<f64>,
     /// Why there is no figure.
     error: Option<String>,
 }
@@ -83,6 +87,7 @@ svg .soft{fill:var(--soft)}svg .axis{stroke:var(--line)}svg .one{stroke:var(--so
 table{border-collapse:collapse;font-size:.8rem;width:100%;font-variant-numeric:tabular-nums}\
 td,th{border-bottom:1px solid var(--line);padding:.3rem .5rem;text-align:left;vertical-align:top}\
 td.n,th.n{text-align:right;white-space:nowrap}summary{cursor:pointer;color:var(--soft);margin:.5rem 0}\
+.pairs{display:grid;grid-template-columns:repeat(auto-fit,minmax(18rem,1fr));gap:1rem}\
 .tally{font-size:1.15rem}.good{color:var(--good)}.miss{color:var(--miss)}";
 
 /// What there is to show: our own rows, and those of the Python package where there are some.
@@ -158,6 +163,7 @@ fn part_of(page: &mut String, part: &Part) {
         }
         bars(page, &rows);
         latencies(page, &rows);
+        distributions(page, &rows);
         table(page, &rows);
     }
     for curve in &part.curves {
@@ -369,6 +375,67 @@ fn latencies(page: &mut String, rows: &[&Shown]) {
         }
     }
     page.push_str("</svg>\n");
+}
+
+/// Which share of the single operations took longer than so much: ours in its colour, the other in
+/// grey, two rows side by side.
+fn distributions(page: &mut String, rows: &[&Shown]) {
+    let told: Vec<&&Shown> =
+        rows.iter().filter(|row| row.ours_distribution_ns.len() == SHARES.len()).collect();
+    if told.is_empty() {
+        return;
+    }
+    page.push_str(
+        "<p class=\"soft\">The whole distributions: how many of the operations took longer.</p>\n\
+         <div class=\"pairs\">\n",
+    );
+    // Down to one in ten thousand.
+    let height = |share: f64| 150.0 + (1.0 - share).log10() * 32.0;
+    for row in told {
+        let both = || [&row.ours_distribution_ns, &row.other_distribution_ns];
+        let values = both().into_iter().flatten().copied();
+        let axis = Axis::around(values, 60.0, 410.0);
+        page.push_str("<svg viewBox=\"0 0 430 200\" role=\"img\">");
+        write(page, format_args!("<text x=\"60\" y=\"12\">{}</text>", text(row.name())));
+        for (share, name) in [(0.0, "all"), (0.9, "1 in 10"), (0.99, "100"), (0.999, "1000")] {
+            let y = 172.0 - height(share);
+            write(
+                page,
+                format_args!(
+                    "<line class=\"axis\" x1=\"60\" x2=\"410\" y1=\"{y:.1}\" y2=\"{y:.1}\"/>\
+                     <text class=\"soft\" text-anchor=\"end\" x=\"54\" y=\"{:.1}\">{name}</text>",
+                    y + 4.0
+                ),
+            );
+        }
+        for mark in axis.marks() {
+            write(
+                page,
+                format_args!(
+                    "<text class=\"soft\" text-anchor=\"middle\" x=\"{:.1}\" y=\"194\">{}</text>",
+                    axis.at(mark),
+                    time(mark)
+                ),
+            );
+        }
+        let colours = ["var(--other)", row.colour()];
+        for (points, colour) in both().into_iter().rev().zip(colours) {
+            let path: Vec<String> = points
+                .iter()
+                .zip(SHARES)
+                .map(|(ns, share)| format!("{:.1},{:.1}", axis.at(*ns), 172.0 - height(share)))
+                .collect();
+            write(
+                page,
+                format_args!(
+                    "<polyline points=\"{}\" fill=\"none\" stroke=\"{colour}\" stroke-width=\"2\"/>",
+                    path.join(" ")
+                ),
+            );
+        }
+        page.push_str("</svg>\n");
+    }
+    page.push_str("</div>\n");
 }
 
 const COLOURS: [&str; 4] = ["var(--good)", "var(--plain)", "var(--miss)", "var(--other)"];

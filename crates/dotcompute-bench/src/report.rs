@@ -8,7 +8,7 @@ use std::time::Instant;
 
 use serde::Serialize;
 
-use crate::harness::{Better, Measured, Row};
+use crate::harness::{Better, Measured, Row, SHARES};
 use crate::os;
 use crate::page::Curve;
 
@@ -127,6 +127,10 @@ pub(crate) struct Line {
     ours_p99_ns: Option<f64>,
     other_p50_ns: Option<f64>,
     other_p99_ns: Option<f64>,
+    /// Below how many nanoseconds the shares of single operations stayed that the report's
+    /// `shares` name; empty where the row is no latency.
+    ours_distribution_ns: Vec<f64>,
+    other_distribution_ns: Vec<f64>,
 }
 
 impl Line {
@@ -158,6 +162,8 @@ impl Line {
             ours_p99_ns: measured.ours.p50_p99_ns.map(|(_, p99)| p99),
             other_p50_ns: measured.other.p50_p99_ns.map(|(p50, _)| p50),
             other_p99_ns: measured.other.p50_p99_ns.map(|(_, p99)| p99),
+            ours_distribution_ns: measured.ours.distribution_ns.clone(),
+            other_distribution_ns: measured.other.distribution_ns.clone(),
         }
     }
 
@@ -264,6 +270,8 @@ fn figure(value: f64) -> String {
 pub(crate) struct Report<'a> {
     pub(crate) environment: &'a Environment,
     pub(crate) load_average_after: String,
+    /// The shares that the distributions tell.
+    pub(crate) shares: [f64; SHARES.len()],
     pub(crate) rows: &'a [Line],
     pub(crate) curves: Vec<Curve>,
     /// Rows that this machine cannot run, each with the reason.

@@ -83,7 +83,8 @@ pub(crate) struct Arguments {
     #[arg(long, value_name = "COUNT", default_value_t = 10)]
     top: usize,
 
-    /// Write all ranks to this file as CSV with the columns node and rank
+    /// Write all ranks to this file with the columns node and rank: as CSV, or if its name ends in .npy
+    /// as a structured array of NumPy
     #[arg(long, short, value_name = "FILE")]
     output: Option<PathBuf>,
 
@@ -104,6 +105,8 @@ enum InputFormat {
     MatrixMarket,
     /// Names, comma-separated
     Csv,
+    /// An array of NumPy, of shape (edges, 2)
+    Npy,
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
@@ -115,7 +118,7 @@ enum Precision {
 const HELP: &str = "\
 Formats, by the end of the name (with or without .gz): .txt, .el, .edges, .tsv, .snap: a line an edge, two
 numbers, # begins a comment; .mtx: Matrix Market; .csv: names, in the columns source and target, from and
-to, src and dst, or else the first two.
+to, src and dst, or else the first two; .npy: an array of shape (edges, 2).
 
 Repeated edges and self loops count as they are given, see --unique and --no-self-loops. Weights and
 other columns are not used.
@@ -240,6 +243,10 @@ fn rank<T: Score>(
 fn write_all<T: Score>(path: &Path, nodes: &Nodes, scores: &[T]) -> io::Result<()> {
     let mut partial = path.as_os_str().to_owned();
     partial.push(".partial");
+    if path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("npy")) {
+        write_npy(BufWriter::new(File::create(&partial)?), nodes, scores)?;
+        return fs::rename(partial, path);
+    }
     let mut out = csv::Writer::from_writer(BufWriter::new(File::create(&partial)?));
     out.write_record(["node", "rank"])?;
     for (node, score) in (0..).zip(scores) {
@@ -249,6 +256,34 @@ fn write_all<T: Score>(path: &Path, nodes: &Nodes, scores: &[T]) -> io::Result<(
     out.flush()?;
     drop(out);
     fs::rename(partial, path)
+}
+
+/// A structured array: the node's number as 8 bytes, its rank as 8 more.
+fn write_npy<T: Score>(mut out: impl io::Write, nodes: &Nodes, scores: &[T]) -> io::Result<()> {
+    let ids: &dyn Fn(u32) -> u64 = match nodes {
+        Nodes::Range(_) => &|node| u64::from(node),
+        Nodes::Ids(ids) => &|node| ids[node as usize],
+        Nodes::Names(_) => {
+            return Err(io::Error::other("nodes that have names are written as CSV: name it .csv"));
+        }
+    };
+    let mut header = format!(
+        "{{'descr': [('node', '<u8'), ('rank', '<f8')], 'fortran_order': False, 'shape': ({},), }}",
+        scores.len()
+    );
+    // The data begin at a multiple of 64 bytes.
+    let padding = 63 - (10 + header.len()) % 64;
+    header.extend(std::iter::repeat_n(' ', padding));
+    header.push('\n');
+    out.write_all(b"\x93NUMPY\x01\x00")?;
+    // A header of one number is a few hundred bytes.
+    out.write_all(&(header.len() as u16).to_le_bytes())?;
+    out.write_all(header.as_bytes())?;
+    for (node, score) in (0..).zip(scores) {
+        out.write_all(&ids(node).to_le_bytes())?;
+        out.write_all(&score.to_f64().to_le_bytes())?;
+    }
+    out.flush()
 }
 
 fn query(arguments: &Arguments, nodes: &Nodes) -> Result<Query, Failure> {
@@ -312,6 +347,7 @@ fn format(arguments: &Arguments) -> Result<Format, Failure> {
         Some(InputFormat::EdgeList) => return Ok(Format::EdgeList),
         Some(InputFormat::MatrixMarket) => return Ok(Format::MatrixMarket),
         Some(InputFormat::Csv) => return Ok(Format::Csv),
+        Some(InputFormat::Npy) => return Ok(Format::Npy),
         None if path == Path::new("-") => return Ok(Format::EdgeList),
         None => {}
     }
@@ -326,10 +362,11 @@ fn format(arguments: &Arguments) -> Result<Format, Failure> {
         "txt" | "el" | "edges" | "tsv" | "snap" => Ok(Format::EdgeList),
         "mtx" => Ok(Format::MatrixMarket),
         "csv" => Ok(Format::Csv),
+        "npy" => Ok(Format::Npy),
         _ => Err(Failure::new(
             USAGE,
             format!("the name {} does not say what format the file has", path.display()),
-            "Say it with --format edge-list, matrix-market or csv.",
+            "Say it with --format edge-list, matrix-market, csv or npy.",
         )),
     }
 }

@@ -75,6 +75,40 @@ fn all_ranks_are_written_and_sum_to_one() {
 }
 
 #[test]
+fn arrays_of_numpy_go_in_and_come_out() {
+    let (edges, ranks) = (path("edges.npy"), path("ranks.npy"));
+    let header = "{'descr': '<u4', 'fortran_order': False, 'shape': (3, 2), }\n";
+    let mut file = b"\x93NUMPY\x01\x00".to_vec();
+    file.extend((header.len() as u16).to_le_bytes());
+    file.extend(header.as_bytes());
+    [7_u32, 9, 8, 9, 9, 7].iter().for_each(|id| file.extend(id.to_le_bytes()));
+    std::fs::write(&edges, file).unwrap();
+    let output = dotcompute(&[edges.to_str().unwrap(), "--output", ranks.to_str().unwrap()], b"");
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    let written = std::fs::read(&ranks).unwrap();
+    let length = usize::from(u16::from_le_bytes([written[8], written[9]]));
+    assert_eq!((10 + length) % 64, 0, "aligned as NumPy has it");
+    assert!(text(&written[10..10 + length]).contains("('node', '<u8'), ('rank', '<f8')"));
+    let (rows, rest) = written[10 + length..].as_chunks::<16>();
+    assert_eq!((rows.len(), rest.len()), (3, 0));
+    let row = |row: &[u8; 16]| {
+        let (node, rank) = row.split_at(8);
+        let rank = f64::from_le_bytes(rank.try_into().unwrap());
+        (u64::from_le_bytes(node.try_into().unwrap()), rank)
+    };
+    let found: Vec<(u64, f64)> = rows.iter().map(row).collect();
+    assert_eq!(found.iter().map(|(node, _)| *node).collect::<Vec<_>>(), [7, 8, 9]);
+    assert!((found.iter().map(|(_, rank)| rank).sum::<f64>() - 1.0).abs() < 1e-6);
+    assert!(found[2].1 > found[0].1 && found[0].1 > found[1].1);
+
+    let named = path("named.npy");
+    let output =
+        dotcompute(&["--format", "csv", "-", "--output", named.to_str().unwrap()], b"a,b\nb,a\n");
+    assert_eq!(output.status.code(), Some(1));
+    assert!(text(&output.stderr).contains("name it .csv"), "{}", text(&output.stderr));
+}
+
+#[test]
 fn seeds_are_named_as_the_nodes_are() {
     let csv = b"from,to\na=b,x\nx,y\ny,x\nz,a=b\n";
     let output =

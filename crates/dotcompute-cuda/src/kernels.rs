@@ -525,8 +525,10 @@ impl Cuda {
         let residency = set.residency();
         let within = 2 * (residency.census + residency.overdue);
         let first = wait_for(set.seat(plan.clone()), within).map_err(refuse)?;
-        let mut first = Some(first.map_err(|error| refuse(error.into()))?);
+        let first = first.map_err(|error| refuse(error.into()))?;
         let desk = Desk::new(&self.inner.pump, plan.state.len());
+        *lock(&desk.place) = Some((Arc::clone(first.resident()), first.number()));
+        let mut first = Some(first);
         let window = self.inner.options.window;
         let at = Arc::clone(&desk);
         let launched = desk.launching(|| {
@@ -586,8 +588,8 @@ impl Cuda {
     ///
     /// # Errors
     ///
-    /// If the kernel is not on the device (it has not been activated, or has ended), or its handler
-    /// does not come back in time.
+    /// If the kernel is not on the device (it has ended, say), or a handler of its grid does not
+    /// come back in time.
     pub fn state_bytes(&self, kernel: &str, within: Duration) -> Result<Vec<u8>, CudaError> {
         let (resident, seat) = self.place(kernel)?;
         let mut state = wait_for(resident.state(seat), within)??;

@@ -439,6 +439,7 @@ fn a_snapshot_is_taken_between_two_messages_and_begins_another_kernel() {
     let builder = stage.runtime.kernel("copy").executor("cuda");
     let launch = CudaLaunch::new("add").state(&state);
     let copy: KernelRef<Number, Sum> = stage.cuda.launch(builder, launch).unwrap();
+    assert_eq!(stage.cuda.state::<Sum>("copy", LONG.unwrap()).unwrap(), state);
     copy.activate().unwrap();
     assert_eq!(ask(&copy, 1).total, 501);
     until("the counters", || stage.cuda.counters("copy").unwrap().processed == 1);

@@ -159,6 +159,46 @@ fn csv_lines_without_two_names_are_malformed() {
     assert_eq!(edges.nodes.count(), 3, "what a malformed line names is no node");
 }
 
+/// As NumPy writes it.
+fn npy(kind: &str, shape: &str, order: &str, data: &[u8]) -> Vec<u8> {
+    let header = format!("{{'descr': '{kind}', 'fortran_order': {order}, 'shape': {shape}, }}\n");
+    let mut file = b"\x93NUMPY\x01\x00".to_vec();
+    file.extend((header.len() as u16).to_le_bytes());
+    file.extend(header.as_bytes());
+    file.extend(data);
+    file
+}
+
+#[test]
+fn arrays_of_numpy_are_read_whatever_their_numbers() {
+    let reader = Reader::new(Format::Npy);
+    let little: Vec<u8> = [5_i64, 7, 7, 1 << 40].iter().flat_map(|id| id.to_le_bytes()).collect();
+    let edges = read(&reader, npy("<i8", "(2, 2)", "False", &little)).unwrap();
+    assert_eq!((edges.pairs, edges.nodes), (vec![[0, 1], [1, 2]], ids(&[5, 7, 1 << 40])));
+    let big: Vec<u8> = [0_u16, 1, 1, 300].iter().flat_map(|id| id.to_be_bytes()).collect();
+    let edges = read(&reader.clone().nodes(301), npy(">u2", "(2,2)", "False", &big)).unwrap();
+    assert_eq!((edges.pairs, edges.nodes), (vec![[0, 1], [1, 300]], Nodes::Range(301)));
+    let edges = read(&reader, npy("|u1", "(0, 2)", "False", &[])).unwrap();
+    assert_eq!((edges.pairs.len(), edges.nodes.count()), (0, 0));
+
+    let negative: Vec<u8> = [1_i32, 2, -1, 2].iter().flat_map(|id| id.to_le_bytes()).collect();
+    let file = npy("<i4", "(2, 2)", "False", &negative);
+    let error = read(&reader, &file).unwrap_err();
+    assert!(matches!(error, ReadError::Malformed(Malformed { line: 2, reason: Reason::Negative })));
+    let skipping = reader.clone().skip_malformed(true);
+    assert_eq!(read(&skipping, &file).unwrap().malformed, 1);
+    for (file, says) in [
+        (b"0 1\n1 2\n2 0\n".to_vec(), "no file of NumPy"),
+        (npy("<f8", "(1, 2)", "False", &[0; 16]), "whole numbers"),
+        (npy("<i4", "(1, 3)", "False", &[0; 12]), "shape"),
+        (npy("<i4", "(2, 2)", "True", &[0; 16]), "row by row"),
+        (npy("<i4", "(2, 2)", "False", &[0; 12]), "promises 2 entries, and there are 1"),
+    ] {
+        let error = read(&reader, file).unwrap_err().to_string();
+        assert!(error.contains(says), "{error}");
+    }
+}
+
 #[test]
 fn an_input_that_fails_and_a_watcher_that_stops_end_the_reading() {
     struct Fails;

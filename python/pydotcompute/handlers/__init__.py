@@ -36,6 +36,7 @@ loses its exception's arguments; a multiplication followed by an addition may be
 
 from pydotcompute.handlers._cuda import CudaCode, compile_for_cuda
 from pydotcompute.handlers.context import HandlerContext
+from pydotcompute.handlers.cuda import CudaHandler, cuda_handler
 from pydotcompute.handlers.native import NativeHandler, native_handler
 from pydotcompute.handlers.record import (
     RecordBatch,
@@ -48,12 +49,14 @@ from pydotcompute.handlers.spec import Handler
 
 __all__ = [
     "CudaCode",
+    "CudaHandler",
     "Handler",
     "HandlerContext",
     "NativeHandler",
     "RecordBatch",
     "c_struct",
     "compile_for_cuda",
+    "cuda_handler",
     "native_handler",
     "record",
     "record_dtype",

@@ -374,8 +374,10 @@ class RingKernel(_native.Actor, Generic[In, Out]):
         dies is a fault of the kernel, and a restart starts a new one. A compiled handler is
         compiled in its process, and takes its records as they are; its state lies in memory that
         both processes share, so that a restart goes on with what the last message that was
-        acknowledged left of it. What a function keeps otherwise begins anew. None: as the function
-        says.
+        acknowledged left of it. What a function keeps otherwise begins anew.
+        "cuda": a compiled handler runs on the first GPU, inside a grid that stays there, with its
+        state in the device's memory (made anew at a restart): see `pydotcompute.handlers.cuda`.
+        None: as the function says.
     window
         In a process: how many messages it is handed at a time. With more than 1 it need not be
         waited for; but what it was handed is in hand: not counted in the queue, nor overtaken,
@@ -396,12 +398,13 @@ class RingKernel(_native.Actor, Generic[In, Out]):
         restart: Restart | str | None = None,
         watchdog: float | None = None,
         state: Any = None,
-        executor: Literal["process"] | None = None,
+        executor: Literal["process", "cuda"] | None = None,
         window: int = 1,
         start_timeout: float = 60.0,
     ) -> None:
-        if executor not in (None, "process"):
-            raise InvalidConfigurationError("executor", executor, "must be 'process' or None")
+        if executor not in (None, "process", "cuda"):
+            reason = "must be 'process', 'cuda' or None"
+            raise InvalidConfigurationError("executor", executor, reason)
         if isinstance(window, bool) or not isinstance(window, int) or not 1 <= window <= 1 << 16:
             raise InvalidConfigurationError("window", window, "must be 1 to 65536 messages")
         if not start_timeout > 0:
@@ -414,7 +417,7 @@ class RingKernel(_native.Actor, Generic[In, Out]):
         self._far_side = False
         self._handler = handler_of(kernel_func)
         self._initial_state = state
-        self._compiled: _native.CompiledHandler | None = None
+        self._compiled: _native.CompiledHandler | _native.CudaKernel | None = None
         self._config = config if config is not None else RingKernelConfig(kernel_id)
         self._input_type = input_type
         self._output_type = output_type
@@ -451,19 +454,40 @@ class RingKernel(_native.Actor, Generic[In, Out]):
         _runtimes.add(self._own_runtime)
         self._launch_in(self._own_runtime, compiled)
 
-    async def _compile(self) -> _native.CompiledHandler | None:
+    async def _compile(self) -> _native.CompiledHandler | _native.CudaKernel | None:
         """Make the code of a compiled handler, on another thread: numba takes its time."""
+        if self._executor == "cuda":
+            from pydotcompute.handlers import cuda
+
+            return await asyncio.to_thread(
+                cuda.link, self.kernel_id, self._handler, self._initial_state
+            )
         if self._handler is None:
             return None
         return await asyncio.to_thread(self._handler.compile, self.kernel_id, self._initial_state)
 
     def _launch_in(
-        self, runtime: _native.Runtime, compiled: _native.CompiledHandler | None
+        self,
+        runtime: _native.Runtime,
+        compiled: _native.CompiledHandler | _native.CudaKernel | None,
     ) -> None:
         config = self._config
         self._compiled = compiled
+        if isinstance(compiled, _native.CudaKernel):
+            _native._launch_cuda(
+                self,
+                runtime,
+                compiled,
+                capacity=config.input_queue_size,
+                reply_capacity=config.output_queue_size,
+                backpressure=config.backpressure_strategy,
+                exact_priority=not config.use_fast_queue,
+                restart=self._restart,
+                watchdog=self._watchdog,
+            )
+            return
         if self._executor == "process":
-            self._launch_in_process(runtime)
+            self._launch_in_process(runtime, compiled)
             return
         if compiled is not None:
             self._launch_compiled(
@@ -492,7 +516,9 @@ class RingKernel(_native.Actor, Generic[In, Out]):
             far_side=self._far_side,
         )
 
-    def _launch_in_process(self, runtime: _native.Runtime) -> None:
+    def _launch_in_process(
+        self, runtime: _native.Runtime, compiled: _native.CompiledHandler | None
+    ) -> None:
         from pydotcompute.ring_kernels import _process
 
         if sys.platform != "linux":
@@ -506,7 +532,7 @@ class RingKernel(_native.Actor, Generic[In, Out]):
             _process.command(),
             arguments,
             _process.sink,
-            self._compiled,
+            compiled,
             first_step=_process.first_step(self._kernel_func),
             start_timeout=self._start_timeout,
             window=self._window,

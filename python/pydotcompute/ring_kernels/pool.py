@@ -114,7 +114,7 @@ class KernelPool(_native.Pool, Generic[In, Out]):
         self._launch(
             runtime,
             [] if handler is not None else [worker._start for worker in self._workers],
-            [code for code in compiled if code is not None],
+            [code for code in compiled if isinstance(code, _native.CompiledHandler)],
             key,
             threaded=handler is not None or not _is_async(first._kernel_func),
             capacity=config.input_queue_size,

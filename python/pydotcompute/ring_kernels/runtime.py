@@ -221,7 +221,7 @@ class RingKernelRuntime(_native.Runtime):
         restart: Restart | str | None = None,
         watchdog: float | None = None,
         state: Any = None,
-        executor: Literal["process"] | None = None,
+        executor: Literal["process", "cuda"] | None = None,
         window: int = 1,
         start_timeout: float = 60.0,
     ) -> RingKernel[Any, Any]:
@@ -248,13 +248,16 @@ class RingKernelRuntime(_native.Runtime):
         state
             What the state of a compiled handler is at first: see `RingKernel`.
         executor, window, start_timeout
-            "process": in a process of its own, how many messages that is handed at a time, and how
-            many seconds it may take to import the function: see `RingKernel`.
+            "cuda": on a GPU, where it stays. "process": in a process of its own, how many messages
+            that is handed at a time, and how many seconds it may take to import the function: see
+            `RingKernel`.
 
         Raises
         ------
         KernelCompilationError
-            numba cannot compile the handler: says where and why.
+            The handler cannot be compiled: says where and why.
+        BackendNotAvailableError
+            For "cuda": there is no GPU, driver or compiler; says what is missing.
         KernelAlreadyExistsError
             If the name is in use.
         KernelNotFoundError

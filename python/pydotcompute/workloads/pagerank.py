@@ -28,7 +28,18 @@ class _SparseMatrix(Protocol):
     def tocoo(self) -> Any: ...
 
 
-Edges = npt.ArrayLike | _SparseMatrix
+class _Table(Protocol):
+    """A table of pyarrow."""
+
+    column_names: list[str]
+
+    def column(self, i: Any) -> Any: ...
+
+
+Edges = npt.ArrayLike | _SparseMatrix | _Table
+
+#: Names of columns that hold an edge's ends.
+_COLUMNS = (("source", "target"), ("from", "to"), ("src", "dst"))
 Seeds = Mapping[int, float] | Iterable[int]
 
 
@@ -60,8 +71,10 @@ class Graph:
     ----------
     edges
         Shape (m, 2), whole numbers: source and target of each edge. Or a square SciPy sparse
-        matrix: an entry in row i, column j is an edge from i to j. Self loops and repeated edges
-        count as they are given; values of entries are not used.
+        matrix: an entry in row i, column j is an edge from i to j. Or a table of pyarrow: its
+        columns ``source`` and ``target``, ``from`` and ``to``, ``src`` and ``dst``, or else the
+        first two. Self loops and repeated edges count as they are given; values of entries and
+        other columns are not used.
     nodes
         The nodes are 0 to ``nodes - 1``. By default one more than the largest number that occurs,
         or the side of the matrix.
@@ -201,7 +214,7 @@ def _pairs(edges: Any) -> tuple[npt.NDArray[np.uint32], int]:
         if len(matrix.shape) != 2 or matrix.shape[0] != matrix.shape[1]:
             raise ValueError(f"the matrix is {matrix.shape}: that of a graph is square")
         return _unsigned(np.stack([matrix.row, matrix.col], axis=1)), int(matrix.shape[0])
-    given = np.asarray(edges)
+    given = _columns(edges) if hasattr(edges, "column_names") else np.asarray(edges)
     if given.size == 0:
         return np.empty((0, 2), np.uint32), 0
     if given.ndim != 2 or given.shape[1] != 2:
@@ -210,6 +223,31 @@ def _pairs(edges: Any) -> tuple[npt.NDArray[np.uint32], int]:
         raise TypeError(f"the edges are {given.dtype}: whole numbers are expected")
     pairs = _unsigned(given)
     return pairs, int(pairs.max()) + 1
+
+
+def _columns(table: Any) -> npt.NDArray[Any]:
+    """The ends of the edges of a table."""
+    names = {name.lower(): name for name in table.column_names}
+    for pair in _COLUMNS:
+        if all(end in names for end in pair):
+            ends = [names[end] for end in pair]
+            break
+    else:
+        ends = list(table.column_names[:2])
+    if len(ends) != 2:
+        raise ValueError(f"the table has the columns {table.column_names}: two are expected")
+    columns = []
+    for name in ends:
+        column = table.column(name)
+        if column.null_count:
+            raise ValueError(f"column {name!r} has {column.null_count} nulls: an edge has two ends")
+        columns.append(np.asarray(column))
+        if columns[-1].dtype.kind not in "iu":
+            raise TypeError(
+                f"column {name!r} is {column.type}: whole numbers are expected (number names with "
+                "anomaly.KeyTable)"
+            )
+    return np.stack(columns, axis=1)
 
 
 def _unsigned(given: npt.NDArray[Any]) -> npt.NDArray[np.uint32]:

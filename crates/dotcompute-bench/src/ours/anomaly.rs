@@ -3,6 +3,7 @@
 use std::collections::VecDeque;
 use std::hint::spin_loop;
 use std::sync::{Arc, LazyLock};
+use std::time::Instant;
 
 use dotcompute::{Envelope, KernelRef, Record, RecordBatch, Runtime, Terminate};
 use dotcompute_mailbox::ring::ring;
@@ -13,6 +14,7 @@ use dotcompute_workloads::anomaly::{Batch, Detector, Format, Parser, Settings, V
 use crate::harness::{Slice, Stopwatch, Wrong, expect};
 use crate::load::{CAPACITY, CHUNK, two_threads};
 use crate::os::pinned;
+use crate::page::{Curve, Series};
 use crate::peers::tokio::current_thread;
 
 pub(crate) const KEYS: u32 = 10_000;
@@ -196,7 +198,7 @@ pub(crate) fn singles(operations: u64) -> Result<Slice, Wrong> {
         }
         Ok(watch.stop())
     })?;
-    let end = std::time::Instant::now();
+    let end = Instant::now();
     kernel.terminate_blocking(Terminate::drain());
     slice.elapsed += end.elapsed();
     let snapshot = state.bytes(crate::load::LONG).ok_or(Wrong::new("no state"))?;
@@ -244,6 +246,70 @@ pub(crate) fn ring_singles(operations: u64) -> Result<Slice, Wrong> {
     Ok(scaled(slice, factor))
 }
 
+/// What an event costs by the number of keys, in nanoseconds: ours in batches, and a loop over the same
+/// array. `quick`: up to a million keys.
+pub(crate) fn sizes(quick: bool) -> Result<Curve, Wrong> {
+    let largest: u32 = if quick || cfg!(debug_assertions) { 1_000_000 } else { 10_000_000 };
+    let (mut ours, mut floors) = (Vec::new(), Vec::new());
+    let mut keys = 100;
+    while keys <= largest {
+        let events: Vec<Event> = LOG
+            .iter()
+            .map(|event| {
+                let mixed = u64::from(event.sequence).wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 32;
+                Event { key: ((mixed * u64::from(keys)) >> 32) as u32, ..*event }
+            })
+            .collect();
+        let count = events.len() as f64;
+        let keyed = Keyed::new(settings(), keys).map_err(Wrong::new)?;
+        let mut rows = vec![[0.0_f64; 4]; keys as usize];
+        let runtime = Runtime::builder().build();
+        let kernel: KernelRef<RecordBatch, RecordBatch> = runtime
+            .kernel("detect")
+            .executor("thread")
+            .launch_compiled(keyed.handler())
+            .map_err(Wrong::new)?;
+        kernel.activate().map_err(Wrong::new)?;
+        let mut out = Vec::with_capacity(BATCH);
+        let (mut least, mut floor) = (f64::INFINITY, f64::INFINITY);
+        let pieces = || events.chunks(10 * BATCH).map(<[Event]>::to_vec).collect::<Vec<_>>();
+        let mut bytes = pieces();
+        // The first round touches the memory.
+        for round in 0..4 {
+            let start = Instant::now();
+            for events in &mut bytes {
+                let batch = RecordBatch::from_vec(std::mem::take(events));
+                kernel.ask_blocking(batch, None).map_err(Wrong::new)?;
+            }
+            let elapsed = start.elapsed().as_secs_f64() * 1e9 / count;
+            bytes = pieces();
+            let start = Instant::now();
+            for events in events.chunks(BATCH) {
+                out.clear();
+                events.iter().for_each(|event| bare(&mut rows, event, &mut out));
+                std::hint::black_box(&out);
+            }
+            let bare = start.elapsed().as_secs_f64() * 1e9 / count;
+            if round > 0 {
+                (least, floor) = (least.min(elapsed), floor.min(bare));
+            }
+        }
+        kernel.terminate_blocking(Terminate::drain());
+        ours.push((f64::from(keys), least));
+        floors.push((f64::from(keys), floor));
+        keys *= 10;
+    }
+    Ok(Curve {
+        title: "anomaly: what an event costs, by the number of keys".into(),
+        x: "keys".into(),
+        y: "ns an event".into(),
+        series: vec![
+            Series { name: "ours, asked by batches of 10,000".into(), points: ours },
+            Series { name: "a loop over the same array".into(), points: floors },
+        ],
+    })
+}
+
 static TEXT: LazyLock<String> = LazyLock::new(|| {
     let mut text = String::from("key,time,value\n");
     for event in LOG.iter().take(200_000) {
@@ -272,7 +338,7 @@ pub(crate) fn csv(operations: u64) -> Result<Slice, Wrong> {
         let pipeline =
             Pipeline::launch(&runtime, "thread", 16, parser, settings()).map_err(Wrong::new)?;
         let before = crate::os::preemptions_of_process();
-        let start = std::time::Instant::now();
+        let start = Instant::now();
         let (mut readings, mut finished) = (0, false);
         std::thread::scope(|scope| {
             scope.spawn(|| {

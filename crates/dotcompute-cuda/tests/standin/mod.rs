@@ -19,8 +19,9 @@ use dotcompute_cuda::{Cache, CudaOptions};
 const NAMES: [&str; 3] = ["libcuda.so.1", "libnvrtc.so.13", "libnvJitLink.so.13"];
 
 /// The sources that it is made of.
-const SOURCES: [&str; 4] = [
+const SOURCES: [&str; 5] = [
     include_str!("../twin/driver.cpp"),
+    include_str!("../twin/compute.cpp"),
     include_str!("../twin/toolkit.cpp"),
     include_str!("../twin/handlers.cpp"),
     dotcompute_abi::C_HEADER,

@@ -32,6 +32,7 @@ pub(super) fn core_runtime() -> Runtime {
         .name("pydotcompute")
         .executor(Arc::new(AsyncioExecutor))
         .executor(Arc::new(ThreadExecutor))
+        .executor(dotcompute_cuda::executor())
         .on_stall(report_stall);
     #[cfg(target_os = "linux")]
     let builder = builder.executor(dotcompute::process::executor());

@@ -9,6 +9,7 @@ mod actor;
 mod attached;
 mod awaitable;
 mod context;
+mod cuda;
 mod errors;
 mod executor;
 mod held;
@@ -45,6 +46,7 @@ pub(crate) fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_function(wrap_pyfunction!(hub::_close_all, module)?)?;
     module.add_function(wrap_pyfunction!(executor::_join_threads, module)?)?;
     module.add_function(wrap_pyfunction!(hub::_after_fork, module)?)?;
+    cuda::register(module)?;
     #[cfg(target_os = "linux")]
     process::register(module)?;
     Ok(())

@@ -181,7 +181,7 @@ impl RecordReply for PyMessage {
 }
 
 /// The layout of a `RecordType`.
-pub(super) fn layout_of(record: &Bound<'_, PyAny>) -> PyResult<&'static Core> {
+pub(crate) fn layout_of(record: &Bound<'_, PyAny>) -> PyResult<&'static Core> {
     let layout = record.getattr(intern!(record.py(), "layout"))?;
     Ok(layout.cast_into::<RecordLayout>()?.get().core)
 }

@@ -7,7 +7,7 @@ use pyo3::prelude::*;
 /// How a struct of C lays out named fields: see the core's `RecordLayout::c`.
 #[pyclass(frozen, module = "pydotcompute._native")]
 pub(crate) struct RecordLayout {
-    pub(super) core: &'static Core,
+    pub(crate) core: &'static Core,
 }
 
 #[pymethods]

@@ -12,8 +12,9 @@ mod memory;
 
 use pyo3::prelude::*;
 
-pub(crate) use edge::{Delivered, Records};
+pub(crate) use edge::{Delivered, Records, layout_of};
 pub(crate) use handler::CompiledHandler;
+pub(crate) use layout::RecordLayout;
 
 pub(crate) fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<layout::RecordLayout>()?;

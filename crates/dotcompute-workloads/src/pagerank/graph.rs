@@ -165,7 +165,7 @@ fn parts(edges: &[[u32; 2]], nodes: u32) -> Vec<&[[u32; 2]]> {
 /// What one part counted of its edges.
 struct Counts {
     /// How many leave each node.
-    out_degrees: Vec<u32>,
+    out_degrees: Array<u32>,
     /// How many go to each bucket.
     buckets: Vec<usize>,
 }
@@ -173,10 +173,11 @@ struct Counts {
 impl Counts {
     /// Counts, or says which end is no node.
     fn of(edges: &[[u32; 2]], nodes: u32, buckets: &Buckets) -> Result<Self, u32> {
-        let mut out_degrees = vec![0_u32; nodes as usize];
+        let mut out_degrees = Array::<u32>::zeroed(nodes as usize);
         let mut counts = vec![0_usize; buckets.count];
+        let degrees = &mut out_degrees[..];
         for &[source, target] in edges {
-            *out_degrees.get_mut(source as usize).ok_or(source)? += 1;
+            *degrees.get_mut(source as usize).ok_or(source)? += 1;
             if target >= nodes {
                 return Err(target);
             }
@@ -187,11 +188,15 @@ impl Counts {
 }
 
 /// Adds up what the parts counted.
-fn out_degrees(counts: Vec<Counts>, nodes: u32) -> Vec<u32> {
+fn out_degrees(counts: Vec<Counts>, nodes: u32) -> Array<u32> {
     let mut counts = counts.into_iter().map(|part| part.out_degrees);
-    let mut total = counts.next().unwrap_or_else(|| vec![0; nodes as usize]);
+    let mut total = counts.next().unwrap_or_else(|| Array::zeroed(nodes as usize));
     for part in counts {
-        total.par_iter_mut().zip(part).with_min_len(NODES_PER_PIECE).for_each(|(a, b)| *a += b);
+        total
+            .par_iter_mut()
+            .zip(&part[..])
+            .with_min_len(NODES_PER_PIECE)
+            .for_each(|(a, b)| *a += *b);
     }
     total
 }
@@ -322,11 +327,35 @@ impl<'a> Order<'a> {
         node_of[..size(0)].par_sort_by_key(falling);
         node_of[linking..linking + size(classes)].par_sort_by_key(falling);
 
-        let mut row_of = Array::<u32>::zeroed(nodes);
         let mut by_row = Array::<u32>::zeroed(nodes);
-        for (row, (node, out)) in node_of.iter().zip(by_row.iter_mut()).enumerate() {
-            row_of[*node as usize] = row as u32;
-            *out = out_degrees[*node as usize];
+        by_row
+            .par_iter_mut()
+            .zip(&node_of[..])
+            .with_min_len(NODES_PER_PIECE)
+            .for_each(|(out, node)| *out = out_degrees[*node as usize]);
+        // Where each piece's nodes of each class are, by counting on from where they begin.
+        let mut row_of = Array::<u32>::zeroed(nodes);
+        let mut first_rows = vec![vec![0_u32; 2 * classes]; pieces.len()];
+        let mut row = 0;
+        for class in 0..2 * classes {
+            for (first, count) in first_rows.iter_mut().zip(&counts) {
+                first[class] = row;
+                row += count[class] as u32;
+            }
+        }
+        row_of.par_chunks_mut(piece).zip(&mut first_rows).zip(&pieces).for_each(
+            |((rows, next), piece)| {
+                for (row, node) in rows.iter_mut().zip(piece.clone()) {
+                    let next = &mut next[class(node)];
+                    *row = *next;
+                    *next += 1;
+                }
+            },
+        );
+        for sorted in [0..size(0), linking..linking + size(classes)] {
+            for row in sorted {
+                row_of[node_of[row] as usize] = row as u32;
+            }
         }
         Self { in_degrees, node_of, row_of, out_degrees: by_row, linking }
     }
@@ -343,15 +372,18 @@ impl<'a> Order<'a> {
             work.push((block.rows.clone(), own));
         }
         let starts = starts(self.in_degrees);
-        work.into_par_iter().for_each(|(rows, mut arranged)| {
+        work.into_par_iter().for_each(|(rows, arranged)| {
+            let mut rest = &mut arranged[..];
             for node in &self.node_of[rows] {
                 let node = *node as usize;
                 let links = starts[node] as usize..(starts[node] + self.in_degrees[node]) as usize;
-                let (own, other) = arranged.split_at_mut(links.len());
-                arranged = other;
-                for (row, node) in own.iter_mut().zip(&by_node.sources[links]) {
-                    *row = self.row_of[*node as usize];
-                }
+                let (own, other) = rest.split_at_mut(links.len());
+                rest = other;
+                own.copy_from_slice(&by_node.sources[links]);
+            }
+            // A loop of its own, of look-ups that do not wait for one another.
+            for source in arranged {
+                *source = self.row_of[*source as usize];
             }
         });
         let Self { node_of, out_degrees, linking, .. } = self;

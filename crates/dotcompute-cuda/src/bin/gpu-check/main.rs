@@ -11,6 +11,7 @@ mod floors;
 mod handlers;
 mod hazards;
 mod messages;
+mod package;
 mod recovery;
 mod report;
 
@@ -99,6 +100,12 @@ const STAGES: &[Stage] = &[
         what: "a stuck handler, a trap, SIGKILL",
         seconds: 90,
         run: recovery::run,
+    },
+    Stage {
+        name: "package",
+        what: "the Python package: arrays, copies, kernels, other libraries",
+        seconds: 180,
+        run: package::run,
     },
     Stage {
         name: "soak",

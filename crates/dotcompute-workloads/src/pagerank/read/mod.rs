@@ -1,4 +1,4 @@
-//! Edges from text: lists of numbers, Matrix Market, CSV with names.
+//! Edges from files: lists of numbers, Matrix Market, CSV with names, NumPy.
 //!
 //! Input is read in blocks that are cut at line ends and parsed in parallel while nothing but the
 //! edges is kept, so that memory does not depend on the length of the text. A line that cannot be
@@ -7,6 +7,7 @@
 
 mod ids;
 mod named;
+mod npy;
 mod numbers;
 
 use std::io::{self, Read};
@@ -33,6 +34,9 @@ pub enum Format {
     /// Comma-separated names. Where the first line names columns (`source` and `target`, `from` and
     /// `to`, `src` and `dst`, in any case) these are used, else the first two.
     Csv,
+    /// NumPy's file of an array of whole numbers, of shape (edges, 2). A malformed row is told as a
+    /// line is, by its number from 1.
+    Npy,
 }
 
 /// Reads edges. Options first, then [`read`](Self::read).
@@ -87,6 +91,9 @@ pub enum Reason {
     /// A number that no node can have.
     #[error("a node's number is below 2^64")]
     TooLarge,
+    /// A number below 0.
+    #[error("a node's number is not negative")]
+    Negative,
     /// Node 0, where they count from 1.
     #[error("nodes count from 1 in this format")]
     Zero,
@@ -120,10 +127,10 @@ pub enum ReadError {
     /// A line is no edge.
     #[error("line {}: {}", .0.line, .0.reason)]
     Malformed(Malformed),
-    /// A Matrix Market file whose header cannot be used.
+    /// A file of Matrix Market or NumPy whose header cannot be used.
     #[error("the header: {0}")]
     Header(&'static str),
-    /// A Matrix Market file that ends early or late.
+    /// A file of Matrix Market or NumPy that ends early or late.
     #[error("the header promises {promised} entries, and there are {found}")]
     Entries {
         /// In the header.
@@ -238,6 +245,7 @@ impl Reader {
             Format::EdgeList => self.edge_list(input, watch),
             Format::MatrixMarket => self.matrix_market(input, watch),
             Format::Csv => self.csv(input, watch),
+            Format::Npy => self.npy(input, watch),
         }
     }
 

@@ -1,0 +1,136 @@
+"""Handlers on a GPU: in CUDA C++, or in Python.
+
+A kernel that is launched with ``executor="cuda"`` stays on the GPU: its handler runs inside a grid
+that is resident there, and its state lies in the device's memory. What runs there is a compiled
+handler: a Python function with ``state=``, which numba-cuda compiles (`compile_for_cuda`), or CUDA
+C++ source (`cuda_handler`). Messages and replies have at most 40 bytes.
+
+This has run on a stand-in for NVIDIA's libraries, and not on a GPU yet.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Any
+
+from pydotcompute import _native
+from pydotcompute.exceptions import InvalidConfigurationError
+from pydotcompute.handlers.record import record_type
+from pydotcompute.handlers.spec import Handler, PythonHandler, Signature, _checked_max_emit
+
+__all__ = ["CudaHandler", "cuda_handler"]
+
+
+@dataclass(frozen=True)
+class CudaHandler:
+    """A handler in CUDA C++; `RingKernelRuntime.launch` takes it as the kernel's function.
+
+    Attributes
+    ----------
+    name, source
+        The function, and the translation unit that it is defined in.
+    signature
+        The records that it takes, keeps and makes.
+    """
+
+    name: str
+    source: str
+    signature: Signature
+
+    def compile(self, kernel_id: str, state: Any) -> _native.CompiledHandler:
+        """Refuse: it is code for a GPU.
+
+        Raises
+        ------
+        InvalidConfigurationError
+            Always: says how it is launched.
+        """
+        raise InvalidConfigurationError(
+            "executor", None, f"'{self.name}' is CUDA C++, which runs on a GPU: executor='cuda'"
+        )
+
+
+def cuda_handler(
+    name: str,
+    source: str,
+    *,
+    input_type: type,
+    output_type: type | None = None,
+    state: type | None = None,
+    max_emit: int = 0,
+) -> CudaHandler:
+    """Make a kernel's function of CUDA C++ source.
+
+    Parameters
+    ----------
+    name
+        The function: ``extern "C" __device__ int32_t name(const In *, State *, Out *, rk_ctx *)``.
+        It returns 1 (there is a reply), 0 (there is none) or a negative fault code.
+    source
+        The translation unit that defines it; it includes ``dotcompute.cuh``, which declares what it
+        may call (``rk_emit``, ``rk_log``, ``rk_fault``, ``rk_tick``, ``rk_clock``). A long loop has
+        to tick: nothing else can stop it. `c_struct` prints the structs of record classes.
+    input_type, output_type, state
+        The record classes that it takes, replies with and keeps; no output: it makes no replies.
+    max_emit
+        How many replies it emits at most for one record: 7 at most.
+
+    Raises
+    ------
+    TypeError
+        A class is no record.
+    InvalidConfigurationError
+        The name is not one of a function of C, or `max_emit` is too large.
+    """
+    if not re.fullmatch(r"[A-Za-z_]\w*", name, re.ASCII):
+        raise InvalidConfigurationError("name", name, "must be the name of a function of C")
+    signature = Signature(
+        input=record_type(input_type),
+        output=record_type(output_type) if output_type is not None else None,
+        state=record_type(state) if state is not None else None,
+        max_emit=_checked_max_emit(max_emit),
+        targets=(),
+    )
+    return CudaHandler(name, source, signature)
+
+
+def link(kernel_id: str, handler: Handler | None, state: Any) -> _native.CudaKernel:
+    """Compile a handler and link it for the first GPU, with this initial state.
+
+    Raises
+    ------
+    BackendNotAvailableError
+        There is no GPU, or no driver or compiler: says what is missing.
+    KernelCompilationError
+        The handler does not compile: says where and why.
+    InvalidConfigurationError
+        It cannot run on a GPU: says why.
+    """
+    if not isinstance(handler, CudaHandler | PythonHandler):
+        reason = "runs compiled handlers: a function with state=, or a cuda_handler"
+        raise InvalidConfigurationError("executor", "cuda", reason)
+    signature = handler.signature
+    if signature.targets:
+        reason = "kernels on a GPU have no targets yet: connect them"
+        raise InvalidConfigurationError("targets", [name for name, _ in signature.targets], reason)
+    code: tuple[str, str, str | bytes]
+    if isinstance(handler, CudaHandler):
+        code = ("source", handler.name, handler.source)
+    else:
+        from pydotcompute.handlers._cuda import compile_for_cuda
+
+        # First of all whether there is a GPU, and which.
+        capability = _native._cuda_capability()
+        compiled = compile_for_cuda(handler, compute_capability=capability)
+        code = ("ltoir", compiled.symbol, compiled.data)
+    kept = signature.state
+    if kept is None:
+        if state is not None:
+            raise InvalidConfigurationError("state", state, "the handler keeps no state")
+        layout, initial = None, b""
+    else:
+        layout, initial = kept.layout, kept.as_bytes(kept.cls() if state is None else state)
+    return _native.CudaKernel(
+        kernel_id, code, signature.input, signature.output, layout, initial, signature.max_emit
+    )

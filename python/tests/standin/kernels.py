@@ -1,0 +1,77 @@
+"""A program whose kernels stay on the device, for test_cuda_executor.py."""
+
+import asyncio
+
+import numpy as np
+import pytest
+
+from pydotcompute import RingKernelRuntime, message
+from pydotcompute.exceptions import KernelCompilationError, PyDotComputeError
+from pydotcompute.handlers import cuda_handler, record, record_dtype
+
+
+@message(layout="record")
+class Amount:
+    value: int
+
+
+@record
+class Account:
+    balance: int
+
+
+SOURCE = """
+#include "dotcompute.cuh"
+struct amount { long long value; };
+extern "C" __device__ int32_t
+deposit(const amount *message, amount *account, amount *reply, rk_ctx *ctx) {
+    if (message->value < 0)
+        return rk_fault(ctx, -7, "overdrawn", 9);
+    account->value += message->value;
+    reply->value = account->value;
+    return DC_HANDLER_REPLY;
+}
+"""
+
+
+def handler(source=SOURCE):
+    return cuda_handler("deposit", source, input_type=Amount, output_type=Amount, state=Account)
+
+
+async def main():
+    async with RingKernelRuntime() as runtime:
+        kernel = await runtime.launch("a", handler(), executor="cuda", state={"balance": 100})
+        assert kernel.read_state().balance == 100
+        await runtime.activate("a")
+        answer = await runtime.send_and_receive("a", Amount(value=5), timeout=60)
+        assert answer.value == 105
+        batch = np.zeros(300, record_dtype(Amount))
+        batch["value"] = 1
+        answers = await runtime.send_and_receive("a", batch, timeout=60)
+        assert answers["value"][-1] == 405, answers
+        for _ in range(10):
+            await runtime.send("a", Amount(value=1))
+        values = [(await runtime.receive("a", timeout=60)).value for _ in range(10)]
+        assert values == list(range(406, 416)), values
+        assert kernel.read_state(timeout=60).balance == 415
+
+        # Another kernel of the same code, with a state of its own; connected.
+        await runtime.launch("b", handler(), executor="cuda", restart="on_fault")
+        await runtime.activate("b")
+        runtime.connect("a", "b")
+        answer = await runtime.send_and_receive("a", Amount(value=1), timeout=60)
+        assert answer.value == 416
+        runtime.disconnect("a")
+        with pytest.raises(PyDotComputeError, match="overdrawn"):
+            await runtime.send_and_receive("b", Amount(value=-1), timeout=60)
+        # Its state anew.
+        answer = await runtime.send_and_receive("b", Amount(value=2), timeout=60)
+        assert answer.value == 2
+        await runtime.terminate("a", timeout=30, drain=True)
+        wrong = handler(SOURCE.replace("->value", "->oops"))
+        with pytest.raises(KernelCompilationError, match=r"deposit\.cu:6.*oops"):
+            await runtime.launch("c", wrong, executor="cuda")
+    print("all of it")
+
+
+asyncio.run(main())
