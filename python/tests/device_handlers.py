@@ -15,7 +15,7 @@ class Figure:
 
 
 @message(layout="record")
-class Note:
+class Memo:
     value: int
     code: np.int32
 
@@ -27,7 +27,7 @@ class Kept:
 
 
 @ring_kernel(
-    kernel_id="clerk", state=Kept, max_emit=3, targets={"audit": Note}, auto_register=False
+    kernel_id="clerk", state=Kept, max_emit=3, targets={"audit": Memo}, auto_register=False
 )
 def clerk(msg: Figure, state: Kept, out: Figure, ctx: HandlerContext) -> int:
     """Uses every call of the context, loops, indices, division, exceptions."""

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from device_handlers import Figure, Kept, Note, clerk
+from device_handlers import Figure, Kept, Memo, clerk
 
 from pydotcompute import ring_kernel
 from pydotcompute.exceptions import BackendNotAvailableError, KernelCompilationError
@@ -15,7 +15,7 @@ from pydotcompute.handlers import HandlerContext, compile_for_cuda
 def refused(function: Any) -> tuple[str, int]:
     """Why a handler cannot be compiled, and in which of its lines, counted from its `def`."""
     handler = ring_kernel(
-        kernel_id="bad", state=Kept, max_emit=1, targets={"audit": Note}, auto_register=False
+        kernel_id="bad", state=Kept, max_emit=1, targets={"audit": Memo}, auto_register=False
     )(function)
     with pytest.raises(KernelCompilationError) as caught:
         compile_for_cuda(handler)
