@@ -125,7 +125,8 @@ gpu-check-bundle: venv
 gpu-check: gpu-check-bundle
 	target/gpu-check/gpu-check --results docs/gpu-check.jsonl --table docs/gpu-check.md
 
-# One handler source, interpreted and compiled, over a log of a million messages.
+# One handler source, interpreted, compiled on a thread and in a process, over a log of a million
+# messages.
 parity: python
 	PARITY_MESSAGES=1000000 .venv/bin/python -m pytest python/tests/test_handler_parity.py
 

@@ -1,8 +1,10 @@
-"""One handler source: interpreted and compiled it makes the same replies and the same state."""
+"""One handler source: interpreted, compiled on a thread and compiled in a process it makes the same
+replies and the same state."""
 
 import asyncio
 import os
-from typing import Any
+import sys
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -18,10 +20,12 @@ pytest.importorskip("numba")
 pytestmark = pytest.mark.filterwarnings("ignore:ring kernel .* is interpreted:RuntimeWarning")
 
 
-async def replies_of(log: Any, batch: int) -> tuple[bytes, bytes]:
+async def replies_of(
+    log: Any, batch: int, executor: Literal["process"] | None = None
+) -> tuple[bytes, bytes]:
     """All replies and the state at the end, as bytes."""
     async with RingKernelRuntime() as runtime:
-        kernel = await runtime.launch("book", book)
+        kernel = await runtime.launch("book", book, executor=executor)
         await kernel.activate()
         replies = b""
         for start in range(0, len(log), batch):
@@ -79,6 +83,18 @@ def test_any_log_gives_the_same_replies_and_state(log: list[Any], batch: int) ->
     both(np.array(log, record_dtype(Trade)), batch)
 
 
+#: A million where `make check-deep` asks for them.
+MESSAGES = int(os.environ.get("PARITY_MESSAGES", "20000"))
+
+
 def test_a_long_log_gives_the_same_replies_and_state() -> None:
-    """A million messages where PARITY_MESSAGES asks for them (`make check-deep`)."""
-    both(logs(1, int(os.environ.get("PARITY_MESSAGES", "20000"))), 1000)
+    both(logs(1, MESSAGES), 1000)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="processes need Linux")
+def test_a_long_log_gives_the_same_replies_and_state_in_a_process() -> None:
+    log = logs(1, MESSAGES)
+    here = asyncio.run(replies_of(log, 1000))
+    there = asyncio.run(replies_of(log, 1000, "process"))
+    assert len(here[0]) > len(log)
+    assert here == there

@@ -1,6 +1,7 @@
 """Kernels whose functions run in processes of their own."""
 
 import asyncio
+import contextlib
 import functools
 import logging
 import os
@@ -8,6 +9,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -159,6 +161,68 @@ async def test_a_message_that_kills_its_process_is_a_dead_letter_after_three_del
         (letter,) = runtime.dead_letters()
         assert letter.delivery_count == 3
         assert letter.message == Add(value=14, message_id=letter.message.message_id)
+
+
+@message
+class Chunk:
+    number: int
+    values: np.ndarray
+    process: int = 0
+
+
+async def fragile(ctx: Any) -> None:
+    """Hands arrays back; is killed with the first delivery of each third one in hand."""
+    while True:
+        chunk = await ctx.receive()
+        name = f"/tmp/{os.environ['DOTCOMPUTE_TEST_MARKS']}.{chunk.number}"
+        if chunk.number % 3 == 0 and not os.path.exists(name):
+            Path(name).touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        await ctx.send(Chunk(number=chunk.number, values=chunk.values, process=os.getpid()))
+
+
+async def stopping(ctx: Any) -> None:
+    while True:
+        got = await ctx.receive()
+        os.kill(os.getpid(), signal.SIGSTOP)
+        await ctx.send(got)
+
+
+async def test_arrays_in_hand_when_a_process_dies_come_again_whole_and_in_order(
+    monkeypatch, tmp_path
+):
+    marks = os.path.relpath(tmp_path / "mark", "/tmp")
+    monkeypatch.setenv("DOTCOMPUTE_TEST_MARKS", marks)
+    restart = Restart(max_restarts=100, backoff=0, redeliver=True)
+    async with RingKernelRuntime() as runtime:
+        await start(runtime, "fragile", fragile, restart=restart, window=4)
+        for number in range(6):
+            values = np.full(20_000, number, np.float64)
+            await runtime.send("fragile", Chunk(number=number, values=values))
+        processes = set()
+        for number in range(6):
+            got = await runtime.receive("fragile", timeout=WAIT)
+            assert got.number == number
+            np.testing.assert_array_equal(got.values, np.full(20_000, number))
+            processes.add(got.process)
+        assert len(processes) >= 2
+        assert not runtime.dead_letters()
+
+
+async def test_a_process_that_is_stopped_is_reported_as_stalled(caplog):
+    async with RingKernelRuntime() as runtime:
+        children = set(os.listdir("/proc"))
+        await start(runtime, "stopping", stopping, watchdog=0.05)
+        await runtime.send("stopping", 1)
+        async with asyncio.timeout(WAIT):
+            while "kernel 'stopping' stalled" not in caplog.text:
+                await asyncio.sleep(0.001)
+        for child in set(os.listdir("/proc")) - children:
+            with contextlib.suppress(OSError, ValueError):
+                stat = Path(f"/proc/{child}/stat").read_text().rsplit(")", 1)[1].split()
+                if stat[0] == "T" and int(stat[1]) == os.getpid():
+                    os.kill(int(child), signal.SIGCONT)
+        assert await runtime.receive("stopping", timeout=WAIT) == 1
 
 
 async def test_what_the_process_writes_and_logs_reaches_logging(caplog):

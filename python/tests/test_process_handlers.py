@@ -24,12 +24,12 @@ WAIT = 120
 
 
 @message(layout="record")
-class Amount:
+class Deposit:
     value: int
 
 
 @message(layout="record")
-class Balance:
+class Standing:
     value: int
     count: int
 
@@ -41,7 +41,7 @@ class Account:
 
 
 @ring_kernel(kernel_id="account", state=Account, auto_register=False)
-def account(msg: Amount, state: Account, out: Balance) -> int:
+def account(msg: Deposit, state: Account, out: Standing) -> int:
     state.balance += msg.value
     state.count += 1
     if state.balance < 0:
@@ -54,7 +54,7 @@ def account(msg: Amount, state: Account, out: Balance) -> int:
 
 
 @ring_kernel(kernel_id="broken", state=Account, auto_register=False)
-def broken(msg: Amount, state: Account, out: Balance) -> int:
+def broken(msg: Deposit, state: Account, out: Standing) -> int:
     out.value = len(msg)
     return 1
 
@@ -65,9 +65,9 @@ async def start(runtime: RingKernelRuntime, **options: Any) -> Any:
     return kernel
 
 
-async def ask(runtime: RingKernelRuntime, value: int) -> Balance:
-    reply = await runtime.send_and_receive("account", Amount(value=value), timeout=WAIT)
-    assert isinstance(reply, Balance)
+async def ask(runtime: RingKernelRuntime, value: int) -> Standing:
+    reply = await runtime.send_and_receive("account", Deposit(value=value), timeout=WAIT)
+    assert isinstance(reply, Standing)
     return reply
 
 
@@ -87,7 +87,7 @@ async def test_an_array_is_one_message_of_records():
     async with RingKernelRuntime() as runtime:
         kernel = await start(runtime)
         for count in (1, 1000, 100_000):
-            amounts = np.ones(count, record_dtype(Amount))
+            amounts = np.ones(count, record_dtype(Deposit))
             made = await runtime.send_and_receive("account", amounts, timeout=WAIT)
             assert len(made) == count
             assert made["value"][-1] == kernel.read_state().balance
@@ -123,7 +123,7 @@ async def test_nothing_is_left_in_shared_memory():
     before = set(os.listdir("/dev/shm"))
     async with RingKernelRuntime() as runtime:
         await start(runtime, restart=Restart(max_restarts=100, backoff=0))
-        amounts = np.ones(1 << 17, record_dtype(Amount))
+        amounts = np.ones(1 << 17, record_dtype(Deposit))
         await runtime.send_and_receive("account", amounts, timeout=WAIT)
         assert set(os.listdir("/dev/shm")) <= before
     assert set(os.listdir("/dev/shm")) <= before

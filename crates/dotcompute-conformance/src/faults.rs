@@ -18,6 +18,7 @@ use crate::stage::{
     Auditor, Form, Gate, Number, Stage, Token, Waiter, balanced, eventually, launch, poll_once,
     quiet, serve,
 };
+use crate::termination::TIME_TO_CANCEL;
 
 /// The ways for a kernel to fail at a message.
 #[derive(Clone, Copy, Debug)]
@@ -442,7 +443,7 @@ pub fn a_panic_in_a_destructor_of_the_body_is_a_fault(stage: &Stage) {
         }
     });
     arrived.recv().unwrap();
-    let how = Terminate::now().within(Duration::from_secs(3));
+    let how = Terminate::now().within(TIME_TO_CANCEL);
     assert_eq!(kernel.terminate_blocking(how), Termination::Cancelled);
     assert_eq!(kernel.state(), KernelState::Terminated);
 }

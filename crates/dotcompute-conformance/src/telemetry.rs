@@ -16,6 +16,7 @@ use metrics::{
 use crate::stage::{
     Auditor, Form, Gated, Number, Stage, balanced, echo, eventually, launch, quiet, serve,
 };
+use crate::termination::TIME_TO_CANCEL;
 
 pub fn counts_are_exact(stage: &Stage) {
     for form in Form::BOTH {
@@ -160,7 +161,7 @@ pub fn a_kernel_that_ended_is_not_stalled(stage: &Stage) {
     let brief = Some(Duration::from_millis(20));
     let gated = Gated::busy(stage.kernel("ends").watchdog(brief));
     eventually(|| gated.kernel.telemetry().stalled);
-    let how = Terminate::now().within(Duration::from_secs(3));
+    let how = Terminate::now().within(TIME_TO_CANCEL);
     assert_eq!(gated.kernel.terminate_blocking(how), Termination::Cancelled);
     assert!(!gated.kernel.telemetry().stalled);
     assert_eq!(gated.kernel.telemetry().stalls, 1);

@@ -78,7 +78,7 @@ mod single_threaded {
                 }
                 assert!(failing.telemetry().restarts > 31);
                 // It is asleep at no time, and ends when it is told to, also by a drain.
-                let how = Terminate::drain().within(std::time::Duration::from_secs(3));
+                let how = Terminate::drain().within(std::time::Duration::from_secs(5));
                 assert_eq!(failing.terminate(how).await, Termination::Cancelled);
                 kernel.terminate(Terminate::now()).await;
             });

@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::future::Future;
+use std::pin::Pin;
 use std::sync::{Arc, Weak};
 use std::task::{Context as TaskContext, Poll};
 use std::time::{Duration, Instant};
@@ -11,7 +12,7 @@ use dotcompute_mailbox::{Inbox, Outcome, Times, clock, wait};
 use crate::dead_letter::DeadLetterReason;
 use crate::error::{KernelId, LookupError, ReceiveError, Stopped};
 use crate::id::MessageId;
-use crate::kernel::{Address, Cell, Link};
+use crate::kernel::{Address, Cell, Outlet};
 use crate::lent::LentMessages;
 use crate::message::{AskToken, Envelope, Message, Taken};
 use crate::runtime::{Runtime, Shared};
@@ -25,18 +26,28 @@ const BUDGET: u32 = 128;
 /// One message at a time is *in hand*: from the receive that delivered it to the next receive, or
 /// until the body ends. If the body fails meanwhile, that message becomes a dead letter or is
 /// delivered again, as the kernel's [`Restart`](crate::Restart) says.
-#[repr(C)] // In the order of use: what every receive touches lies together.
+#[repr(C, align(64))] // In the order of use: what every receive touches are two cache lines.
 pub struct Context<M: Message, R: Message> {
     pub(crate) inbox: Inbox<Envelope<M>>,
+    pub(crate) cell: Arc<Cell<M, R>>,
+    /// Where replies go, as it was when the word was read.
+    outlet: Outlet<R>,
+    link_word: u32,
     budget: u32,
+    /// Replies that went straight to the next kernel: see [`Cell::set_sent_on`].
+    sent_on: u64,
     /// The message in hand, if the body took it out of its envelope.
     taken: Option<Taken>,
-    pub(crate) cell: Arc<Cell<M, R>>,
-    /// Where replies go, if not to the output mailbox, as it was when the word was read.
-    next: Option<Arc<Link<R>>>,
-    link_word: u32,
     /// Messages that were handed on to where the kernel runs: see `lent.rs`.
     pub(crate) lent: LentMessages<M>,
+}
+
+/// How a reply began.
+enum Begun<R> {
+    /// It took no waiting.
+    Ended(Result<(), Stopped>),
+    /// It waits for room; and whether it answers the message in hand.
+    Waits(Envelope<R>, bool),
 }
 
 /// Nothing in it is ever pinned, whatever the messages are.
@@ -50,8 +61,9 @@ impl<M: Message, R: Message> Context<M, R> {
             budget: BUDGET,
             taken: None,
             cell: Arc::clone(cell),
-            next: None,
+            outlet: Outlet::Mailbox,
             link_word: 0,
+            sent_on: cell.sent_on(),
             lent: LentMessages::default(),
         })
     }
@@ -167,9 +179,17 @@ impl<M: Message, R: Message> Context<M, R> {
     /// If the future is dropped before it is ready, the reply was either delivered or is dropped.
     #[inline]
     pub async fn reply(&mut self, reply: R) -> Result<(), Stopped> {
+        match self.begin_reply(reply) {
+            Begun::Ended(outcome) => outcome,
+            Begun::Waits(reply, answers) => self.wait_for_room(reply, answers).await,
+        }
+    }
+
+    #[inline]
+    fn begin_reply(&mut self, reply: R) -> Begun<R> {
         let mut envelope = Envelope::new(reply);
         envelope.correlation_id = self.in_hand().map(|(id, _)| id);
-        self.send(envelope).await
+        self.begin_send(envelope)
     }
 
     /// Sends a reply that says itself what it belongs to: the ask that its correlation id names;
@@ -187,33 +207,60 @@ impl<M: Message, R: Message> Context<M, R> {
     /// As for `reply`.
     #[inline]
     pub async fn send(&mut self, reply: impl Into<Envelope<R>>) -> Result<(), Stopped> {
-        let (reply, answers) = self.route(reply.into());
-        if let Some(reply) = reply
-            && !self.send_out(reply).await
-        {
-            return Err(self.stopped());
+        match self.begin_send(reply.into()) {
+            Begun::Ended(outcome) => outcome,
+            Begun::Waits(reply, answers) => self.wait_for_room(reply, answers).await,
+        }
+    }
+
+    /// Sends as far as that takes no waiting. No future keeps the envelope until then: it would be
+    /// copied from one to the next.
+    #[inline]
+    fn begin_send(&mut self, reply: Envelope<R>) -> Begun<R> {
+        let (reply, answers) = self.route(reply);
+        match reply.map_or(Ok(true), |reply| self.send_out(reply)) {
+            Err(reply) => return Begun::Waits(reply, answers),
+            Ok(false) => return Begun::Ended(Err(self.stopped())),
+            Ok(true) => {}
         }
         if answers {
             self.answered();
         }
-        Ok(())
+        Begun::Ended(Ok(()))
     }
 
-    /// Brings a reply that is for no ask out of the kernel; `false`: it became a dead letter.
+    /// Brings a reply that is for no ask out of the kernel; `false`: the kernel has ended, and it
+    /// became a dead letter. It comes back if it has to wait.
     #[inline]
-    async fn send_out(&mut self, reply: Envelope<R>) -> bool {
+    fn send_out(&mut self, reply: Envelope<R>) -> Result<bool, Envelope<R>> {
         self.look_at_link();
-        let back = match &self.next {
-            None => match self.cell.output(reply).await {
-                Ok(sent) => return sent,
-                Err(back) => back,
-            },
-            Some(next) => match self.cell.try_forward(next, reply) {
-                None => return true,
-                Some(back) => back,
-            },
+        let sent_on = match &self.outlet {
+            Outlet::Mailbox => return self.cell.try_output(reply),
+            Outlet::Kernel(kernel) => self.cell.try_forward(&**kernel, reply)?,
+            Outlet::Pool(link) => self.cell.try_forward_by(link, reply)?,
         };
-        self.cell.forward(back).await
+        if sent_on {
+            self.sent_on += 1;
+            self.cell.set_sent_on(self.sent_on);
+        }
+        Ok(true)
+    }
+
+    /// Boxed: it is large, it is rare, and the futures of all who reply would have to hold it.
+    fn wait_for_room(
+        &mut self,
+        reply: Envelope<R>,
+        answers: bool,
+    ) -> Pin<Box<dyn Future<Output = Result<(), Stopped>> + Send + '_>> {
+        Box::pin(async move {
+            if !self.cell.forward(reply).await {
+                return Err(self.stopped());
+            }
+            if answers {
+                self.answered();
+            }
+            Ok(())
+        })
     }
 
     /// Brings a reply to its ask; what comes back is for others. And whether it answers the message
@@ -262,7 +309,8 @@ impl<M: Message, R: Message> Context<M, R> {
     pub fn try_send(&mut self, reply: impl Into<Envelope<R>>) -> Result<(), Envelope<R>> {
         let (reply, answers) = self.route(reply.into());
         if let Some(reply) = reply {
-            self.try_send_out(reply)?;
+            // Where the kernel has ended, nobody is left to be told of it.
+            self.send_out(reply)?;
         }
         if answers {
             self.answered();
@@ -279,18 +327,8 @@ impl<M: Message, R: Message> Context<M, R> {
     ) -> Result<(), Envelope<R>> {
         match self.cell.route(in_hand, reply) {
             None => Ok(()),
-            Some(reply) => self.try_send_out(reply),
+            Some(reply) => self.send_out(reply).map(drop),
         }
-    }
-
-    #[inline]
-    fn try_send_out(&mut self, reply: Envelope<R>) -> Result<(), Envelope<R>> {
-        self.look_at_link();
-        let back = match &self.next {
-            None => self.cell.try_output(reply),
-            Some(next) => self.cell.try_forward(next, reply),
-        };
-        back.map_or(Ok(()), Err)
     }
 
     /// Waits for room in the output mailbox for a reply that [`try_send`](Self::try_send) gave
@@ -341,7 +379,7 @@ impl<M: Message, R: Message> Context<M, R> {
     fn look_at_link(&mut self) {
         let word = self.cell.link_word();
         if word != self.link_word {
-            self.next = self.cell.link();
+            self.outlet = self.cell.outlet();
             self.link_word = word;
         }
     }

@@ -85,6 +85,9 @@ pub trait Place {
         deadline: Option<Instant>,
         done: &mut dyn FnMut(&mut Context<'_>) -> bool,
     ) -> bool;
+
+    /// [`drive`](Self::drive) for a few microseconds at most, without sleeping.
+    fn drive_briefly(&mut self, done: &mut dyn FnMut(&mut Context<'_>) -> bool) -> bool;
 }
 
 /// Kernels as tasks on tokio: for many kernels, and for those that wait for other things.

@@ -25,8 +25,8 @@ use dotcompute_mailbox::sync::{AtomicU64, Ordering};
 /// assert_eq!(text.parse(), Ok(id));
 /// ```
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-// Aligned as a word, since 16 bytes of padding in each envelope would be a quarter of a cache line.
-#[repr(Rust, packed(8))]
+// Aligned as bytes: in each envelope padding around it would be a quarter of a cache line.
+#[repr(Rust, packed)]
 pub struct MessageId(u128);
 
 /// The bits that say "version 4" and "variant 1" in a UUID, and where they lie.

@@ -37,7 +37,8 @@ pub(crate) use any::{AnyCell, types};
 pub use connect::{Next, Pipeline};
 pub(crate) use connect::{connect_stage, sealed, stop_all};
 pub use end::ScopedKernel;
-pub(crate) use forward::{Link, Spread, Way};
+use forward::Link;
+pub(crate) use forward::{Outlet, Spread, Way};
 pub use receive::Receiving;
 pub(crate) use send::Accept;
 
@@ -62,7 +63,9 @@ pub(crate) struct Cell<M, R> {
     taken: Mutex<Option<Taken>>,
     /// What a body that ended had handed on and not settled.
     lent: Mutex<LentMessages<M>>,
-    /// Replies that went to a kernel that this one was connected to. Away from what senders read.
+    /// Replies that went to a kernel that this one was connected to: those that its context sent
+    /// without waiting, and the others. Away from what senders read.
+    sent_on: AtomicU64,
     forwarded: AtomicU64,
     pub(crate) telemetry: Telemetry,
     pub(crate) runtime: Weak<Shared>,
@@ -113,17 +116,19 @@ impl<M: Message, R: Message> Cell<M, R> {
         runtime: &Arc<Shared>,
     ) -> Arc<Self> {
         let output = options.output.take().and_then(|output| output.downcast::<Output<R>>().ok());
+        let replies = match &output {
+            Some(output) => output.join(),
+            None => replies(&options),
+        };
         Arc::new(Self {
+            // Made last, so that it lies near the rest of what each message touches.
             mailbox: mailbox(
                 options.capacity,
                 options.backpressure,
                 options.sample_every,
                 options.exact_priority,
             ),
-            replies: match &output {
-                Some(output) => output.join(),
-                None => replies(&options),
-            },
+            replies,
             output,
             id,
             options,
@@ -135,6 +140,7 @@ impl<M: Message, R: Message> Cell<M, R> {
             runner: Mutex::new(None),
             taken: Mutex::new(None),
             lent: Mutex::default(),
+            sent_on: AtomicU64::new(0),
             forwarded: AtomicU64::new(0),
             telemetry: Telemetry::default(),
             runtime: Arc::downgrade(runtime),
@@ -157,7 +163,19 @@ impl<M: Message, R: Message> Cell<M, R> {
     /// How many replies went straight to the kernel that this one was connected to.
     pub(crate) fn forwarded(&self) -> u64 {
         // Relaxed: a count.
-        self.forwarded.load(Ordering::Relaxed)
+        self.sent_on() + self.forwarded.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn sent_on(&self) -> u64 {
+        // Relaxed: a count.
+        self.sent_on.load(Ordering::Relaxed)
+    }
+
+    /// For the kernel's context, of which there is one at a time: so it counts by itself and stores
+    /// what it counted, which spares each reply an atomic addition.
+    pub(crate) fn set_sent_on(&self, count: u64) {
+        // Relaxed: a count. A later context has the inbox of this one, and with it what it did.
+        self.sent_on.store(count, Ordering::Relaxed);
     }
 
     /// The kernel has ended, and with it its part of an output that others share.

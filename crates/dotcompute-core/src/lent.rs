@@ -20,7 +20,7 @@ use dotcompute_mailbox::{Books, Inbox, Lent, Outcome, clock};
 use crate::context::Context;
 use crate::dead_letter::{self, DeadLetter, DeadLetterReason};
 use crate::error::{Fault, Stopped};
-use crate::executor::Helper;
+use crate::executor::{Helper, Place};
 use crate::kernel::{Cell, KernelRef};
 use crate::message::{AskToken, Envelope, Message};
 use crate::options::DELIVERIES_MAX;
@@ -204,6 +204,17 @@ impl<M: Message, R: Message> KernelRef<M, R> {
     /// nobody else does. The first helper counts.
     pub fn help_with(&self, helper: Arc<dyn Helper>) {
         let _ = self.cell.helper.set(helper);
+    }
+
+    /// Whether those who wait for it can drive it.
+    pub fn is_driven_by_guests(&self) -> bool {
+        self.cell.helper.get().is_some()
+    }
+
+    /// Calls `f` in the place of the thread that drives the kernel, where its executor
+    /// [allows](Helper) that and nobody is in it; whether it did.
+    pub fn in_place(&self, f: &mut dyn FnMut(&mut dyn Place)) -> bool {
+        self.cell.helper.get().is_some_and(|helper| helper.in_place(f))
     }
 }
 

@@ -89,9 +89,10 @@ pub(crate) struct AskToken {
 
 /// What stays of an envelope whose message was taken out.
 #[derive(Clone, Copy, Debug)]
+#[repr(C)] // First what tells whether an `Option` of it has one.
 pub(crate) struct Taken {
-    pub(crate) id: MessageId,
     pub(crate) correlation_id: Option<MessageId>,
+    pub(crate) id: MessageId,
     pub(crate) priority: u8,
     pub(crate) ask: Option<AskToken>,
     pub(crate) delivery_count: u8,

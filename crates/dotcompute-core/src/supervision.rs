@@ -5,7 +5,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context as TaskContext, Poll, Waker};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use dotcompute_mailbox::{Inbox, Outcome};
 
@@ -37,7 +37,10 @@ enum Ended {
     Killed,
 }
 
-/// The whole life of a kernel, from launch to its end. `body` is called at each (re)start.
+/// The whole life of a kernel, from launch to its end: runs the body again and again, as the restart
+/// policy says. `body` is called at each (re)start.
+///
+/// One future, not one in another, so that what each poll of the kernel reads lies together.
 #[expect(clippy::manual_async_fn, reason = "an async function keeps its arguments twice")]
 pub(crate) fn supervise<M: Message, R: Message>(
     guard: TellWhenDropped<M, R>,
@@ -45,11 +48,34 @@ pub(crate) fn supervise<M: Message, R: Message>(
 ) -> impl Future<Output = ()> + Send + 'static {
     async move {
         let Some(cell) = guard.0.clone() else { return };
-        let fault = live(&cell, &mut body).await;
-        if let Some(fault) = &fault {
-            tracing::error!(kernel = %cell.id, %fault, "ring kernel failed");
+        if !begins(&cell).await {
+            return guard.finish(None);
         }
-        guard.finish(fault);
+        let mut restarts = Intensity::of(&cell.options.restart);
+        loop {
+            let Some(context) = Context::new(&cell) else {
+                return guard.finish(Some(Fault::new(
+                    "the kernel's previous context is still alive: a body must not let it escape",
+                )));
+            };
+            let ended = Supervised {
+                cell: &*cell,
+                body: &mut body,
+                context: Some(Box::new(context)),
+                running: None,
+                waker: None,
+            }
+            .await;
+            match after_run(&cell, &mut restarts, ended) {
+                Next::End(fault) => return guard.finish(fault),
+                Next::Restart(pause) => {
+                    // Boxed, as the context is.
+                    if !Box::pin(restarts_after(&cell, pause)).await {
+                        return guard.finish(None);
+                    }
+                }
+            }
+        }
     }
 }
 
@@ -63,6 +89,9 @@ impl<M: Message, R: Message> TellWhenDropped<M, R> {
 
     fn finish(mut self, fault: Option<Fault>) {
         if let Some(cell) = self.0.take() {
+            if let Some(fault) = &fault {
+                tracing::error!(kernel = %cell.id, %fault, "ring kernel failed");
+            }
             cell.finish(fault, false);
         }
     }
@@ -82,101 +111,95 @@ impl<M: Message, R: Message> Drop for TellWhenDropped<M, R> {
     }
 }
 
-/// Runs the body again and again, as the restart policy says; the fault that it failed with.
-async fn live<M: Message, R: Message>(
-    cell: &Arc<Cell<M, R>>,
-    body: &mut impl FnMut(Context<M, R>) -> BodyFuture,
-) -> Option<Fault> {
-    let restart = &cell.options.restart;
-    let mut restarts = Intensity::of(restart);
-    // Launched: nothing happens until it is activated or asked to end. If both have happened by now
-    // and it is to drain first, it has its turn.
-    let begins = cell
-        .until(|lifecycle| match (lifecycle.opened, lifecycle.stop) {
-            (true, None | Some(true)) => Some(true),
-            (false, None) => None,
-            (_, Some(_)) => Some(false),
-        })
-        .await;
-    if !begins {
-        return None;
-    }
-    loop {
-        let Some(context) = Context::new(cell) else {
-            return Some(Fault::new(
-                "the kernel's previous context is still alive: a body must not let it escape",
-            ));
-        };
-        let ended = Supervised {
-            cell,
-            body: &mut *body,
-            context: Some(Box::new(context)),
-            running: None,
-            waker: None,
-        }
-        .await;
-        if let Ended::Faulted(_) = ended {
-            Telemetry::count(&cell.telemetry.faults);
-        }
-        let stop = cell.look(|lifecycle| lifecycle.stop);
-        let wanted = match (&ended, restart.policy) {
-            (Ended::Killed, _) | (_, RestartPolicy::Never) => false,
-            // A drain goes on after a fault; a body that returns has drained its mailbox.
-            (Ended::Faulted(_), _) => stop != Some(false),
-            (Ended::Returned, policy) => policy == RestartPolicy::Always && stop.is_none(),
-        };
-        let now = Instant::now();
-        let before = restarts.within_window(now);
-        let again = wanted && before < u64::from(restart.max_restarts);
-        let failed_asks = settle_message_in_hand(cell, &ended, again && restart.redeliver);
-        let fault = match ended {
-            Ended::Returned => None,
-            Ended::Killed => {
-                cell.change(|lifecycle| lifecycle.cancelled = true);
-                None
-            }
-            Ended::Faulted(fault) => Some(fault),
-        };
-        if !again {
-            // `finish` tells those who asked, once the state says what they are told.
-            return match fault {
-                // Returning was not a fault; doing so all the time, where it should go on, is.
-                None if wanted => Some(Fault::new(format!(
-                    "restarted {} times within {:?}, which is the most allowed",
-                    restart.max_restarts, restart.window
-                ))),
-                fault => fault,
-            };
-        }
+/// Waits until the kernel is activated; `false`: it is to end instead.
+async fn begins<M: Message, R: Message>(cell: &Cell<M, R>) -> bool {
+    // If both have happened by now and it is to drain first, it has its turn.
+    cell.until(|lifecycle| match (lifecycle.opened, lifecycle.stop) {
+        (true, None | Some(true)) => Some(true),
+        (false, None) => None,
+        (_, Some(_)) => Some(false),
+    })
+    .await
+}
 
-        let doublings = before.min(DOUBLINGS_MAX);
-        let pause = restart.backoff.saturating_mul(1 << doublings).min(restart.backoff_max);
-        restarts.note(now);
-        if let Some(fault) = &fault {
-            tracing::warn!(kernel = %cell.id, %fault, ?pause, "ring kernel faulted, restarting");
-        }
-        let failure = fault.clone().map_or(AskFailure::Stopped, AskFailure::Failed);
-        cell.change(|lifecycle| lifecycle.restarting(fault));
-        // Whoever is told finds the letter, the fault and the state.
-        for token in failed_asks {
-            cell.fail_ask(token, failure.clone());
-        }
-        cell.forget_received_asks();
-        let stop = cell.until(|lifecycle| lifecycle.stop);
-        // Boxed, as the context is.
-        let stopped = Box::pin(timer::timeout_at(timer::after(pause), stop)).await.is_some();
-        if stopped {
-            // A drain that finds the kernel in its back-off still gets its turn.
-            if cell.look(|lifecycle| lifecycle.stop) != Some(true) {
-                return None;
-            }
-        }
-        // Also where there is no pause to wait for: a body that fails at once, again and again,
-        // must not keep the other kernels of its executor from running.
-        let_others_run().await;
-        Telemetry::count(&cell.telemetry.restarts);
-        cell.change(|lifecycle| lifecycle.restarted());
+/// What follows on a run of the body.
+enum Next {
+    /// The kernel ends, with this fault.
+    End(Option<Fault>),
+    /// The body starts anew after this pause.
+    Restart(Duration),
+}
+
+/// A run of the body has ended: settles what it had in hand and decides what follows.
+fn after_run<M: Message, R: Message>(
+    cell: &Cell<M, R>,
+    restarts: &mut Intensity,
+    ended: Ended,
+) -> Next {
+    let restart = &cell.options.restart;
+    if let Ended::Faulted(_) = ended {
+        Telemetry::count(&cell.telemetry.faults);
     }
+    let stop = cell.look(|lifecycle| lifecycle.stop);
+    let wanted = match (&ended, restart.policy) {
+        (Ended::Killed, _) | (_, RestartPolicy::Never) => false,
+        // A drain goes on after a fault; a body that returns has drained its mailbox.
+        (Ended::Faulted(_), _) => stop != Some(false),
+        (Ended::Returned, policy) => policy == RestartPolicy::Always && stop.is_none(),
+    };
+    let now = Instant::now();
+    let before = restarts.within_window(now);
+    let again = wanted && before < u64::from(restart.max_restarts);
+    let failed_asks = settle_message_in_hand(cell, &ended, again && restart.redeliver);
+    let fault = match ended {
+        Ended::Returned => None,
+        Ended::Killed => {
+            cell.change(|lifecycle| lifecycle.cancelled = true);
+            None
+        }
+        Ended::Faulted(fault) => Some(fault),
+    };
+    if !again {
+        // `finish` tells those who asked, once the state says what they are told.
+        return Next::End(match fault {
+            // Returning was not a fault; doing so all the time, where it should go on, is.
+            None if wanted => Some(Fault::new(format!(
+                "restarted {} times within {:?}, which is the most allowed",
+                restart.max_restarts, restart.window
+            ))),
+            fault => fault,
+        });
+    }
+    let doublings = before.min(DOUBLINGS_MAX);
+    let pause = restart.backoff.saturating_mul(1 << doublings).min(restart.backoff_max);
+    restarts.note(now);
+    if let Some(fault) = &fault {
+        tracing::warn!(kernel = %cell.id, %fault, ?pause, "ring kernel faulted, restarting");
+    }
+    let failure = fault.clone().map_or(AskFailure::Stopped, AskFailure::Failed);
+    cell.change(|lifecycle| lifecycle.restarting(fault));
+    // Whoever is told finds the letter, the fault and the state.
+    for token in failed_asks {
+        cell.fail_ask(token, failure.clone());
+    }
+    cell.forget_received_asks();
+    Next::Restart(pause)
+}
+
+/// Waits for the pause before a restart; `false`: the kernel is to end instead.
+async fn restarts_after<M: Message, R: Message>(cell: &Cell<M, R>, pause: Duration) -> bool {
+    let stop = cell.until(|lifecycle| lifecycle.stop);
+    let stopped = timer::timeout_at(timer::after(pause), stop).await.is_some();
+    // A drain that finds the kernel in its back-off still gets its turn.
+    if stopped && cell.look(|lifecycle| lifecycle.stop) != Some(true) {
+        return false;
+    }
+    // Also where there is no pause to wait for: a body that fails at once, again and again,
+    // must not keep the other kernels of its executor from running.
+    let_others_run().await;
+    Telemetry::count(&cell.telemetry.restarts);
+    cell.change(|lifecycle| lifecycle.restarted());
+    true
 }
 
 /// Gives the executor back once.
@@ -249,15 +272,16 @@ fn was_answered<M>(inbox: &Inbox<Envelope<M>>, taken: Option<&Taken>) -> bool {
 }
 
 /// Drives one run of the body: catches its panics, and drops it when it is killed.
+#[repr(C)] // In the order of use: first what every poll reads.
 struct Supervised<'a, M: Message, R: Message, B> {
-    cell: &'a Arc<Cell<M, R>>,
+    running: Option<BodyFuture>,
+    /// The waker that a kill knows of.
+    waker: Option<Waker>,
+    cell: &'a Cell<M, R>,
     body: &'a mut B,
     /// For the body, until it is called. Boxed, since it would lie unused between what every poll
     /// reads.
     context: Option<Box<Context<M, R>>>,
-    running: Option<BodyFuture>,
-    /// The waker that a kill knows of.
-    waker: Option<Waker>,
 }
 
 impl<M, R, B> Future for Supervised<'_, M, R, B>
@@ -274,7 +298,7 @@ where
             this.cell.runner_is(cx.waker());
             this.waker = Some(cx.waker().clone());
         }
-        let _running = Running::enter(Arc::as_ptr(this.cell).cast());
+        let _running = Running::enter(std::ptr::from_ref(this.cell).cast());
         // After the waker is registered, so that no kill goes unseen.
         let polled = if this.cell.is_killed() {
             Poll::Ready(Ended::Killed)

@@ -95,11 +95,11 @@ pub struct KernelTelemetry {
     pub uptime: Duration,
 }
 
-/// The counters of one kernel. The histograms (some 20 KiB) come with the first sample, so that an
-/// idle kernel is small.
+/// The counters of one kernel. Its histograms come with a sample too many to be kept as it is, so that
+/// a kernel that has little to do is small.
 #[derive(Debug, Default)]
 pub(crate) struct Telemetry {
-    times: Mutex<Option<Box<Times>>>,
+    times: Mutex<Times>,
     pub(crate) asks_answered: AtomicU64,
     /// What batches held besides one record each; below zero where they were empty.
     more_records: AtomicU64,
@@ -117,11 +117,74 @@ pub(crate) struct Telemetry {
     ended_ns: AtomicU64,
 }
 
+/// How many samples are kept as they are.
+const FEW: usize = 8;
+
+/// The samples of one kernel.
 #[derive(Debug)]
-struct Times {
+enum Times {
+    /// Queue and handler time of each.
+    Few(Vec<(u64, u64)>),
+    /// Some KiB, as many as the longest time takes.
+    Many(Box<Histograms>),
+}
+
+#[derive(Debug)]
+struct Histograms {
     queue: Histogram<u64>,
     handler: Histogram<u64>,
     handler_sum_ns: u64,
+}
+
+impl Default for Times {
+    fn default() -> Self {
+        Self::Few(Vec::new())
+    }
+}
+
+impl Times {
+    fn record(&mut self, queue_ns: u64, handler_ns: u64) {
+        match self {
+            Self::Few(samples) if samples.len() < FEW => samples.push((queue_ns, handler_ns)),
+            Self::Few(samples) => {
+                let mut histograms = Histograms::of(samples);
+                histograms.record(queue_ns, handler_ns);
+                *self = Self::Many(Box::new(histograms));
+            }
+            Self::Many(histograms) => histograms.record(queue_ns, handler_ns),
+        }
+    }
+
+    /// Calls `look` with the histograms, if there is a sample.
+    fn look<T>(&self, look: impl FnOnce(&Histograms) -> T) -> Option<T> {
+        match self {
+            Self::Few(samples) if samples.is_empty() => None,
+            Self::Few(samples) => Some(look(&Histograms::of(samples))),
+            Self::Many(histograms) => Some(look(histograms)),
+        }
+    }
+}
+
+impl Histograms {
+    fn of(samples: &[(u64, u64)]) -> Self {
+        // They grow with the longest time.
+        let empty = || {
+            let mut histogram = Histogram::new(2).expect("two digits are not too many");
+            histogram.auto(true);
+            histogram
+        };
+        let mut histograms = Self { queue: empty(), handler: empty(), handler_sum_ns: 0 };
+        samples.iter().for_each(|&(queue_ns, handler_ns)| histograms.record(queue_ns, handler_ns));
+        histograms
+    }
+
+    fn record(&mut self, queue_ns: u64, handler_ns: u64) {
+        for (histogram, time_ns) in [(&mut self.queue, queue_ns), (&mut self.handler, handler_ns)] {
+            let recorded = histogram.record(time_ns.clamp(1, LONGEST_NS));
+            debug_assert!(recorded.is_ok(), "a histogram should grow as far as it must");
+        }
+        self.handler_sum_ns += handler_ns;
+    }
 }
 
 // Relaxed throughout: these are statistics, nothing is published through them.
@@ -185,27 +248,18 @@ impl Telemetry {
     /// One sampled message: how long it queued, and how long it was in hand.
     #[cold]
     pub(crate) fn record(&self, queue_ns: u64, handler_ns: u64) {
-        let mut times = lock(&self.times);
-        let times = times.get_or_insert_with(|| {
-            let histogram =
-                || Histogram::new_with_bounds(1, LONGEST_NS, 2).expect("the bounds are in order");
-            Box::new(Times { queue: histogram(), handler: histogram(), handler_sum_ns: 0 })
-        });
-        times.queue.saturating_record(queue_ns.max(1));
-        times.handler.saturating_record(handler_ns.max(1));
-        times.handler_sum_ns += handler_ns;
+        lock(&self.times).record(queue_ns, handler_ns);
     }
 
     /// Queue time, handler time and the busy share.
     pub(crate) fn times(&self, processed: u64) -> (Latency, Latency, f64) {
-        let times = lock(&self.times);
-        let Some(times) = times.as_deref() else {
-            return (Latency::default(), Latency::default(), 0.0);
-        };
-        let mean_ns = times.handler_sum_ns as f64 / times.handler.len().max(1) as f64;
         let uptime_ns = self.uptime().as_nanos() as f64;
-        let share = if uptime_ns > 0.0 { mean_ns * processed as f64 / uptime_ns } else { 0.0 };
-        (Latency::of(&times.queue), Latency::of(&times.handler), share.clamp(0.0, 1.0))
+        let look = |times: &Histograms| {
+            let mean_ns = times.handler_sum_ns as f64 / times.handler.len().max(1) as f64;
+            let share = if uptime_ns > 0.0 { mean_ns * processed as f64 / uptime_ns } else { 0.0 };
+            (Latency::of(&times.queue), Latency::of(&times.handler), share.clamp(0.0, 1.0))
+        };
+        lock(&self.times).look(look).unwrap_or_default()
     }
 
     pub(crate) fn uptime(&self) -> Duration {
@@ -267,5 +321,40 @@ pub(crate) fn publish(snapshot: &KernelTelemetry) {
             )
             .set(value as f64 * 1e-9);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What the samples tell does not depend on how they are kept.
+    #[test]
+    fn a_few_samples_tell_as_much_as_many() {
+        for count in 1..=FEW as u64 + 2 {
+            let telemetry = Telemetry::default();
+            assert_eq!(telemetry.times(0).0, Latency::default());
+            for sample in 1..=count {
+                telemetry.record(sample * 1_000_000, LONGEST_NS * sample);
+            }
+            let (queue, handler, _) = telemetry.times(count);
+            assert_eq!((queue.samples, handler.samples), (count, count));
+            // Two significant digits.
+            let near = |found: u64, wanted: u64| found.abs_diff(wanted) <= wanted / 100;
+            assert!(near(queue.min_ns, 1_000_000), "{queue:?}");
+            assert!(near(queue.max_ns, count * 1_000_000), "{queue:?}");
+            assert!(near(queue.p50_ns, count.div_ceil(2) * 1_000_000), "{queue:?}");
+            assert!(near(handler.min_ns, LONGEST_NS), "{handler:?}");
+            assert!(near(handler.max_ns, LONGEST_NS), "the longest time that is told apart");
+        }
+    }
+
+    #[test]
+    fn a_kernel_that_did_little_has_no_histograms() {
+        let telemetry = Telemetry::default();
+        (0..FEW).for_each(|_| telemetry.record(1, 1));
+        assert!(matches!(&*lock(&telemetry.times), Times::Few(_)));
+        telemetry.record(1, 1);
+        assert!(matches!(&*lock(&telemetry.times), Times::Many(_)));
     }
 }

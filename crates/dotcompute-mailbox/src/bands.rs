@@ -14,7 +14,7 @@
 //!
 //! - The slots of a window that the cursor has not passed may be read by both sides (their links)
 //!   and written by neither.
-//! - The slot in hand, the last one that the cursor passed, is the inbox's alone, except that its
+//! - The slot in hand, the last one that was delivered, is the inbox's alone, except that its
 //!   link may be read. It stays so until the inbox takes the lock or moves the cursor on.
 //! - All other slots belong to whoever holds the lock, among them those that the inbox is done
 //!   with.
@@ -85,6 +85,7 @@ pub(crate) struct Bands<T> {
     deliveries: u64,
     free: Chain<T>,
     window: Window<T>,
+    /// See [`place`].
     queues: [Queue<T>; 4],
     /// Where more urgent messages go first inside a band too.
     ranks: Option<Box<Ranks<T>>>,
@@ -92,6 +93,16 @@ pub(crate) struct Bands<T> {
     blocks: Vec<NonNull<[Slot<T>]>>,
     slots: usize,
 }
+
+/// Where the queue of a band lies. That of NORMAL, which most messages go through, comes first.
+const fn place(band: Band) -> usize {
+    band as usize ^ Band::Normal as usize
+}
+
+/// What every send and receive of a NORMAL message touches comes within so many bytes.
+#[cfg(not(loom))]
+pub(crate) const HOT_BYTES: usize =
+    std::mem::offset_of!(Bands<()>, queues) + size_of::<Queue<()>>();
 
 /// How urgent messages are inside their band.
 struct Ranks<T> {
@@ -107,15 +118,18 @@ struct Queue<T> {
 }
 
 /// The slots that the inbox can reach.
+#[repr(C)] // In the order of use.
 struct Window<T> {
-    /// First those that the cursor has passed, then the rest.
+    /// First those that were delivered, the last of which is in hand, then the rest.
     slots: Chain<T>,
-    /// What the cursor counted when last seen.
+    /// Deliveries to the inbox, as far as they were seen.
     seen: u64,
-    /// How many of the slots it had passed then.
+    /// How many of the slots had been delivered then.
     passed: u32,
     /// The band of the rest, or that of the last delivery to the inbox.
     band: Band,
+    /// Whether [`Bands::ranks`] are there: noted here, where every send looks.
+    is_ranked: bool,
 }
 
 // SAFETY: `Bands` owns its slots, as a `Box` would, and hands values of `T` to whoever owns it.
@@ -130,7 +144,13 @@ impl<T> Bands<T> {
             len: 0,
             deliveries: 0,
             free: Chain::new(),
-            window: Window { slots: Chain::new(), seen: 0, passed: 0, band: Band::System },
+            window: Window {
+                slots: Chain::new(),
+                seen: 0,
+                passed: 0,
+                band: Band::System,
+                is_ranked: rank.is_some(),
+            },
             queues: [const { Queue { slots: Chain::new(), served: 0 } }; 4],
             blocks: Vec::new(),
             slots: 0,
@@ -180,7 +200,7 @@ impl<T> Bands<T> {
     /// while another one is being served.
     #[inline]
     pub(crate) fn push_needs_progress(&self, band: Band) -> bool {
-        self.is_lent() && band != self.window.band && self.queues[band as usize].slots.is_empty()
+        self.is_lent() && band != self.window.band && self.queues[place(band)].slots.is_empty()
     }
 
     /// Queues a message. `stamp` is the time of admission, or 0.
@@ -197,9 +217,9 @@ impl<T> Bands<T> {
             slot.prefetch_ahead();
         }
         self.begin_wait(band);
-        match &self.ranks {
-            None => self.queues[band as usize].slots.push_back(slot),
-            Some(_) => self.rank_in(band, slot, false),
+        match self.window.is_ranked {
+            false => self.queues[place(band)].slots.push_back(slot),
+            true => self.rank_in(band, slot, false),
         }
         self.len += 1;
     }
@@ -210,7 +230,7 @@ impl<T> Bands<T> {
         let Some(ranks) = &mut self.ranks else { return };
         // SAFETY: a slot on its way into a list is the lock holder's; the borrow ends here.
         let value = unsafe { slot.value() }.expect("a slot that is queued should hold a message");
-        let (rank, queue) = ((ranks.rank)(value), &mut self.queues[band as usize]);
+        let (rank, queue) = ((ranks.rank)(value), &mut self.queues[place(band)]);
         ranks.levels[band as usize].insert(&mut queue.slots, rank, slot, at_front);
     }
 
@@ -223,10 +243,12 @@ impl<T> Bands<T> {
         ranked: fn(&mut Levels<T>, &mut Chain<T>) -> Option<SlotPtr<T>>,
     ) -> Option<(Band, SlotPtr<T>)> {
         bands.into_iter().find_map(|band| {
-            let slots = &mut self.queues[band as usize].slots;
+            let slots = &mut self.queues[place(band)].slots;
             let slot = match &mut self.ranks {
-                None => slots.pop_front()?,
-                Some(ranks) => ranked(&mut ranks.levels[band as usize], slots)?,
+                Some(ranks) if self.window.is_ranked => {
+                    ranked(&mut ranks.levels[band as usize], slots)?
+                }
+                _ => slots.pop_front()?,
             };
             self.len -= 1;
             Some((band, slot))
@@ -237,12 +259,26 @@ impl<T> Bands<T> {
     #[inline]
     fn begin_wait(&mut self, band: Band) {
         let is_served_now = || self.is_lent() && band == self.window.band;
-        if self.queues[band as usize].slots.is_empty() && !is_served_now() {
-            self.queues[band as usize].served = self.deliveries;
+        if self.queues[place(band)].slots.is_empty() && !is_served_now() {
+            self.queues[place(band)].served = self.deliveries;
         }
     }
 
-    /// Notes that the cursor counts `seen` deliveries to the inbox.
+    /// Whether the inbox has a message in hand.
+    #[inline]
+    pub(crate) fn is_in_hand(&self) -> bool {
+        // Also while a window is lent: one was delivered before it was opened, and each step in it
+        // delivers another.
+        !self.window.slots.is_empty()
+    }
+
+    /// Deliveries to the inbox, as far as its progress was observed.
+    #[inline]
+    pub(crate) fn seen(&self) -> u64 {
+        self.window.seen
+    }
+
+    /// Notes that the inbox has come to `seen` deliveries.
     #[inline]
     pub(crate) fn observe(&mut self, seen: u64) {
         let steps = seen - self.window.seen;
@@ -251,7 +287,7 @@ impl<T> Bands<T> {
             self.window.passed += steps as u32;
             self.len -= steps as usize;
             self.deliveries += steps;
-            self.queues[self.window.band as usize].served = self.deliveries;
+            self.queues[place(self.window.band)].served = self.deliveries;
         }
     }
 
@@ -263,11 +299,11 @@ impl<T> Bands<T> {
             return None;
         }
         // Most often all messages are in one band, the same as before, and no other need be read.
-        if self.queues[self.window.band as usize].slots.len == self.len {
+        if self.queues[place(self.window.band)].slots.len == self.len {
             return Some(self.window.band);
         }
         let mut waiting =
-            Band::ALL.into_iter().filter(|&b| !self.queues[b as usize].slots.is_empty());
+            Band::ALL.into_iter().filter(|&b| !self.queues[place(b)].slots.is_empty());
         let first = waiting.next()?;
         let due = waiting.find(|&band| self.patience(band) == 0);
         Some(due.unwrap_or(first))
@@ -276,7 +312,7 @@ impl<T> Bands<T> {
     /// By how many deliveries a waiting band can still be passed over.
     #[inline]
     fn patience(&self, band: Band) -> u64 {
-        PASSED_OVER_MAX.saturating_sub(self.deliveries - self.queues[band as usize].served)
+        PASSED_OVER_MAX.saturating_sub(self.deliveries - self.queues[place(band)].served)
     }
 
     /// Takes the next message out, in the order of delivery. The window must be closed.
@@ -303,9 +339,9 @@ impl<T> Bands<T> {
         // SAFETY: a slot from the free list (or a new one) is the lock holder's.
         unsafe { slot.fill(value, 0) };
         self.begin_wait(band);
-        match &self.ranks {
-            None => self.queues[band as usize].slots.push_front(slot),
-            Some(_) => self.rank_in(band, slot, true),
+        match self.window.is_ranked {
+            false => self.queues[place(band)].slots.push_front(slot),
+            true => self.rank_in(band, slot, true),
         }
         self.len += 1;
     }
@@ -314,7 +350,7 @@ impl<T> Bands<T> {
     fn deliver_slot(&mut self) -> Option<(SlotPtr<T>, Band)> {
         let (band, slot) = self.first_of(self.next_band(), Levels::next)?;
         self.deliveries += 1;
-        self.queues[band as usize].served = self.deliveries;
+        self.queues[place(band)].served = self.deliveries;
         Some((slot, band))
     }
 
@@ -337,7 +373,7 @@ impl<T> Bands<T> {
     /// The window must be closed.
     pub(crate) fn inspect(&self, mut each: impl FnMut(Band, &T)) {
         for band in Band::ALL {
-            let slots = &self.queues[band as usize].slots;
+            let slots = &self.queues[place(band)].slots;
             let mut next = slots.first();
             for left in (0..slots.len).rev() {
                 let Some(slot) = next else { break };
@@ -361,8 +397,8 @@ impl<T> Bands<T> {
         value.expect("a queued slot should hold a message")
     }
 
-    /// Delivers the next message to the inbox: its slot is in hand from now on, and the cursor
-    /// must say so before the lock is released. The window must be closed, and no slot in hand.
+    /// Delivers the next message to the inbox: its slot is in hand from now on. The window must be
+    /// closed, and no slot in hand.
     pub(crate) fn hand_out(&mut self) -> Option<(SlotPtr<T>, Band)> {
         let (slot, band) = self.deliver_slot()?;
         self.window.passed = 1;
@@ -380,19 +416,19 @@ impl<T> Bands<T> {
     /// Lends the inbox, which was just handed a message, those that come next: their first slot,
     /// band, and how many of them may be read before the lock is taken again.
     pub(crate) fn open_window(&mut self) -> Option<(SlotPtr<T>, Band, usize)> {
-        if self.ranks.is_some() {
+        let band = self.next_band()?;
+        if self.window.is_ranked {
             return None;
         }
-        let band = self.next_band()?;
         let others = || Band::ALL.into_iter().filter(|&b| b != band);
-        let waiting = others().filter(|&other| !self.queues[other as usize].slots.is_empty());
+        let waiting = others().filter(|&other| !self.queues[place(other)].slots.is_empty());
         // Others may be passed over only so often; a more urgent one (this one is due) never.
         let patience = |other| if other < band { 0 } else { self.patience(other) as usize };
         let limit = waiting.map(patience).fold(WINDOW_MAX, usize::min);
         if limit == 0 {
             return None;
         }
-        let rest = self.queues[band as usize].slots.take();
+        let rest = self.queues[place(band)].slots.take();
         let (first, len) = (rest.first()?, rest.len);
         self.window.slots.append(rest);
         self.window.band = band;
@@ -416,7 +452,7 @@ impl<T> Bands<T> {
             slots.push_back(rest.pop_front().expect("the slot in hand should be in the window"));
         }
         *passed = u32::from(in_hand);
-        self.queues[*band as usize].slots.prepend(rest);
+        self.queues[place(*band)].slots.prepend(rest);
     }
 
     /// Puts the message in hand back to the front of its band; undoes nothing else of its delivery.
@@ -425,9 +461,9 @@ impl<T> Bands<T> {
         let slot = self.window.slots.pop_front().expect("a slot should be in hand");
         self.window.passed = 0;
         self.begin_wait(band);
-        match &self.ranks {
-            None => self.queues[band as usize].slots.push_front(slot),
-            Some(_) => self.rank_in(band, slot, true),
+        match self.window.is_ranked {
+            false => self.queues[place(band)].slots.push_front(slot),
+            true => self.rank_in(band, slot, true),
         }
         self.len += 1;
     }

@@ -2,7 +2,6 @@
 
 use crate::bands::{Band, PREFETCH_AHEAD, SlotPtr};
 use crate::clock::now_ns;
-use crate::cursor::Progress;
 use crate::error::{Closed, TryReceiveError};
 use crate::mailbox::{Locked, Mailbox};
 use crate::receivers::Place;
@@ -63,18 +62,31 @@ pub struct Inbox<T> {
 }
 
 /// The inbox apart from its mailbox, so that this can be locked while the rest changes.
+///
+/// It is small on purpose: with the mailbox's address, one cache line.
+#[repr(C)] // In the order of use.
 pub(crate) struct End<T> {
-    /// The message in hand: its slot and band.
-    hand: Option<(SlotPtr<T>, Band)>,
-    /// What may be taken without the lock, if any: the first slot, its band, and how many.
-    ahead: Option<(SlotPtr<T>, Band, usize)>,
-    /// The cursor as this inbox last wrote it.
-    progress: Progress,
-    /// Of the message in hand, if they were taken.
-    times: Option<Times>,
+    /// The slot of the message in hand.
+    hand: Option<SlotPtr<T>>,
+    /// The first slot that may be taken without the lock, if there is one.
+    ahead: Option<SlotPtr<T>>,
+    /// How many may be, in all.
+    left: u32,
+    /// The band of the message in hand.
+    hand_band: Band,
+    /// The band of those ahead.
+    ahead_band: Band,
     /// Where it waits, while it does.
     pub(crate) place: Option<Place>,
+    /// While there is a window: what this inbox last wrote to the cursor.
+    seen: u64,
+    /// Of the message in hand, if they were taken: otherwise the latter is 0.
+    queued_ns: u64,
+    delivered_ns: u64,
 }
+
+#[cfg(not(loom))]
+const _: () = assert!(size_of::<Inbox<()>>() == 64);
 
 // SAFETY: the end hands `T` by value and by `&mut` to whoever has it. Its slots are kept alive by
 // the mailbox, and the rules of access (`bands.rs`) speak of the inbox, not of a thread.
@@ -88,11 +100,9 @@ impl<T> Inbox<T> {
         if std::mem::replace(&mut locked.has_inbox, true) {
             return None;
         }
-        let band = locked.left_in_hand.take();
-        let hand = locked.bands.slot_in_hand().zip(band);
-        let progress = locked.observe();
+        let end =
+            End { hand: locked.bands.slot_in_hand(), hand_band: locked.left_in_hand, ..End::new() };
         drop(locked);
-        let end = End { hand, ahead: None, progress, times: None, place: None };
         Some(Self { mailbox: Arc::clone(mailbox), end })
     }
 
@@ -169,7 +179,7 @@ impl<T> Inbox<T> {
     /// The message in hand, if there is one and its value was not taken.
     #[inline]
     pub fn current(&self) -> Option<&T> {
-        let (slot, _) = self.end.hand?;
+        let slot = self.end.hand?;
         // SAFETY: the slot in hand is the inbox's alone, and the borrow of the inbox, which keeps
         // the mailbox alive, lasts as long as the reference.
         unsafe { slot.value() }
@@ -178,7 +188,7 @@ impl<T> Inbox<T> {
     /// As [`current`](Self::current), to change it.
     #[inline]
     pub fn current_mut(&mut self) -> Option<&mut T> {
-        let (slot, _) = self.end.hand?;
+        let slot = self.end.hand?;
         // SAFETY: as in `current`; the borrow is exclusive.
         unsafe { slot.value_mut() }
     }
@@ -195,19 +205,21 @@ impl<T> Inbox<T> {
     /// only once.
     #[inline]
     pub fn take_times(&mut self) -> Option<Times> {
-        self.end.times.take()
+        let (queued_ns, delivered_ns) = (self.end.queued_ns, self.end.delivered_ns);
+        self.end.delivered_ns = 0;
+        (delivered_ns != 0).then_some(Times { queued_ns, delivered_ns })
     }
 
     /// Whether [`take_times`](Self::take_times) has something to tell.
     #[inline]
     pub fn has_times(&self) -> bool {
-        self.end.times.is_some()
+        self.end.delivered_ns != 0
     }
 
     /// How many messages can be received at once without the lock. A hint: the mailbox may take
     /// them back at any time, to hand out something more urgent first.
     pub fn window_remaining(&self) -> usize {
-        self.end.ahead.map_or(0, |(_, _, left)| left)
+        self.end.left as usize
     }
 
     /// Whether [`window_remaining`](Self::window_remaining) is not 0.
@@ -237,22 +249,33 @@ impl<T> Inbox<T> {
             return false;
         }
         let Self { mailbox, end } = self;
-        let Some((_, band)) = end.hand.take() else { return false };
         let mut wakes = Wakes::default();
         let mut locked = mailbox.lock();
-        locked.observe();
-        locked.bands.close_window(true);
-        end.ahead = None;
-        end.set_progress(&locked, end.progress.settled());
-        locked.put_back(band, &mut wakes);
+        end.close_window(&mut locked, true);
+        end.hand = None;
+        locked.put_back(end.hand_band, &mut wakes);
         true
     }
 }
 
 impl<T> End<T> {
+    fn new() -> Self {
+        Self {
+            hand: None,
+            ahead: None,
+            left: 0,
+            hand_band: Band::Normal,
+            ahead_band: Band::Normal,
+            place: None,
+            seen: 0,
+            queued_ns: 0,
+            delivered_ns: 0,
+        }
+    }
+
     #[inline]
     fn take(&mut self) -> Option<T> {
-        let (slot, _) = self.hand?;
+        let slot = self.hand?;
         // SAFETY: the slot in hand is the inbox's alone, and the inbox keeps the mailbox alive.
         unsafe { slot.take() }
     }
@@ -266,19 +289,23 @@ impl<T> End<T> {
         if std::mem::needs_drop::<T>() {
             drop(self.take());
         }
-        let Some((slot, band, left)) = self.ahead else { return false };
-        let Some(progress) = mailbox.cursor().advance(self.progress) else { return false };
-        self.progress = progress;
+        let Some(slot) = self.ahead else { return false };
+        if !mailbox.cursor().advance(self.seen) {
+            return false;
+        }
+        self.seen += 1;
+        let left = self.left as usize;
         self.ahead = match left {
             1 => None,
             // SAFETY: the slot in hand now, with others of the window behind it. The inbox keeps
             // the mailbox alive, and nobody writes the link of the slot in hand.
-            _ => Some((unsafe { slot.next() }, band, left - 1)),
+            _ => Some(unsafe { slot.next() }),
         };
+        self.left -= 1;
         if left > PREFETCH_AHEAD {
             slot.prefetch_ahead();
         }
-        self.hold(slot, band);
+        self.hold(slot, self.ahead_band);
         true
     }
 
@@ -293,12 +320,15 @@ impl<T> End<T> {
         locked.can_deliver()?;
         let next = locked.bands.hand_out();
         let (slot, band) = next.expect("a mailbox that is not empty has a next message");
-        self.set_progress(locked, self.progress.delivered());
         self.hold(slot, band);
         locked.admit_blocked(wakes);
         // While senders wait each delivery has to admit one, so each takes the lock.
-        if locked.senders.waiting() == 0 {
-            self.ahead = locked.bands.open_window();
+        if locked.senders.waiting() == 0
+            && let Some((first, band, left)) = locked.bands.open_window()
+        {
+            self.seen = locked.bands.seen();
+            locked.cursor().set(self.seen);
+            (self.ahead, self.ahead_band, self.left) = (Some(first), band, left as u32);
         }
         Ok(())
     }
@@ -306,27 +336,28 @@ impl<T> End<T> {
     /// Ends the window and the message in hand; its outcome has been counted.
     #[inline]
     pub(crate) fn settle_hand(&mut self, locked: &mut Locked<'_, T>) {
-        locked.observe();
-        locked.bands.close_window(false);
-        self.set_progress(locked, self.progress.settled());
+        self.close_window(locked, false);
         self.hand = None;
-        self.ahead = None;
-        self.times = None;
+        self.delivered_ns = 0;
     }
 
-    /// Writes the cursor, and clears a stop mark in it: the inbox has taken notice.
+    /// Gives what it has not read of its window back.
     #[inline]
-    fn set_progress(&mut self, locked: &Locked<'_, T>, progress: Progress) {
-        locked.cursor().set(progress);
-        self.progress = progress;
+    fn close_window(&mut self, locked: &mut Locked<'_, T>, in_hand: bool) {
+        locked.observe();
+        locked.bands.close_window(in_hand);
+        (self.ahead, self.left) = (None, 0);
     }
 
     #[inline]
     fn hold(&mut self, slot: SlotPtr<T>, band: Band) {
-        self.hand = Some((slot, band));
+        (self.hand, self.hand_band) = (Some(slot), band);
         // SAFETY: the slot in hand is the inbox's alone, and the inbox keeps the mailbox alive.
         let stamp = unsafe { slot.take_stamp() };
-        self.times = Times::since(stamp);
+        self.delivered_ns = 0;
+        if let Some(times) = Times::since(stamp) {
+            (self.queued_ns, self.delivered_ns) = (times.queued_ns, times.delivered_ns);
+        }
     }
 }
 
@@ -335,10 +366,8 @@ impl<T> Drop for Inbox<T> {
         let Self { mailbox, end } = self;
         let mut wakes = Wakes::default();
         let mut locked = mailbox.lock();
-        locked.observe();
-        locked.bands.close_window(end.hand.is_some());
-        end.set_progress(&locked, end.progress);
-        locked.left_in_hand = end.hand.map(|(_, band)| band);
+        end.close_window(&mut locked, end.hand.is_some());
+        locked.left_in_hand = end.hand_band;
         locked.has_inbox = false;
         if let Some(place) = end.place.take() {
             locked.cancel_receive(place, &mut wakes);

@@ -10,7 +10,7 @@
 //! process does so, [`Mailbox::books_awaited`] tells.
 
 use std::collections::VecDeque;
-use std::task::{Context, Poll, Waker};
+use std::task::{Context, Poll};
 
 use crate::bands::Band;
 use crate::books::Books;
@@ -29,13 +29,6 @@ pub struct Lent<T> {
     /// When it was handed out and how long it was queued, if that was noted: see
     /// [`Inbox::take_times`].
     pub times: Option<Times>,
-}
-
-/// Whether the inbox waits for a message, as it found out when it looked last.
-#[derive(Debug, Default)]
-pub(crate) struct Awaited {
-    is_awaited: bool,
-    waker: Option<Waker>,
 }
 
 impl<T> Inbox<T> {
@@ -134,10 +127,10 @@ impl<T> Locked<'_, T> {
     /// The inbox found nothing, or something: whoever wants to know is told of the former.
     #[inline]
     pub(crate) fn set_awaited(&mut self, is_awaited: bool, wakes: &mut Wakes) {
-        if self.awaited.is_awaited != is_awaited {
-            self.awaited.is_awaited = is_awaited;
+        if self.is_awaited != is_awaited {
+            self.is_awaited = is_awaited;
             if is_awaited {
-                wakes.push(self.awaited.waker.take());
+                wakes.push(self.awaiter.take());
             }
         }
     }
@@ -150,8 +143,8 @@ impl<T> Mailbox<T> {
     pub fn books_awaited(&self, context: &mut Context<'_>) -> (Books, bool) {
         let mut wakes = Wakes::default();
         let mut locked = self.lock();
-        wakes.discard(locked.awaited.waker.replace(context.waker().clone()));
-        (locked.books(), locked.awaited.is_awaited)
+        wakes.discard(locked.awaiter.replace(context.waker().clone()));
+        (locked.books(), locked.is_awaited)
     }
 }
 
@@ -160,6 +153,7 @@ mod tests {
     use super::*;
     use crate::mailbox::{Backpressure, Close};
     use std::future::Future;
+    use std::task::Waker;
 
     fn lent(inbox: &mut Inbox<u32>, max: usize) -> Vec<Lent<u32>> {
         let mut out = VecDeque::new();

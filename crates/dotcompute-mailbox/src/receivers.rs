@@ -26,8 +26,8 @@ enum First {
 #[repr(C)] // In the order of use.
 pub(crate) struct Receivers {
     waker: Option<Waker>,
-    first: First,
     line: WaitList<(), 1>,
+    first: First,
 }
 
 impl Receivers {

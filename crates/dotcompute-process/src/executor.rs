@@ -263,12 +263,28 @@ impl Helper for Desk {
     }
 }
 
+/// How a guest waits for news.
+enum Wait {
+    Until(Option<Instant>),
+    Briefly,
+}
+
 impl Place for Guest<'_> {
     fn drive(
         &mut self,
         deadline: Option<Instant>,
         done: &mut dyn FnMut(&mut Context<'_>) -> bool,
     ) -> bool {
+        self.drive_with(&Wait::Until(deadline), done)
+    }
+
+    fn drive_briefly(&mut self, done: &mut dyn FnMut(&mut Context<'_>) -> bool) -> bool {
+        self.drive_with(&Wait::Briefly, done)
+    }
+}
+
+impl Guest<'_> {
+    fn drive_with(&mut self, wait: &Wait, done: &mut dyn FnMut(&mut Context<'_>) -> bool) -> bool {
         let Self { desk, seat } = self;
         let Signals { bell, guest_woken, .. } = &*desk.signals;
         let waker = seat.guest_waker.clone();
@@ -285,10 +301,12 @@ impl Place for Guest<'_> {
                 return false;
             }
             let mut waiting = std::mem::take(&mut seat.guest_waiting);
-            let found = bell.bell().wait_as_guest(&mut waiting, deadline, || {
-                // SYNC(process.guest_woken) acquire: as above, where it is taken.
-                guest_woken.load(Ordering::Acquire) || desk.has_news(seat)
-            });
+            // SYNC(process.guest_woken) acquire: as above, where it is taken.
+            let ready = || guest_woken.load(Ordering::Acquire) || desk.has_news(seat);
+            let found = match wait {
+                Wait::Until(deadline) => bell.bell().wait_as_guest(&mut waiting, *deadline, ready),
+                Wait::Briefly => bell.bell().spin(&mut waiting, ready),
+            };
             seat.guest_waiting = waiting;
             if !found {
                 return false;

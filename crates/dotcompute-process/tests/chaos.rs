@@ -16,8 +16,8 @@ use std::sync::mpsc::channel;
 use std::time::{Duration, Instant};
 
 use dotcompute_core::{
-    Books, BoxError, Envelope, Handler, HandlerContext, KernelRef, Message, Restart, RestartPolicy,
-    Runtime, Terminate,
+    AskError, Books, BoxError, Envelope, Handler, HandlerContext, KernelRef, Message, Restart,
+    RestartPolicy, Runtime, Terminate,
 };
 use dotcompute_process::{Coder, Kernels, Process, Processes};
 use rustix::process::{Pid, Signal, kill_process};
@@ -136,9 +136,21 @@ fn chaos(window: usize, kills: u64, messages: u64) {
 
     let sender = kernel.clone();
     let sending = std::thread::spawn(move || {
+        // Which of those that were asked were answered.
+        let mut answered = Vec::new();
         for number in 0..messages {
-            sender.send_blocking(Numbered { number, process: 0 }, None).unwrap();
+            let message = Numbered { number, process: 0 };
+            // Who asks may drive the kernel itself, when its child is killed.
+            match number % 64 {
+                0 => match sender.ask_blocking(message, None) {
+                    Ok(reply) => answered.push(reply.message.number),
+                    Err(AskError::Failed { .. }) => {}
+                    Err(error) => panic!("{error}"),
+                },
+                _ => sender.send_blocking(message, None).unwrap(),
+            }
         }
+        answered
     });
     // Reads replies, and tells of the process that is at work.
     let (tell, told) = channel();
@@ -173,7 +185,7 @@ fn chaos(window: usize, kills: u64, messages: u64) {
             break;
         }
     }
-    sending.join().unwrap();
+    let answered = sending.join().unwrap();
     let begin = Instant::now();
     let left = |books: Books| books.queued + books.in_hand;
     while left(kernel.books()) + left(kernel.reply_books()) > 0 {
@@ -186,7 +198,8 @@ fn chaos(window: usize, kills: u64, messages: u64) {
     assert_eq!(books.processed + books.dead_lettered, messages);
     let restarts = kernel.telemetry().restarts;
     kernel.terminate_blocking(Terminate::now());
-    let replies = receiving.join().unwrap();
+    let mut replies = receiving.join().unwrap();
+    answered.into_iter().for_each(|number| replies[number as usize] += 1);
     let mut counts = vec![0; messages as usize * 2];
     file.read_exact_at(&mut counts, 0).unwrap();
     let letters = runtime.dead_letter_counts().total;

@@ -371,10 +371,10 @@ class RingKernel(_native.Actor, Generic[In, Out]):
     executor
         "process": the function runs in a process of its own, which imports it by its module and
         its name (Linux). Messages go there and back as `serialize` writes them; a process that
-        dies is a fault of the kernel, and a restart starts a new one. A compiled handler is
-        compiled in its process, and takes its records as they are; its state lies in memory that
-        both processes share, so that a restart goes on with what the last message that was
-        acknowledged left of it. What a function keeps otherwise begins anew.
+        dies is a fault of the kernel, and a restart starts a new one. A compiled handler is made
+        in its process, and takes its records as they are; its state lies in memory that both
+        share, so that a restart goes on with what the last acknowledged message left of it. What
+        a function keeps otherwise begins anew.
         "cuda": a compiled handler runs on the first GPU, inside a grid that stays there, with its
         state in the device's memory (made anew at a restart): see `pydotcompute.handlers.cuda`.
         None: as the function says.
@@ -524,14 +524,13 @@ class RingKernel(_native.Actor, Generic[In, Out]):
         if sys.platform != "linux":
             raise InvalidConfigurationError("executor", "process", "needs Linux")
         config = self._config
-        arguments = _process.arguments(self, self._kernel_func)
-        # A handler was compiled for its layouts and its errors; the process does so for itself.
         _native._launch_process(
             self,
             runtime,
             _process.command(),
-            arguments,
+            _process.arguments(self, self._kernel_func),
             _process.sink,
+            # For its layouts; the process compiles the handler for itself.
             compiled,
             first_step=_process.first_step(self._kernel_func),
             start_timeout=self._start_timeout,

@@ -82,6 +82,16 @@ impl<R: Message> Link<R> {
     }
 }
 
+/// Where the replies of a kernel go that are for no ask.
+pub(crate) enum Outlet<R> {
+    /// To its output mailbox.
+    Mailbox,
+    /// To the next kernel: straight there, without a look at the link.
+    Kernel(Arc<dyn Accept<R>>),
+    /// To a worker of the next pool.
+    Pool(Arc<Link<R>>),
+}
+
 /// A reply whose worker is being chosen by the user's code: if that panics it becomes a dead letter.
 struct Choosing<'a, M: Message, R: Message> {
     cell: &'a Cell<M, R>,
@@ -187,36 +197,63 @@ impl<M: Message, R: Message> Cell<M, R> {
         }
     }
 
+    pub(crate) fn outlet(&self) -> Outlet<R> {
+        match self.link() {
+            None => Outlet::Mailbox,
+            Some(link) => match &link.way {
+                Way::Kernel(kernel) => Outlet::Kernel(Arc::clone(kernel)),
+                Way::Pool(_) => Outlet::Pool(link),
+            },
+        }
+    }
+
     /// The link as it is once whoever changes it now has done so.
     fn settled_link(&self) -> (u32, Option<Arc<Link<R>>>) {
         let link = lock(&self.link);
         (self.link_word(), link.clone())
     }
 
-    /// Forwards a reply as far as that takes no waiting; else it comes back, for
-    /// [`forward`](Self::forward).
-    pub(crate) fn try_forward(&self, link: &Link<R>, reply: Envelope<R>) -> Option<Envelope<R>> {
-        let (to, reply) = match &link.way {
-            Way::Kernel(to) => (&**to, reply),
-            Way::Pool(_) if link.is_carrying() => return Some(reply),
-            Way::Pool(pool) => Choosing::choose(self, &**pool, reply),
-        };
-        let reply = self.hand_over(to, reply)?;
+    /// Forwards a reply as far as that takes no waiting, whether it was sent on, for the caller to
+    /// count, or became a dead letter; else it comes back, for [`forward`](Self::forward).
+    pub(crate) fn try_forward(
+        &self,
+        to: &dyn Accept<R>,
+        mut reply: Envelope<R>,
+    ) -> Result<bool, Envelope<R>> {
+        if reply.ask.is_some() {
+            let Some(handed_over) = self.hand_over(to, reply) else { return Ok(false) };
+            reply = handed_over;
+        }
         let band = Band::from_priority(reply.priority);
         match to.mailbox().offer(band, reply) {
             Ok(admission) => {
-                Telemetry::count(&self.forwarded);
                 admitted(to, admission);
-                None
+                Ok(true)
             }
             Err(mailbox::TrySendError::Full(reply))
                 if to.mailbox().backpressure() == Backpressure::Reject =>
             {
                 self.no_room(to, reply);
-                None
+                Ok(false)
             }
             Err(mailbox::TrySendError::Full(reply) | mailbox::TrySendError::Closed(reply)) => {
-                self.take_back(to, reply)
+                self.take_back(to, reply).map_or(Ok(false), Err)
+            }
+        }
+    }
+
+    /// [`try_forward`](Self::try_forward) to where the link goes.
+    pub(crate) fn try_forward_by(
+        &self,
+        link: &Link<R>,
+        reply: Envelope<R>,
+    ) -> Result<bool, Envelope<R>> {
+        match &link.way {
+            Way::Kernel(to) => self.try_forward(&**to, reply),
+            Way::Pool(_) if link.is_carrying() => Err(reply),
+            Way::Pool(pool) => {
+                let (to, reply) = Choosing::choose(self, &**pool, reply);
+                self.try_forward(to, reply)
             }
         }
     }

@@ -51,25 +51,32 @@ impl<M: Message, R: Message> Cell<M, R> {
         }
     }
 
-    /// As [`output`](Self::output), as far as that takes no waiting; else the reply comes back.
-    pub(crate) fn try_output(&self, reply: Envelope<R>) -> Option<Envelope<R>> {
-        // Looked at first, since a reply that waits for room was not rejected. Only the kernel
-        // itself sends here, so there is room still when it does.
-        let blocks = self.options.reply_backpressure == Backpressure::Block;
-        if blocks && self.replies.is_full() {
-            return Some(reply);
-        }
-        match self.replies.try_send(Band::from_priority(reply.priority), reply) {
+    /// As [`output`](Self::output), as far as that takes no waiting; else the reply comes back, for
+    /// [`forward`](Self::forward).
+    pub(crate) fn try_output(&self, reply: Envelope<R>) -> Result<bool, Envelope<R>> {
+        let band = Band::from_priority(reply.priority);
+        let sent = match self.options.reply_backpressure {
+            // A reply that waits for room was not rejected.
+            Backpressure::Block => self.replies.offer(band, reply),
+            _ => self.replies.try_send(band, reply),
+        };
+        match sent {
             Ok(admission) => dead_letter::discard(admission),
+            Err(mailbox::TrySendError::Full(reply))
+                if self.options.reply_backpressure == Backpressure::Block =>
+            {
+                return Err(reply);
+            }
             Err(mailbox::TrySendError::Full(reply)) => {
                 self.dead_reply(reply, DeadLetterReason::NoRoom);
             }
-            Err(mailbox::TrySendError::Closed(reply)) if !self.has_ended() => return Some(reply),
+            Err(mailbox::TrySendError::Closed(reply)) if !self.has_ended() => return Err(reply),
             Err(mailbox::TrySendError::Closed(reply)) => {
                 self.dead_reply(reply, DeadLetterReason::Unread);
+                return Ok(false);
             }
         }
-        None
+        Ok(true)
     }
 
     /// Puts a reply that nobody asked for into the output mailbox, and waits for room there if that

@@ -6,14 +6,14 @@ use std::ffi::c_int;
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
 use dotcompute::{Receiving, Sleep, sleep_until};
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 
-use super::actor::Actor;
+use super::actor::{Actor, Kernel};
 use super::context::ActorContext;
 use super::errors;
 use super::held::Held;
@@ -147,9 +147,14 @@ impl Operation {
             Self::Receive(receive) => poll_receive(py, receive, cx, wait),
             Self::Ask { target, message, timeout, waiting } => {
                 if waiting.is_none() {
-                    match ask(py, target, message, *timeout) {
-                        Ok(future) => *waiting = Some(future),
+                    let (kernel, future) = match ask(py, target, message, *timeout) {
+                        Ok(asked) => asked,
                         Err(error) => return Poll::Ready(Err(error)),
+                    };
+                    let future = waiting.insert(future);
+                    if let Some(answered) = scope(py, || at_once(&kernel, future)) {
+                        *waiting = None;
+                        return Poll::Ready(answered);
                     }
                 }
                 return poll_waiting(py, waiting, cx);
@@ -333,7 +338,7 @@ fn ask(
     target: &Target,
     message: &Py<PyAny>,
     timeout: Option<f64>,
-) -> PyResult<Pending> {
+) -> PyResult<(Kernel, Pending)> {
     let actor = target.resolve(py)?;
     let actor = actor.get();
     let message = message.bind(py);
@@ -343,7 +348,8 @@ fn ask(
     let record = actor.reply_record().map(|record| record.clone_ref(py));
     let within = duration(timeout)?;
     let capacity = actor.capacity();
-    Ok(Box::pin(async move {
+    let asked = kernel.clone();
+    let future: Pending = Box::pin(async move {
         let answered = match within {
             Some(within) => kernel.ask_timeout(envelope, within).await,
             None => kernel.ask(envelope).await,
@@ -352,7 +358,35 @@ fn ask(
             Ok(envelope) => PyMessage::into_object(envelope, py, record.as_ref()),
             Err(error) => Err(errors::ask(py, error, timeout, capacity)),
         })
-    }))
+    });
+    Ok((asked, future))
+}
+
+/// The answer of a kernel in another process, if that comes within microseconds: this thread drives
+/// the kernel so long, so that no thread has to be woken and the loop has no turn in between. Only
+/// for an ask that is alone: of several, the loop sends the next one meanwhile.
+fn at_once(kernel: &Kernel, future: &mut Pending) -> Option<PyResult<Py<PyAny>>> {
+    if !kernel.is_driven_by_guests() {
+        return None;
+    }
+    let books = kernel.books();
+    if books.queued + books.in_hand > 0 {
+        return None;
+    }
+    let mut answered = None;
+    kernel.in_place(&mut |place| {
+        // It sends the message when it is polled first.
+        let mut poll = |cx: &mut Context<'_>| {
+            if let Poll::Ready(outcome) = future.as_mut().poll(cx) {
+                answered = Some(outcome);
+            }
+            answered.is_some()
+        };
+        if !poll(&mut Context::from_waker(Waker::noop())) {
+            place.drive_briefly(&mut poll);
+        }
+    });
+    answered
 }
 
 #[inline]

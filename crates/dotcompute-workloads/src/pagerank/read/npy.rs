@@ -49,7 +49,7 @@ impl Reader {
                 Ok(pair) => edges.push(pair),
                 Err(reason) => self.malformed(&mut faults, Malformed { line, reason })?,
             }
-            if line as usize % WATCHED == 0 {
+            if (line as usize).is_multiple_of(WATCHED) {
                 let bytes = line * 2 * number.bytes as u64;
                 go_on(watch(Progress { bytes, edges: edges.len() }))?;
             }
