@@ -462,6 +462,18 @@ def array_decode(count: int) -> Figures:
     return repeated(lambda: values.deserialize(data), count // 4)
 
 
+async def process_asks(count: int) -> Figures:
+    from pydotcompute import _bench_process
+
+    return await _bench_process.asks(count)
+
+
+def process_queues(count: int) -> Figures:
+    from pydotcompute import _bench_process
+
+    return _bench_process.queues(max(count // 10, 100))
+
+
 #: Each row's function, and how many cores it runs on.
 ROWS: dict[str, tuple[Measure, int]] = {
     "round_trip": (round_trip, 1),
@@ -487,6 +499,8 @@ ROWS: dict[str, tuple[Measure, int]] = {
     "handler_chain": (handlers.handler_chain_or_threads, 2),
     "handler_singles": (handlers.handler_singles, 2),
     "njit_loop": (handlers.njit_loop, 2),
+    "process_asks": (process_asks, 2),
+    "process_queues": (process_queues, 2),
     "construct": (construct, 1),
     "encode": (encode, 1),
     "decode": (decode, 1),

@@ -93,6 +93,8 @@ def _need(name: str) -> Any:
 
 
 def _need_toolkit() -> None:
+    if _device().name.startswith("stand-in"):
+        raise LeftOutError("a stand-in runs nothing that a compiler makes")
     try:
         _cuda.toolkit()
     except exceptions.CUDAError as error:

@@ -51,6 +51,7 @@ __all__ = [
     "_join_threads",
     "_launch_cuda",
     "_launch_process",
+    "_own_methods",
     "cuda_devices",
     "decode_any_message",
     "decode_message",
@@ -890,6 +891,7 @@ class ProcessHost:
 
 def _close_all() -> None: ...
 def _join_threads(timeout: float) -> None: ...
+def _own_methods(class_: type[_T], /) -> type[_T]: ...
 def _after_fork() -> None: ...
 
 # --- workloads.rs ----------------------------------------------------------------------------

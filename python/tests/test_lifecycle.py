@@ -464,7 +464,7 @@ async def test_an_actor_cleans_up_when_it_is_cancelled():
     await kernel.launch()
     await kernel.activate()
     await asyncio.sleep(0.01)
-    await kernel.terminate(timeout=0.1)
+    await kernel.terminate(timeout=1.0)
     assert cleaned == [1]
     assert kernel.state is KernelState.TERMINATED
 

@@ -944,3 +944,47 @@ def test_encoding_and_decoding_keep_no_references():
 
 def test_type_hints_still_resolve():
     assert typing.get_type_hints(Weather)["priority"] is int
+
+
+#: Names that are defined later, or are the class itself, unquoted.
+FORWARD = """
+from dataclasses import dataclass
+from pydotcompute import message
+
+@message
+class Node:
+    value: float
+    next: Node | None = None
+    other: Later | None = None
+
+@message
+@dataclass
+class Plain:
+    value: float = 0.0
+    next: Plain | None = None
+    others: list[Later] | None = None
+
+@message
+class Later:
+    x: int = 0
+
+def local():
+    @message
+    class Local:
+        value: int
+        next: Local | None = None
+    return Local
+"""
+
+
+@pytest.mark.skipif(sys.version_info < (3, 14), reason="before Python 3.14 such names are errors")
+def test_annotations_may_name_what_is_defined_later(monkeypatch):
+    module = types.ModuleType("later_names")
+    monkeypatch.setitem(sys.modules, "later_names", module)
+    exec(compile(FORWARD, "later_names", "exec", dont_inherit=True), module.__dict__)
+    later = module.Later(x=4)
+    node = module.Node(value=2.0, next=module.Node(value=1.0, other=later))
+    plain = module.Plain(value=1.0, next=module.Plain(value=3.0), others=[later])
+    local = module.local()
+    for sent in (node, plain, local(value=1, next=local(value=2))):
+        assert type(sent).deserialize(sent.serialize()) == sent

@@ -76,6 +76,8 @@ async def test_replies_go_to_the_next_kernel_in_order_across_executors(stages):
             got = [(await runtime.receive("last")).value for _ in range(300)]
         assert got == [plain[stages[1]](plain[stages[0]](value)) for value in range(300)]
         await eventually(lambda: last._books(False)["processed"] == 300)
+        # Counted by the thread that forwarded it, which may not have come to that yet.
+        await eventually(lambda: first._books(True)["forwarded"] == 300)
         replies = first._books(True)
         assert (replies["accepted"], replies["forwarded"], replies["queued"]) == (300, 300, 0)
         assert last._books(False)["accepted"] == last._books(True)["processed"] == 300

@@ -627,6 +627,17 @@ pub(crate) const ROWS: &[Row] = &[
         ours: memory::kernels_resident,
         other: Other::Limit(2000.0),
     },
+    Row {
+        id: "memory.used_100k",
+        what: "the same after one message each",
+        unit: Unit::Megabytes,
+        against: "the limit of 2 GB",
+        goal: None,
+        cores: 1,
+        size: Size::Fixed(IDLE),
+        ours: memory::used_kernels_resident,
+        other: Other::Limit(2000.0),
+    },
 ];
 
 #[cfg(test)]

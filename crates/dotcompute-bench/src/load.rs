@@ -17,6 +17,9 @@ pub(crate) const CHUNK: u64 = 64;
 pub(crate) const SENDERS: u64 = 4;
 /// Stations of the ring that one message goes round.
 pub(crate) const STATIONS: u64 = 1000;
+/// Messages passed on before the clock starts: some rounds, so that every station has run and what the
+/// start has left in the caches is gone.
+pub(crate) const WARM_HOPS: u64 = 4 * STATIONS;
 /// Stages of a pipeline, its last receiver not counted.
 pub(crate) const STAGES: usize = 3;
 /// Idle kernels, actors or tasks in the rows about memory.

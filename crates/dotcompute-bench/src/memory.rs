@@ -17,6 +17,7 @@ use crate::{os, ours, peers};
 #[derive(Debug, Clone, Copy, ValueEnum)]
 pub(crate) enum Population {
     Kernels,
+    UsedKernels,
     TokioTasks,
     KameoActors,
 }
@@ -26,6 +27,7 @@ impl Population {
     pub(crate) fn start(self, count: u64) -> Result<Census, Wrong> {
         match self {
             Population::Kernels => ours::idle::kernels(count),
+            Population::UsedKernels => ours::idle::used_kernels(count),
             Population::TokioTasks => peers::tokio::idle_tasks(count),
             Population::KameoActors => peers::kameo::idle_actors(count),
         }
@@ -128,6 +130,11 @@ pub(crate) fn actors_gained(count: u64) -> Result<Slice, Wrong> {
 /// Resident memory of the whole process with that many kernels.
 pub(crate) fn kernels_resident(count: u64) -> Result<Slice, Wrong> {
     Population::Kernels.in_child(count).map(|census| bytes(census.resident_bytes))
+}
+
+/// The same with kernels that have had a message each.
+pub(crate) fn used_kernels_resident(count: u64) -> Result<Slice, Wrong> {
+    Population::UsedKernels.in_child(count).map(|census| bytes(census.resident_bytes))
 }
 
 /// Time until that many kernels wait for their first message.

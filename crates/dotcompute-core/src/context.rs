@@ -307,7 +307,16 @@ impl<M: Message, R: Message> Context<M, R> {
     /// [`output`](Self::output).
     #[inline]
     pub fn try_send(&mut self, reply: impl Into<Envelope<R>>) -> Result<(), Envelope<R>> {
-        let (reply, answers) = self.route(reply.into());
+        let reply = reply.into();
+        // As `route` finds too; but the reply need not be moved for it.
+        if let Some((id, None)) = self.in_hand()
+            && reply.correlation_id == Some(id)
+        {
+            self.send_out(reply)?;
+            self.answered();
+            return Ok(());
+        }
+        let (reply, answers) = self.route(reply);
         if let Some(reply) = reply {
             // Where the kernel has ended, nobody is left to be told of it.
             self.send_out(reply)?;

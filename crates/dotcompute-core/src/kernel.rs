@@ -297,8 +297,9 @@ impl<M: Message, R: Message> KernelRef<M, R> {
     }
 
     /// Whether the kernel was asked to end, or has ended.
+    #[inline]
     pub fn is_stopping(&self) -> bool {
-        self.cell.look(|lifecycle| lifecycle.stop.is_some() || lifecycle.state.has_ended())
+        self.cell.is_stopping()
     }
 
     /// Waits until the kernel processes messages, or is to end, or has ended.
@@ -309,8 +310,7 @@ impl<M: Message, R: Message> KernelRef<M, R> {
     pub async fn active(&self) {
         self.cell
             .until(|lifecycle| {
-                let over = lifecycle.stop.is_some() || lifecycle.state.has_ended();
-                (over || lifecycle.state == KernelState::Active).then_some(())
+                (lifecycle.is_stopping() || lifecycle.state == KernelState::Active).then_some(())
             })
             .await;
     }

@@ -149,6 +149,11 @@ impl Lifecycle {
         self.state = KernelState::Launched;
     }
 
+    /// Whether the kernel was asked to end, or has ended.
+    pub(crate) fn is_stopping(&self) -> bool {
+        self.stop.is_some() || self.state.has_ended()
+    }
+
     /// LAUNCHED → ACTIVE, asked for by the user.
     pub(crate) fn activate(&mut self) -> Result<(), WrongState> {
         if self.state != KernelState::Launched || self.opened {

@@ -132,6 +132,29 @@ pub enum PlanError {
         /// The least that will do.
         least: u32,
     },
+    /// The shares of all edges to one seat are more than its inbox holds: a ticket might find no slot.
+    SharesTooLarge {
+        /// The seat.
+        to: u32,
+        /// The sum of the shares.
+        shares: u64,
+        /// What its inbox holds.
+        capacity: usize,
+    },
+    /// Two edges to one seat have the same number, by which shares are given back.
+    EdgeTaken {
+        /// The seat.
+        to: u32,
+        /// The number.
+        number: u32,
+    },
+    /// A seat that a kernel which has begun sends to: what was on its way there would be lost.
+    Target {
+        /// The seat.
+        seat: u32,
+        /// The kernel that sends there.
+        from: u32,
+    },
     /// The memory suits no ring.
     Ring(RawError),
 }
@@ -144,6 +167,21 @@ impl fmt::Display for PlanError {
             }
             Self::ShareTooSmall { edge, share, least } => {
                 write!(f, "edge {edge} has a share of {share} and needs {least}")
+            }
+            Self::SharesTooLarge { to, shares, capacity } => {
+                write!(
+                    f,
+                    "the edges to seat {to} share {shares} places of an inbox with {capacity}"
+                )
+            }
+            Self::EdgeTaken { to, number } => {
+                write!(f, "two edges to seat {to} have the number {number}")
+            }
+            Self::Target { seat, from } => {
+                write!(
+                    f,
+                    "seat {seat} is to be taken before seat {from}, which sends to it, begins"
+                )
             }
             Self::Ring(error) => error.fmt(f),
         }

@@ -15,7 +15,7 @@ use dotcompute_abi::control::{
     COMMAND_DRAIN, COMMAND_RUN, COMMAND_STOP, STATE_RUNNING, STATE_STOPPED,
 };
 use dotcompute_cuda::compute::{Context, PinnedBuffer};
-use dotcompute_cuda::grid::{PlanError, Port, SeatPlan, Shape};
+use dotcompute_cuda::grid::{EdgePlan, PlanError, Port, SeatPlan, Shape};
 use dotcompute_cuda::resident::{Residency, Resident, ResidentError};
 use dotcompute_cuda::{Image, Version};
 use dotcompute_mailbox::Band;
@@ -206,4 +206,36 @@ fn a_free_beside_a_resident_grid_waits_for_nothing_and_comes_when_that_ends() {
     port.command(COMMAND_STOP);
     resident.end(LONG).unwrap();
     assert_eq!(context.frees_put_off(), 0);
+}
+
+#[test]
+fn edges_that_could_lose_a_record_are_refused() {
+    let (stand_in, _turn) = stand_in();
+    // SAFETY: as in `launch`.
+    let image = unsafe { Image::from_cubin(vec![0; 64], Vec::new()) };
+    let shape = Shape { seats: 4, inbox_capacity: 16, edges: 2, edges_in: 4, ..Shape::default() };
+    let residency = Residency { census: LONG, ..Residency::default() };
+    let resident = Resident::launch(stand_in.driver, 0, image, shape, residency).unwrap();
+    let edge = |to, number, share| EdgePlan { to, number, share, record_bytes: 8 };
+    let with = |edges: &[EdgePlan]| SeatPlan { edges: edges.to_vec(), ..plan(ADD) };
+    let refused = |seat, edges: &[EdgePlan]| match resident.seat(seat, with(edges)) {
+        Err(ResidentError::Plan(error)) => error,
+        other => panic!("{other:?}"),
+    };
+    let mut first = resident.seat(0, with(&[edge(3, 0, 12)])).unwrap();
+    let error = refused(1, &[edge(3, 1, 8)]);
+    assert_eq!(error, PlanError::SharesTooLarge { to: 3, shares: 20, capacity: 16 });
+    assert_eq!(refused(1, &[edge(3, 0, 4)]), PlanError::EdgeTaken { to: 3, number: 0 });
+    assert_eq!(
+        refused(1, &[edge(2, 0, 4), edge(2, 0, 4)]),
+        PlanError::EdgeTaken { to: 2, number: 0 }
+    );
+    resident.seat(1, with(&[edge(3, 1, 4)])).unwrap();
+    first.command(COMMAND_RUN);
+    until("it runs", || first.report().state == STATE_RUNNING);
+    assert_eq!(refused(3, &[]), PlanError::Target { seat: 3, from: 0 });
+    // Nobody is harmed.
+    send(&mut first, 3);
+    assert_eq!(sum(&mut first), 3);
+    resident.end(LONG).unwrap();
 }

@@ -1,12 +1,15 @@
 //! `pydotcompute._native`: newtypes around dotcompute, and the asyncio executor.
 
 mod asyncio;
+mod attached;
 mod buffer;
 #[cfg(feature = "conformance")]
 mod conformance;
 mod cuda;
+mod fastcall;
 mod message;
 mod queues;
+mod quick;
 mod records;
 mod workloads;
 

@@ -271,6 +271,7 @@ class _StateView:
         return True
 
 
+@_native._own_methods
 class _ActorContext(_native.ActorContext, KernelContext[Any, Any]):  # type: ignore[override]
     """What a kernel passes to its function: the core's own context under the class's name."""
 
@@ -347,6 +348,7 @@ def _as_type(declared: Any) -> type | None:
     return declared if type(declared) is type or isinstance(declared, type) else None
 
 
+@_native._own_methods
 class RingKernel(_native.Actor, Generic[In, Out]):
     """One ring kernel, from outside. The methods may be awaited on any event loop.
 

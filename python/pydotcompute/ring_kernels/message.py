@@ -26,6 +26,7 @@ import contextlib
 import copy
 import dataclasses
 import enum
+import importlib
 import inspect
 import os
 import sys
@@ -368,7 +369,7 @@ def _local_names(cls: type, frame: types.FrameType | None) -> dict[str, Any]:
     """Find what the annotations of a class mean that is defined in a function: where they are
     strings, nobody but the function knows."""
     wanted: set[str] = set()
-    for annotation in inspect.get_annotations(cls).values():
+    for annotation in _annotations(cls).values():
         if isinstance(annotation, str):
             with contextlib.suppress(SyntaxError):
                 wanted.update(compile(annotation, "<annotation>", "eval").co_names)
@@ -385,7 +386,7 @@ def _local_names(cls: type, frame: types.FrameType | None) -> dict[str, Any]:
 
 def _append_fields(cls: type, base: type[RingKernelMessage]) -> None:
     """Annotate the fields of the base on the class, unless it has annotated them itself."""
-    annotations = dict(inspect.get_annotations(cls))
+    annotations = _annotations(cls)
     wanted: dict[str, tuple[Any, Any]] = {
         "message_id": (UUID, dataclasses.field(default_factory=_native.new_message_id)),
         "priority": (int, 128),
@@ -523,6 +524,26 @@ def deserialize_message(data: bytes) -> Any:
 # --- annotations -----------------------------------------------------------------------------
 
 
+def _annotations(cls: type) -> dict[str, Any]:
+    """Read the class's own annotations; all as texts, if one names what is not defined yet.
+
+    Since Python 3.14 they are evaluated when they are read.
+    """
+    try:
+        return dict(inspect.get_annotations(cls))
+    except NameError:
+        annotationlib = importlib.import_module("annotationlib")
+        texts = annotationlib.get_annotations(cls, format=annotationlib.Format.STRING)
+        return cast(dict[str, Any], texts)
+
+
+def _names_unknown(annotation: Any) -> bool:
+    """Whether an annotation has a name in it that was not defined when it was read."""
+    if isinstance(annotation, typing.ForwardRef):
+        return True
+    return any(map(_names_unknown, typing.get_args(annotation)))
+
+
 def _field_hints(cls: type) -> dict[str, Any]:
     """Say what the annotations of a dataclass settle about its values, for the native decoder.
 
@@ -534,6 +555,10 @@ def _field_hints(cls: type) -> dict[str, Any]:
     hints: dict[str, Any] = {}
     for field in dataclasses.fields(cast(Any, cls)):
         annotation = field.type
+        if _names_unknown(annotation):
+            # The class was not complete when it was made a dataclass. By now it may be.
+            owner = next(base for base in cls.__mro__ if field.name in _annotations(base))
+            annotation = _annotations(owner)[field.name]
         if isinstance(annotation, str):
             annotation = _evaluate(cls, field.name, annotation)
         hints[field.name] = _hint(annotation)
@@ -543,7 +568,7 @@ def _field_hints(cls: type) -> dict[str, Any]:
 def _evaluate(cls: type, name: str, annotation: str) -> Any:
     """Evaluate an annotation in the module of the class that made it; None if that fails."""
     for base in cls.__mro__:
-        if name in inspect.get_annotations(base):
+        if name in _annotations(base):
             module = sys.modules.get(base.__module__)
             # The class itself, which may be local to a function.
             names = vars(base).get("__message_names__", {})

@@ -91,6 +91,7 @@ class DeadLetter:
     at: float
 
 
+@_native._own_methods
 class RingKernelRuntime(_native.Runtime):
     """Launches ring kernels and keeps them by name; an async context manager.
 

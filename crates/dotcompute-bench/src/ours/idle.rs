@@ -1,4 +1,4 @@
-//! Async kernels that have started and wait for their first message.
+//! Async kernels that have started and wait for a message.
 
 use dotcompute::{Context, Runtime};
 
@@ -7,8 +7,17 @@ use crate::load::CAPACITY;
 use crate::memory::Census;
 use crate::ours::Number;
 
-/// Kernels on a runtime with its default workers.
+/// Kernels on a runtime with its default workers, which have not had a message.
 pub(crate) fn kernels(count: u64) -> Result<Census, Wrong> {
+    start(count, false)
+}
+
+/// The same, but each has had one.
+pub(crate) fn used_kernels(count: u64) -> Result<Census, Wrong> {
+    start(count, true)
+}
+
+fn start(count: u64, used: bool) -> Result<Census, Wrong> {
     let runtime = Runtime::builder().build();
     Census::take(count, |number, arrivals| {
         let kernel = runtime
@@ -17,6 +26,9 @@ pub(crate) fn kernels(count: u64) -> Result<Census, Wrong> {
             .launch(move |mut context: Context<Number, Number>| {
                 let arrivals = arrivals.clone();
                 async move {
+                    if used {
+                        context.receive().await?;
+                    }
                     arrivals.arrive();
                     while context.receive().await.is_ok() {}
                     Ok(())
@@ -24,6 +36,9 @@ pub(crate) fn kernels(count: u64) -> Result<Census, Wrong> {
             })
             .map_err(Wrong::new)?;
         kernel.activate().map_err(Wrong::new)?;
+        if used {
+            kernel.try_send(Number(number)).map_err(Wrong::new)?;
+        }
         Ok(kernel)
     })
 }

@@ -16,10 +16,12 @@ use crate::terminate::Termination;
 /// Control bits, read by the runner at each poll and by senders at each send.
 const OPEN: u32 = 1;
 const KILLED: u32 = 2;
+/// It was asked to end, or has ended.
+const STOPPING: u32 = 4;
 /// Its replies go to another kernel.
-const CONNECTED: u32 = 4;
+const CONNECTED: u32 = 8;
 /// Counts how often the kernel was connected and disconnected.
-const LINK: u32 = 8;
+const LINK: u32 = 16;
 
 impl<M: Message, R: Message> Cell<M, R> {
     /// Changes the lifecycle under its lock and wakes whoever waits for a change.
@@ -27,6 +29,11 @@ impl<M: Message, R: Message> Cell<M, R> {
         let (result, wakers) = {
             let mut lifecycle = lock(&self.lifecycle);
             let result = f(&mut lifecycle);
+            if lifecycle.is_stopping() {
+                // SYNC(kernel.stopping) release: pairs with the acquire in `is_stopping`. A kernel that
+                // was asked to end stays so.
+                self.control.fetch_or(STOPPING, Ordering::Release);
+            }
             (result, lifecycle.changed())
         };
         wake_all(wakers);
@@ -98,13 +105,19 @@ impl<M: Message, R: Message> Cell<M, R> {
         self.control.load(Ordering::Acquire) & OPEN != 0
     }
 
+    #[inline]
+    pub(crate) fn is_stopping(&self) -> bool {
+        // SYNC(kernel.stopping) acquire: pairs with the release in `change`.
+        self.control.load(Ordering::Acquire) & STOPPING != 0
+    }
+
     /// Whether the kernel is connected, and how often that has changed: while this is the same, so
     /// is the link.
     #[inline]
     pub(crate) fn link_word(&self) -> u32 {
         // SYNC(kernel.link) acquire: pairs with the release in `note_link`. What else is known of
         // the link lies under its lock.
-        self.control.load(Ordering::Acquire) & !(OPEN | KILLED)
+        self.control.load(Ordering::Acquire) & !(OPEN | KILLED | STOPPING)
     }
 
     #[inline]

@@ -83,6 +83,12 @@ impl std::error::Error for ResidentError {
     }
 }
 
+impl From<PlanError> for ResidentError {
+    fn from(error: PlanError) -> Self {
+        Self::Plan(error)
+    }
+}
+
 impl From<CallError> for ResidentError {
     fn from(error: CallError) -> Self {
         Self::Driver(error)

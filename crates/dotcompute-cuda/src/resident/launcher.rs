@@ -7,14 +7,16 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use dotcompute_abi::control::{COMMAND_KILL, STATE_FAILED, STATE_STOPPED};
+use dotcompute_abi::control::{
+    COMMAND_KILL, STATE_ABSENT, STATE_FAILED, STATE_HOLDING, STATE_STOPPED,
+};
 use dotcompute_abi::device::Grid as Parameters;
 use dotcompute_mailbox::sync::lock;
 
 use super::{Fate, LEAVE_WITHIN, Loss, Request, Residency, ResidentError};
 use crate::compute::{Context, FreesHeld};
 use crate::driver::{Driver, Kernel, Session, Stream};
-use crate::grid::{Arena, Grid, Port, PortWords, SeatPlan, Shape, Write};
+use crate::grid::{Arena, EdgePlan, Grid, PlanError, Port, PortWords, SeatPlan, Shape, Write};
 use crate::image::Image;
 use crate::library::CallError;
 
@@ -51,6 +53,8 @@ pub(super) struct Launcher {
     residency: Residency,
     /// The last epoch that was launched; 0 before the first.
     epoch: u32,
+    /// The edges of the kernels that took them.
+    edges: Vec<Vec<EdgePlan>>,
     /// Seats that nobody uses any more and whose handlers have not come back.
     leaving: Vec<(u32, Box<Port>)>,
     /// The last epoch that has ended, and since when that is so.
@@ -98,6 +102,7 @@ impl Launcher {
             device,
             residency,
             epoch: 0,
+            edges: vec![Vec::new(); shape.seats as usize],
             leaving: Vec::new(),
             ended: (0, Instant::now()),
             fate,
@@ -325,6 +330,7 @@ impl Launcher {
                 },
             }
         };
+        self.check_edges(seat, &plan.edges)?;
         self.pause()?;
         // SAFETY: no grid runs, and none is launched before the writes below are done; an earlier
         // port of this seat was dropped when the seat was freed.
@@ -332,6 +338,7 @@ impl Launcher {
         let port = match seated {
             Ok((port, writes)) => {
                 self.write(&writes)?;
+                self.edges[seat as usize].clone_from(&plan.edges);
                 lock(&self.fate.words)[seat as usize] = Some(port.words());
                 Ok((seat, port))
             }
@@ -339,6 +346,37 @@ impl Launcher {
         };
         self.start()?;
         port
+    }
+
+    /// That the edges of a kernel fit beside those of the others: see [`Edge`].
+    ///
+    /// [`Edge`]: dotcompute_abi::device::Edge
+    fn check_edges(&self, seat: u32, edges: &[EdgePlan]) -> Result<(), ResidentError> {
+        let words = lock(&self.fate.words);
+        let others = || {
+            let taken = self.edges.iter().zip(0..).zip(&*words);
+            taken.filter_map(|((edges, from), words)| Some((from, edges, words.as_ref()?)))
+        };
+        for (from, theirs, words) in others() {
+            let begun = !matches!(words.report().state, STATE_ABSENT | STATE_HOLDING);
+            if begun && theirs.iter().any(|edge| edge.to == seat) {
+                return Err(PlanError::Target { seat, from }.into());
+            }
+        }
+        let theirs: Vec<&EdgePlan> = others().flat_map(|(_, edges, _)| edges).collect();
+        let capacity = self.grid.shape().inbox_capacity;
+        for (place, &EdgePlan { to, number, .. }) in edges.iter().enumerate() {
+            let before = edges[..place].iter().chain(theirs.iter().copied());
+            if before.clone().any(|edge| edge.to == to && edge.number == number) {
+                return Err(PlanError::EdgeTaken { to, number }.into());
+            }
+            let there = edges.iter().chain(theirs.iter().copied()).filter(|edge| edge.to == to);
+            let shares: u64 = there.map(|edge| u64::from(edge.share)).sum();
+            if shares > capacity as u64 {
+                return Err(PlanError::SharesTooLarge { to, shares, capacity }.into());
+            }
+        }
+        Ok(())
     }
 
     fn state(&mut self, seat: u32) -> Result<Vec<u8>, ResidentError> {

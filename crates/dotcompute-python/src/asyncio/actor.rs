@@ -21,6 +21,9 @@ use super::message::{PyMessage, full_envelope, plain_envelope};
 use super::operation::{Operation, Receive, Target, duration};
 use super::runtime::NativeRuntime;
 use super::scope::scope;
+use crate::fastcall::{Method, fastcall, optional};
+use crate::message::priority_of;
+use crate::quick::Quick;
 use crate::records::{CompiledHandler, Records};
 
 /// A kernel of Python objects.
@@ -80,10 +83,10 @@ pub(super) struct Actor {
 impl Actor {
     /// The core's kernel.
     #[inline]
-    pub(super) fn kernel(&self, py: Python<'_>, operation: &str) -> PyResult<&Kernel> {
+    pub(super) fn kernel(&self, py: Python<'_>, operation: &str) -> Quick<&Kernel> {
         match self.kernel.get() {
             Some(kernel) => Ok(kernel),
-            None => Err(errors::wrong_state(py, &self.id, self.state(), operation)),
+            None => Err(errors::wrong_state(py, &self.id, self.state(), operation).into()),
         }
     }
 
@@ -93,15 +96,25 @@ impl Actor {
         &self,
         message: &Bound<'_, PyAny>,
         asking: bool,
-    ) -> PyResult<Envelope<PyMessage>> {
+    ) -> Quick<Envelope<PyMessage>> {
         if let Some(records) = self.records.get() {
-            return records.envelope(message);
+            return Ok(records.envelope(message)?);
         }
         self.check_input(message)?;
         match asking || self.shared.is_asked() {
-            true => full_envelope(message),
-            false => plain_envelope(message),
+            true => Ok(full_envelope(message)?),
+            false => Ok(plain_envelope(message, priority_of(message)?)),
         }
+    }
+
+    /// The priority of a message of which nothing else has to be known; `None`: see `envelope`.
+    #[inline]
+    pub(super) fn plain_priority(&self, message: &Bound<'_, PyAny>) -> Quick<Option<u8>> {
+        if self.records.get().is_some() || self.shared.is_asked() {
+            return Ok(None);
+        }
+        self.check_input(message)?;
+        Ok(Some(priority_of(message)?))
     }
 
     /// The `RecordType` of the replies, where they are records.
@@ -111,7 +124,7 @@ impl Actor {
     }
 
     #[inline]
-    fn check_input(&self, message: &Bound<'_, PyAny>) -> PyResult<()> {
+    fn check_input(&self, message: &Bound<'_, PyAny>) -> Quick<()> {
         // Relaxed: written once, before the kernel is launched.
         if !self.typed.load(Ordering::Relaxed) {
             return Ok(());
@@ -120,9 +133,9 @@ impl Actor {
         let expected = lock(&self.input_type).as_ref().map(|kind| kind.clone_ref(py));
         match expected {
             None => Ok(()),
-            Some(expected) => check_type(message, expected.bind(py), || {
+            Some(expected) => Ok(check_type(message, expected.bind(py), || {
                 format!("message to kernel '{}'", self.id)
-            }),
+            })?),
         }
     }
 
@@ -436,7 +449,7 @@ impl Actor {
         let kernel = self.kernel(py, "receive message")?;
         match scope(py, || kernel.receive_now()) {
             Ok(None) => Ok(None),
-            Ok(Some(reply)) => PyMessage::into_object(reply, py, self.reply_record()).map(Some),
+            Ok(Some(reply)) => Ok(Some(PyMessage::into_object(reply, py, self.reply_record())?)),
             Err(error) => Err(errors::receive(py, error, None)),
         }
     }
@@ -465,7 +478,7 @@ impl Actor {
             };
             Python::attach(|py| Ok(name_of(outcome).into_pyobject(py)?.into_any().unbind()))
         });
-        awaitable::new(py, Operation::Future(future))
+        Ok(awaitable::new(py, || Operation::Future(future))?)
     }
 
     /// The name of its state.
@@ -510,36 +523,7 @@ impl Actor {
             }
             Ok(Python::attach(|py| py.None()))
         });
-        awaitable::new(py, Operation::Future(future))
-    }
-
-    /// Sends a message to the kernel.
-    #[pyo3(signature = (message, timeout=None))]
-    fn send(
-        slf: &Bound<'_, Self>,
-        message: Py<PyAny>,
-        timeout: Option<f64>,
-    ) -> PyResult<Py<PyAny>> {
-        let target = Target::Actor(slf.clone().unbind());
-        awaitable::new(slf.py(), Operation::Send { target, message, timeout, waiting: None })
-    }
-
-    /// Receives a reply from the kernel.
-    #[pyo3(signature = (timeout=None))]
-    fn receive(slf: &Bound<'_, Self>, timeout: Option<f64>) -> PyResult<Py<PyAny>> {
-        let target = Target::Actor(slf.clone().unbind());
-        awaitable::new(slf.py(), Receive::operation(target, timeout))
-    }
-
-    /// Sends a message and receives the reply to it.
-    #[pyo3(signature = (message, timeout=None))]
-    fn send_and_receive(
-        slf: &Bound<'_, Self>,
-        message: Py<PyAny>,
-        timeout: Option<f64>,
-    ) -> PyResult<Py<PyAny>> {
-        let target = Target::Actor(slf.clone().unbind());
-        awaitable::new(slf.py(), Operation::Ask { target, message, timeout, waiting: None })
+        Ok(awaitable::new(py, || Operation::Future(future))?)
     }
 
     /// What the kernel has done so far, in plain numbers; `None` before its launch.
@@ -597,6 +581,46 @@ pub(super) fn put_books(values: &Bound<'_, PyDict>, books: Books) -> PyResult<()
         values.set_item(name, value)?;
     }
     Ok(())
+}
+
+/// The methods that are called for each message.
+pub(super) const METHODS: [Method; 3] = [
+    Method {
+        name: c"send",
+        doc: c"send($self, message, timeout=None)\n--\n\nSends a message to the kernel.",
+        function: send,
+    },
+    Method {
+        name: c"receive",
+        doc: c"receive($self, timeout=None)\n--\n\nReceives a reply from the kernel.",
+        function: receive,
+    },
+    Method {
+        name: c"send_and_receive",
+        doc: c"send_and_receive($self, message, timeout=None)\n--\n\n\
+               Sends a message and receives the reply to it.",
+        function: send_and_receive,
+    },
+];
+
+fastcall! {
+    fn send(actor: Actor, "Actor.send", message; timeout;) |py| {
+        let (target, message) = (Target::Actor(actor.clone().unbind()), message.to_owned().unbind());
+        let timeout = optional(timeout, "timeout")?;
+        awaitable::new(py, || Operation::Send { target, message, timeout, waiting: None })
+    }
+
+    fn receive(actor: Actor, "Actor.receive"; timeout;) |py| {
+        let target = Target::Actor(actor.clone().unbind());
+        let timeout = optional(timeout, "timeout")?;
+        awaitable::new(py, || Receive::operation(target, timeout))
+    }
+
+    fn send_and_receive(actor: Actor, "Actor.send_and_receive", message; timeout;) |py| {
+        let (target, message) = (Target::Actor(actor.clone().unbind()), message.to_owned().unbind());
+        let timeout = optional(timeout, "timeout")?;
+        awaitable::new(py, || Operation::Ask { target, message, timeout, waiting: None })
+    }
 }
 
 /// Of `Termination`, for Python.

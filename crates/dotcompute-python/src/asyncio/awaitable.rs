@@ -8,6 +8,7 @@ use std::any::Any;
 use std::cell::{Cell, UnsafeCell};
 use std::ffi::{CStr, c_int, c_void};
 use std::ptr::{null, null_mut};
+use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 
 use pyo3::exceptions::{PyRuntimeError, PyStopIteration, PyTypeError, PyValueError};
@@ -15,12 +16,13 @@ use pyo3::sync::PyOnceLock;
 use pyo3::types::{PyTraceback, PyType};
 use pyo3::{ffi, intern, prelude::*};
 
-use super::attached::Attached;
 use super::held::Hold;
 use super::hub::{self, Hub};
 use super::object::{self, Memory, Native, guard, slot};
 use super::operation::Operation;
 use super::waiter;
+use crate::attached::Attached;
+use crate::quick::{Error, Quick};
 
 /// See the module.
 pub(super) struct Awaitable {
@@ -35,7 +37,7 @@ struct Inner {
     operation: Option<Operation>,
     waiter: Option<Wait>,
     /// What it is about to raise.
-    error: Option<Box<PyErr>>,
+    error: Option<Error>,
 }
 
 /// What it was yielded for, and what keeps that alive meanwhile.
@@ -64,11 +66,13 @@ enum Step {
     Yield(Py<PyAny>),
 }
 
-/// The awaitable of `operation`.
+/// The awaitable of what `operation` makes.
 #[inline(always)]
-pub(super) fn new(py: Python<'_>, operation: Operation) -> PyResult<Py<PyAny>> {
-    let inner = Inner { operation: Some(operation), waiter: None, error: None };
-    object::new(py, Awaitable { stage: Cell::new(Stage::Fresh), inner: UnsafeCell::new(inner) })
+pub(super) fn new(py: Python<'_>, operation: impl FnOnce() -> Operation) -> Quick<Py<PyAny>> {
+    object::new(py, || Awaitable {
+        stage: Cell::new(Stage::Fresh),
+        inner: UnsafeCell::new(Inner { operation: Some(operation()), waiter: None, error: None }),
+    })
 }
 
 /// # Safety
@@ -85,21 +89,18 @@ unsafe fn awaitable<'a>(this: *mut ffi::PyObject) -> &'a Awaitable {
 impl Awaitable {
     /// Drives it to its next suspension or to its end.
     #[inline]
-    fn step(&self, py: Python<'_>) -> PyResult<Step> {
+    fn step(&self, py: Python<'_>) -> Quick<Step> {
         let stage = self.stage.replace(Stage::Running);
-        match stage {
-            Stage::Running => {
-                return Err(PyValueError::new_err("this awaitable is being awaited already"));
-            }
-            Stage::Done => {
-                self.stage.set(Stage::Done);
-                return Err(PyRuntimeError::new_err("cannot reuse already awaited operation"));
-            }
-            _ => {}
+        if matches!(stage, Stage::Running | Stage::Done) {
+            self.stage.set(stage);
+            return Err(misused(stage));
         }
         // SAFETY: `Running` by this call: nobody else touches it before it has another stage.
         let inner = unsafe { &mut *self.inner.get() };
-        let (stage, outcome) = inner.advance(py, stage);
+        let (stage, outcome) = match stage {
+            Stage::Fresh if hub::has_budget() => inner.begin(py),
+            stage => inner.advance(py, stage),
+        };
         self.stage.set(stage);
         outcome
     }
@@ -124,39 +125,69 @@ impl Awaitable {
     }
 }
 
-type Advanced = (Stage, PyResult<Step>);
+type Advanced = (Stage, Quick<Step>);
+
+#[cold]
+fn misused(stage: Stage) -> Error {
+    Error::from(match stage {
+        Stage::Running => PyValueError::new_err("this awaitable is being awaited already"),
+        _ => PyRuntimeError::new_err("cannot reuse already awaited operation"),
+    })
+}
 
 impl Inner {
-    #[inline]
-    fn advance(&mut self, py: Python<'_>, stage: Stage) -> Advanced {
-        let mut noop = Context::from_waker(Waker::noop());
+    /// The first try. Most need no more.
+    #[inline(always)]
+    fn begin(&mut self, py: Python<'_>) -> Advanced {
         let Some(operation) = &mut self.operation else {
-            return (Stage::Done, Err(PyRuntimeError::new_err("there is nothing to wait for")));
+            return (Stage::Done, Err(misused(Stage::Done)));
         };
+        match operation.poll(py, &mut Context::from_waker(Waker::noop()), false) {
+            Poll::Ready(Ok(value)) => {
+                hub::spend();
+                if let Some(operation) = self.operation.take() {
+                    operation.release(py);
+                }
+                (Stage::Done, Ok(Step::Return(value)))
+            }
+            Poll::Ready(Err(error)) => self.fail_later(py, error),
+            Poll::Pending => self.suspend(py),
+        }
+    }
+
+    /// An error at once; before some are raised, the loop has its turn.
+    #[cold]
+    fn fail_later(&mut self, py: Python<'_>, error: Error) -> Advanced {
+        match &self.operation {
+            Some(operation) if operation.suspends_before_it_raises() => {
+                self.error = Some(error);
+                (Stage::Failing, Ok(Step::Yield(py.None())))
+            }
+            _ => self.finish(Err(error)),
+        }
+    }
+
+    fn advance(&mut self, py: Python<'_>, stage: Stage) -> Advanced {
         match stage {
-            Stage::Fresh if !hub::has_budget() => return self.give_way(py),
+            Stage::Fresh => return self.give_way(py),
             Stage::Waiting => return self.go_on(py),
             Stage::Yielded => self.waiter = None,
             Stage::Failing => {
-                let polled = operation.poll(py, &mut noop, false);
+                let Some(operation) = &mut self.operation else {
+                    return (Stage::Done, Err(misused(Stage::Done)));
+                };
+                let polled = operation.poll(py, &mut Context::from_waker(Waker::noop()), false);
                 let outcome = match (polled, self.error.take()) {
                     (Poll::Ready(Ok(value)), _) => Ok(value),
                     (Poll::Ready(Err(error)), None) => Err(error),
-                    (_, Some(error)) => Err(*error),
+                    (_, Some(error)) => Err(error),
                     (Poll::Pending, None) => return self.suspend(py),
                 };
                 return self.finish(outcome);
             }
-            Stage::Fresh | Stage::Running | Stage::Done => {}
+            Stage::Running | Stage::Done => return (stage, Err(misused(stage))),
         }
-        match operation.poll(py, &mut noop, false) {
-            Poll::Ready(Err(error)) if operation.suspends_before_it_raises() => {
-                self.error = Some(Box::new(error));
-                (Stage::Failing, Ok(Step::Yield(py.None())))
-            }
-            Poll::Ready(outcome) => self.finish(outcome),
-            Poll::Pending => self.suspend(py),
-        }
+        self.begin(py)
     }
 
     /// Woken, or asked although it was not.
@@ -179,10 +210,11 @@ impl Inner {
     #[cold]
     fn give_way(&mut self, py: Python<'_>) -> Advanced {
         let waiting = Hub::running(py)
+            .map_err(Error::from)
             .and_then(|(hub, event_loop)| hub.waiter(py, &event_loop).map(|waiter| (hub, waiter)));
         match waiting {
             Ok((hub, waiter)) => {
-                waiter::waker(py, &waiter).wake();
+                waiter::waker(py, &waiter).wake_by_ref();
                 waiter::yielded(py, &waiter);
                 let yielded = waiter.clone_ref(py);
                 let hold = hub.held.hold(py, waiter.clone_ref(py));
@@ -200,18 +232,28 @@ impl Inner {
     /// Nothing yet: helps others first, then waits.
     fn suspend(&mut self, py: Python<'_>) -> Advanced {
         self.waiter = None;
-        let (hub, event_loop) = match Hub::running(py) {
-            Ok(running) => running,
-            Err(error) => return self.finish(Err(error)),
+        let suspended =
+            Hub::with_running(py, |hub, event_loop| self.suspend_on(py, hub, event_loop));
+        suspended.unwrap_or_else(|error| self.finish(Err(error.into())))
+    }
+
+    #[inline]
+    fn suspend_on(
+        &mut self,
+        py: Python<'_>,
+        hub: &Arc<Hub>,
+        event_loop: &Bound<'_, PyAny>,
+    ) -> Advanced {
+        let Some(operation) = &mut self.operation else {
+            return (Stage::Done, Err(misused(Stage::Done)));
         };
-        let Some(operation) = &mut self.operation else { return self.finish(Ok(py.None())) };
-        if operation.may_help() && hub.help(py, &event_loop) {
+        if operation.may_help() && hub.help(py, event_loop) {
             let mut noop = Context::from_waker(Waker::noop());
             if let Poll::Ready(outcome) = operation.poll(py, &mut noop, false) {
                 return self.finish(outcome);
             }
         }
-        let waiter = match hub.waiter(py, &event_loop) {
+        let waiter = match hub.waiter(py, event_loop) {
             Ok(waiter) => waiter,
             Err(error) => return self.finish(Err(error)),
         };
@@ -229,8 +271,7 @@ impl Inner {
         }
     }
 
-    #[inline]
-    fn finish(&mut self, outcome: PyResult<Py<PyAny>>) -> Advanced {
+    fn finish(&mut self, outcome: Quick<Py<PyAny>>) -> Advanced {
         hub::spend();
         self.operation = None;
         self.waiter = None;
@@ -327,15 +368,17 @@ unsafe extern "C" fn am_send(
     _: *mut ffi::PyObject,
     result: *mut *mut ffi::PyObject,
 ) -> ffi::PySendResult {
-    let step = guard(None, |py| this!(this).step(py).map(Some));
-    let (value, outcome) = match step {
-        Some(Step::Return(value)) => (value.into_ptr(), ffi::PySendResult::PYGEN_RETURN),
-        Some(Step::Yield(value)) => (value.into_ptr(), ffi::PySendResult::PYGEN_NEXT),
-        None => (null_mut(), ffi::PySendResult::PYGEN_ERROR),
-    };
     // SAFETY: the interpreter's place for the result.
-    unsafe { result.write(value) };
-    outcome
+    unsafe { result.write(null_mut()) };
+    guard(ffi::PySendResult::PYGEN_ERROR, |py| {
+        let (value, outcome) = match this!(this).step(py)? {
+            Step::Return(value) => (value, ffi::PySendResult::PYGEN_RETURN),
+            Step::Yield(value) => (value, ffi::PySendResult::PYGEN_NEXT),
+        };
+        // SAFETY: as above.
+        unsafe { result.write(value.into_ptr()) };
+        Ok(outcome)
+    })
 }
 
 /// `send` and `next`: a return becomes a `StopIteration`.
@@ -343,7 +386,7 @@ fn stepped(this: *mut ffi::PyObject) -> *mut ffi::PyObject {
     guard(null_mut(), |py| match this!(this).step(py)? {
         Step::Yield(value) => Ok(value.into_ptr()),
         // As an instance: a tuple or an exception as the value would be taken apart otherwise.
-        Step::Return(value) => Err(PyStopIteration::new_err((value,))),
+        Step::Return(value) => Err(Error::from(PyStopIteration::new_err((value,)))),
     })
 }
 
@@ -362,7 +405,7 @@ unsafe extern "C" fn throw(
 ) -> *mut ffi::PyObject {
     guard(null_mut(), |py| {
         if count < 1 {
-            return Err(PyTypeError::new_err("throw() needs an exception"));
+            return Err(PyTypeError::new_err("throw() needs an exception").into());
         }
         let argument = |index: isize| {
             if index >= count {
@@ -378,7 +421,7 @@ unsafe extern "C" fn throw(
         };
         this!(this).end(py)?;
         let Some(exception) = argument(0) else {
-            return Err(PyTypeError::new_err("throw() needs an exception"));
+            return Err(PyTypeError::new_err("throw() needs an exception").into());
         };
         let error = match exception.cast::<PyType>() {
             Ok(class) => match argument(1) {
@@ -391,11 +434,11 @@ unsafe extern "C" fn throw(
         if let Some(traceback) = argument(2) {
             let Ok(traceback) = traceback.cast_into::<PyTraceback>() else {
                 let text = "throw() third argument must be a traceback object";
-                return Err(PyTypeError::new_err(text));
+                return Err(PyTypeError::new_err(text).into());
             };
             error.call_method1(intern!(py, "with_traceback"), (traceback,))?;
         }
-        Err(PyErr::from_value(error))
+        Err(PyErr::from_value(error).into())
     })
 }
 

@@ -1,12 +1,14 @@
 //! A kernel seen from inside an actor: the native half of `KernelContext`.
 
 use std::collections::VecDeque;
+use std::future::Future;
+use std::pin::Pin;
 use std::sync::{Arc, Mutex, Weak};
 use std::task::{Context as TaskContext, Poll, Waker};
 
 use dotcompute::mailbox::sync::{AtomicBool, Ordering, lock};
 use dotcompute::mailbox::wait;
-use dotcompute::{Context, Envelope, KernelState, ReceiveError};
+use dotcompute::{Context, Envelope, KernelState, Stopped};
 use pyo3::exceptions::PyRuntimeError;
 use pyo3::prelude::*;
 
@@ -20,7 +22,11 @@ use super::message::{
 use super::operation::{ContextReceive, Operation, Pending, duration};
 use super::pool::Key;
 use super::python;
-use super::scope::scope;
+use super::scope::{detached, scope};
+use crate::attached::Attached;
+use crate::fastcall::{Method, fastcall, optional};
+use crate::message::priority_of;
+use crate::quick::{Error, Quick};
 
 /// What the outside and the inside of a kernel share.
 #[derive(Default)]
@@ -108,15 +114,50 @@ pub(super) struct ContextCell {
     pub(super) kernel: Kernel,
     pub(super) shared: Arc<Shared>,
     threaded: bool,
-    inner: Mutex<Inner>,
+    inner: Attached<Inner>,
 }
 
+type Core = Context<PyMessage, PyMessage>;
+
 struct Inner {
-    core: Option<Context<PyMessage, PyMessage>>,
+    core: Place,
     /// The receive that the core wakes; the others wait until it has ended.
     receiver: Option<(u64, Waker)>,
     line: VecDeque<(u64, Waker)>,
     tickets: u64,
+}
+
+/// Where the core's context is.
+enum Place {
+    Here(Box<Core>),
+    /// With a thread that receives without the interpreter.
+    Away,
+    /// The body has ended.
+    Gone,
+}
+
+/// What became of a receive that does not wait.
+enum Received {
+    Message(Seen),
+    /// The kernel is to end.
+    Stopped,
+    /// Another thread has the context.
+    Away,
+}
+
+/// What became of a reply.
+enum Sent {
+    Done,
+    Stopped,
+    Away,
+    Waits(Output),
+}
+
+type Output = Pin<Box<dyn Future<Output = Result<(), Stopped>> + Send>>;
+
+#[cold]
+fn away() -> Error {
+    PyRuntimeError::new_err("another thread is receiving from this kernel's context").into()
 }
 
 impl ContextCell {
@@ -126,8 +167,9 @@ impl ContextCell {
         shared: Arc<Shared>,
         threaded: bool,
     ) -> Self {
-        let inner = Inner { core: Some(core), receiver: None, line: VecDeque::new(), tickets: 0 };
-        Self { kernel, shared, threaded, inner: Mutex::new(inner) }
+        let core = Place::Here(Box::new(core));
+        let inner = Inner { core, receiver: None, line: VecDeque::new(), tickets: 0 };
+        Self { kernel, shared, threaded, inner: Attached::new(inner) }
     }
 
     pub(super) fn id(&self) -> &str {
@@ -142,60 +184,26 @@ impl ContextCell {
         ticket: &mut u64,
         cx: &mut TaskContext<'_>,
         wait: bool,
-    ) -> Poll<Option<Seen>> {
-        scope(py, || {
-            let mut guard = lock(&self.inner);
-            let inner = &mut *guard;
-            if let Some((first, _)) = &inner.receiver
-                && first != ticket
-            {
-                if wait {
-                    if *ticket == 0 {
-                        inner.tickets += 1;
-                        *ticket = inner.tickets;
-                    }
-                    let line = &mut inner.line;
-                    match line.iter_mut().find(|(waiting, _)| waiting == ticket) {
-                        Some((_, waker)) => waker.clone_from(cx.waker()),
-                        None => line.push_back((*ticket, cx.waker().clone())),
-                    }
-                }
-                return Poll::Pending;
+    ) -> Poll<Quick<Option<Py<PyAny>>>> {
+        let received = scope(py, || {
+            let (received, next) = self.inner.with(py, |inner| inner.receive(py, ticket, cx, wait));
+            if let Some(next) = next {
+                next.wake();
             }
-            let Some(core) = inner.core.as_mut() else { return Poll::Ready(None) };
-            match core.poll_receive(cx) {
-                Poll::Pending => {
-                    if wait {
-                        if *ticket == 0 {
-                            inner.tickets += 1;
-                            *ticket = inner.tickets;
-                        }
-                        inner.receiver = Some((*ticket, cx.waker().clone()));
-                    }
-                    Poll::Pending
-                }
-                Poll::Ready(received) => {
-                    let message = match received {
-                        Ok(()) => core.envelope().map(|envelope| PyMessage::seen(envelope, py)),
-                        Err(_stopped) => None,
-                    };
-                    if *ticket != 0 {
-                        let next = inner.leave(*ticket);
-                        *ticket = 0;
-                        drop(guard);
-                        if let Some(next) = next {
-                            next.wake();
-                        }
-                    }
-                    Poll::Ready(message)
-                }
-            }
+            received
+        });
+        Poll::Ready(match received {
+            Poll::Ready(Received::Message(Seen::Object(object))) => Ok(Some(object)),
+            Poll::Ready(Received::Message(seen)) => Ok(Some(seen.object(py, None)?)),
+            Poll::Ready(Received::Stopped) => Ok(None),
+            Poll::Ready(Received::Away) => Err(away()),
+            Poll::Pending => return Poll::Pending,
         })
     }
 
     /// A receive ends without a message.
     pub(super) fn leave(&self, ticket: u64) {
-        let next = lock(&self.inner).leave(ticket);
+        let next = Python::attach(|py| self.inner.with(py, |inner| inner.leave(ticket)));
         if let Some(next) = next {
             next.wake();
         }
@@ -207,27 +215,26 @@ impl ContextCell {
         &self,
         py: Python<'_>,
         message: &Bound<'_, PyAny>,
-    ) -> PyResult<Option<Pending>> {
+    ) -> Quick<Option<Pending>> {
         self.check_output(message)?;
-        let reply = self.envelope(message)?;
-        let outcome = scope(py, || {
-            let mut inner = lock(&self.inner);
-            let Some(core) = inner.core.as_mut() else { return Err(()) };
-            let mut reply = reply;
-            if reply.correlation_id.is_none() && !self.shared.is_asked() {
+        let sent = if self.shared.is_asked() {
+            let reply = self.asked_envelope(message)?;
+            self.try_send(py, |_| reply)
+        } else {
+            let priority = priority_of(message)?;
+            self.try_send(py, |core| {
+                let mut reply = plain_envelope(message, priority);
                 // Spares the core to look for an ask: there is none.
                 reply.correlation_id = core.envelope().map(|envelope| envelope.id);
-            }
-            Ok(match core.try_send(reply) {
-                Ok(()) => None,
-                Err(reply) => Some(core.output(reply)),
+                reply
             })
-        });
-        match outcome {
-            Err(()) => Err(errors::stopped(py, self.id(), "send message")),
-            Ok(None) => Ok(None),
-            Ok(Some(future)) => Ok(Some(Box::pin(async move {
-                let sent = future.await;
+        };
+        match sent {
+            Sent::Done => Ok(None),
+            Sent::Stopped => Err(errors::stopped(py, self.id(), "send message").into()),
+            Sent::Away => Err(away()),
+            Sent::Waits(output) => Ok(Some(Box::pin(async move {
+                let sent = output.await;
                 Python::attach(|py| match sent {
                     Ok(()) => Ok(py.None()),
                     Err(stopped) => {
@@ -238,11 +245,34 @@ impl ContextCell {
         }
     }
 
-    fn check_output(&self, message: &Bound<'_, PyAny>) -> PyResult<()> {
+    #[inline(always)]
+    fn try_send(&self, py: Python<'_>, reply: impl FnOnce(&Core) -> Envelope<PyMessage>) -> Sent {
+        scope(py, || {
+            self.inner.with(py, |inner| {
+                let core = match &mut inner.core {
+                    Place::Here(core) => core,
+                    Place::Away => return Sent::Away,
+                    Place::Gone => return Sent::Stopped,
+                };
+                let reply = reply(core);
+                match core.try_send(reply) {
+                    Ok(()) => Sent::Done,
+                    Err(reply) => Sent::Waits(Box::pin(core.output(reply))),
+                }
+            })
+        })
+    }
+
+    #[inline]
+    fn check_output(&self, message: &Bound<'_, PyAny>) -> Quick<()> {
         // Relaxed: written before the kernel was launched.
-        if !self.shared.typed.load(Ordering::Relaxed) {
-            return Ok(());
+        match self.shared.typed.load(Ordering::Relaxed) {
+            true => Ok(self.check_types(message)?),
+            false => Ok(()),
         }
+    }
+
+    fn check_types(&self, message: &Bound<'_, PyAny>) -> PyResult<()> {
         let py = message.py();
         let [own, theirs] = self.shared.types(py);
         if let Some(own) = own {
@@ -263,15 +293,15 @@ impl ContextCell {
         Ok(())
     }
 
-    /// The envelope of a reply. The ids are read where there are asks.
-    fn envelope(&self, message: &Bound<'_, PyAny>) -> PyResult<Envelope<PyMessage>> {
-        if !self.shared.is_asked() {
-            return plain_envelope(message);
-        }
+    /// The envelope of a reply, with its ids: there are asks.
+    fn asked_envelope(&self, message: &Bound<'_, PyAny>) -> PyResult<Envelope<PyMessage>> {
         let py = message.py();
         let mut reply = full_envelope(message)?;
-        let in_hand = lock(&self.inner).core.as_ref().and_then(|core| {
-            core.envelope().map(|envelope| (envelope.id, envelope.message.object(py)))
+        let in_hand = self.inner.with(py, |inner| match &inner.core {
+            Place::Here(core) => {
+                core.envelope().map(|envelope| (envelope.id, envelope.message.object(py)))
+            }
+            Place::Away | Place::Gone => None,
         });
         if let Some((id, in_hand)) = in_hand {
             // Sent before the first ask, a message travels under another name than its own.
@@ -290,11 +320,14 @@ impl ContextCell {
 
     /// The body has ended: the core gets its context back, and those who wait are told.
     pub(super) fn end(&self) {
-        let (core, receiver, line) = {
-            let mut inner = lock(&self.inner);
-            let line = std::mem::take(&mut inner.line);
-            (inner.core.take(), inner.receiver.take(), line)
-        };
+        let ended = Python::try_attach(|py| {
+            self.inner.with(py, |inner| {
+                let core = std::mem::replace(&mut inner.core, Place::Gone);
+                (core, inner.receiver.take(), std::mem::take(&mut inner.line))
+            })
+        });
+        // Without an interpreter nobody waits any more.
+        let Some((core, receiver, line)) = ended else { return };
         drop(core);
         for (_, waker) in receiver.into_iter().chain(line) {
             waker.wake();
@@ -304,35 +337,94 @@ impl ContextCell {
     /// Receives on the calling thread.
     fn receive_blocking(&self, py: Python<'_>, timeout: Option<f64>) -> PyResult<Py<PyAny>> {
         let within = duration(timeout)?;
-        let outcome = scope(py, || {
-            py.detach(|| {
-                let Ok(mut inner) = self.inner.try_lock() else {
-                    return Err(None);
-                };
-                match inner.core.as_mut() {
-                    None => Err(Some(ReceiveError::Stopped { kernel: self.kernel.id().clone() })),
-                    Some(core) => core.receive_blocking(within).map(drop).map_err(Some),
-                }
-            })
+        let taken = self.inner.with(py, |inner| match &inner.core {
+            Place::Here(_) => std::mem::replace(&mut inner.core, Place::Away),
+            Place::Away => Place::Away,
+            Place::Gone => Place::Gone,
         });
-        match outcome {
-            Ok(()) => {
-                let message = {
-                    let inner = lock(&self.inner);
-                    let envelope = inner.core.as_ref().and_then(Context::envelope);
-                    envelope.map(|envelope| PyMessage::seen(envelope, py))
-                };
-                message.map_or_else(|| Ok(py.None()), |message| message.object(py, None))
+        let mut core = match taken {
+            Place::Here(core) => core,
+            Place::Away => return Err(away().into()),
+            Place::Gone => return Err(errors::stopped(py, self.id(), "receive message")),
+        };
+        let received = detached(py, || core.receive_blocking(within).map(drop));
+        let message = core.envelope().map(|envelope| PyMessage::seen(envelope, py));
+        let mut core = Some(core);
+        self.inner.with(py, |inner| {
+            // Unless the body has ended meanwhile.
+            if let Place::Away = inner.core
+                && let Some(core) = core.take()
+            {
+                inner.core = Place::Here(core);
             }
-            Err(Some(error)) => Err(errors::receive(py, error, timeout)),
-            Err(None) => Err(PyRuntimeError::new_err(
-                "another thread is receiving from this kernel's context",
-            )),
+        });
+        scope(py, || drop(core));
+        match received {
+            Ok(()) => message.map_or_else(|| Ok(py.None()), |message| message.object(py, None)),
+            Err(error) => Err(errors::receive(py, error, timeout)),
         }
     }
 }
 
 impl Inner {
+    /// The next message, and whom to wake then.
+    #[inline]
+    fn receive(
+        &mut self,
+        py: Python<'_>,
+        ticket: &mut u64,
+        cx: &mut TaskContext<'_>,
+        wait: bool,
+    ) -> (Poll<Received>, Option<Waker>) {
+        if let Some((first, _)) = &self.receiver
+            && first != ticket
+        {
+            if wait {
+                self.stand_in_line(ticket, cx);
+            }
+            return (Poll::Pending, None);
+        }
+        let core = match &mut self.core {
+            Place::Here(core) => core,
+            Place::Away => return (Poll::Ready(Received::Away), None),
+            Place::Gone => return (Poll::Ready(Received::Stopped), None),
+        };
+        let received = match core.poll_receive(cx) {
+            Poll::Pending => {
+                if wait {
+                    if *ticket == 0 {
+                        self.tickets += 1;
+                        *ticket = self.tickets;
+                    }
+                    self.receiver = Some((*ticket, cx.waker().clone()));
+                }
+                return (Poll::Pending, None);
+            }
+            Poll::Ready(Ok(())) => match core.envelope() {
+                Some(envelope) => Received::Message(PyMessage::seen(envelope, py)),
+                None => Received::Stopped,
+            },
+            Poll::Ready(Err(_stopped)) => Received::Stopped,
+        };
+        let next = match *ticket {
+            0 => None,
+            waited => self.leave(waited),
+        };
+        *ticket = 0;
+        (Poll::Ready(received), next)
+    }
+
+    fn stand_in_line(&mut self, ticket: &mut u64, cx: &TaskContext<'_>) {
+        if *ticket == 0 {
+            self.tickets += 1;
+            *ticket = self.tickets;
+        }
+        match self.line.iter_mut().find(|(waiting, _)| waiting == ticket) {
+            Some((_, waker)) => waker.clone_from(cx.waker()),
+            None => self.line.push_back((*ticket, cx.waker().clone())),
+        }
+    }
+
     /// Takes `ticket` out of the line; whom to wake, if it was its turn.
     fn leave(&mut self, ticket: u64) -> Option<Waker> {
         match &self.receiver {
@@ -428,25 +520,12 @@ impl ActorContext {
         self.cell.kernel.state() == KernelState::Active
     }
 
-    /// Receives the next message.
-    #[pyo3(signature = (timeout=None))]
-    fn receive(slf: &Bound<'_, Self>, timeout: Option<f64>) -> PyResult<Py<PyAny>> {
-        let py = slf.py();
-        let this = slf.get();
-        if this.cell.threaded && this.blocks(py)? {
-            return this.cell.receive_blocking(py, timeout);
-        }
-        let context = slf.clone().unbind();
-        let receive = ContextReceive { context, timeout, ticket: 0, sleep: None };
-        awaitable::new(py, Operation::ContextReceive(receive))
-    }
-
     /// The next message, or `None` if there is none now or the kernel is to end.
     fn _receive_now(&self, py: Python<'_>) -> PyResult<Option<Py<PyAny>>> {
         let mut ticket = 0;
         let mut now = TaskContext::from_waker(Waker::noop());
         match self.cell.poll_receive(py, &mut ticket, &mut now, false) {
-            Poll::Ready(message) => message.map(|message| message.object(py, None)).transpose(),
+            Poll::Ready(message) => Ok(message?),
             Poll::Pending => Ok(None),
         }
     }
@@ -456,33 +535,58 @@ impl ActorContext {
         Ok(self.cell.start_send(py, message)?.is_none())
     }
 
-    /// Sends a reply.
-    fn send(slf: &Bound<'_, Self>, message: Py<PyAny>) -> PyResult<Py<PyAny>> {
-        let py = slf.py();
-        let this = slf.get();
-        if this.cell.threaded && this.blocks(py)? {
-            if let Some(future) = this.cell.start_send(py, message.bind(py))? {
-                scope(py, || py.detach(|| wait::block_on(future)))?;
-            }
-            return Ok(py.None());
-        }
-        let context = slf.clone().unbind();
-        awaitable::new(py, Operation::ContextSend { context, message, waiting: None })
-    }
-
     /// Waits until the kernel is active, or is to end.
     fn wait_active(slf: &Bound<'_, Self>) -> PyResult<Py<PyAny>> {
         let py = slf.py();
         let this = slf.get();
         let kernel = this.cell.kernel.clone();
         if this.cell.threaded && this.blocks(py)? {
-            py.detach(|| wait::block_on(kernel.active()));
+            detached(py, || wait::block_on(kernel.active()));
             return Ok(py.None());
         }
         let future = Box::pin(async move {
             kernel.active().await;
             Ok(Python::attach(|py| py.None()))
         });
-        awaitable::new(py, Operation::Future(future))
+        Ok(awaitable::new(py, || Operation::Future(future))?)
+    }
+}
+
+/// The methods that are called for each message.
+pub(super) const METHODS: [Method; 2] = [
+    Method {
+        name: c"receive",
+        doc: c"receive($self, timeout=None)\n--\n\nReceives the next message.",
+        function: receive,
+    },
+    Method { name: c"send", doc: c"send($self, message)\n--\n\nSends a reply.", function: send },
+];
+
+fastcall! {
+    fn receive(context: ActorContext, "ActorContext.receive"; timeout;) |py| {
+        let timeout = optional(timeout, "timeout")?;
+        let this = context.get();
+        if this.cell.threaded && this.blocks(py)? {
+            return Ok(this.cell.receive_blocking(py, timeout)?.into_ptr());
+        }
+        awaitable::new(py, || {
+            let context = context.clone().unbind();
+            Operation::ContextReceive(ContextReceive { context, timeout, ticket: 0, sleep: None })
+        })
+    }
+
+    fn send(context: ActorContext, "ActorContext.send", message;;) |py| {
+        let this = context.get();
+        if this.cell.threaded && this.blocks(py)? {
+            if let Some(future) = this.cell.start_send(py, &message)? {
+                detached(py, || wait::block_on(future))?;
+            }
+            return Ok(py.None().into_ptr());
+        }
+        awaitable::new(py, || Operation::ContextSend {
+            context: context.clone().unbind(),
+            message: message.to_owned().unbind(),
+            waiting: None,
+        })
     }
 }

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use pyo3::prelude::*;
 use pyo3::{PyTraverseError, PyVisit};
 
-use super::attached::Attached;
+use crate::attached::Attached;
 
 /// The waiters of one object.
 #[derive(Default)]

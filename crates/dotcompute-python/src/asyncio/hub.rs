@@ -7,6 +7,7 @@
 use std::cell::{Cell, RefCell};
 use std::collections::{HashMap, VecDeque};
 use std::future::Future;
+use std::mem::ManuallyDrop;
 use std::pin::{Pin, pin};
 use std::ptr::{null, null_mut};
 use std::sync::{Arc, Mutex, Weak};
@@ -18,14 +19,15 @@ use dotcompute::mailbox::sync::{AtomicBool, AtomicU32, Ordering, lock};
 use dotcompute::{BoxError, KernelTask};
 use pyo3::exceptions::PyRuntimeError;
 use pyo3::types::PyDict;
-use pyo3::{ffi, intern, prelude::*};
+use pyo3::{Borrowed, ffi, intern, prelude::*};
 
-use super::attached::Attached;
 use super::executor::without_signals;
 use super::held::Held;
 use super::python::names;
-use super::scope::{schedule_later, scope};
+use super::scope::{attached, detached, schedule_later, scope};
 use super::waiter::{self, Slot};
+use crate::attached::Attached;
+use crate::quick::Quick;
 
 /// How many awaits may be completed, and how many wakes worked off, before the loop has its turn.
 const BUDGET: u32 = 512;
@@ -57,9 +59,15 @@ pub(crate) struct Hub {
     event_loop: Py<PyAny>,
     thread: Mutex<ThreadId>,
     state: Mutex<State>,
+    /// The list, of threads that are attached to the interpreter.
+    ready: Attached<VecDeque<Ready>>,
+    /// What other threads have added to it.
+    added: Mutex<Vec<Ready>>,
+    /// A hint, to spare the lock: whether they have.
+    has_added: AtomicBool,
+    /// A drain is on its way: on the loop, or about to be put there.
+    scheduled: AtomicBool,
     spares: Attached<Vec<Py<PyAny>>>,
-    /// A hint, to spare the lock: whether there is something on the list.
-    has_ready: AtomicBool,
     depth: AtomicU32,
     helped: AtomicU32,
     /// When this turn of the loop began: at its first look at the clock.
@@ -70,9 +78,6 @@ pub(crate) struct Hub {
 }
 
 struct State {
-    ready: VecDeque<Ready>,
-    /// A drain is on its way: on the loop, or about to be put there.
-    scheduled: bool,
     jobs: HashMap<usize, Arc<Job>>,
     /// An exit that a help ran into: the next drain raises it.
     exit: Option<PyErr>,
@@ -111,16 +116,24 @@ pub(super) fn refill() {
 
 impl Hub {
     /// The hub of the loop that runs on this thread, and the loop.
-    #[inline]
     pub(super) fn running(py: Python<'_>) -> PyResult<(Arc<Self>, Bound<'_, PyAny>)> {
+        Self::with_running(py, |hub, event_loop| (Arc::clone(hub), event_loop.clone()))
+    }
+
+    /// Calls `f` with the hub of the loop that runs on this thread, and the loop.
+    #[inline]
+    pub(super) fn with_running<'py, R>(
+        py: Python<'py>,
+        f: impl FnOnce(&Arc<Self>, &Bound<'py, PyAny>) -> R,
+    ) -> PyResult<R> {
         let (hub, event_loop) = CURRENT.get();
         if !hub.is_null() {
-            // SAFETY: `Current`, further up the stack of this thread, owns the hub's `Arc`.
-            unsafe { Arc::increment_strong_count(hub) };
-            // SAFETY: the count that was just added.
-            let hub = unsafe { Arc::from_raw(hub) };
+            // SAFETY: `Current`, further up the stack of this thread, owns the hub's `Arc` for longer than
+            // this call, and this one is not dropped.
+            let hub = ManuallyDrop::new(unsafe { Arc::from_raw(hub) });
             // SAFETY: `Current` owns a reference to the loop.
-            return Ok((hub, unsafe { Bound::from_borrowed_ptr(py, event_loop) }));
+            let event_loop = unsafe { Borrowed::from_ptr(py, event_loop) };
+            return Ok(f(&hub, &event_loop));
         }
         let event_loop = names(py)?.running_loop.bind(py).call0()?;
         if event_loop.is_none() {
@@ -132,11 +145,11 @@ impl Hub {
             && hub.address == address
             && !hub.is_closed()
         {
-            return Ok((hub, event_loop));
+            return Ok(f(&hub, &event_loop));
         }
         let hub = Self::of(&event_loop)?;
         LAST.set(Arc::downgrade(&hub));
-        Ok((hub, event_loop))
+        Ok(f(&hub, &event_loop))
     }
 
     /// The hub of `event_loop`, which runs on this thread.
@@ -153,15 +166,12 @@ impl Hub {
             address,
             event_loop: names(py)?.weakref.bind(py).call1((event_loop,))?.unbind(),
             thread: Mutex::new(std::thread::current().id()),
-            state: Mutex::new(State {
-                ready: VecDeque::new(),
-                scheduled: false,
-                jobs: HashMap::new(),
-                exit: None,
-                drain: None,
-            }),
+            state: Mutex::new(State { jobs: HashMap::new(), exit: None, drain: None }),
             spares: Attached::default(),
-            has_ready: AtomicBool::new(false),
+            ready: Attached::default(),
+            added: Mutex::default(),
+            has_added: AtomicBool::new(false),
+            scheduled: AtomicBool::new(false),
             depth: AtomicU32::new(0),
             helped: AtomicU32::new(0),
             began: Attached::default(),
@@ -190,23 +200,60 @@ impl Hub {
     }
 
     /// Adds to the list; from any thread.
+    #[inline]
     pub(super) fn push(self: &Arc<Self>, ready: Ready) {
-        let schedule = {
-            let mut state = lock(&self.state);
+        let Some(py) = attached() else { return self.add(ready) };
+        if self.is_closed() {
+            return drop(ready);
+        }
+        self.ready.with(py, |list| list.push_back(ready));
+        self.ask_for_drain();
+    }
+
+    /// [`push`](Self::push) for threads that are not attached to the interpreter.
+    #[cold]
+    fn add(self: &Arc<Self>, ready: Ready) {
+        {
+            let mut added = lock(&self.added);
             if self.is_closed() {
-                drop(state);
-                drop(ready);
-                return;
+                drop(added);
+                return drop(ready);
             }
-            state.ready.push_back(ready);
-            // Relaxed: written under the lock, and whoever misses it does not miss the drain.
-            self.has_ready.store(true, Ordering::Relaxed);
-            !std::mem::replace(&mut state.scheduled, true)
-        };
-        if schedule && let Some(hub) = schedule_later(Arc::clone(self)) {
+            added.push(ready);
+            // Relaxed: whoever misses it does not miss the drain, which is asked for below.
+            self.has_added.store(true, Ordering::Relaxed);
+        }
+        self.ask_for_drain();
+    }
+
+    /// Sees to it that a drain comes, which finds what was added before.
+    #[inline]
+    fn ask_for_drain(self: &Arc<Self>) {
+        // Relaxed, for who is attached, as drains are: then it is exact. Who is not may miss that a drain
+        // has begun, so it does not rely on this look.
+        if attached().is_some() && self.scheduled.load(Ordering::Relaxed) {
+            return;
+        }
+        // SYNC(hub.scheduled) acqrel: pairs with the swap in `drain`. If a drain is on its way, it finds
+        // what was added.
+        if !self.scheduled.swap(true, Ordering::AcqRel)
+            && let Some(hub) = schedule_later(Arc::clone(self))
+        {
             // Without an interpreter there is no loop either.
             let _ = Python::try_attach(|py| hub.schedule(py));
         }
+    }
+
+    /// Takes over what threads have added that are not attached.
+    #[cold]
+    fn take_added(&self, py: Python<'_>) {
+        let added = {
+            let mut added = lock(&self.added);
+            // Relaxed: written under the lock.
+            self.has_added.store(false, Ordering::Relaxed);
+            std::mem::take(&mut *added)
+        };
+        self.ready.with(py, |list| list.extend(added));
     }
 
     /// Puts the drain on the loop.
@@ -224,7 +271,8 @@ impl Hub {
                 self.close(py);
             } else {
                 error.write_unraisable(py, Some(&event_loop));
-                lock(&self.state).scheduled = false;
+                // SYNC(hub.scheduled) release: pairs with the swaps in `ask_for_drain`.
+                self.scheduled.store(false, Ordering::Release);
             }
         }
     }
@@ -233,11 +281,10 @@ impl Hub {
     /// loop is to raise.
     fn drain(self: &Arc<Self>, py: Python<'_>) -> PyResult<()> {
         *lock(&self.thread) = std::thread::current().id();
-        let exit = {
-            let mut state = lock(&self.state);
-            state.scheduled = false;
-            state.exit.take()
-        };
+        // SYNC(hub.scheduled) acqrel: pairs with the swaps in `ask_for_drain`. What was added before one
+        // that found a drain on its way is found by this one.
+        self.scheduled.swap(false, Ordering::AcqRel);
+        let exit = lock(&self.state).exit.take();
         LEFT.set(BUDGET);
         // Relaxed: only the thread that runs the loop uses it.
         self.helped.store(0, Ordering::Relaxed);
@@ -248,7 +295,7 @@ impl Hub {
         let mut left = BUDGET;
         // Whoever has used the budget up has given way to the loop, not to this list.
         while outcome.is_ok() && left > 0 && has_budget() {
-            let Some(ready) = self.next() else { break };
+            let Some(ready) = self.next(py) else { break };
             left -= 1;
             outcome = self.run(py, ready);
             if left.is_multiple_of(CLOCK_EVERY) && self.is_over(py) {
@@ -257,29 +304,26 @@ impl Hub {
         }
         drop(depth);
         drop(current);
-        let again = {
-            let mut state = lock(&self.state);
-            let again = !state.ready.is_empty() && !state.scheduled;
-            state.scheduled |= again;
-            again
-        };
-        if again {
+        // SYNC(hub.scheduled) acqrel: as in `ask_for_drain`.
+        if self.has_ready(py) && !self.scheduled.swap(true, Ordering::AcqRel) {
             self.schedule(py);
         }
         outcome
     }
 
     #[inline]
-    fn next(&self) -> Option<Ready> {
-        // Relaxed: as in `push`.
-        if !self.has_ready.load(Ordering::Relaxed) {
-            return None;
+    fn has_ready(&self, py: Python<'_>) -> bool {
+        // Relaxed: as in `add`.
+        self.has_added.load(Ordering::Relaxed) || self.ready.with(py, |list| !list.is_empty())
+    }
+
+    #[inline]
+    fn next(&self, py: Python<'_>) -> Option<Ready> {
+        // Relaxed: as in `add`.
+        if self.has_added.load(Ordering::Relaxed) {
+            self.take_added(py);
         }
-        let mut state = lock(&self.state);
-        let ready = state.ready.pop_front();
-        // Relaxed: as in `push`.
-        self.has_ready.store(!state.ready.is_empty(), Ordering::Relaxed);
-        ready
+        self.ready.with(py, VecDeque::pop_front)
     }
 
     #[inline]
@@ -298,7 +342,7 @@ impl Hub {
         // Relaxed: only the thread that runs the loop uses them.
         if self.depth.load(Ordering::Relaxed) >= DEPTH
             || self.helped.load(Ordering::Relaxed) >= HELPS
-            || !self.has_ready.load(Ordering::Relaxed)
+            || !self.has_ready(py)
         {
             return false;
         }
@@ -316,7 +360,7 @@ impl Hub {
         let current = Current::enter(self, event_loop);
         let depth = Depth::enter(self);
         while self.helped.load(Ordering::Relaxed) < HELPS && has_budget() {
-            let Some(ready) = self.next() else { break };
+            let Some(ready) = self.next(py) else { break };
             let helped = self.helped.fetch_add(1, Ordering::Relaxed) + 1;
             if let Err(exit) = self.run(py, ready) {
                 self.raise_later(py, exit);
@@ -342,12 +386,9 @@ impl Hub {
     }
 
     fn raise_later(self: &Arc<Self>, py: Python<'_>, exit: PyErr) {
-        let schedule = {
-            let mut state = lock(&self.state);
-            state.exit = Some(exit);
-            !std::mem::replace(&mut state.scheduled, true)
-        };
-        if schedule {
+        lock(&self.state).exit = Some(exit);
+        // SYNC(hub.scheduled) acqrel: as in `ask_for_drain`.
+        if !self.scheduled.swap(true, Ordering::AcqRel) {
             self.schedule(py);
         }
     }
@@ -357,7 +398,7 @@ impl Hub {
         self: &Arc<Self>,
         py: Python<'_>,
         event_loop: &Bound<'_, PyAny>,
-    ) -> PyResult<Py<PyAny>> {
+    ) -> Quick<Py<PyAny>> {
         let spare = self.spares.with(py, Vec::pop);
         match spare {
             Some(spare) => Ok(spare),
@@ -428,14 +469,16 @@ impl Hub {
 
     /// The loop will run no more: its kernels fail, and everyone who waits for them is told.
     pub(super) fn close(self: &Arc<Self>, py: Python<'_>) {
-        let (jobs, ready, drain) = {
+        let (jobs, added, drain) = {
             let mut state = lock(&self.state);
-            // SYNC(hub.closed) release: pairs with the acquire in `is_closed`. Under the lock, so
+            let mut added = lock(&self.added);
+            // SYNC(hub.closed) release: pairs with the acquire in `is_closed`. Under the locks, so
             // that nothing is added after it.
             self.closed.store(true, Ordering::Release);
             let jobs = std::mem::take(&mut state.jobs);
-            (jobs, std::mem::take(&mut state.ready), state.drain.take())
+            (jobs, std::mem::take(&mut *added), state.drain.take())
         };
+        let ready = self.ready.with(py, std::mem::take);
         lock(&HUBS).retain(|hub| !Arc::ptr_eq(hub, self));
         let spares = self.spares.with(py, std::mem::take);
         scope(py, || {
@@ -444,7 +487,7 @@ impl Hub {
             }
         });
         self.held.clear(py);
-        drop((ready, drain, spares));
+        drop((ready, added, drain, spares));
     }
 }
 
@@ -532,8 +575,7 @@ impl Job {
         let Some(mut task) = task else { return };
         let waker = Waker::from(Arc::clone(self));
         // A kernel's life may be any future, also one that blocks its thread: not all of Python.
-        let polled =
-            scope(py, || py.detach(|| Pin::new(&mut task).poll(&mut Context::from_waker(&waker))));
+        let polled = detached(py, || Pin::new(&mut task).poll(&mut Context::from_waker(&waker)));
         let closed = self.hub.is_closed();
         let (again, over) = {
             let mut state = lock(&self.state);

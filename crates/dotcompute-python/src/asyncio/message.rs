@@ -10,6 +10,7 @@ use pyo3::{PyTraverseError, PyVisit};
 
 use super::scope::discard;
 use crate::message::{attribute, correlation_of, id_of, priority_of};
+use crate::quick::Quick;
 use crate::records::Delivered;
 
 /// What is on its way: a Python object, of which nothing is copied (the receiver gets the object
@@ -65,10 +66,10 @@ impl PyMessage {
         mut envelope: Envelope<Self>,
         py: Python<'_>,
         record: Option<&Py<PyAny>>,
-    ) -> PyResult<Py<PyAny>> {
+    ) -> Quick<Py<PyAny>> {
         match std::mem::replace(&mut envelope.message.0, Content::Taken) {
             Content::Object(object) => Ok(object),
-            Content::Records(batch) => Delivered::new(&envelope, &batch).object(py, record),
+            Content::Records(batch) => Ok(Delivered::new(&envelope, &batch).object(py, record)?),
             Content::Taken => Ok(py.None()),
         }
     }
@@ -79,7 +80,7 @@ impl PyMessage {
     pub(crate) fn seen(envelope: &Envelope<Self>, py: Python<'_>) -> Seen {
         match &envelope.message.0 {
             Content::Object(object) => Seen::Object(object.clone_ref(py)),
-            Content::Records(batch) => Seen::Records(Delivered::new(envelope, batch)),
+            Content::Records(batch) => Seen::Records(Box::new(Delivered::new(envelope, batch))),
             Content::Taken => Seen::Object(py.None()),
         }
     }
@@ -106,7 +107,7 @@ impl Drop for PyMessage {
 /// A message that was looked at under a lock.
 pub(crate) enum Seen {
     Object(Py<PyAny>),
-    Records(Delivered),
+    Records(Box<Delivered>),
 }
 
 impl Seen {
@@ -114,7 +115,7 @@ impl Seen {
     pub(super) fn dead(message: &PyMessage, letter: &DeadLetter, py: Python<'_>) -> Self {
         match message.batch() {
             None => Self::Object(message.object(py)),
-            Some(batch) => Self::Records(Delivered::dead(letter, batch)),
+            Some(batch) => Self::Records(Box::new(Delivered::dead(letter, batch))),
         }
     }
 
@@ -159,15 +160,14 @@ pub(super) fn correlation_id_of(message: &Bound<'_, PyAny>) -> PyResult<Option<M
 ///
 /// Its ids are read only where replies have to find their asks: see
 /// [`Shared::is_asked`](super::context::Shared::is_asked).
-#[inline]
-pub(super) fn plain_envelope(message: &Bound<'_, PyAny>) -> PyResult<Envelope<PyMessage>> {
-    let priority = priority_of(message)?;
-    Ok(Envelope::new(PyMessage::new(message.clone().unbind())).with_priority(priority))
+#[inline(always)]
+pub(super) fn plain_envelope(message: &Bound<'_, PyAny>, priority: u8) -> Envelope<PyMessage> {
+    Envelope::new(PyMessage::new(message.clone().unbind())).with_priority(priority)
 }
 
 /// An envelope with all that the message says of itself.
 pub(super) fn full_envelope(message: &Bound<'_, PyAny>) -> PyResult<Envelope<PyMessage>> {
-    let mut envelope = plain_envelope(message)?;
+    let mut envelope = plain_envelope(message, priority_of(message)?);
     if let Some(id) = message_id_of(message)? {
         envelope.id = id;
     }

@@ -12,8 +12,9 @@ use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
 use pyo3::types::PyType;
 
-use super::attached::Attached;
 use super::scope::scope;
+use crate::attached::Attached;
+use crate::quick::Quick;
 
 /// How many objects' memory is kept, at most, for each type that does.
 const KEPT_MAX: usize = 64;
@@ -121,9 +122,10 @@ fn make<T: Native>(py: Python<'_>) -> PyResult<Py<PyType>> {
     Ok(made.cast_into::<PyType>()?.unbind())
 }
 
-/// A new object that holds `value`.
+/// A new object that holds what `make` makes, in its place: a value that is moved there costs more than
+/// the rest. `make` runs no Python code.
 #[inline(always)]
-pub(super) fn new<T: Native>(py: Python<'_>, value: T) -> PyResult<Py<PyAny>> {
+pub(super) fn new<T: Native>(py: Python<'_>, make: impl FnOnce() -> T) -> Quick<Py<PyAny>> {
     let class = type_of::<T>(py)?.as_ptr().cast::<ffi::PyTypeObject>();
     let kept = T::kept().and_then(|kept| kept.with(py, Vec::pop));
     let object = match &kept {
@@ -136,12 +138,12 @@ pub(super) fn new<T: Native>(py: Python<'_>, value: T) -> PyResult<Py<PyAny>> {
         None => unsafe { ffi::PyType_GenericAlloc(class, 0) },
     };
     if object.is_null() {
-        return Err(PyErr::fetch(py));
+        return Err(PyErr::fetch(py).into());
     }
     // SAFETY: the object was allocated with room for an `Object<T>`.
     let cell = unsafe { &raw const (*object.cast::<Object<T>>()).value };
     // SAFETY: nobody has read the value yet: the collector does not run before this.
-    unsafe { UnsafeCell::raw_get(cell).write(value) };
+    unsafe { UnsafeCell::raw_get(cell).write(make()) };
     if kept.is_some() {
         // SAFETY: complete, and not tracked yet.
         unsafe { ffi::PyObject_GC_Track(object.cast()) };
@@ -234,18 +236,38 @@ unsafe extern "C" fn clear<T: Native>(object: *mut ffi::PyObject) -> c_int {
 
 /// Calls `f`; an error or a panic is set as Python's error, and `failed` returned.
 #[inline]
-pub(super) fn guard<R>(failed: R, f: impl FnOnce(Python<'_>) -> PyResult<R>) -> R {
-    attached(|py| match catch_unwind(AssertUnwindSafe(|| f(py))) {
+pub(super) fn guard<R>(failed: R, f: impl FnOnce(Python<'_>) -> Quick<R>) -> R {
+    attached(|py| caught(py, failed, f))
+}
+
+/// [`guard`] for an `f` that drops no object, but where it fails: PyO3 is not told that the interpreter
+/// is attached, so it would put that off.
+///
+/// # Safety
+///
+/// The interpreter is attached: it is calling a slot or a method.
+#[inline]
+pub(crate) unsafe fn guard_light<R>(failed: R, f: impl FnOnce(Python<'_>) -> Quick<R>) -> R {
+    // SAFETY: the caller's promise.
+    caught(unsafe { Python::assume_attached() }, failed, f)
+}
+
+#[inline]
+fn caught<R>(py: Python<'_>, failed: R, f: impl FnOnce(Python<'_>) -> Quick<R>) -> R {
+    match catch_unwind(AssertUnwindSafe(|| f(py))) {
         Ok(Ok(value)) => value,
         Ok(Err(error)) => {
-            error.restore(py);
+            attached(|py| PyErr::from(error).restore(py));
             failed
         }
         Err(_) => {
-            PyRuntimeError::new_err("a bug in pydotcompute: its native part panicked").restore(py);
+            attached(|py| {
+                let text = "a bug in pydotcompute: its native part panicked";
+                PyRuntimeError::new_err(text).restore(py);
+            });
             failed
         }
-    })
+    }
 }
 
 /// Calls `f` from a slot or a method, where the interpreter is attached, in a way that PyO3 knows of

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
-use dotcompute::{Receiving, Sleep, sleep_until};
+use dotcompute::{Envelope, ReceiveError, Receiving, Sleep, sleep_until};
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 
@@ -17,10 +17,11 @@ use super::actor::{Actor, Kernel};
 use super::context::ActorContext;
 use super::errors;
 use super::held::Held;
-use super::message::PyMessage;
+use super::message::{PyMessage, plain_envelope};
 use super::runtime::NativeRuntime;
 use super::scope::scope;
 use crate::queues::QueueOperation;
+use crate::quick::Quick;
 
 /// A future that ends as an awaitable ends.
 pub(super) type Pending = Pin<Box<dyn Future<Output = PyResult<Py<PyAny>>> + Send>>;
@@ -33,10 +34,19 @@ pub(super) enum Target {
 
 impl Target {
     #[inline]
-    fn resolve<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, Actor>> {
+    fn resolve<'py>(&self, py: Python<'py>) -> Quick<Bound<'py, Actor>> {
         match self {
             Self::Actor(actor) => Ok(actor.bind(py).clone()),
             Self::Named(runtime, id) => runtime.get().find(id.bind(py)),
+        }
+    }
+
+    /// Drops it where the interpreter is attached, which a `Bound` need not ask for.
+    #[inline]
+    fn release(self, py: Python<'_>) {
+        match self {
+            Self::Actor(actor) => drop(actor.into_bound(py)),
+            Self::Named(runtime, id) => drop((runtime.into_bound(py), id.into_bound(py))),
         }
     }
 
@@ -119,13 +129,13 @@ fn poll_waiting(
     py: Python<'_>,
     waiting: &mut Option<Pending>,
     cx: &mut Context<'_>,
-) -> Poll<PyResult<Py<PyAny>>> {
+) -> Poll<Quick<Py<PyAny>>> {
     let Some(future) = waiting else { return Poll::Pending };
     let polled = scope(py, || future.as_mut().poll(cx));
     if polled.is_ready() {
         *waiting = None;
     }
-    polled
+    polled.map_err(Into::into)
 }
 
 impl Operation {
@@ -136,7 +146,7 @@ impl Operation {
         py: Python<'_>,
         cx: &mut Context<'_>,
         wait: bool,
-    ) -> Poll<PyResult<Py<PyAny>>> {
+    ) -> Poll<Quick<Py<PyAny>>> {
         let polled = match self {
             Self::Send { target, message, timeout, waiting } => {
                 if waiting.is_some() {
@@ -154,7 +164,7 @@ impl Operation {
                     let future = waiting.insert(future);
                     if let Some(answered) = scope(py, || at_once(&kernel, future)) {
                         *waiting = None;
-                        return Poll::Ready(answered);
+                        return Poll::Ready(answered.map_err(Into::into));
                     }
                 }
                 return poll_waiting(py, waiting, cx);
@@ -171,11 +181,30 @@ impl Operation {
                 return poll_waiting(py, waiting, cx);
             }
             Self::Queue(operation) => return operation.poll(py, cx, wait),
-            Self::Future(future) => return scope(py, || future.as_mut().poll(cx)),
+            Self::Future(future) => {
+                return scope(py, || future.as_mut().poll(cx)).map_err(Into::into);
+            }
         };
         match polled {
             Ok(polled) => polled.map(Ok),
             Err(error) => Poll::Ready(Err(error)),
+        }
+    }
+
+    /// Drops it where the interpreter is attached.
+    #[inline]
+    pub(super) fn release(self, py: Python<'_>) {
+        match self {
+            Self::Send { target, message, waiting: None, .. } => {
+                target.release(py);
+                drop(message.into_bound(py));
+            }
+            Self::Receive(Receive { target, waiting: None, .. }) => target.release(py),
+            Self::ContextSend { context, message, waiting: None } => {
+                drop((context.into_bound(py), message.into_bound(py)));
+            }
+            Self::Queue(operation) => operation.release(py),
+            other => drop(other),
         }
     }
 
@@ -232,22 +261,34 @@ fn poll_send(
     waiting: &mut Option<Pending>,
     cx: &mut Context<'_>,
     wait: bool,
-) -> PyResult<Poll<Py<PyAny>>> {
+) -> Quick<Poll<Py<PyAny>>> {
     let actor = target.resolve(py)?;
     let actor = actor.get();
     let message = message.bind(py);
     let kernel = actor.kernel(py, "send message")?;
-    let envelope = actor.envelope(message, false)?;
     if !wait {
-        return match scope(py, || kernel.offer(envelope)) {
+        let offered = match actor.plain_priority(message)? {
+            // Made where it is put: to move it there costs more.
+            Some(priority) => scope(py, || match kernel.offer(plain_envelope(message, priority)) {
+                Ok(None) => Ok(None),
+                refused => Err(Box::new(refused)),
+            })
+            .or_else(|refused| *refused),
+            None => {
+                let envelope = actor.envelope(message, false)?;
+                scope(py, || kernel.offer(envelope))
+            }
+        };
+        return match offered {
             Ok(None) => Ok(Poll::Ready(py.None())),
-            Err(error) => Err(errors::send(py, error, timeout, actor.capacity())),
+            Err(error) => Err(errors::send(py, error, timeout, actor.capacity()).into()),
             Ok(Some(_)) if duration(timeout)? == Some(Duration::ZERO) => {
-                Err(errors::stayed_full(py, kernel.id().as_str(), actor.capacity(), 0.0))
+                Err(errors::stayed_full(py, kernel.id().as_str(), actor.capacity(), 0.0).into())
             }
             Ok(Some(_)) => Ok(Poll::Pending),
         };
     }
+    let envelope = actor.envelope(message, false)?;
     let (kernel, capacity) = (kernel.clone(), actor.capacity());
     let within = duration(timeout)?;
     *waiting = Some(Box::pin(async move {
@@ -266,13 +307,19 @@ fn poll_send(
     }
 }
 
+/// What a receive finds.
+enum Received {
+    Object(Quick<Py<PyAny>>),
+    Other(Box<Result<Option<Envelope<PyMessage>>, ReceiveError>>),
+}
+
 #[inline]
 fn poll_receive(
     py: Python<'_>,
     receive: &mut Receive,
     cx: &mut Context<'_>,
     wait: bool,
-) -> PyResult<Poll<Py<PyAny>>> {
+) -> Quick<Poll<Py<PyAny>>> {
     let timeout = receive.timeout;
     if let Some(waiting) = &mut receive.waiting {
         let (waiting, sleep) = &mut **waiting;
@@ -280,12 +327,13 @@ fn poll_receive(
             Poll::Ready(Ok(envelope)) => {
                 let actor = receive.target.resolve(py)?;
                 let reply = PyMessage::into_object(envelope, py, actor.get().reply_record());
-                reply.map(Poll::Ready)
+                Ok(Poll::Ready(reply?))
             }
-            Poll::Ready(Err(error)) => Err(errors::receive(py, error, timeout)),
+            Poll::Ready(Err(error)) => Err(errors::receive(py, error, timeout).into()),
             Poll::Pending if wait && expired(py, sleep, timeout, cx) => {
                 let actor = receive.target.resolve(py)?;
-                Err(errors::timed_out(py, actor.get().id(), timeout.unwrap_or_default(), "receive"))
+                let (kernel, seconds) = (actor.get().id(), timeout.unwrap_or_default());
+                Err(errors::timed_out(py, kernel, seconds, "receive").into())
             }
             Poll::Pending => Ok(Poll::Pending),
         };
@@ -293,18 +341,29 @@ fn poll_receive(
     let actor = receive.target.resolve(py)?;
     let kernel = actor.get().kernel(py, "receive message")?;
     if !wait {
-        return match scope(py, || kernel.receive_now()) {
+        // Taken apart in there: to move it costs more.
+        let received = scope(py, || match kernel.receive_now() {
+            Ok(Some(envelope)) if envelope.message.batch().is_none() => {
+                Received::Object(PyMessage::into_object(envelope, py, None))
+            }
+            other => Received::Other(Box::new(other)),
+        });
+        let received = match received {
+            Received::Object(object) => return Ok(Poll::Ready(object?)),
+            Received::Other(other) => *other,
+        };
+        return match received {
             Ok(Some(envelope)) => {
                 let reply = PyMessage::into_object(envelope, py, actor.get().reply_record());
-                reply.map(Poll::Ready)
+                Ok(Poll::Ready(reply?))
             }
             Ok(None) => {
                 if timeout.is_some() && duration(timeout)? == Some(Duration::ZERO) {
-                    return Err(errors::timed_out(py, kernel.id().as_str(), 0.0, "receive"));
+                    return Err(errors::timed_out(py, kernel.id().as_str(), 0.0, "receive").into());
                 }
                 Ok(Poll::Pending)
             }
-            Err(error) => Err(errors::receive(py, error, timeout)),
+            Err(error) => Err(errors::receive(py, error, timeout).into()),
         };
     }
     receive.waiting = Some(Box::new((kernel.receiving(), None)));
@@ -338,7 +397,7 @@ fn ask(
     target: &Target,
     message: &Py<PyAny>,
     timeout: Option<f64>,
-) -> PyResult<(Kernel, Pending)> {
+) -> Quick<(Kernel, Pending)> {
     let actor = target.resolve(py)?;
     let actor = actor.get();
     let message = message.bind(py);
@@ -355,7 +414,7 @@ fn ask(
             None => kernel.ask(envelope).await,
         };
         Python::attach(|py| match answered {
-            Ok(envelope) => PyMessage::into_object(envelope, py, record.as_ref()),
+            Ok(envelope) => Ok(PyMessage::into_object(envelope, py, record.as_ref())?),
             Err(error) => Err(errors::ask(py, error, timeout, capacity)),
         })
     });
@@ -395,13 +454,14 @@ fn poll_context_receive(
     receive: &mut ContextReceive,
     cx: &mut Context<'_>,
     wait: bool,
-) -> Poll<PyResult<Py<PyAny>>> {
+) -> Poll<Quick<Py<PyAny>>> {
     let cell = &receive.context.get().cell;
     match cell.poll_receive(py, &mut receive.ticket, cx, wait) {
-        Poll::Ready(Some(message)) => return Poll::Ready(message.object(py, None)),
-        Poll::Ready(None) => {
-            return Poll::Ready(Err(errors::stopped(py, cell.id(), "receive message")));
+        Poll::Ready(Ok(Some(message))) => return Poll::Ready(Ok(message)),
+        Poll::Ready(Ok(None)) => {
+            return Poll::Ready(Err(errors::stopped(py, cell.id(), "receive message").into()));
         }
+        Poll::Ready(Err(error)) => return Poll::Ready(Err(error)),
         Poll::Pending => {}
     }
     let Some(seconds) = receive.timeout else { return Poll::Pending };
@@ -410,11 +470,11 @@ fn poll_context_receive(
     } else {
         match duration(Some(seconds)) {
             Ok(within) => within == Some(Duration::ZERO),
-            Err(error) => return Poll::Ready(Err(error)),
+            Err(error) => return Poll::Ready(Err(error.into())),
         }
     };
     if timed_out {
-        return Poll::Ready(Err(errors::timed_out(py, cell.id(), seconds, "receive")));
+        return Poll::Ready(Err(errors::timed_out(py, cell.id(), seconds, "receive").into()));
     }
     Poll::Pending
 }

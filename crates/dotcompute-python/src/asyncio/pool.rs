@@ -328,7 +328,7 @@ impl NativePool {
                 Ok(PyList::new(py, names)?.into_any().unbind())
             })
         });
-        awaitable::new(py, Operation::Future(future))
+        Ok(awaitable::new(py, || Operation::Future(future))?)
     }
 
     /// Sends a message to a worker.
@@ -351,7 +351,7 @@ impl NativePool {
                 Err(error) => Err(errors::send(py, error, timeout, capacity)),
             })
         });
-        awaitable::new(slf.py(), Operation::Future(future))
+        Ok(awaitable::new(slf.py(), || Operation::Future(future))?)
     }
 
     /// Receives the next reply of any worker.
@@ -368,11 +368,14 @@ impl NativePool {
                 None => core.receive().await,
             };
             Python::attach(|py| match received {
-                Ok(reply) => PyMessage::into_object(reply, py, this.get().first().reply_record()),
+                Ok(reply) => {
+                    let record = this.get().first().reply_record();
+                    Ok(PyMessage::into_object(reply, py, record)?)
+                }
                 Err(error) => Err(errors::receive(py, error, timeout)),
             })
         });
-        awaitable::new(slf.py(), Operation::Future(future))
+        Ok(awaitable::new(slf.py(), || Operation::Future(future))?)
     }
 
     /// Sends a message to a worker and receives the reply to it.
@@ -391,11 +394,14 @@ impl NativePool {
                 None => core.ask(envelope).await,
             };
             Python::attach(|py| match answered {
-                Ok(reply) => PyMessage::into_object(reply, py, this.get().first().reply_record()),
+                Ok(reply) => {
+                    let record = this.get().first().reply_record();
+                    Ok(PyMessage::into_object(reply, py, record)?)
+                }
                 Err(error) => Err(errors::ask(py, error, timeout, capacity)),
             })
         });
-        awaitable::new(slf.py(), Operation::Future(future))
+        Ok(awaitable::new(slf.py(), || Operation::Future(future))?)
     }
 
     /// What became of all messages of all workers, or of their replies.

@@ -16,6 +16,8 @@ use super::message::{PyMessage, Seen};
 use super::operation::{Operation, Receive, Target, duration};
 use super::pool::NativePool;
 use super::scope::scope;
+use crate::fastcall::{Method, fastcall, optional};
+use crate::quick::{Error, Quick};
 
 /// See the module.
 #[pyclass(frozen, subclass, weakref, module = "pydotcompute._native", name = "Runtime")]
@@ -35,20 +37,25 @@ impl NativeRuntime {
 
     /// The kernel of this id.
     #[inline]
-    pub(super) fn find<'py>(&self, id: &Bound<'py, PyAny>) -> PyResult<Bound<'py, Actor>> {
+    pub(super) fn find<'py>(&self, id: &Bound<'py, PyAny>) -> Quick<Bound<'py, Actor>> {
+        match self.kernels.bind(id.py()).get_item(id)? {
+            Some(actor) => Ok(actor.cast_into::<Actor>().map_err(PyErr::from)?),
+            None => Err(self.not_found(id)),
+        }
+    }
+
+    #[cold]
+    fn not_found(&self, id: &Bound<'_, PyAny>) -> Error {
         let py = id.py();
-        match self.kernels.bind(py).get_item(id)? {
-            Some(actor) => Ok(actor.cast_into::<Actor>()?),
-            None => {
-                let known: Vec<String> = self
-                    .kernels
-                    .bind(py)
-                    .keys()
-                    .iter()
-                    .map(|id| id.str().map(|id| id.to_string()).unwrap_or_default())
-                    .collect();
-                Err(errors::not_found(py, &id.str()?.to_string_lossy(), known))
-            }
+        let text = |id: &Bound<'_, PyAny>| match id.str() {
+            Ok(id) => Ok(id.to_string_lossy().into_owned()),
+            Err(error) => Err(error),
+        };
+        let known = self.kernels.bind(py).keys();
+        let known = known.iter().map(|id| text(&id).unwrap_or_default()).collect();
+        match text(id) {
+            Ok(id) => errors::not_found(py, &id, known).into(),
+            Err(error) => error.into(),
         }
     }
 
@@ -144,7 +151,7 @@ impl NativeRuntime {
                 Ok(values.into_any().unbind())
             })
         });
-        awaitable::new(slf.py(), Operation::Future(future))
+        Ok(awaitable::new(slf.py(), || Operation::Future(future))?)
     }
 
     /// [`_shutdown`](Self::_shutdown) that waits on the calling thread, without the interpreter.
@@ -153,50 +160,6 @@ impl NativeRuntime {
         let within = duration(Some(timeout))?.unwrap_or_default();
         py.detach(|| core.shutdown_blocking(within));
         Ok(())
-    }
-
-    /// Sends a message to a kernel.
-    #[pyo3(signature = (kernel_id, message, *, timeout=None))]
-    fn send(
-        slf: &Bound<'_, Self>,
-        kernel_id: Py<PyAny>,
-        message: Py<PyAny>,
-        timeout: Option<f64>,
-    ) -> PyResult<Py<PyAny>> {
-        if let Some(pool) = slf.get().pool(kernel_id.bind(slf.py()))? {
-            return NativePool::send(&pool, message, timeout);
-        }
-        let target = Target::Named(slf.clone().unbind(), kernel_id);
-        awaitable::new(slf.py(), Operation::Send { target, message, timeout, waiting: None })
-    }
-
-    /// Receives a reply from a kernel.
-    #[pyo3(signature = (kernel_id, *, timeout=None))]
-    fn receive(
-        slf: &Bound<'_, Self>,
-        kernel_id: Py<PyAny>,
-        timeout: Option<f64>,
-    ) -> PyResult<Py<PyAny>> {
-        if let Some(pool) = slf.get().pool(kernel_id.bind(slf.py()))? {
-            return NativePool::receive(&pool, timeout);
-        }
-        let target = Target::Named(slf.clone().unbind(), kernel_id);
-        awaitable::new(slf.py(), Receive::operation(target, timeout))
-    }
-
-    /// Sends a message to a kernel and receives the reply to it.
-    #[pyo3(signature = (kernel_id, message, *, timeout=None))]
-    fn send_and_receive(
-        slf: &Bound<'_, Self>,
-        kernel_id: Py<PyAny>,
-        message: Py<PyAny>,
-        timeout: Option<f64>,
-    ) -> PyResult<Py<PyAny>> {
-        if let Some(pool) = slf.get().pool(kernel_id.bind(slf.py()))? {
-            return NativePool::send_and_receive(&pool, message, timeout);
-        }
-        let target = Target::Named(slf.clone().unbind(), kernel_id);
-        awaitable::new(slf.py(), Operation::Ask { target, message, timeout, waiting: None })
     }
 
     /// Connects two kernels; the replies of the one go to the other.
@@ -241,7 +204,7 @@ impl NativeRuntime {
     fn _connected_to(&self, kernel_id: &Bound<'_, PyAny>) -> PyResult<Option<String>> {
         let stage = self.stage(kernel_id)?;
         let kernels = stage.iter().map(|one| one.get().kernel(kernel_id.py(), "look at"));
-        let kernels = kernels.collect::<PyResult<Vec<_>>>()?;
+        let kernels = kernels.collect::<Quick<Vec<_>>>()?;
         let next = kernels.iter().find_map(|kernel| kernel.connected_to());
         Ok(next.map(|next| next.to_string()))
     }
@@ -286,6 +249,68 @@ impl NativeRuntime {
     fn _replay(&self, py: Python<'_>, kernel_id: Option<&str>) -> usize {
         let core = self.core();
         scope(py, || core.replay(|letter| kernel_id.is_none_or(|id| letter.kernel.as_str() == id)))
+    }
+}
+
+/// The methods that are called for each message.
+pub(super) const METHODS: [Method; 3] = [
+    Method {
+        name: c"send",
+        doc:
+            c"send($self, kernel_id, message, *, timeout=None)\n--\n\nSends a message to a kernel.",
+        function: send,
+    },
+    Method {
+        name: c"receive",
+        doc: c"receive($self, kernel_id, *, timeout=None)\n--\n\nReceives a reply from a kernel.",
+        function: receive,
+    },
+    Method {
+        name: c"send_and_receive",
+        doc: c"send_and_receive($self, kernel_id, message, *, timeout=None)\n--\n\n\
+               Sends a message to a kernel and receives the reply to it.",
+        function: send_and_receive,
+    },
+];
+
+fastcall! {
+    fn send(runtime: NativeRuntime, "Runtime.send", kernel_id, message;; timeout) |py| {
+        let timeout = optional(timeout, "timeout")?;
+        let message = message.to_owned().unbind();
+        match runtime.get().pool(&kernel_id)? {
+            Some(pool) => NativePool::send(&pool, message, timeout).map_err(Error::from),
+            None => awaitable::new(py, || Operation::Send {
+                target: Target::Named(runtime.clone().unbind(), kernel_id.to_owned().unbind()),
+                message,
+                timeout,
+                waiting: None,
+            }),
+        }
+    }
+
+    fn receive(runtime: NativeRuntime, "Runtime.receive", kernel_id;; timeout) |py| {
+        let timeout = optional(timeout, "timeout")?;
+        match runtime.get().pool(&kernel_id)? {
+            Some(pool) => NativePool::receive(&pool, timeout).map_err(Error::from),
+            None => awaitable::new(py, || {
+                let target = Target::Named(runtime.clone().unbind(), kernel_id.to_owned().unbind());
+                Receive::operation(target, timeout)
+            }),
+        }
+    }
+
+    fn send_and_receive(
+        runtime: NativeRuntime, "Runtime.send_and_receive", kernel_id, message;; timeout
+    ) |py| {
+        let message = message.to_owned().unbind();
+        let timeout = optional(timeout, "timeout")?;
+        match runtime.get().pool(&kernel_id)? {
+            Some(pool) => NativePool::send_and_receive(&pool, message, timeout).map_err(Error::from),
+            None => {
+                let target = Target::Named(runtime.clone().unbind(), kernel_id.to_owned().unbind());
+                awaitable::new(py, || Operation::Ask { target, message, timeout, waiting: None })
+            }
+        }
     }
 }
 

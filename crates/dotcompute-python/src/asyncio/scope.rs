@@ -14,40 +14,93 @@ use super::hub::Hub;
 
 struct Scope {
     depth: Cell<u32>,
+    /// Whether the innermost scope's code runs with the interpreter attached.
+    attached: Cell<bool>,
     /// Whether there is something to do at the end.
     noted: Cell<bool>,
+    /// Most often there is one.
+    first: Cell<Option<Py<PyAny>>>,
     garbage: RefCell<Vec<Py<PyAny>>>,
     hubs: RefCell<Vec<Arc<Hub>>>,
 }
 
 thread_local! {
     static SCOPE: Scope = const {
-        Scope { depth: Cell::new(0), noted: Cell::new(false), garbage: RefCell::new(Vec::new()), hubs: RefCell::new(Vec::new()) }
+        Scope {
+            depth: Cell::new(0),
+            attached: Cell::new(false),
+            noted: Cell::new(false),
+            first: Cell::new(None),
+            garbage: RefCell::new(Vec::new()),
+            hubs: RefCell::new(Vec::new()),
+        }
     };
 }
 
 /// Calls `f`; what it leaves to do is done before this returns, or when the outer scope ends.
 #[inline]
 pub(crate) fn scope<R>(py: Python<'_>, f: impl FnOnce() -> R) -> R {
-    struct Leave<'py>(Python<'py>);
-    impl Drop for Leave<'_> {
-        #[inline]
-        fn drop(&mut self) {
-            SCOPE.with(|scope| {
-                if scope.depth.get() > 1 {
-                    scope.depth.set(scope.depth.get() - 1);
-                    return;
-                }
-                scope.depth.set(0);
-                if scope.noted.replace(false) {
-                    flush(self.0, scope);
-                }
-            });
+    SCOPE.with(|scope| {
+        scope.depth.set(scope.depth.get() + 1);
+        let attached = scope.attached.replace(true);
+        let _leave = Leave { py, scope, attached };
+        f()
+    })
+}
+
+struct Leave<'a, 'py> {
+    py: Python<'py>,
+    scope: &'a Scope,
+    /// As it was before.
+    attached: bool,
+}
+
+impl Drop for Leave<'_, '_> {
+    #[inline]
+    fn drop(&mut self) {
+        let scope = self.scope;
+        scope.attached.set(self.attached);
+        if scope.depth.get() > 1 {
+            scope.depth.set(scope.depth.get() - 1);
+            return;
+        }
+        scope.depth.set(0);
+        if let Some(garbage) = scope.first.take() {
+            // As a `Bound`, since that knows that the interpreter is attached.
+            drop(garbage.into_bound(self.py));
+        }
+        if scope.noted.replace(false) {
+            flush(self.py, scope);
         }
     }
-    SCOPE.with(|scope| scope.depth.set(scope.depth.get() + 1));
-    let _leave = Leave(py);
-    f()
+}
+
+/// A [`scope`] in which `f` runs without the interpreter.
+pub(crate) fn detached<R: Send>(py: Python<'_>, f: impl FnOnce() -> R + Send) -> R {
+    scope(py, || {
+        let _back = SCOPE.with(|scope| {
+            scope.attached.set(false);
+            Attach
+        });
+        py.detach(f)
+    })
+}
+
+/// The scope's code is attached again.
+struct Attach;
+
+impl Drop for Attach {
+    fn drop(&mut self) {
+        SCOPE.with(|scope| scope.attached.set(true));
+    }
+}
+
+/// The interpreter, if this is known to run with it attached: in a scope.
+#[inline]
+pub(super) fn attached<'py>() -> Option<Python<'py>> {
+    let attached = SCOPE.try_with(|scope| scope.attached.get()).unwrap_or(false);
+    // SAFETY: the innermost scope was given the token, and only `detached` gives the interpreter away.
+    attached.then(|| unsafe { Python::assume_attached() })
 }
 
 #[cold]
@@ -73,9 +126,12 @@ fn flush(py: Python<'_>, scope: &Scope) {
 pub(crate) fn discard(object: Py<PyAny>) {
     let mut object = Some(object);
     let _ = SCOPE.try_with(|scope| {
-        if scope.depth.get() > 0 {
+        if scope.depth.get() == 0 {
+            return;
+        }
+        if let Some(other) = scope.first.replace(object.take()) {
             scope.noted.set(true);
-            scope.garbage.borrow_mut().extend(object.take());
+            scope.garbage.borrow_mut().push(other);
         }
     });
     drop(object);

@@ -6,6 +6,9 @@
 use std::any::Any;
 use std::cell::UnsafeCell;
 use std::ffi::{CStr, c_int, c_void};
+use std::marker::PhantomData;
+use std::mem::ManuallyDrop;
+use std::ops::Deref;
 use std::ptr::{NonNull, null_mut};
 use std::sync::Arc;
 use std::task::{Wake, Waker};
@@ -13,13 +16,14 @@ use std::task::{Wake, Waker};
 use dotcompute::mailbox::sync::{AtomicBool, Ordering};
 use pyo3::exceptions::{PyRuntimeError, PyTypeError};
 use pyo3::sync::PyOnceLock;
-use pyo3::types::{PyTuple, PyType};
+use pyo3::types::{PyBool, PyInt, PyTuple, PyType};
 use pyo3::{ffi, intern, prelude::*};
 
-use super::attached::Attached;
 use super::hub::{Hub, Ready};
 use super::object::{self, Native, guard, slot};
 use super::python;
+use crate::attached::Attached;
+use crate::quick::Quick;
 
 /// The part of a waiter that the core wakes, from any thread.
 pub(super) struct Slot {
@@ -88,24 +92,21 @@ pub(super) struct Waiter {
 }
 
 /// A waiter of `hub`, whose loop is `event_loop`.
-pub(super) fn new(py: Python<'_>, hub: &Arc<Hub>, event_loop: Py<PyAny>) -> PyResult<Py<PyAny>> {
+pub(super) fn new(py: Python<'_>, hub: &Arc<Hub>, event_loop: Py<PyAny>) -> Quick<Py<PyAny>> {
     let slot = Arc::new(Slot {
         hub: Arc::clone(hub),
         queued: AtomicBool::new(false),
         waiter: Attached::default(),
     });
-    let waiter = object::new(
-        py,
-        Waiter {
-            waker: Waker::from(Arc::clone(&slot)),
-            slot: Arc::clone(&slot),
-            event_loop,
-            blocking: false,
-            callback: None,
-            cancelled: false,
-            message: None,
-        },
-    )?;
+    let waiter = object::new(py, || Waiter {
+        waker: Waker::from(Arc::clone(&slot)),
+        slot: Arc::clone(&slot),
+        event_loop,
+        blocking: false,
+        callback: None,
+        cancelled: false,
+        message: None,
+    })?;
     let address = NonNull::new(waiter.as_ptr()).map(Address);
     slot.waiter.with(py, |waiter| *waiter = address);
     Ok(waiter)
@@ -119,10 +120,30 @@ fn with<R>(_py: Python<'_>, waiter: &Py<PyAny>, f: impl FnOnce(&mut Waiter) -> R
     f(unsafe { object::value::<Waiter>(waiter.as_ptr()) })
 }
 
+/// What wakes it, borrowed from it.
+pub(super) struct BorrowedWaker<'a> {
+    waker: ManuallyDrop<Waker>,
+    _waiter: PhantomData<&'a Py<PyAny>>,
+}
+
+impl Deref for BorrowedWaker<'_> {
+    type Target = Waker;
+
+    #[inline]
+    fn deref(&self) -> &Waker {
+        &self.waker
+    }
+}
+
 /// What wakes it.
 #[inline]
-pub(super) fn waker(py: Python<'_>, waiter: &Py<PyAny>) -> Waker {
-    with(py, waiter, |waiter| waiter.waker.clone())
+pub(super) fn waker<'a>(py: Python<'_>, waiter: &'a Py<PyAny>) -> BorrowedWaker<'a> {
+    let waker = with(py, waiter, |waiter| {
+        // SAFETY: the waiter keeps its waker as long as it lives, so for `'a`, and never changes it;
+        // this one is not dropped.
+        ManuallyDrop::new(unsafe { (&raw const waiter.waker).read() })
+    });
+    BorrowedWaker { waker, _waiter: PhantomData }
 }
 
 /// About to be yielded.
@@ -260,9 +281,13 @@ macro_rules! this {
     };
 }
 
+fn truth(py: Python<'_>, value: bool) -> *mut ffi::PyObject {
+    PyBool::new(py, value).to_owned().into_any().into_ptr()
+}
+
 unsafe extern "C" fn get_blocking(this: *mut ffi::PyObject, _: *mut c_void) -> *mut ffi::PyObject {
     let blocking = this!(this).blocking;
-    guard(null_mut(), |py| Ok(blocking.into_pyobject(py)?.to_owned().into_any().into_ptr()))
+    guard(null_mut(), |py| Ok(truth(py, blocking)))
 }
 
 unsafe extern "C" fn set_blocking(
@@ -285,7 +310,7 @@ unsafe extern "C" fn get_loop(
 
 unsafe extern "C" fn done(this: *mut ffi::PyObject, _: *mut ffi::PyObject) -> *mut ffi::PyObject {
     let done = this!(this).callback.is_none();
-    guard(null_mut(), |py| Ok(done.into_pyobject(py)?.to_owned().into_any().into_ptr()))
+    guard(null_mut(), |py| Ok(truth(py, done)))
 }
 
 unsafe extern "C" fn cancelled(
@@ -293,7 +318,7 @@ unsafe extern "C" fn cancelled(
     _: *mut ffi::PyObject,
 ) -> *mut ffi::PyObject {
     let cancelled = this!(this).cancelled;
-    guard(null_mut(), |py| Ok(cancelled.into_pyobject(py)?.to_owned().into_any().into_ptr()))
+    guard(null_mut(), |py| Ok(truth(py, cancelled)))
 }
 
 unsafe extern "C" fn result(this: *mut ffi::PyObject, _: *mut ffi::PyObject) -> *mut ffi::PyObject {
@@ -308,7 +333,7 @@ unsafe extern "C" fn result(this: *mut ffi::PyObject, _: *mut ffi::PyObject) -> 
             Some(message) => class.call1((message,))?,
             None => class.call0()?,
         };
-        Err(PyErr::from_value(error))
+        Err(PyErr::from_value(error).into())
     })
 }
 
@@ -349,7 +374,7 @@ unsafe extern "C" fn add_done_callback(
         // SAFETY: the arguments of this call.
         let (callback, context) = unsafe { arguments(py, args, count, names) };
         let Some(callback) = callback else {
-            return Err(PyTypeError::new_err("add_done_callback() needs a callback"));
+            return Err(PyTypeError::new_err("add_done_callback() needs a callback").into());
         };
         let context = match context.filter(|context| !context.is_none()) {
             Some(context) => context,
@@ -357,7 +382,7 @@ unsafe extern "C" fn add_done_callback(
         };
         let waiter = this!(this);
         if waiter.callback.is_some() {
-            return Err(PyRuntimeError::new_err("only one task can wait on this await"));
+            return Err(PyRuntimeError::new_err("only one task can wait on this await").into());
         }
         waiter.callback = Some((callback.unbind(), context.unbind()));
         Ok(py.None().into_ptr())
@@ -378,7 +403,7 @@ unsafe extern "C" fn remove_done_callback(
         };
         let removed = if same { this!(this).callback.take() } else { None };
         drop(removed);
-        Ok(usize::from(same).into_pyobject(py)?.into_any().into_ptr())
+        Ok(PyInt::new(py, usize::from(same)).into_any().into_ptr())
     })
 }
 
@@ -397,13 +422,13 @@ unsafe extern "C" fn cancel(
         // that is done, the Task cancels itself at its next step.
         let woken = waiter.slot.queued.load(Ordering::Acquire);
         if waiter.callback.is_none() || woken {
-            return Ok(false.into_pyobject(py)?.to_owned().into_any().into_ptr());
+            return Ok(truth(py, false));
         }
         waiter.cancelled = true;
         let stale = std::mem::replace(&mut waiter.message, message.map(Bound::unbind));
         let slot = Arc::clone(&waiter.slot);
         drop(stale);
         slot.wake();
-        Ok(true.into_pyobject(py)?.to_owned().into_any().into_ptr())
+        Ok(truth(py, true))
     })
 }

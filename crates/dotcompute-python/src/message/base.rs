@@ -10,14 +10,21 @@ use pyo3::types::{PyBytes, PyDict, PyString, PyTuple, PyType};
 
 use super::id::Id;
 use super::layout::{Access, Default, Layout, layout_of};
+use super::slots::each;
 use super::{decode, encode, types};
+use crate::attached::Attached;
 
 /// What every message has: an id, a priority, and the id of the message that it answers.
 ///
 /// The constructor is in [`constructor`](super::constructor).
-#[pyclass(subclass, module = "pydotcompute._native")]
+#[pyclass(frozen, subclass, module = "pydotcompute._native")]
 pub(crate) struct MessageCore {
     pub(super) layout: Arc<Layout>,
+    header: Attached<Header>,
+}
+
+/// What of a message is not among its fields.
+pub(super) struct Header {
     pub(super) id: Id,
     pub(super) correlation: Option<Id>,
     pub(super) priority: u8,
@@ -27,57 +34,51 @@ pub(crate) struct MessageCore {
 impl MessageCore {
     #[new]
     #[classmethod]
-    #[pyo3(signature = (*_args, **_kwargs))]
-    fn new(
-        class: &Bound<'_, PyType>,
-        _args: &Bound<'_, PyTuple>,
-        _kwargs: Option<&Bound<'_, PyDict>>,
-    ) -> PyResult<Self> {
+    fn new(class: &Bound<'_, PyType>) -> PyResult<Self> {
         Ok(Self {
             layout: layout_of(class)?,
-            id: Id::next(),
-            correlation: None,
-            priority: DEFAULT_PRIORITY,
+            header: Attached::new(Header {
+                id: Id::next(),
+                correlation: None,
+                priority: DEFAULT_PRIORITY,
+            }),
         })
     }
 
     /// The id of this message, a `uuid.UUID`. The object is made when it is first asked for.
     #[getter]
     fn message_id<'py>(slf: &Bound<'py, Self>) -> PyResult<Bound<'py, PyAny>> {
-        let object = id_object(slf, |core| Some(&mut core.id))?;
+        let object = id_object(slf, |header| Some(&mut header.id))?;
         Ok(object.unwrap_or_else(|| slf.py().None().into_bound(slf.py())))
     }
 
     #[setter]
-    fn set_message_id(slf: &Bound<'_, Self>, value: &Bound<'_, PyAny>) -> PyResult<()> {
-        let _replaced = std::mem::replace(&mut slf.try_borrow_mut()?.id, Id::from_object(value));
-        Ok(())
+    fn set_message_id(slf: &Bound<'_, Self>, value: &Bound<'_, PyAny>) {
+        slf.get().set_id(slf.py(), Id::from_object(value));
     }
 
     /// 0 (lowest) to 255.
     #[getter]
-    fn priority(&self) -> u8 {
-        self.priority
+    fn priority(&self, py: Python<'_>) -> u8 {
+        self.header(py, |header| header.priority)
     }
 
     #[setter]
     fn set_priority(slf: &Bound<'_, Self>, value: &Bound<'_, PyAny>) -> PyResult<()> {
         let priority = parse_priority(value)?;
-        slf.try_borrow_mut()?.priority = priority;
+        slf.get().header(slf.py(), |header| header.priority = priority);
         Ok(())
     }
 
     /// The id of the message that this one answers, or None.
     #[getter]
     fn correlation_id<'py>(slf: &Bound<'py, Self>) -> PyResult<Option<Bound<'py, PyAny>>> {
-        id_object(slf, |core| core.correlation.as_mut())
+        id_object(slf, |header| header.correlation.as_mut())
     }
 
     #[setter]
-    fn set_correlation_id(slf: &Bound<'_, Self>, value: Option<&Bound<'_, PyAny>>) -> PyResult<()> {
-        let id = value.map(Id::from_object);
-        let _replaced = std::mem::replace(&mut slf.try_borrow_mut()?.correlation, id);
-        Ok(())
+    fn set_correlation_id(slf: &Bound<'_, Self>, value: Option<&Bound<'_, PyAny>>) {
+        slf.get().set_correlation(slf.py(), value.map(Id::from_object));
     }
 
     /// The bytes of this message.
@@ -95,13 +96,17 @@ impl MessageCore {
     }
 
     fn __traverse__(&self, visit: PyVisit<'_>) -> Result<(), PyTraverseError> {
-        visit.call(self.id.held())?;
-        visit.call(self.correlation.as_ref().and_then(Id::held))
+        // SAFETY: the collector is calling, so the interpreter is attached.
+        let py = unsafe { Python::assume_attached() };
+        self.header(py, |header| {
+            visit.call(header.id.held())?;
+            visit.call(header.correlation.as_ref().and_then(Id::held))
+        })
     }
 
-    fn __clear__(&mut self) {
-        self.id = Id::from_bits(0);
-        self.correlation = None;
+    fn __clear__(&self, py: Python<'_>) {
+        self.set_id(py, Id::from_bits(0));
+        self.set_correlation(py, None);
     }
 }
 
@@ -109,36 +114,74 @@ impl MessageCore {
 /// meanwhile.
 fn id_object<'py>(
     message: &Bound<'py, MessageCore>,
-    id: impl Fn(&mut MessageCore) -> Option<&mut Id>,
+    id: impl Fn(&mut Header) -> Option<&mut Id>,
 ) -> PyResult<Option<Bound<'py, PyAny>>> {
-    let py = message.py();
-    let bits = match id(&mut *message.try_borrow_mut()?) {
+    let (py, core) = (message.py(), message.get());
+    let bits = core.header(py, |header| {
+        id(header).map(|id| match id.held() {
+            Some(object) => Err(object.bind(py).clone()),
+            None => Ok(id.known_bits().unwrap_or_default()),
+        })
+    });
+    let bits = match bits {
         None => return Ok(None),
-        Some(id) => match id.held() {
-            Some(object) => return Ok(Some(object.bind(py).clone())),
-            None => id.bits(py).unwrap_or_default(),
-        },
+        Some(Err(object)) => return Ok(Some(object)),
+        Some(Ok(bits)) => bits,
     };
     let made = types::make_uuid(py, bits)?;
-    let mut core = message.try_borrow_mut()?;
-    Ok(id(&mut core).map(|id| id.keep(bits, made)))
+    Ok(core.header(py, |header| id(header).map(|id| id.keep(bits, &made))))
 }
 
 impl MessageCore {
+    /// Calls `f`, which runs no Python code and drops no object, with the header.
+    #[inline]
+    pub(super) fn header<R>(&self, py: Python<'_>, f: impl FnOnce(&mut Header) -> R) -> R {
+        self.header.with(py, f)
+    }
+
+    /// The bits of the id, or of the correlation id; `None` where there is none, or it is no UUID.
+    pub(super) fn bits(
+        &self,
+        py: Python<'_>,
+        id: fn(&mut Header) -> Option<&mut Id>,
+    ) -> Option<u128> {
+        let known = self.header(py, |header| match id(header) {
+            None => Ok(None),
+            Some(id) => match (id.known_bits(), id.held()) {
+                (None, Some(object)) => Err(object.clone_ref(py)),
+                (bits, _) => Ok(bits),
+            },
+        });
+        let object = match known {
+            Ok(bits) => return bits,
+            Err(object) => object,
+        };
+        // To read it may run Python code.
+        let bits = types::uuid_bits(object.bind(py))?;
+        self.header(py, |header| id(header).map(|id| id.note_bits(&object, bits)));
+        Some(bits)
+    }
+
+    pub(super) fn set_id(&self, py: Python<'_>, id: Id) {
+        let _replaced = self.header(py, |header| std::mem::replace(&mut header.id, id));
+    }
+
+    pub(super) fn set_correlation(&self, py: Python<'_>, id: Option<Id>) {
+        let _replaced = self.header(py, |header| std::mem::replace(&mut header.correlation, id));
+    }
+
     /// What `__init__` does.
     pub(super) fn initialise(
         object: &Bound<'_, Self>,
         args: &Bound<'_, PyTuple>,
         kwargs: Option<&Bound<'_, PyDict>>,
     ) -> PyResult<()> {
-        let mut layout = object.try_borrow()?.layout.clone();
-        if !layout.native_init
-            && let Some(parent) = &layout.parent
-        {
+        let layout = &object.get().layout;
+        match &layout.parent {
             // Called by the class's own constructor.
-            layout = parent.clone();
+            Some(parent) if !layout.native_init => fill(object, parent, args, kwargs),
+            _ => fill(object, layout, args, kwargs),
         }
-        fill(object.as_any(), &layout, args, kwargs)
     }
 
     /// Sets one field of `object`.
@@ -152,20 +195,18 @@ impl MessageCore {
         match access {
             Access::Slot(slot) => slot.set(object, value),
             Access::Id => {
-                let core = object.cast::<Self>()?;
-                let _replaced =
-                    std::mem::replace(&mut core.try_borrow_mut()?.id, Id::from_object(value));
+                object.cast::<Self>()?.get().set_id(object.py(), Id::from_object(value));
                 Ok(())
             }
             Access::Priority => {
                 let priority = parse_priority(value)?;
-                object.cast::<Self>()?.try_borrow_mut()?.priority = priority;
+                let core = object.cast::<Self>()?.get();
+                core.header(object.py(), |header| header.priority = priority);
                 Ok(())
             }
             Access::Correlation => {
                 let id = (!value.is_none()).then(|| Id::from_object(value));
-                let core = object.cast::<Self>()?;
-                let _replaced = std::mem::replace(&mut core.try_borrow_mut()?.correlation, id);
+                object.cast::<Self>()?.get().set_correlation(object.py(), id);
                 Ok(())
             }
             Access::Attribute => set_attribute(object, name.bind(object.py()), value),
@@ -185,9 +226,19 @@ pub(super) fn set_attribute(
 
 /// The native part of a message, if id, priority and correlation id are the ones in it.
 #[inline]
-pub(super) fn native<'py>(object: &Bound<'py, PyAny>) -> Option<PyRefMut<'py, MessageCore>> {
-    let native = object.cast::<MessageCore>().ok()?.try_borrow_mut().ok()?;
+pub(super) fn native<'a>(object: &'a Bound<'_, PyAny>) -> Option<&'a MessageCore> {
+    let native = object.cast::<MessageCore>().ok()?.get();
     native.layout.plain_header.then_some(native)
+}
+
+/// For [`MessageCore::bits`].
+pub(super) fn id_in(header: &mut Header) -> Option<&mut Id> {
+    Some(&mut header.id)
+}
+
+/// For [`MessageCore::bits`].
+pub(super) fn correlation_in(header: &mut Header) -> Option<&mut Id> {
+    header.correlation.as_mut()
 }
 
 pub(super) fn parse_priority(value: &Bound<'_, PyAny>) -> PyResult<u8> {
@@ -201,7 +252,7 @@ pub(super) fn parse_priority(value: &Bound<'_, PyAny>) -> PyResult<u8> {
 
 /// What a dataclass's `__init__` does.
 fn fill(
-    object: &Bound<'_, PyAny>,
+    object: &Bound<'_, MessageCore>,
     layout: &Layout,
     args: &Bound<'_, PyTuple>,
     kwargs: Option<&Bound<'_, PyDict>>,
@@ -214,6 +265,7 @@ fn fill(
             args.len() + 1,
         )));
     }
+    let object = object.as_any();
     let mut given = 0u128;
     for (&index, value) in layout.positional.iter().zip(args.iter_borrowed()) {
         let entry = &layout.entries[index];
@@ -221,9 +273,9 @@ fn fill(
         given |= 1 << index;
     }
     if let Some(kwargs) = kwargs {
-        for (name, value) in kwargs.iter() {
-            let name = name.cast_into::<PyString>()?;
-            let found = layout.find(&name).filter(|&index| layout.entries[index].init);
+        each(kwargs, |name, value| {
+            let name = name.cast::<PyString>()?;
+            let found = layout.find(name).filter(|&index| layout.entries[index].init);
             let Some(index) = found else {
                 return Err(PyTypeError::new_err(format!(
                     "{}.__init__() got an unexpected keyword argument '{name}'",
@@ -237,9 +289,10 @@ fn fill(
                 )));
             }
             let entry = &layout.entries[index];
-            MessageCore::set(object, &entry.name, &entry.access, &value)?;
+            MessageCore::set(object, &entry.name, &entry.access, value)?;
             given |= 1 << index;
-        }
+            Ok(())
+        })?;
     }
     fill_missing(object, layout, given)
 }

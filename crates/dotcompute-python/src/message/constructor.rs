@@ -62,15 +62,15 @@ fn make(py: Python<'_>) -> PyResult<Bound<'_, PyType>> {
 /// `__new__`: an object whose native part is that of a new message. The arguments are for `__init__`.
 unsafe extern "C" fn new(
     class: *mut ffi::PyTypeObject,
-    arguments: *mut ffi::PyObject,
+    _arguments: *mut ffi::PyObject,
     _keywords: *mut ffi::PyObject,
 ) -> *mut ffi::PyObject {
     // SAFETY: the interpreter calls this, so the thread is attached to it.
     let py = unsafe { Python::assume_attached() };
     let Some(core_new) = CORE_NEW.get(py) else { return ptr::null_mut() };
     // SAFETY: `class` derives from `MessageCore`, so this is the function of one of its bases, as
-    // `super().__new__(class, *arguments)` calls; the arguments are those that were passed in.
-    unsafe { core_new(class, arguments, ptr::null_mut()) }
+    // `super().__new__(class)` calls.
+    unsafe { core_new(class, PyTuple::empty(py).as_ptr(), ptr::null_mut()) }
 }
 
 /// `__init__`: sets the fields.

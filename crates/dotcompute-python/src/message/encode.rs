@@ -105,7 +105,7 @@ impl Writer {
         let is_qualified = layout.is_message && layout.is_qualified();
         // A message whose class has no field for it, but that is an answer.
         let answers = match base::native(object) {
-            Some(native) if native.correlation.is_some() => {
+            Some(native) if native.header(object.py(), |h| h.correlation.is_some()) => {
                 !layout.entries.iter().any(|entry| matches!(entry.access, Access::Correlation))
             }
             _ => false,
@@ -193,26 +193,23 @@ impl Writer {
         access: &Access,
     ) -> PyResult<()> {
         let py = object.py();
-        let mut native = object.cast::<base::MessageCore>()?.try_borrow_mut()?;
+        let native = object.cast::<base::MessageCore>()?.get();
         let id = match access {
             Access::Priority => {
-                encoder.unsigned(native.priority.into());
+                encoder.unsigned(native.header(py, |header| header.priority).into());
                 return Ok(());
             }
-            Access::Correlation => native.correlation.as_mut(),
-            _ => Some(&mut native.id),
+            Access::Correlation => base::correlation_in,
+            _ => base::id_in,
         };
-        let Some(id) = id else {
-            encoder.nil();
-            return Ok(());
-        };
-        if let Some(bits) = id.bits(py) {
+        if let Some(bits) = native.bits(py, id) {
             encoder.id(MessageId::from_u128(bits));
             return Ok(());
         }
-        let value = id.held().map(|object| object.clone_ref(py));
-        drop(native);
-        match value {
+        let held = |header: &mut base::Header| {
+            id(header).and_then(|id| id.held().map(|object| object.clone_ref(py)))
+        };
+        match native.header(py, held) {
             Some(value) => self.value(encoder, value.bind(py), &Hint::Any),
             None => {
                 encoder.nil();

@@ -3,8 +3,6 @@
 use dotcompute::MessageId;
 use pyo3::prelude::*;
 
-use super::types;
-
 /// What `message_id` or `correlation_id` of a message is. Whatever object was put there is given
 /// back; mostly nobody asks, and then there is none.
 #[derive(Debug)]
@@ -30,25 +28,29 @@ impl Id {
         Self { bits: None, object: Some(object.clone().unbind()) }
     }
 
-    /// The bits; none if the object is no UUID.
+    /// The bits, unless they have not been read from the object yet, or it is no UUID.
     #[inline]
-    pub(super) fn bits(&mut self, py: Python<'_>) -> Option<u128> {
-        if self.bits.is_none() {
-            self.bits = self.object.as_ref().and_then(|object| types::uuid_bits(object.bind(py)));
-        }
+    pub(super) fn known_bits(&self) -> Option<u128> {
         self.bits
+    }
+
+    /// These are the bits of `object`, if that is still the one.
+    pub(super) fn note_bits(&mut self, object: &Py<PyAny>, bits: u128) {
+        if self.object.as_ref().is_some_and(|held| held.is(object)) {
+            self.bits = Some(bits);
+        }
     }
 
     /// Keeps the UUID that was made of these bits, unless it has been made or replaced meanwhile;
     /// returns the one that is kept.
-    pub(super) fn keep<'py>(&mut self, bits: u128, made: Bound<'py, PyAny>) -> Bound<'py, PyAny> {
+    pub(super) fn keep<'py>(&mut self, bits: u128, made: &Bound<'py, PyAny>) -> Bound<'py, PyAny> {
         match &self.object {
             Some(object) => object.bind(made.py()).clone(),
             None if self.bits == Some(bits) => {
                 self.object = Some(made.clone().unbind());
-                made
+                made.clone()
             }
-            None => made,
+            None => made.clone(),
         }
     }
 

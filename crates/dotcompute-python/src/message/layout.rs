@@ -5,7 +5,7 @@ use std::sync::OnceLock;
 
 use dotcompute::DEFAULT_PRIORITY;
 use dotcompute::wire::encode_value;
-use dotcompute_mailbox::sync::{Arc, AtomicBool, Mutex, Ordering, lock};
+use dotcompute_mailbox::sync::{Arc, AtomicBool, Ordering};
 use pyo3::exceptions::{PyTypeError, PyValueError};
 use pyo3::intern;
 use pyo3::prelude::*;
@@ -16,6 +16,7 @@ use super::constructor::message_base;
 use super::hint::Hint;
 use super::keys;
 use super::slots::Slot;
+use crate::attached::Attached;
 
 /// Of a dataclass: a message, or one that a message has in a field.
 pub(super) struct Layout {
@@ -79,8 +80,8 @@ pub(super) enum Default {
 
 /// By the address of the class. A class owns its layout through the handle in its attribute
 /// `__message_layout__`; the handle takes the layout out of here when the class goes.
-static LAYOUTS: Mutex<Option<HashMap<usize, Arc<Layout>, foldhash::fast::FixedState>>> =
-    Mutex::new(None);
+static LAYOUTS: Attached<Option<HashMap<usize, Arc<Layout>, foldhash::fast::FixedState>>> =
+    Attached::new(None);
 
 /// Owns the layout of one class.
 #[pyclass(frozen, module = "pydotcompute._native")]
@@ -107,16 +108,16 @@ impl LayoutHandle {
 
 impl Drop for LayoutHandle {
     fn drop(&mut self) {
-        // Dropped after the lock is released, since that may run Python code.
-        let _removed = {
-            let mut layouts = lock(&LAYOUTS);
-            layouts.as_mut().and_then(|layouts| {
+        // Dropped last, since that may run Python code.
+        let _removed = Python::attach(|py| {
+            LAYOUTS.with(py, |layouts| {
+                let layouts = layouts.as_mut()?;
                 let is_own = layouts
                     .get(&self.class)
                     .is_some_and(|layout| Arc::ptr_eq(layout, &self.layout));
                 if is_own { layouts.remove(&self.class) } else { None }
             })
-        };
+        });
     }
 }
 
@@ -128,10 +129,8 @@ impl Drop for LayoutHandle {
 #[inline]
 pub(super) fn layout_of(class: &Bound<'_, PyType>) -> PyResult<Arc<Layout>> {
     let address = class.as_ptr() as usize;
-    if let Some(layout) = lock(&LAYOUTS).as_ref().and_then(|layouts| layouts.get(&address)) {
-        return Ok(layout.clone());
-    }
-    build(class)
+    let known = LAYOUTS.with(class.py(), |layouts| layouts.as_ref()?.get(&address).cloned());
+    known.map_or_else(|| build(class), Ok)
 }
 
 #[cold]
@@ -141,7 +140,8 @@ fn build(class: &Bound<'_, PyType>) -> PyResult<Arc<Layout>> {
     let address = class.as_ptr() as usize;
     let handle = LayoutHandle { class: address, layout: layout.clone() };
     class.setattr(intern!(py, "__message_layout__"), Bound::new(py, handle)?)?;
-    let _replaced = lock(&LAYOUTS).get_or_insert_default().insert(address, layout.clone());
+    let _replaced =
+        LAYOUTS.with(py, |layouts| layouts.get_or_insert_default().insert(address, layout.clone()));
     Ok(layout)
 }
 

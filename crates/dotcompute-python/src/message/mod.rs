@@ -26,6 +26,8 @@ use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
 use pyo3::types::{PyBytes, PyDict, PyFloat, PyInt, PyList, PyString, PyTuple, PyType};
 
+use crate::quick::Quick;
+
 pub(crate) fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add("MessageBase", constructor::message_base(module.py())?)?;
     module.add_class::<layout::LayoutHandle>()?;
@@ -86,9 +88,9 @@ fn message_header(message: &Bound<'_, PyAny>) -> PyResult<(Option<u128>, Option<
 /// Clears any error that reading the attribute raises, except those that are no `Exception`
 /// (KeyboardInterrupt, SystemExit).
 #[inline]
-pub(crate) fn priority_of(message: &Bound<'_, PyAny>) -> PyResult<u8> {
+pub(crate) fn priority_of(message: &Bound<'_, PyAny>) -> Quick<u8> {
     if let Some(native) = base::native(message) {
-        return Ok(native.priority);
+        return Ok(native.header(message.py(), |header| header.priority));
     }
     let Some(value) = attribute(message, intern!(message.py(), "priority"))? else {
         return Ok(DEFAULT_PRIORITY);
@@ -100,8 +102,8 @@ pub(crate) fn priority_of(message: &Bound<'_, PyAny>) -> PyResult<u8> {
 /// the UUID object, of any other object its attribute `message_id`. None if there is none that is a
 /// UUID. Errors as in [`priority_of`].
 pub(crate) fn id_of(message: &Bound<'_, PyAny>) -> PyResult<Option<u128>> {
-    if let Some(mut native) = base::native(message) {
-        return Ok(native.id.bits(message.py()));
+    if let Some(native) = base::native(message) {
+        return Ok(native.bits(message.py(), base::id_in));
     }
     let id = attribute(message, intern!(message.py(), "message_id"))?;
     Ok(id.and_then(|id| types::uuid_bits(&id)))
@@ -109,8 +111,8 @@ pub(crate) fn id_of(message: &Bound<'_, PyAny>) -> PyResult<Option<u128>> {
 
 /// The id of the message that this one answers, as [`id_of`]. None if it answers none.
 pub(crate) fn correlation_of(message: &Bound<'_, PyAny>) -> PyResult<Option<u128>> {
-    if let Some(mut native) = base::native(message) {
-        return Ok(native.correlation.as_mut().and_then(|id| id.bits(message.py())));
+    if let Some(native) = base::native(message) {
+        return Ok(native.bits(message.py(), base::correlation_in));
     }
     let id = attribute(message, intern!(message.py(), "correlation_id"))?;
     Ok(id.and_then(|id| types::uuid_bits(&id)))
@@ -123,10 +125,12 @@ pub(crate) fn set_header(
     correlation_id: Option<MessageId>,
     priority: u8,
 ) -> PyResult<()> {
-    if let Some(mut native) = base::native(message) {
-        native.id = id::Id::from_bits(id.as_u128());
-        native.correlation = correlation_id.map(|id| id::Id::from_bits(id.as_u128()));
-        native.priority = priority;
+    if let Some(native) = base::native(message) {
+        let py = message.py();
+        native.set_id(py, id::Id::from_bits(id.as_u128()));
+        let correlation_id = correlation_id.map(|id| id::Id::from_bits(id.as_u128()));
+        native.set_correlation(py, correlation_id);
+        native.header(py, |header| header.priority = priority);
         return Ok(());
     }
     Err(PyTypeError::new_err("a record that is a message has a native base"))

@@ -1,10 +1,10 @@
 //! Attributes that lie in a fixed place of their object, read and written without a lookup, and
 //! objects made without their constructor. The only unsafe code of the messages.
 
-use pyo3::ffi;
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
-use pyo3::types::{PyTuple, PyType};
+use pyo3::types::{PyDict, PyTuple, PyType};
+use pyo3::{Borrowed, ffi};
 
 /// One name of a class's `__slots__`: its member descriptor.
 pub(super) struct Slot(Py<PyAny>);
@@ -103,4 +103,28 @@ pub(super) fn blank<'py>(class: &Bound<'py, PyType>) -> PyResult<Bound<'py, PyAn
     let object = unsafe { new(class.as_type_ptr(), arguments.as_ptr(), std::ptr::null_mut()) };
     // SAFETY: a `newfunc` returns a new reference, or null with an exception set.
     unsafe { Bound::from_owned_ptr_or_err(py, object) }
+}
+
+/// Calls `f` with each entry of a dict of keywords. What `f` does to the dict may or may not be seen.
+#[inline]
+pub(super) fn each<'py>(
+    keywords: &Bound<'py, PyDict>,
+    mut f: impl FnMut(&Bound<'py, PyAny>, &Bound<'py, PyAny>) -> PyResult<()>,
+) -> PyResult<()> {
+    let py = keywords.py();
+    let (mut place, mut name, mut value) = (0, std::ptr::null_mut(), std::ptr::null_mut());
+    loop {
+        // SAFETY: a live dict, and places for what is written.
+        let more = unsafe {
+            ffi::PyDict_Next(keywords.as_ptr(), &raw mut place, &raw mut name, &raw mut value)
+        };
+        if more == 0 {
+            return Ok(());
+        }
+        // SAFETY: written by the call, and kept by the dict until `f` runs; so owned from here.
+        let name = unsafe { Borrowed::from_ptr(py, name) }.to_owned();
+        // SAFETY: as above.
+        let value = unsafe { Borrowed::from_ptr(py, value) }.to_owned();
+        f(&name, &value)?;
+    }
 }

@@ -15,7 +15,9 @@ use super::{
     traverse,
 };
 use crate::asyncio::Held;
+use crate::fastcall::{Method, fastcall, optional};
 use crate::message::priority_of;
+use crate::quick::Quick;
 
 /// A queue for asyncio with four priority bands, each in the order of arrival.
 #[pyclass(
@@ -36,7 +38,8 @@ pub(super) struct FastMessageQueue {
 
 impl FastMessageQueue {
     /// What lies in the mailbox for `message`: itself, or its class and bytes.
-    pub(super) fn stored(&self, message: &Bound<'_, PyAny>) -> PyResult<(u8, Item)> {
+    #[inline]
+    pub(super) fn stored(&self, message: &Bound<'_, PyAny>) -> Quick<(u8, Item)> {
         let priority = priority_of(message)?;
         let item = if self.serialize {
             let data = message.call_method0("serialize")?;
@@ -47,13 +50,12 @@ impl FastMessageQueue {
         Ok((priority, item.unbind()))
     }
 
-    pub(super) fn restored(&self, py: Python<'_>, item: Item) -> PyResult<Item> {
+    #[inline]
+    pub(super) fn restored(&self, py: Python<'_>, item: Item) -> Quick<Item> {
         if !self.serialize {
             return Ok(item);
         }
-        let (class, data): (Bound<'_, PyAny>, Bound<'_, PyAny>) =
-            item.bind(py).cast::<PyTuple>()?.extract()?;
-        Ok(class.call_method1("deserialize", (data,))?.unbind())
+        Ok(deserialized(item.bind(py))?)
     }
 
     pub(super) fn full_error(&self, py: Python<'_>, timeout: Timeout) -> PyErr {
@@ -67,6 +69,21 @@ impl FastMessageQueue {
     fn is_full(&self) -> bool {
         self.mailbox.is_full()
     }
+
+    fn put_now(&self, message: &Bound<'_, PyAny>) -> Quick<bool> {
+        if self.serialize && self.is_full() {
+            return Ok(false);
+        }
+        let (priority, item) = self.stored(message)?;
+        Ok(self.mailbox.try_put(priority, item).is_ok())
+    }
+}
+
+/// The message of which the queue stores the class and the bytes.
+fn deserialized(stored: &Bound<'_, PyAny>) -> PyResult<Item> {
+    let (class, data): (Bound<'_, PyAny>, Bound<'_, PyAny>) =
+        stored.cast::<PyTuple>()?.extract()?;
+    Ok(class.call_method1("deserialize", (data,))?.unbind())
 }
 
 #[pymethods]
@@ -107,28 +124,12 @@ impl FastMessageQueue {
         self.is_full()
     }
 
-    #[pyo3(signature = (message, *, timeout=None))]
-    fn put(this: Bound<'_, Self>, message: Item, timeout: Option<Timeout>) -> PyResult<Item> {
-        let py = this.py();
-        waiting::put(py, Queue::Fast(this.unbind()), message, timeout)
-    }
-
-    #[pyo3(signature = (*, timeout=None))]
-    fn get(this: Bound<'_, Self>, timeout: Option<Timeout>) -> PyResult<Item> {
-        let py = this.py();
-        waiting::get(py, Queue::Fast(this.unbind()), timeout)
-    }
-
     fn put_nowait(&self, message: &Bound<'_, PyAny>) -> PyResult<bool> {
-        if self.serialize && self.is_full() {
-            return Ok(false);
-        }
-        let (priority, item) = self.stored(message)?;
-        Ok(self.mailbox.try_put(priority, item).is_ok())
+        Ok(self.put_now(message)?)
     }
 
     fn get_nowait(&self, py: Python<'_>) -> PyResult<Option<Item>> {
-        self.mailbox.try_get().map(|item| self.restored(py, item)).transpose()
+        Ok(self.mailbox.try_get().map(|item| self.restored(py, item)).transpose()?)
     }
 
     fn put_batch(&self, messages: &Bound<'_, PyAny>) -> PyResult<usize> {
@@ -198,3 +199,22 @@ impl FastMessageQueue {
 
 /// In the order of [`Band::ALL`].
 const BAND_NAMES: [&str; Band::ALL.len()] = ["system", "high", "normal", "low"];
+
+/// The methods that are called for each message.
+pub(super) const METHODS: [Method; 2] = [
+    Method { name: c"put", doc: c"put($self, message, *, timeout=None)\n--\n\n", function: put },
+    Method { name: c"get", doc: c"get($self, *, timeout=None)\n--\n\n", function: get },
+];
+
+fastcall! {
+    fn put(queue: FastMessageQueue, "FastMessageQueue.put", message;; timeout) |py| {
+        let timeout = optional(timeout, "timeout")?;
+        let put = || (Queue::Fast(queue.clone().unbind()), message.to_owned().unbind());
+        waiting::put(py, put, timeout)
+    }
+
+    fn get(queue: FastMessageQueue, "FastMessageQueue.get";; timeout) |py| {
+        let timeout = optional(timeout, "timeout")?;
+        waiting::get(py, || Queue::Fast(queue.clone().unbind()), timeout)
+    }
+}

@@ -14,7 +14,9 @@ use super::timeout::Timeout;
 use super::waiting::{self, Queue};
 use super::{DEFAULT_PRIORITY, Item, full_error, maxsize, stayed_full_error, timeout_error};
 use crate::asyncio::Held;
+use crate::fastcall::{Method, fastcall, optional};
 use crate::message::priority_of;
+use crate::quick::Quick;
 
 /// What `MessageQueue` is made of.
 #[pyclass(
@@ -34,7 +36,7 @@ pub(super) struct MessageQueue {
 }
 
 impl MessageQueue {
-    pub(super) fn stored(&self, message: &Bound<'_, PyAny>) -> PyResult<(u8, Item)> {
+    pub(super) fn stored(&self, message: &Bound<'_, PyAny>) -> Quick<(u8, Item)> {
         let priority = if self.use_priority() { priority_of(message)? } else { DEFAULT_PRIORITY };
         Ok((priority, message.clone().unbind()))
     }
@@ -125,18 +127,6 @@ impl MessageQueue {
         self.levels.is_full()
     }
 
-    #[pyo3(signature = (message, *, timeout=None))]
-    fn put(this: Bound<'_, Self>, message: Item, timeout: Option<Timeout>) -> PyResult<Item> {
-        let py = this.py();
-        waiting::put(py, Queue::Message(this.unbind()), message, timeout)
-    }
-
-    #[pyo3(signature = (*, timeout=None))]
-    fn get(this: Bound<'_, Self>, timeout: Option<Timeout>) -> PyResult<Item> {
-        let py = this.py();
-        waiting::get(py, Queue::Message(this.unbind()), timeout)
-    }
-
     fn put_nowait(&self, message: &Bound<'_, PyAny>) -> PyResult<bool> {
         let (priority, item) = self.stored(message)?;
         Ok(matches!(self.levels.try_put(priority, item), Ok(Put::Done)))
@@ -173,5 +163,24 @@ impl MessageQueue {
     fn __clear__(&self, py: Python<'_>) {
         self.held.clear(py);
         self.levels.clear();
+    }
+}
+
+/// The methods that are called for each message.
+pub(super) const METHODS: [Method; 2] = [
+    Method { name: c"put", doc: c"put($self, message, *, timeout=None)\n--\n\n", function: put },
+    Method { name: c"get", doc: c"get($self, *, timeout=None)\n--\n\n", function: get },
+];
+
+fastcall! {
+    fn put(queue: MessageQueue, "MessageQueue.put", message;; timeout) |py| {
+        let timeout = optional(timeout, "timeout")?;
+        let put = || (Queue::Message(queue.clone().unbind()), message.to_owned().unbind());
+        waiting::put(py, put, timeout)
+    }
+
+    fn get(queue: MessageQueue, "MessageQueue.get";; timeout) |py| {
+        let timeout = optional(timeout, "timeout")?;
+        waiting::get(py, || Queue::Message(queue.clone().unbind()), timeout)
     }
 }

@@ -27,6 +27,8 @@ use pyo3::types::PyType;
 
 pub(crate) use waiting::QueueOperation;
 
+use crate::fastcall;
+
 /// What a queue holds.
 pub(crate) type Item = Py<PyAny>;
 
@@ -132,5 +134,10 @@ pub(crate) fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<sync::FastSpscQueue>()?;
     module.add_class::<fast::FastMessageQueue>()?;
     module.add_class::<ring::RingBuffer>()?;
-    module.add_class::<message_queue::MessageQueue>()
+    module.add_class::<message_queue::MessageQueue>()?;
+    let py = module.py();
+    fastcall::add(&py.get_type::<sync::FastSpscQueue>(), &sync::FAST_METHODS)?;
+    fastcall::add(&py.get_type::<fast::FastMessageQueue>(), &fast::METHODS)?;
+    fastcall::add(&py.get_type::<ring::RingBuffer>(), &ring::METHODS)?;
+    fastcall::add(&py.get_type::<message_queue::MessageQueue>(), &message_queue::METHODS)
 }

@@ -7,10 +7,10 @@ use pyo3::gc::{PyTraverseError, PyVisit};
 use pyo3::prelude::*;
 
 use super::line::Try;
-use super::timeout::Timeout;
 use super::waiting::{self, Queue};
 use super::{DEFAULT_PRIORITY, Item, class_name, clear, mailbox, rounded, traverse};
 use crate::asyncio::Held;
+use crate::fastcall::{Method, fastcall, optional};
 
 /// A plain bounded queue for asyncio.
 #[pyclass(
@@ -54,18 +54,6 @@ impl RingBuffer {
         self.mailbox.is_full()
     }
 
-    #[pyo3(signature = (item, *, timeout=None))]
-    fn put(this: Bound<'_, Self>, item: Item, timeout: Option<Timeout>) -> PyResult<Item> {
-        let py = this.py();
-        waiting::put(py, Queue::Ring(this.unbind()), item, timeout)
-    }
-
-    #[pyo3(signature = (*, timeout=None))]
-    fn get(this: Bound<'_, Self>, timeout: Option<Timeout>) -> PyResult<Item> {
-        let py = this.py();
-        waiting::get(py, Queue::Ring(this.unbind()), timeout)
-    }
-
     fn put_nowait(&self, item: Item) -> bool {
         self.mailbox.try_put(DEFAULT_PRIORITY, item).is_ok()
     }
@@ -95,5 +83,24 @@ impl RingBuffer {
     fn __clear__(&self, py: Python<'_>) {
         self.held.clear(py);
         clear(&self.mailbox);
+    }
+}
+
+/// The methods that are called for each message.
+pub(super) const METHODS: [Method; 2] = [
+    Method { name: c"put", doc: c"put($self, item, *, timeout=None)\n--\n\n", function: put },
+    Method { name: c"get", doc: c"get($self, *, timeout=None)\n--\n\n", function: get },
+];
+
+fastcall! {
+    fn put(queue: RingBuffer, "RingBuffer.put", item;; timeout) |py| {
+        let timeout = optional(timeout, "timeout")?;
+        let put = || (Queue::Ring(queue.clone().unbind()), item.to_owned().unbind());
+        waiting::put(py, put, timeout)
+    }
+
+    fn get(queue: RingBuffer, "RingBuffer.get";; timeout) |py| {
+        let timeout = optional(timeout, "timeout")?;
+        waiting::get(py, || Queue::Ring(queue.clone().unbind()), timeout)
     }
 }

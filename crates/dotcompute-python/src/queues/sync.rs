@@ -10,7 +10,9 @@ use dotcompute_mailbox::{Close, Mailbox, ReceiveError, SendError, TrySendError};
 use pyo3::exceptions::PyRuntimeError;
 use pyo3::gc::{PyTraverseError, PyVisit};
 use pyo3::prelude::*;
-use pyo3::types::PyDict;
+use pyo3::types::{PyBool, PyDict};
+
+use crate::fastcall::{Method, fastcall};
 
 use super::timeout::Timeout;
 use super::{
@@ -275,14 +277,6 @@ impl FastSpscQueue {
         this.as_super().get().len()
     }
 
-    fn put(this: &Bound<'_, Self>, item: Item) -> bool {
-        this.as_super().get().put_now(item)
-    }
-
-    fn get(this: &Bound<'_, Self>) -> Option<Item> {
-        this.as_super().get().get_now()
-    }
-
     #[pyo3(signature = (item, timeout_sec=1.0))]
     fn put_wait(this: &Bound<'_, Self>, item: Item, timeout_sec: Option<f64>) -> PyResult<bool> {
         let timeout = timeout_sec.map(Timeout::after).transpose()?;
@@ -297,5 +291,22 @@ impl FastSpscQueue {
     ) -> PyResult<Option<Item>> {
         let timeout = timeout_sec.map(Timeout::after).transpose()?;
         this.as_super().get().get(this.py(), timeout, default)
+    }
+}
+
+/// The methods that are called for each message.
+pub(super) const FAST_METHODS: [Method; 2] = [
+    Method { name: c"put", doc: c"put($self, item)\n--\n\n", function: put },
+    Method { name: c"get", doc: c"get($self)\n--\n\n", function: get },
+];
+
+fastcall! {
+    fn put(queue: FastSpscQueue, "FastSPSCQueue.put", item;;) |py| {
+        let put = queue.as_super().get().put_now(item.to_owned().unbind());
+        Ok(PyBool::new(py, put).to_owned().into_any().unbind())
+    }
+
+    fn get(queue: FastSpscQueue, "FastSPSCQueue.get";;) |py| {
+        Ok(queue.as_super().get().get_now().unwrap_or_else(|| py.None()))
     }
 }

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use pyo3::prelude::*;
+use pyo3::types::PyBool;
 
 use super::fast::FastMessageQueue;
 use super::line::{Line, Put, Try, Waiting};
@@ -16,6 +17,7 @@ use super::ring::RingBuffer;
 use super::timeout::Timeout;
 use super::{DEFAULT_PRIORITY, Item};
 use crate::asyncio::{Held, queue_awaitable, scope};
+use crate::quick::Quick;
 
 /// The queue in which an operation waits.
 pub(super) enum Queue {
@@ -54,7 +56,7 @@ impl Queue {
 
     /// What the queue stores for `message`, and with which priority.
     #[inline]
-    fn stored(&self, py: Python<'_>, message: &Item) -> PyResult<(u8, Item)> {
+    fn stored(&self, py: Python<'_>, message: &Item) -> Quick<(u8, Item)> {
         match self {
             Self::Fast(queue) => queue.get().stored(message.bind(py)),
             Self::Message(queue) => queue.get().stored(message.bind(py)),
@@ -64,7 +66,7 @@ impl Queue {
 
     /// What a get of `item` returns.
     #[inline]
-    fn restored(&self, py: Python<'_>, item: Item) -> PyResult<Item> {
+    fn restored(&self, py: Python<'_>, item: Item) -> Quick<Item> {
         match self {
             Self::Fast(queue) => queue.get().restored(py, item),
             Self::Message(_) | Self::Ring(_) => Ok(item),
@@ -73,24 +75,28 @@ impl Queue {
 
     /// What a put ends with.
     #[inline]
-    fn put_ended(&self, py: Python<'_>, outcome: Put, timeout: Timeout) -> PyResult<Item> {
+    fn put_ended(&self, py: Python<'_>, outcome: Put, timeout: Timeout) -> Quick<Item> {
         let put = match (outcome, self) {
             (Put::Done, _) => true,
             (Put::Full, Self::Ring(_)) => false,
-            (Put::Full, Self::Fast(queue)) => return Err(queue.get().full_error(py, timeout)),
-            (Put::Full, Self::Message(queue)) => return Err(queue.get().no_room(py, timeout)),
+            (Put::Full, Self::Fast(queue)) => {
+                return Err(queue.get().full_error(py, timeout).into());
+            }
+            (Put::Full, Self::Message(queue)) => {
+                return Err(queue.get().no_room(py, timeout).into());
+            }
         };
-        Ok(put.into_pyobject(py)?.to_owned().into_any().unbind())
+        Ok(PyBool::new(py, put).to_owned().into_any().unbind())
     }
 
     /// What a get ends with.
     #[inline]
-    fn get_ended(&self, py: Python<'_>, item: Option<Item>, timeout: Timeout) -> PyResult<Item> {
+    fn get_ended(&self, py: Python<'_>, item: Option<Item>, timeout: Timeout) -> Quick<Item> {
         match (item, self) {
             (Some(item), _) => self.restored(py, item),
             (None, Self::Ring(_)) => Ok(py.None()),
-            (None, Self::Fast(queue)) => Err(queue.get().timeout_error(py, timeout)),
-            (None, Self::Message(queue)) => Err(queue.get().timeout_error(py, timeout)),
+            (None, Self::Fast(queue)) => Err(queue.get().timeout_error(py, timeout).into()),
+            (None, Self::Message(queue)) => Err(queue.get().timeout_error(py, timeout).into()),
         }
     }
 
@@ -128,26 +134,28 @@ enum Stage {
 }
 
 /// The awaitable of a put.
-#[inline]
+#[inline(always)]
 pub(super) fn put(
     py: Python<'_>,
-    queue: Queue,
-    message: Item,
+    operation: impl FnOnce() -> (Queue, Item),
     timeout: Option<Timeout>,
-) -> PyResult<Item> {
-    start(py, queue, Stage::Put(message), timeout)
+) -> Quick<Item> {
+    let timeout = timeout.unwrap_or_default();
+    queue_awaitable(py, || {
+        let (queue, message) = operation();
+        QueueOperation { queue, timeout, stage: Stage::Put(message) }
+    })
 }
 
 /// The awaitable of a get.
-#[inline]
-pub(super) fn get(py: Python<'_>, queue: Queue, timeout: Option<Timeout>) -> PyResult<Item> {
-    start(py, queue, Stage::Get, timeout)
-}
-
-#[inline]
-fn start(py: Python<'_>, queue: Queue, stage: Stage, timeout: Option<Timeout>) -> PyResult<Item> {
+#[inline(always)]
+pub(super) fn get(
+    py: Python<'_>,
+    queue: impl FnOnce() -> Queue,
+    timeout: Option<Timeout>,
+) -> Quick<Item> {
     let timeout = timeout.unwrap_or_default();
-    queue_awaitable(py, QueueOperation { queue, timeout, stage })
+    queue_awaitable(py, || QueueOperation { queue: queue(), timeout, stage: Stage::Get })
 }
 
 impl QueueOperation {
@@ -158,7 +166,7 @@ impl QueueOperation {
         py: Python<'_>,
         cx: &mut Context<'_>,
         wait: bool,
-    ) -> Poll<PyResult<Item>> {
+    ) -> Poll<Quick<Item>> {
         match &mut self.stage {
             Stage::Put(message) => {
                 let (priority, item) = match self.queue.stored(py, message) {
@@ -201,7 +209,7 @@ impl QueueOperation {
 
     /// The operation is over, unless it failed before it waited: then it may be tried once more.
     #[inline]
-    fn put_ended(&mut self, py: Python<'_>, outcome: Put) -> Poll<PyResult<Item>> {
+    fn put_ended(&mut self, py: Python<'_>, outcome: Put) -> Poll<Quick<Item>> {
         let ended = self.queue.put_ended(py, outcome, self.timeout);
         if ended.is_ok() {
             self.stage = Stage::Done;
@@ -210,11 +218,25 @@ impl QueueOperation {
     }
 
     #[inline]
-    fn get_ended(&mut self, py: Python<'_>, item: Option<Item>) -> Poll<PyResult<Item>> {
+    fn get_ended(&mut self, py: Python<'_>, item: Option<Item>) -> Poll<Quick<Item>> {
         if item.is_some() {
             self.stage = Stage::Done;
         }
         Poll::Ready(self.queue.get_ended(py, item, self.timeout))
+    }
+
+    /// Drops it where the interpreter is attached.
+    #[inline]
+    pub(crate) fn release(self, py: Python<'_>) {
+        match self.queue {
+            Queue::Fast(queue) => drop(queue.into_bound(py)),
+            Queue::Message(queue) => drop(queue.into_bound(py)),
+            Queue::Ring(queue) => drop(queue.into_bound(py)),
+        }
+        match self.stage {
+            Stage::Get | Stage::Done => {}
+            stage => drop(stage),
+        }
     }
 
     /// What holds those who wait for this.

@@ -31,7 +31,7 @@ impl<'py> Target<'py> {
         let object = |object| Target::Object { object, given: 0, header: Header::default() };
         if class.is_subclass_of::<MessageCore>()? {
             let made = slots::blank(class)?;
-            let layout = made.cast::<MessageCore>()?.try_borrow()?.layout.clone();
+            let layout = made.cast::<MessageCore>()?.get().layout.clone();
             if layout.is_direct {
                 return Ok((layout, object(made)));
             }
@@ -55,14 +55,16 @@ impl<'py> Target<'py> {
         let arguments = match self {
             Target::Object { object, given, header } => {
                 if let Ok(native) = object.cast::<MessageCore>() {
-                    let mut native = native.try_borrow_mut()?;
-                    if let Some(id) = header.id {
-                        native.id = Id::from_bits(id);
-                    }
-                    if let Some(id) = header.correlation {
-                        native.correlation = Some(Id::from_bits(id));
-                    }
-                    native.priority = header.priority.unwrap_or(native.priority);
+                    // What a new message has there are no objects.
+                    native.get().header(py, |native| {
+                        if let Some(id) = header.id {
+                            native.id = Id::from_bits(id);
+                        }
+                        if let Some(id) = header.correlation {
+                            native.correlation = Some(Id::from_bits(id));
+                        }
+                        native.priority = header.priority.unwrap_or(native.priority);
+                    });
                 }
                 base::fill_missing(&object, layout, given)?;
                 return Ok(object);

@@ -7,7 +7,7 @@ use pyo3::Python;
 /// A value that is reached with the interpreter attached only. For what is too small and too often
 /// used for a lock of its own, and is used by nobody who is not attached.
 #[derive(Default)]
-pub(super) struct Attached<T>(RefCell<T>);
+pub(crate) struct Attached<T>(RefCell<T>);
 
 // SAFETY: all use of the value goes through `with`, whose token says that this thread is attached:
 // one thread at a time is (the module asks for the interpreter's lock where that is optional). Should
@@ -15,7 +15,7 @@ pub(super) struct Attached<T>(RefCell<T>);
 unsafe impl<T: Send> Sync for Attached<T> {}
 
 impl<T> Attached<T> {
-    pub(super) const fn new(value: T) -> Self {
+    pub(crate) const fn new(value: T) -> Self {
         Self(RefCell::new(value))
     }
 
@@ -26,7 +26,7 @@ impl<T> Attached<T> {
     ///
     /// If it does lead back here.
     #[inline]
-    pub(super) fn with<R>(&self, _py: Python<'_>, f: impl FnOnce(&mut T) -> R) -> R {
+    pub(crate) fn with<R>(&self, _py: Python<'_>, f: impl FnOnce(&mut T) -> R) -> R {
         f(&mut self.0.borrow_mut())
     }
 }

@@ -1,0 +1,250 @@
+//! Methods of the interpreter's fast calling convention, for those that are called for each message.
+//!
+//! PyO3's own are of that convention too, but each goes through its trampoline and a loop over a
+//! description of the arguments, which is as much as the methods themselves do.
+
+use std::ffi::CStr;
+
+use pyo3::exceptions::PyTypeError;
+use pyo3::prelude::*;
+use pyo3::types::{PyString, PyTuple, PyType};
+use pyo3::{Borrowed, ffi};
+
+use crate::quick::Quick;
+
+/// A method as the interpreter calls it.
+pub(crate) type Function = unsafe extern "C" fn(
+    *mut ffi::PyObject,
+    *const *mut ffi::PyObject,
+    ffi::Py_ssize_t,
+    *mut ffi::PyObject,
+) -> *mut ffi::PyObject;
+
+/// A method that is put on a class.
+pub(crate) struct Method {
+    pub(crate) name: &'static CStr,
+    /// The text that the interpreter reads the signature from, and the description.
+    pub(crate) doc: &'static CStr,
+    pub(crate) function: Function,
+}
+
+/// Puts methods on a class.
+pub(crate) fn add(class: &Bound<'_, PyType>, methods: &[Method]) -> PyResult<()> {
+    let py = class.py();
+    for method in methods {
+        // The descriptor refers to it for ever; a class gets its methods once.
+        let definition = Box::leak(Box::new(ffi::PyMethodDef {
+            ml_name: method.name.as_ptr(),
+            ml_meth: ffi::PyMethodDefPointer { PyCFunctionFastWithKeywords: method.function },
+            ml_flags: ffi::METH_FASTCALL | ffi::METH_KEYWORDS,
+            ml_doc: method.doc.as_ptr(),
+        }));
+        // SAFETY: a type that is alive, and a definition that stays so; its flags are those of its
+        // function.
+        let made = unsafe { ffi::PyDescr_NewMethod(class.as_type_ptr(), definition) };
+        // SAFETY: a new reference, or null with an error set.
+        let made = unsafe { Bound::from_owned_ptr_or_err(py, made) }?;
+        let name = method.name.to_str().map_err(|error| PyTypeError::new_err(error.to_string()))?;
+        class.setattr(name, made)?;
+    }
+    Ok(())
+}
+
+/// Defines functions for [`Method`]s: `fn name(this: Class, "Class.name", required; optional; keyword-only)
+/// |py| { the body, a [`Quick`] }`. What is required is there; of the others each is an `Option`.
+macro_rules! fastcall {
+    ($(
+        fn $name:ident(
+            $this:ident: $class:ty, $method:literal $(, $required:ident)*
+            ; $($optional:ident),* ; $($keyword:ident),*
+        ) |$py:ident| $body:block
+    )*) => {$(
+        unsafe extern "C" fn $name(
+            this: *mut pyo3::ffi::PyObject,
+            arguments: *const *mut pyo3::ffi::PyObject,
+            count: pyo3::ffi::Py_ssize_t,
+            keywords: *mut pyo3::ffi::PyObject,
+        ) -> *mut pyo3::ffi::PyObject {
+            const REQUIRED: &[&str] = &[$(stringify!($required)),*];
+            const OPTIONAL: &[&str] = &[$(stringify!($optional)),*];
+            const KEYWORDS: &[&str] = &[$(stringify!($keyword)),*];
+            const POSITIONAL: usize = REQUIRED.len() + OPTIONAL.len();
+            const SIGNATURE: $crate::fastcall::Signature<{ POSITIONAL + KEYWORDS.len() }> =
+                $crate::fastcall::Signature {
+                    method: $method,
+                    names: [
+                        $(stringify!($required),)* $(stringify!($optional),)*
+                        $(stringify!($keyword),)*
+                    ],
+                    required: REQUIRED.len(),
+                    positional: POSITIONAL,
+                };
+            let call = |$py: pyo3::Python<'_>| -> $crate::quick::Quick<_> {
+                // SAFETY: the caller keeps the object that it calls a method of.
+                let this = unsafe { pyo3::Borrowed::from_ptr($py, this) };
+                // SAFETY: the descriptor has seen to it that it is of the class.
+                let this = unsafe { this.cast_unchecked::<$class>() };
+                let $this: &pyo3::Bound<'_, $class> = &this;
+                // SAFETY: the arguments of this call.
+                let read = unsafe { SIGNATURE.read($py, arguments, count, keywords) };
+                let [$($required,)* $($optional,)* $($keyword,)*] = read?;
+                $(let $required = $crate::fastcall::given($required)?;)*
+                let result: $crate::quick::Quick<pyo3::Py<pyo3::PyAny>> = $body;
+                Ok(result?.into_ptr())
+            };
+            // SAFETY: the interpreter is calling.
+            unsafe { $crate::asyncio::guard_light(std::ptr::null_mut(), call) }
+        }
+    )*};
+}
+pub(crate) use fastcall;
+
+/// What a method takes.
+pub(crate) struct Signature<const N: usize> {
+    /// The method's name with its class, for errors.
+    pub(crate) method: &'static str,
+    pub(crate) names: [&'static str; N],
+    /// How many of them have to be given.
+    pub(crate) required: usize,
+    /// How many of them may be given by their position.
+    pub(crate) positional: usize,
+}
+
+impl<const N: usize> Signature<N> {
+    /// The arguments of a call, in the order of their names.
+    ///
+    /// # Safety
+    ///
+    /// The arguments are those of a call by the interpreter that lasts as long as `'a`.
+    #[inline(always)]
+    pub(crate) unsafe fn read<'a, 'py>(
+        &self,
+        py: Python<'py>,
+        arguments: *const *mut ffi::PyObject,
+        count: ffi::Py_ssize_t,
+        keywords: *mut ffi::PyObject,
+    ) -> Quick<[Option<Borrowed<'a, 'py, PyAny>>; N]> {
+        let mut values = [None; N];
+        let count = count as usize;
+        if !keywords.is_null() || count < self.required || count > self.positional {
+            // SAFETY: the caller's promise.
+            unsafe { self.read_rarely(py, &mut values, arguments, count, keywords) }?;
+            return Ok(values);
+        }
+        for (index, value) in values.iter_mut().enumerate().take(count) {
+            // SAFETY: the caller's promise; below the number of arguments.
+            *value = Some(unsafe { argument(py, arguments, index) });
+        }
+        Ok(values)
+    }
+
+    /// # Safety
+    ///
+    /// As for `read`.
+    #[cold]
+    #[inline(never)]
+    unsafe fn read_rarely<'a, 'py>(
+        &self,
+        py: Python<'py>,
+        values: &mut [Option<Borrowed<'a, 'py, PyAny>>; N],
+        arguments: *const *mut ffi::PyObject,
+        count: usize,
+        keywords: *mut ffi::PyObject,
+    ) -> PyResult<()> {
+        let Self { method, names, required, positional } = self;
+        if count > *positional {
+            return Err(PyTypeError::new_err(format!(
+                "{method}() takes {} but {count} {} given",
+                match positional {
+                    0 => "no positional arguments".to_owned(),
+                    1 => "1 positional argument".to_owned(),
+                    many => format!("{many} positional arguments"),
+                },
+                if count == 1 { "was" } else { "were" },
+            )));
+        }
+        for (index, value) in values.iter_mut().enumerate().take(count) {
+            // SAFETY: the caller's promise; below the number of arguments.
+            *value = Some(unsafe { argument(py, arguments, index) });
+        }
+        // SAFETY: the caller's promise: null, or the names of the keywords.
+        let keywords = unsafe { Bound::from_borrowed_ptr_or_opt(py, keywords) };
+        let keywords = keywords.map(Bound::cast_into::<PyTuple>).transpose()?;
+        for (offset, keyword) in keywords.iter().flatten().enumerate() {
+            let keyword = keyword.cast_into::<PyString>()?;
+            let keyword = keyword.to_str()?;
+            let Some(index) = names.iter().position(|name| *name == keyword) else {
+                return Err(PyTypeError::new_err(format!(
+                    "{method}() got an unexpected keyword argument '{keyword}'"
+                )));
+            };
+            if values[index].is_some() {
+                return Err(PyTypeError::new_err(format!(
+                    "{method}() got multiple values for argument '{keyword}'"
+                )));
+            }
+            // SAFETY: the caller's promise: the values of the keywords follow the arguments.
+            values[index] = Some(unsafe { argument(py, arguments, count + offset) });
+        }
+        let missing: Vec<String> = (0..*required)
+            .filter(|&index| values[index].is_none())
+            .map(|index| format!("'{}'", names[index]))
+            .collect();
+        if missing.is_empty() {
+            return Ok(());
+        }
+        Err(PyTypeError::new_err(format!(
+            "{method}() missing {} required positional argument{}: {}",
+            missing.len(),
+            if missing.len() == 1 { "" } else { "s" },
+            missing.join(" and "),
+        )))
+    }
+}
+
+/// # Safety
+///
+/// The place is one of the arguments of a call by the interpreter that lasts as long as `'a`.
+#[inline(always)]
+unsafe fn argument<'a, 'py>(
+    py: Python<'py>,
+    arguments: *const *mut ffi::PyObject,
+    index: usize,
+) -> Borrowed<'a, 'py, PyAny> {
+    // SAFETY: the caller's promise: inside the arguments.
+    let place = unsafe { arguments.add(index) };
+    // SAFETY: the caller's promise: initialised.
+    let argument = unsafe { place.read() };
+    // SAFETY: the caller's promise: an object that the caller of the method keeps.
+    unsafe { Borrowed::from_ptr(py, argument) }
+}
+
+/// The value of an argument that may be None, with the argument named in an error about its type.
+#[inline]
+pub(crate) fn optional<'py, T>(
+    argument: Option<Borrowed<'_, 'py, PyAny>>,
+    name: &'static str,
+) -> Quick<Option<T>>
+where
+    T: for<'a> FromPyObject<'a, 'py, Error = PyErr>,
+{
+    match argument {
+        Some(value) if !value.is_none() => match value.extract::<T>() {
+            Ok(value) => Ok(Some(value)),
+            Err(error) if error.is_instance_of::<PyTypeError>(value.py()) => {
+                let text = format!("argument '{name}': {}", error.value(value.py()));
+                Err(PyTypeError::new_err(text).into())
+            }
+            Err(error) => Err(error.into()),
+        },
+        _ => Ok(None),
+    }
+}
+
+/// An argument that was given, as the signature sees to.
+#[inline(always)]
+pub(crate) fn given<'a, 'py>(
+    argument: Option<Borrowed<'a, 'py, PyAny>>,
+) -> Quick<Borrowed<'a, 'py, PyAny>> {
+    argument.ok_or_else(|| PyTypeError::new_err("an argument is missing").into())
+}
