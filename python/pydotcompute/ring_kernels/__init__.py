@@ -24,6 +24,7 @@ from pydotcompute import _lazy  # noqa: E402
 from pydotcompute.ring_kernels.array_message import ArrayMessage, array_message  # noqa: E402
 from pydotcompute.ring_kernels.lifecycle import KernelState, RingKernel  # noqa: E402
 from pydotcompute.ring_kernels.message import RingKernelMessage, message  # noqa: E402
+from pydotcompute.ring_kernels.pool import KernelPool  # noqa: E402
 from pydotcompute.ring_kernels.runtime import RingKernelRuntime  # noqa: E402
 
 if TYPE_CHECKING:
@@ -96,6 +97,7 @@ __all__ = [
     "CythonRingKernel",
     "FastMessageQueue",
     "GPUMonitor",
+    "KernelPool",
     "KernelState",
     "MessageQueue",
     "PriorityBand",

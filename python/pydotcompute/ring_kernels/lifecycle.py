@@ -606,6 +606,10 @@ class RingKernel(_native.Actor, Generic[In, Out]):
         task.add_done_callback(done)
         return task
 
+    def _capture(self) -> None:
+        """Keep the contextvars of whoever activates it."""
+        self._captured = contextvars.copy_context()
+
     async def activate(self) -> None:
         """Start processing: LAUNCHED to ACTIVE. The function sees the caller's contextvars.
 
@@ -614,7 +618,7 @@ class RingKernel(_native.Actor, Generic[In, Out]):
         KernelStateError
             In any other state.
         """
-        self._captured = contextvars.copy_context()
+        self._capture()
         self._activate()
 
     async def deactivate(self) -> None:

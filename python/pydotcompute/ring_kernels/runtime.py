@@ -17,6 +17,7 @@ from typing import Any, Literal
 
 from pydotcompute import _native
 from pydotcompute.exceptions import (
+    InvalidConfigurationError,
     KernelAlreadyExistsError,
     KernelNotFoundError,
     TypeValidationError,
@@ -30,6 +31,7 @@ from pydotcompute.ring_kernels.lifecycle import (
     _current_task,
     _runtimes,
 )
+from pydotcompute.ring_kernels.pool import KernelPool
 from pydotcompute.ring_kernels.telemetry import RingKernelTelemetry, TelemetryCollector
 
 _logger = logging.getLogger("pydotcompute")
@@ -178,6 +180,7 @@ class RingKernelRuntime(_native.Runtime):
                     await one._cancelled(deadline)
         for one in kernels:
             self._forget(one)
+        self._pools.clear()
         self._active = False
         self._ended = True
 
@@ -196,6 +199,10 @@ class RingKernelRuntime(_native.Runtime):
         if kernel is None:
             raise KernelNotFoundError(kernel_id, self.kernel_ids)
         return kernel
+
+    def _get_any(self, name: str) -> RingKernel[Any, Any] | KernelPool[Any, Any]:
+        pool: KernelPool[Any, Any] | None = self._pools.get(name)
+        return pool if pool is not None else self._get(name)
 
     def _forget(self, kernel: RingKernel[Any, Any]) -> None:
         # Its name may belong to another kernel by now.
@@ -257,18 +264,7 @@ class RingKernelRuntime(_native.Runtime):
         KernelNotFoundError
             If there is no function, and none is registered.
         """
-        if kernel_id in self._kernels or kernel_id in self._launching:
-            raise KernelAlreadyExistsError(kernel_id)
-        settings: dict[str, Any]
-        if kernel_func is None:
-            known = _kernel_registry.get(kernel_id)
-            if known is None:
-                raise KernelNotFoundError(kernel_id, sorted(_kernel_registry))
-            kernel_func = known["func"]
-            settings = known
-        else:
-            settings = getattr(kernel_func, "_ring_kernel_meta", None) or {}
-        assert kernel_func is not None
+        kernel_func, settings = self._described(kernel_id, kernel_func)
         if config is None:
             config = RingKernelConfig(kernel_id, **settings.get("config", {}))
         kernel: RingKernel[Any, Any] = RingKernel(
@@ -295,20 +291,121 @@ class RingKernelRuntime(_native.Runtime):
             self._telemetry.register_kernel(kernel_id)
         return kernel
 
+    def _described(
+        self, kernel_id: str, kernel_func: Callable[..., Any] | None
+    ) -> tuple[Callable[..., Any], dict[str, Any]]:
+        """The function to launch under a free name, and what its decorator or the registry says."""
+        if any(kernel_id in names for names in (self._kernels, self._pools, self._launching)):
+            raise KernelAlreadyExistsError(kernel_id)
+        if kernel_func is not None:
+            return kernel_func, getattr(kernel_func, "_ring_kernel_meta", None) or {}
+        known = _kernel_registry.get(kernel_id)
+        if known is None:
+            raise KernelNotFoundError(kernel_id, sorted(_kernel_registry))
+        return known["func"], known
+
+    async def launch_pool(
+        self,
+        pool_id: str,
+        kernel_func: Callable[..., Any] | None = None,
+        *,
+        workers: int,
+        key: str | Callable[[Any], Any] | None = None,
+        config: RingKernelConfig | None = None,
+        input_type: type | None = None,
+        output_type: type | None = None,
+        restart: Restart | str | None = None,
+        watchdog: float | None = None,
+        state: Any = None,
+    ) -> KernelPool[Any, Any]:
+        """Make kernels of one kind behind one name; they wait to be activated: see `KernelPool`.
+
+        Parameters
+        ----------
+        pool_id
+            Its name, which kernels and pools do not share; the workers are ``pool_id/0`` and so on.
+        kernel_func
+            What each worker runs: see `launch`. None: the one registered under the name.
+        workers
+            How many there are.
+        key
+            By what messages are told apart, so that equal ones go to one worker: the name of an
+            attribute, a function of the message, or, for records, the name of an integer field.
+            None: the workers take turns.
+        config, input_type, output_type, restart, watchdog, state
+            Of each worker: see `launch`.
+
+        Raises
+        ------
+        InvalidConfigurationError
+            There are no workers, or records do not have the key.
+        KernelCompilationError, KernelAlreadyExistsError, KernelNotFoundError
+            As for `launch`.
+        """
+        kernel_func, settings = self._described(pool_id, kernel_func)
+        if isinstance(workers, bool) or not isinstance(workers, int) or not 1 <= workers <= 1024:
+            raise InvalidConfigurationError("workers", workers, "must be 1 to 1024")
+        names = [f"{pool_id}/{number}" for number in range(workers)]
+        for name in names:
+            if name in self._kernels or name in self._launching:
+                raise KernelAlreadyExistsError(name)
+        if config is None:
+            config = RingKernelConfig(pool_id, **settings.get("config", {}))
+        takes = input_type if input_type is not None else settings.get("input_type")
+        makes = output_type if output_type is not None else settings.get("output_type")
+        made: list[RingKernel[Any, Any]] = [
+            RingKernel(
+                name,
+                kernel_func,
+                config=config,
+                input_type=takes,
+                output_type=makes,
+                restart=restart,
+                watchdog=watchdog,
+                state=state,
+            )
+            for name in names
+        ]
+        pool: KernelPool[Any, Any] = KernelPool(pool_id, made)
+        self._begin()
+        self._launching.update((pool_id, *names))
+        try:
+            await pool._launch_in(self, key)
+        finally:
+            self._launching.difference_update((pool_id, *names))
+        self._pools[pool_id] = pool
+        for worker in made:
+            self._kernels[worker.kernel_id] = worker
+            if self._telemetry is not None:
+                self._telemetry.register_kernel(worker.kernel_id)
+        return pool
+
     async def activate(self, kernel_id: str) -> None:
-        """Start a kernel: LAUNCHED to ACTIVE."""
-        await self._get(kernel_id).activate()
+        """Start a kernel or a pool: LAUNCHED to ACTIVE."""
+        await self._get_any(kernel_id).activate()
 
     async def deactivate(self, kernel_id: str) -> None:
-        """Pause a kernel: ACTIVE to DEACTIVATED."""
-        await self._get(kernel_id).deactivate()
+        """Pause a kernel or a pool: ACTIVE to DEACTIVATED."""
+        await self._get_any(kernel_id).deactivate()
 
     async def reactivate(self, kernel_id: str) -> None:
-        """Let a kernel go on: DEACTIVATED to ACTIVE."""
-        await self._get(kernel_id).reactivate()
+        """Let a kernel or a pool go on: DEACTIVATED to ACTIVE."""
+        await self._get_any(kernel_id).reactivate()
 
     async def terminate(self, kernel_id: str, timeout: float = 5.0, *, drain: bool = False) -> None:
-        """End a kernel within `timeout` seconds, as `RingKernel.terminate`, and free its name."""
+        """End a kernel or a pool within `timeout` seconds, as `RingKernel.terminate`.
+
+        Its name is free then.
+        """
+        pool: KernelPool[Any, Any] | None = self._pools.get(kernel_id)
+        if pool is not None:
+            try:
+                await pool.terminate(timeout, drain=drain)
+            finally:
+                del self._pools[kernel_id]
+                for worker in pool.workers:
+                    self._forget(worker)
+            return
         kernel = self._get(kernel_id)
         try:
             await kernel.terminate(timeout, drain=drain)
@@ -334,8 +431,9 @@ class RingKernelRuntime(_native.Runtime):
         Parameters
         ----------
         from_id, to_id
-            The names of the kernels. A kernel is connected to one kernel at most; any number may be
-            connected to one.
+            The names of the kernels, or of pools. A kernel is connected to one kernel or pool at
+            most; any number may be connected to one. A reply to a pool goes to the worker of its
+            key or its turn; the connection ends with the last worker.
         allow_cycle
             Whether the kernels may form a cycle in which all wait for room, and so could come to
             wait for each other for ever.
@@ -350,7 +448,10 @@ class RingKernelRuntime(_native.Runtime):
         KernelNotFoundError, KernelStoppedError
             If there is no such kernel, or it has ended.
         """
-        kernel, to = self._get(from_id), self._get(to_id)
+        kernel, to = (
+            one.workers[0] if isinstance(one, KernelPool) else one
+            for one in (self._get_any(from_id), self._get_any(to_id))
+        )
         output_type, input_type = kernel._output_type, to._input_type
         if (
             isinstance(output_type, type)

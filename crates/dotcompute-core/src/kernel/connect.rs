@@ -392,6 +392,10 @@ pub(crate) fn connect_stage(
 ) -> Result<(), ConnectError> {
     let single = from.len() == 1;
     let living: Vec<_> = from.iter().filter(|cell| single || cell.is_living()).collect();
+    if living.is_empty() {
+        let kernel = from.first().map_or_else(|| to.stage.id.clone(), |cell| cell.id().clone());
+        return Err(ConnectError::Stopped { kernel });
+    }
     for (at, cell) in living.iter().enumerate() {
         if let Err(error) = Arc::clone(cell).connect(to, allow_cycle) {
             for connected in &living[..at] {

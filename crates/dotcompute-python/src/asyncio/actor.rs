@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use dotcompute::mailbox::sync::{AtomicBool, Ordering, lock};
 use dotcompute::{
-    Backpressure, Envelope, FaultKind, KernelBuilder, KernelId, KernelRef, Restart, RestartPolicy,
-    Runtime, SendError, Terminate, Termination,
+    Backpressure, Books, Envelope, FaultKind, KernelBuilder, KernelId, KernelRef, Restart,
+    RestartPolicy, Runtime, SendError, Terminate, Termination,
 };
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
@@ -56,7 +56,7 @@ fn report_stall(kernel: &KernelId, watchdog: Duration) {
 }
 
 /// Launches a kernel. The thread that looks for stalls starts with the first that has a watchdog.
-fn watched<R>(watchdog: Option<Duration>, launch: impl FnOnce() -> R) -> R {
+pub(super) fn watched<R>(watchdog: Option<Duration>, launch: impl FnOnce() -> R) -> R {
     match watchdog {
         Some(_) => without_signals(launch),
         None => launch(),
@@ -217,6 +217,10 @@ impl Settings {
     pub(super) fn watched(mut self, seconds: Option<f64>) -> PyResult<Self> {
         self.watchdog = duration(seconds)?;
         Ok(self)
+    }
+
+    pub(super) fn watchdog(&self) -> Option<Duration> {
+        self.watchdog
     }
 
     pub(super) fn apply<'a>(&self, builder: KernelBuilder<'a>) -> KernelBuilder<'a> {
@@ -554,23 +558,29 @@ impl Actor {
         let values = PyDict::new(py);
         let Some(kernel) = self.kernel.get() else { return Ok(values) };
         let books = if replies { kernel.reply_books() } else { kernel.books() };
-        for (name, value) in [
-            ("accepted", books.accepted),
-            ("processed", books.processed),
-            ("dropped_oldest", books.dropped_oldest),
-            ("dropped_newest", books.dropped_newest),
-            ("expired", books.expired),
-            ("dead_lettered", books.dead_lettered),
-            ("forwarded", books.forwarded),
-            ("in_hand", books.in_hand),
-            ("queued", books.queued),
-            ("rejected", books.rejected),
-            ("redelivered", books.redelivered),
-        ] {
-            values.set_item(name, value)?;
-        }
+        put_books(&values, books)?;
         Ok(values)
     }
+}
+
+/// Books, for Python.
+pub(super) fn put_books(values: &Bound<'_, PyDict>, books: Books) -> PyResult<()> {
+    for (name, value) in [
+        ("accepted", books.accepted),
+        ("processed", books.processed),
+        ("dropped_oldest", books.dropped_oldest),
+        ("dropped_newest", books.dropped_newest),
+        ("expired", books.expired),
+        ("dead_lettered", books.dead_lettered),
+        ("forwarded", books.forwarded),
+        ("in_hand", books.in_hand),
+        ("queued", books.queued),
+        ("rejected", books.rejected),
+        ("redelivered", books.redelivered),
+    ] {
+        values.set_item(name, value)?;
+    }
+    Ok(())
 }
 
 /// The methods that are called for each message.

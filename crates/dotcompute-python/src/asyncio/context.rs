@@ -20,6 +20,7 @@ use super::message::{
     PyMessage, Seen, correlation_id_of, full_envelope, message_id_of, plain_envelope,
 };
 use super::operation::{ContextReceive, Operation, Pending, duration};
+use super::pool::Key;
 use super::python;
 use super::scope::{detached, scope};
 use crate::attached::Attached;
@@ -38,11 +39,13 @@ pub(super) struct Shared {
     next: Mutex<Option<Next>>,
 }
 
-/// The next kernel. Weak, since it may be connected to this one.
+/// The next kernel, or the workers of a pool. Weak, since they may be connected to this one.
 struct Next {
-    shared: Weak<Shared>,
+    shared: Vec<Weak<Shared>>,
     /// What it takes, if it says so.
     input_type: Option<Py<PyAny>>,
+    /// By what a pool tells its messages apart.
+    key: Option<Arc<Key>>,
 }
 
 impl Shared {
@@ -68,21 +71,33 @@ impl Shared {
         if self.asked.swap(true, Ordering::AcqRel) {
             return;
         }
-        let next = lock(&self.next).as_ref().and_then(|next| next.shared.upgrade());
-        if let Some(next) = next {
-            next.set_asked();
+        let next: Vec<_> = match &*lock(&self.next) {
+            Some(next) => next.shared.iter().filter_map(Weak::upgrade).collect(),
+            None => Vec::new(),
+        };
+        next.iter().for_each(|next| next.set_asked());
+    }
+
+    /// The replies go to another kernel, or to workers, which take what is an `input_type`.
+    pub(super) fn set_next(
+        &self,
+        next: &[Arc<Self>],
+        input_type: Option<Py<PyAny>>,
+        key: Option<Arc<Key>>,
+    ) {
+        // Relaxed: the replies that are on their way meanwhile are not looked at.
+        self.typed.fetch_or(input_type.is_some() || key.is_some(), Ordering::Relaxed);
+        let shared = next.iter().map(Arc::downgrade).collect();
+        let previous = lock(&self.next).replace(Next { shared, input_type, key });
+        drop(previous);
+        if self.is_asked() {
+            next.iter().for_each(|next| next.set_asked());
         }
     }
 
-    /// The replies go to another kernel, which takes what is an `input_type`.
-    pub(super) fn set_next(&self, next: &Arc<Self>, input_type: Option<Py<PyAny>>) {
-        // Relaxed: the replies that are on their way meanwhile are not looked at.
-        self.typed.fetch_or(input_type.is_some(), Ordering::Relaxed);
-        let previous = lock(&self.next).replace(Next { shared: Arc::downgrade(next), input_type });
-        drop(previous);
-        if self.is_asked() {
-            next.set_asked();
-        }
+    /// What replies have to have for a pool.
+    fn key(&self) -> Option<Arc<Key>> {
+        lock(&self.next).as_ref().and_then(|next| next.key.clone())
     }
 
     /// What replies have to be instances of, and of whom.
@@ -268,6 +283,12 @@ impl ContextCell {
         {
             let context = || format!("reply of kernel '{}' to kernel '{next}'", self.id());
             check_type(message, theirs.bind(py), context)?;
+        }
+        if let Some(key) = self.shared.key()
+            && self.kernel.connected_to().is_some()
+        {
+            // Here, where it is an exception of the kernel's.
+            key.of_object(message)?;
         }
         Ok(())
     }

@@ -16,6 +16,7 @@ mod hub;
 mod message;
 mod object;
 mod operation;
+mod pool;
 #[cfg(target_os = "linux")]
 mod process;
 mod python;
@@ -47,6 +48,7 @@ pub(crate) fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<context::ContextHandle>()?;
     module.add_class::<runtime::NativeRuntime>()?;
     fastcall::add(&py.get_type::<runtime::NativeRuntime>(), &runtime::METHODS)?;
+    module.add_class::<pool::NativePool>()?;
     module.add("Awaitable", object::type_of::<awaitable::Awaitable>(module.py())?)?;
     module.add_function(wrap_pyfunction!(_own_methods, module)?)?;
     module.add_function(wrap_pyfunction!(hub::_close_all, module)?)?;

@@ -14,6 +14,7 @@ use super::errors;
 use super::held::Held;
 use super::message::{PyMessage, Seen};
 use super::operation::{Operation, Receive, Target, duration};
+use super::pool::NativePool;
 use super::scope::scope;
 use crate::fastcall::{Method, fastcall, optional};
 use crate::quick::{Error, Quick};
@@ -24,6 +25,8 @@ pub(super) struct NativeRuntime {
     core: Mutex<Runtime>,
     /// The kernels by their ids: a dict of `Actor`s.
     kernels: Py<PyDict>,
+    /// The pools by their ids.
+    pools: Py<PyDict>,
     pub(super) held: Arc<Held>,
 }
 
@@ -55,6 +58,26 @@ impl NativeRuntime {
             Err(error) => error.into(),
         }
     }
+
+    /// The pool of this id, if there is one.
+    #[inline]
+    fn pool<'py>(&self, id: &Bound<'py, PyAny>) -> PyResult<Option<Bound<'py, NativePool>>> {
+        let pools = self.pools.bind(id.py());
+        if pools.is_empty() {
+            return Ok(None);
+        }
+        Ok(pools.get_item(id)?.map(Bound::cast_into::<NativePool>).transpose()?)
+    }
+
+    /// The kernel of this id, or the workers of the pool.
+    fn stage<'py>(&self, id: &Bound<'py, PyAny>) -> PyResult<Vec<Bound<'py, Actor>>> {
+        match self.pool(id)? {
+            None => Ok(vec![self.find(id)?]),
+            Some(pool) => {
+                Ok(pool.get().actors().iter().map(|one| one.bind(id.py()).clone()).collect())
+            }
+        }
+    }
 }
 
 #[pymethods]
@@ -69,12 +92,14 @@ impl NativeRuntime {
         Self {
             core: Mutex::new(core_runtime()),
             kernels: PyDict::new(py).unbind(),
+            pools: PyDict::new(py).unbind(),
             held: Arc::default(),
         }
     }
 
     fn __traverse__(&self, visit: pyo3::PyVisit<'_>) -> Result<(), pyo3::PyTraverseError> {
         visit.call(&self.kernels)?;
+        visit.call(&self.pools)?;
         self.held.traverse(&visit)?;
         // A message may lead back to whoever sent it. The faults in the letters are the kernels' to
         // show, which have the same ones.
@@ -97,6 +122,12 @@ impl NativeRuntime {
     #[getter]
     fn _kernels(&self, py: Python<'_>) -> Py<PyDict> {
         self.kernels.clone_ref(py)
+    }
+
+    /// The pools by their ids.
+    #[getter]
+    fn _pools(&self, py: Python<'_>) -> Py<PyDict> {
+        self.pools.clone_ref(py)
     }
 
     /// Begins anew, after a shutdown.
@@ -139,33 +170,43 @@ impl NativeRuntime {
         allow_cycle: bool,
     ) -> PyResult<()> {
         let py = from_id.py();
-        let (from, to) = (self.find(from_id)?, self.find(to_id)?);
-        let (from, to) = (from.get(), to.get());
-        from.kernel(py, "connect")?;
-        to.kernel(py, "connect")?;
+        let (from, to) = (self.stage(from_id)?, self.stage(to_id)?);
+        for kernel in from.iter().chain(&to) {
+            kernel.get().kernel(py, "connect")?;
+        }
+        let key = self.pool(to_id)?.and_then(|pool| pool.get().key());
+        let (from_id, to_id): (String, String) = (from_id.extract()?, to_id.extract()?);
         let core = self.core();
         let connected = scope(py, || match allow_cycle {
-            false => core.connect(from.id(), to.id()),
-            true => core.connect_allowing_cycle(from.id(), to.id()),
+            false => core.connect(&from_id, &to_id),
+            true => core.connect_allowing_cycle(&from_id, &to_id),
         });
         connected.map_err(|error| errors::connect(py, &error))?;
-        from.shared.set_next(&to.shared, to.input_type(py));
+        let shared: Vec<_> = to.iter().map(|kernel| Arc::clone(&kernel.get().shared)).collect();
+        for kernel in from {
+            kernel.get().shared.set_next(&shared, to[0].get().input_type(py), key.clone());
+        }
         Ok(())
     }
 
     /// Disconnects a kernel from the next one; whether it was connected.
     fn _disconnect(&self, kernel_id: &Bound<'_, PyAny>) -> PyResult<bool> {
         let py = kernel_id.py();
-        let actor = self.find(kernel_id)?;
-        let kernel = actor.get().kernel(py, "disconnect")?;
-        Ok(scope(py, || kernel.disconnect()))
+        let mut connected = false;
+        for actor in self.stage(kernel_id)? {
+            let kernel = actor.get().kernel(py, "disconnect")?;
+            connected |= scope(py, || kernel.disconnect());
+        }
+        Ok(connected)
     }
 
     /// The name of the kernel that a kernel is connected to.
     fn _connected_to(&self, kernel_id: &Bound<'_, PyAny>) -> PyResult<Option<String>> {
-        let actor = self.find(kernel_id)?;
-        let kernel = actor.get().kernel(kernel_id.py(), "look at")?;
-        Ok(kernel.connected_to().map(|next| next.to_string()))
+        let stage = self.stage(kernel_id)?;
+        let kernels = stage.iter().map(|one| one.get().kernel(kernel_id.py(), "look at"));
+        let kernels = kernels.collect::<Quick<Vec<_>>>()?;
+        let next = kernels.iter().find_map(|kernel| kernel.connected_to());
+        Ok(next.map(|next| next.to_string()))
     }
 
     /// The dead letters, oldest first, each as a tuple; `take`: they are dead letters no more.
@@ -235,29 +276,41 @@ pub(super) const METHODS: [Method; 3] = [
 fastcall! {
     fn send(runtime: NativeRuntime, "Runtime.send", kernel_id, message;; timeout) |py| {
         let timeout = optional(timeout, "timeout")?;
-        awaitable::new(py, || Operation::Send {
-            target: Target::Named(runtime.clone().unbind(), kernel_id.to_owned().unbind()),
-            message: message.to_owned().unbind(),
-            timeout,
-            waiting: None,
-        })
+        let message = message.to_owned().unbind();
+        match runtime.get().pool(&kernel_id)? {
+            Some(pool) => NativePool::send(&pool, message, timeout).map_err(Error::from),
+            None => awaitable::new(py, || Operation::Send {
+                target: Target::Named(runtime.clone().unbind(), kernel_id.to_owned().unbind()),
+                message,
+                timeout,
+                waiting: None,
+            }),
+        }
     }
 
     fn receive(runtime: NativeRuntime, "Runtime.receive", kernel_id;; timeout) |py| {
         let timeout = optional(timeout, "timeout")?;
-        awaitable::new(py, || {
-            let target = Target::Named(runtime.clone().unbind(), kernel_id.to_owned().unbind());
-            Receive::operation(target, timeout)
-        })
+        match runtime.get().pool(&kernel_id)? {
+            Some(pool) => NativePool::receive(&pool, timeout).map_err(Error::from),
+            None => awaitable::new(py, || {
+                let target = Target::Named(runtime.clone().unbind(), kernel_id.to_owned().unbind());
+                Receive::operation(target, timeout)
+            }),
+        }
     }
 
     fn send_and_receive(
         runtime: NativeRuntime, "Runtime.send_and_receive", kernel_id, message;; timeout
     ) |py| {
-        let target = Target::Named(runtime.clone().unbind(), kernel_id.to_owned().unbind());
         let message = message.to_owned().unbind();
         let timeout = optional(timeout, "timeout")?;
-        awaitable::new(py, || Operation::Ask { target, message, timeout, waiting: None })
+        match runtime.get().pool(&kernel_id)? {
+            Some(pool) => NativePool::send_and_receive(&pool, message, timeout).map_err(Error::from),
+            None => {
+                let target = Target::Named(runtime.clone().unbind(), kernel_id.to_owned().unbind());
+                awaitable::new(py, || Operation::Ask { target, message, timeout, waiting: None })
+            }
+        }
     }
 }
 
