@@ -8,10 +8,13 @@ use dotcompute_abi::{codes, slot};
 use naga::valid::{Capabilities, ValidationFlags, Validator};
 use naga::{Expression, Literal, Module, TypeInner};
 
+/// The size of a struct, with offset and size of each of its members.
+type Layout = (usize, Vec<(usize, usize)>);
+
 /// The header as naga, wgpu's compiler, understands it.
 fn parsed() -> Module {
     let mut text = String::new();
-    write_wgsl(&mut text).unwrap();
+    write_wgsl(&mut text).expect("a string takes all that is written");
     let module = naga::front::wgsl::parse_str(&text)
         .unwrap_or_else(|error| panic!("{}", error.emit_to_string(&text)));
     Validator::new(ValidationFlags::all(), Capabilities::empty())
@@ -79,7 +82,7 @@ fn words(part: &Struct) -> Vec<(usize, usize)> {
 fn every_struct_has_its_size_and_offsets() {
     let module = parsed();
     let context = module.to_ctx();
-    let mut structs: BTreeMap<&str, (usize, Vec<(usize, usize)>)> = module
+    let mut structs: BTreeMap<&str, Layout> = module
         .types
         .iter()
         .filter_map(|(_, kind)| match &kind.inner {
