@@ -8,6 +8,7 @@
 use std::path::Path;
 use std::process::Command;
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::{Duration, Instant};
 
 use dotcompute_cuda::compute::{ComputeError, Context, Launch, Module, PinnedBuffer, Stream};
 use dotcompute_cuda::driver::Driver;
@@ -34,7 +35,15 @@ fn stand_in() -> (&'static StandIn, Context, MutexGuard<'static, ()>) {
     let stand_in = STAND_IN.get_or_init(build);
     // A test that failed in its turn has failed already.
     let turn = stand_in.turn.lock().unwrap_or_else(PoisonError::into_inner);
-    (stand_in, Context::of(stand_in.driver, 0).unwrap(), turn)
+    let context = Context::of(stand_in.driver, 0).unwrap();
+    // What an earlier test launched may be about to end; its module is freed with the next call.
+    let deadline = Instant::now() + Duration::from_secs(30);
+    while context.frees_put_off() > 0 {
+        drop(context.hold_frees());
+        assert!(Instant::now() < deadline, "an earlier test left a kernel that does not end");
+        std::thread::yield_now();
+    }
+    (stand_in, context, turn)
 }
 
 fn build() -> StandIn {
