@@ -154,6 +154,8 @@ impl<M: RecordMessage, R: RecordReply> Proxy<M, R> {
         }
         loop {
             self.hand_over(station)?;
+            // A batch without records is done with as it is taken: nothing on the device tells of it.
+            ready!(self.settle(cx));
             let room = self.window.saturating_sub(self.in_flight);
             if room == 0 || self.sending < self.base + self.entries.len() as u64 {
                 return Poll::Pending;

@@ -377,6 +377,14 @@ fn a_batch_is_answered_by_a_batch_and_fails_at_its_record() {
     assert!(silent.is_empty());
     until("all is settled", || kernel.books().processed == 3);
     assert_eq!(kernel.telemetry().records, 302);
+    // Empty ones behind one that takes several windows: all are taken at once after the pause.
+    kernel.deactivate().unwrap();
+    kernel.send_blocking(batch(&values), LONG).unwrap();
+    for _ in 0..3 {
+        kernel.send_blocking(batch(&[]), LONG).unwrap();
+    }
+    kernel.reactivate().unwrap();
+    until("the empty ones are settled, too", || kernel.books().processed == 7);
     let error = kernel.ask_blocking(batch(&[1, 2, -1, 3]), LONG).unwrap_err();
     let AskError::Failed { fault, .. } = error else { panic!("{error:?}") };
     assert_eq!(fault.message(), "minus one (at record 2 of 4)");
