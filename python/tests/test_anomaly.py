@@ -49,7 +49,7 @@ async def run(detector, log, batch, state=None):
 def test_the_python_source_and_the_rust_core_give_the_same_bytes(model):
     make, settings = MODELS[model]
     compiled = bool(_optional.numba())
-    log = log_of(20_000 if compiled else 1_000)
+    log = log_of(20_000 if compiled else 5_000)
     native = asyncio.run(run(make(keys=KEYS, native=True, **settings), log, 1000))
     python = asyncio.run(run(make(keys=KEYS, **settings), log, 1000))
     assert python[0] == native[0]

@@ -113,7 +113,7 @@ def test_all_of_a_package(name):
 
 def test_every_module_of_the_package_imports():
     #: What is imported only where numba is.
-    needs_numba = {"pydotcompute.backends._cuda_kernels", "pydotcompute.handlers._compiled"}
+    needs_numba = {"pydotcompute.backends._numba_kernels", "pydotcompute.handlers._compiled"}
     for found in pkgutil.walk_packages(pydotcompute.__path__, "pydotcompute."):
         if found.name in needs_numba and importlib.util.find_spec("numba") is None:
             continue
