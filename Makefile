@@ -12,6 +12,8 @@ FUZZ_SECONDS ?= 60
 CHAOS_SECONDS ?= 60
 # How many child processes the chaos test kills while a million messages flow.
 CHAOS_KILLS ?= 4000
+# How long the log is that one handler is interpreted, compiled and run in a process over.
+PARITY_MESSAGES ?= 1000000
 
 DEVELOP = .venv/bin/maturin develop --quiet --features pyo3/extension-module,conformance
 
@@ -128,7 +130,7 @@ gpu-check: gpu-check-bundle
 # One handler source, interpreted, compiled on a thread and in a process, over a log of a million
 # messages.
 parity: python
-	PARITY_MESSAGES=1000000 .venv/bin/python -m pytest python/tests/test_handler_parity.py
+	PARITY_MESSAGES=$(PARITY_MESSAGES) .venv/bin/python -m pytest python/tests/test_handler_parity.py
 
 fuzz: tools
 	cargo fuzz --version >/dev/null 2>&1 || $(CARGO) install --locked cargo-fuzz
