@@ -271,7 +271,9 @@ impl<M: Message, R: Message> Future for Proxy<M, R> {
 
 impl<M: Message, R: Message> Drop for Proxy<M, R> {
     fn drop(&mut self) {
-        // Dropped while its child runs: whatever that had received may have had its effects.
+        // Dropped while its child runs: a reply acknowledges its message all the same, and whatever
+        // else the child had received may have had its effects.
+        self.settle(self.replied.min(self.begun));
         let received = self.session.segment.received();
         let received = received.min(self.begun).saturating_sub(self.settled);
         self.context.mark_delivered(received as usize);
