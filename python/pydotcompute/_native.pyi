@@ -704,7 +704,7 @@ class RecordLayout:
 
     MESSAGE_BYTES_MAX: int
     def __new__(
-        cls, name: str, fields: list[tuple[str, str | RecordLayout, list[int]]]
+        cls, name: str, fields: list[tuple[str, str | RecordLayout, list[int]]], owner: str = ""
     ) -> RecordLayout: ...
     @property
     def name(self) -> str: ...
