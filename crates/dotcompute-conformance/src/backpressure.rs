@@ -1,14 +1,23 @@
 //! What a full mailbox does with one more message, and a full output mailbox with one more reply.
 
-use std::sync::mpsc::channel;
+use std::sync::mpsc::Receiver;
 
 use dotcompute::mailbox::wait::block_on;
 use dotcompute::{
-    AskError, Backpressure, Context, DeadLetterReason, Envelope, KernelBuilder, KernelRef,
-    SendError, Terminate, Termination,
+    AskError, Backpressure, BoxError, Context, DeadLetterReason, Envelope, KernelRef, SendError,
+    Terminate, Termination,
 };
 
-use crate::stage::{Gated, Number, Stage, Waiter, balanced, eventually, launch, quiet};
+use crate::roles::Part;
+#[cfg(target_os = "linux")]
+use crate::roles::Roles;
+use crate::signals::{Tell, channel};
+use crate::stage::{Gated, Number, Stage, Waiter, balanced, eventually, launch_with, quiet};
+
+#[cfg(target_os = "linux")]
+pub(crate) fn roles(roles: Roles) -> Roles {
+    roles.body_with(tells_of_replies)
+}
 
 fn at(priority: u8, number: u64) -> Envelope<Number> {
     Envelope::new(Number(number)).with_priority(priority)
@@ -126,21 +135,22 @@ fn send_by_address(kernel: &KernelRef<Number, Number>) -> Evictor {
     None
 }
 
+async fn tells_of_replies(
+    mut context: Context<Number, Number>,
+    tell: Tell<u64>,
+) -> Result<(), BoxError> {
+    while let Ok(&number) = context.receive().await {
+        context.reply(number).await?;
+        // The test may have stopped to listen.
+        let _ = tell.send(number.0);
+    }
+    Ok(())
+}
+
 /// A kernel that tells of each reply that it has made.
-fn replies(
-    builder: KernelBuilder<'_>,
-) -> (KernelRef<Number, Number>, std::sync::mpsc::Receiver<u64>) {
+fn replies(part: Part<'_>) -> (KernelRef<Number, Number>, Receiver<u64>) {
     let (tell, made) = channel();
-    let kernel = launch(builder, move |mut context: Context<Number, Number>| {
-        let tell = tell.clone();
-        async move {
-            while let Ok(&number) = context.receive().await {
-                context.reply(number).await?;
-                let _ = tell.send(number.0);
-            }
-            Ok(())
-        }
-    });
+    let kernel = launch_with(part, tells_of_replies, tell);
     (kernel, made)
 }
 
