@@ -316,7 +316,8 @@ pub fn a_kernel_in_its_backoff_accepts_messages_and_can_be_ended(stage: &Stage) 
 }
 
 pub fn a_kernel_deactivated_in_its_backoff_comes_back_paused(stage: &Stage) {
-    let restart = Restart { backoff: Duration::from_millis(30), ..patient() };
+    // Long enough for this thread to look, on any machine.
+    let restart = Restart { backoff: Duration::from_millis(500), ..patient() };
     let (kernel, starts) = always_fails(stage, "paused", restart);
     starts.recv().unwrap();
     kernel.try_send(Number(0)).unwrap();
