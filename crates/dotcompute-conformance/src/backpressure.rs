@@ -16,7 +16,7 @@ use crate::stage::{Gated, Number, Stage, Waiter, balanced, eventually, launch_wi
 
 #[cfg(target_os = "linux")]
 pub(crate) fn roles(roles: Roles) -> Roles {
-    roles.body_with(tells_of_replies)
+    roles.body_with(tells_of_replies).body_with(tells_before_it_replies)
 }
 
 fn at(priority: u8, number: u64) -> Envelope<Number> {
@@ -170,12 +170,25 @@ pub fn a_kernel_waits_for_room_for_its_reply_if_that_is_the_policy(stage: &Stage
     assert_eq!((books.accepted, books.processed, books.rejected), (4, 4, 0));
 }
 
+async fn tells_before_it_replies(
+    mut context: Context<Number, Number>,
+    tell: Tell<u64>,
+) -> Result<(), BoxError> {
+    while let Ok(&number) = context.receive().await {
+        tell.send(number.0)?;
+        context.reply(number).await?;
+    }
+    Ok(())
+}
+
 pub fn a_kernel_that_waits_for_room_for_its_reply_can_be_terminated(stage: &Stage) {
-    let (kernel, made) = replies(stage.kernel("stuck").reply_capacity(1));
+    let (tell, arrived) = channel();
+    let part = stage.kernel("stuck").reply_capacity(1);
+    let kernel = launch_with(part, tells_before_it_replies, tell);
     for number in 1..=2 {
         kernel.try_send(Number(number)).unwrap();
     }
-    assert_eq!(made.recv(), Ok(1));
+    assert_eq!((arrived.recv(), arrived.recv()), (Ok(1), Ok(2)));
     eventually(|| kernel.books().processed == 1 && kernel.books().in_hand == 1);
     assert_eq!(kernel.terminate_blocking(Terminate::now()), Termination::Clean);
     balanced(&kernel);

@@ -506,7 +506,7 @@ pub fn a_panic_in_a_destructor_of_the_body_is_a_fault(stage: &Stage) {
     let kernel = launch_with(stage.kernel("stuck"), owns_and_waits, tell);
     arrived.recv().unwrap();
     let how = Terminate::now().within(TIME_TO_CANCEL);
-    assert_eq!(kernel.terminate_blocking(how), Termination::Cancelled);
+    assert_eq!(kernel.terminate_blocking(how), Termination::Cancelled, "{:?}", kernel.fault());
     assert_eq!(kernel.state(), KernelState::Terminated);
 }
 
