@@ -158,6 +158,19 @@ impl<M: Message, R: Message> Proxy<M, R> {
     /// for room there.
     fn bring_replies(&mut self, cx: &mut TaskContext<'_>) -> Poll<Result<(), BoxError>> {
         let mut any = false;
+        let brought = self.bring_each(cx, &mut any);
+        if any || self.reader.is_inside() {
+            // Room for more: the child may wait for it, also while a reply waits here.
+            self.session.segment.child_bell().ring();
+        }
+        brought
+    }
+
+    fn bring_each(
+        &mut self,
+        cx: &mut TaskContext<'_>,
+        any: &mut bool,
+    ) -> Poll<Result<(), BoxError>> {
         loop {
             match &mut self.blocked {
                 None => {}
@@ -178,7 +191,7 @@ impl<M: Message, R: Message> Proxy<M, R> {
                 Ok(false) => break,
                 Err(error) => return Poll::Ready(Err(self.lost(&error.to_string()))),
             }
-            any = true;
+            *any = true;
             match self.sent_to_target() {
                 Ok(false) => {}
                 Ok(true) => continue,
@@ -189,10 +202,6 @@ impl<M: Message, R: Message> Proxy<M, R> {
                 Err(error) => return Poll::Ready(Err(self.lost(&error.to_string()))),
             };
             self.send(reply);
-        }
-        if any || self.reader.is_inside() {
-            // Room for more: the child may wait for it.
-            self.session.segment.child_bell().ring();
         }
         Poll::Ready(Ok(()))
     }

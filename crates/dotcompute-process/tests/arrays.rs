@@ -257,3 +257,25 @@ fn children_killed_while_arrays_flow_lose_none_and_leave_no_lease() {
     mirror.terminate_blocking(Terminate::now());
     eventually(|| segments().is_empty());
 }
+
+#[test]
+fn replies_that_wait_for_room_keep_no_child_waiting_for_ever() {
+    let _alone = alone();
+    let processes = processes();
+    let runtime = Runtime::builder().executor(processes.executor()).build();
+    let builder = runtime.kernel("mirror").executor("process").capacity(64).reply_capacity(1);
+    // Each reply fills more than half of the ring, so that the next one waits until it is empty.
+    let process = Process::new("mirror").window(8).slots(16).arena(0);
+    let mirror: Mirrored = processes.launch(builder, process).unwrap();
+    mirror.activate().unwrap();
+    let sender = mirror.clone();
+    let sending = std::thread::spawn(move || {
+        for number in 0..3_000 {
+            sender.send_blocking(RecordBatch::from_vec(words(number, 60)), WAIT).unwrap();
+        }
+    });
+    for number in 0..3_000 {
+        verify(&mirror.receive_blocking(WAIT).unwrap().message, number, 60);
+    }
+    sending.join().unwrap();
+}
