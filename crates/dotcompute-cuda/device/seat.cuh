@@ -224,7 +224,10 @@ DC_FN bool dc_handle_staged(dc_run &run, dc_stage *stage, uint32_t staged, uint3
         const uint32_t place = number + (inbox ? 0 : dc_place_of(source, busiest));
         const dc_tagged_record *message = &stage->in[place];
         good = dc_handle(run, stage, message, inbox ? DC_TOKEN_NONE : message->header.token);
-        DC_FIRST_LANE stage->heads[source] += 1;
+        // The host's message that the handler failed at never counts as done: the host may see so
+        // before it sees the failure, and would take it for processed.
+        if (good || inbox)
+            DC_FIRST_LANE stage->heads[source] += 1;
         dc_sync_warp();
         left -= dc_staged(source, 1);
     }

@@ -18,11 +18,11 @@ use dotcompute_core::{
 use dotcompute_mailbox::doorbell::Waiting;
 use dotcompute_mailbox::sync::{AtomicBool, Ordering};
 
-use crate::coder::Coder;
+use crate::coder::{Coder, Outgoing};
 use crate::frame::{FromRing, Prefix, Reader, ToRing, Writer};
 use crate::memory::Memory;
 use crate::output::ToParent;
-use crate::segment::{DRAIN, ParentBell, RUN, STOP, Segment};
+use crate::segment::{DRAIN, FROM_CHILD, HOLD, ParentBell, RUN, STOP, Segment, TO_CHILD, is_end};
 use crate::socket::{self, Report, Setup};
 use crate::state::SharedState;
 
@@ -195,14 +195,14 @@ impl Host {
         let woken = AtomicBool::new(false);
         Ok(Self {
             woken: Arc::new(Woken { woken, segment: Arc::clone(&segment) }),
+            reader: Reader::new(&segment, TO_CHILD),
+            writer: Writer::new(&segment, FROM_CHILD),
             segment,
             from_parent: there.consumer(),
             to_parent: back.producer(),
             parent,
             socket,
             setup,
-            reader: Reader::default(),
-            writer: Writer::default(),
             waiting: Waiting::default(),
             received: 0,
             acknowledged: 0,
@@ -246,6 +246,13 @@ impl Host {
             // Without a parent there is nobody to tell.
             let _ = socket::send_report(self.socket.as_fd(), &Report::Started);
         }
+    }
+
+    /// Waits until the kernel is activated in the parent: nothing of a body runs before, as with
+    /// every executor. (A handler may be made before; it handles nothing.)
+    pub fn wait_for_activation(&mut self) {
+        self.started();
+        self.wait(|host| host.segment.command() != HOLD);
     }
 
     /// Logs to the parent, from any thread.
@@ -341,7 +348,7 @@ impl Host {
                     if !records.is_empty() {
                         let prefix = Prefix::to_target(message.id, target, single);
                         self.put(token, prefix, |out| {
-                            out.extend_from_slice(records);
+                            out.bytes.extend_from_slice(records);
                             Ok(())
                         })?;
                     }
@@ -358,10 +365,12 @@ impl Host {
             }
             if self.received > self.acknowledged {
                 self.acknowledge(self.received, self.received + window);
-            } else if command != RUN {
+            } else if is_end(command) {
                 return Ok(());
             }
-            self.wait(|host| host.segment.command() != RUN || !host.from_parent.is_empty());
+            self.wait(|host| {
+                is_end(host.segment.command()) || !host.from_parent.is_empty()
+            });
         }
     }
 
@@ -469,8 +478,8 @@ impl Host {
         Ok(found)
     }
 
-    fn read<T: Message>(&self, coder: &Coder<T>) -> Result<(Envelope<T>, Prefix), Fault> {
-        coder.read(&self.reader).map_err(Fault::from_error)
+    fn read<T: Message>(&mut self, coder: &Coder<T>) -> Result<(Envelope<T>, Prefix), Fault> {
+        coder.read(&mut self.reader).map_err(Fault::from_error)
     }
 
     /// Puts a reply into its ring, to be published with the next acknowledgement; waits for room.
@@ -488,7 +497,7 @@ impl Host {
         &mut self,
         token: u32,
         prefix: Prefix,
-        fill: impl FnOnce(&mut Vec<u8>) -> Result<(), BoxError>,
+        fill: impl FnOnce(&mut Outgoing<'_>) -> Result<(), BoxError>,
     ) -> Result<(), Fault> {
         self.writer.begin(token, prefix, fill).map_err(Fault::from_error)?;
         while !self.writer.stage(&self.to_parent) {
