@@ -66,7 +66,7 @@ fn reasons(stage: &Stage) -> Vec<(String, String)> {
 }
 
 pub fn replies_go_straight_to_the_next_kernel_in_order_and_the_books_say_so(stage: &Stage) {
-    const COUNT: u64 = 5000;
+    let many = stage.many(5000);
     for (round, others) in ["async", "thread", stage.executor()].into_iter().enumerate() {
         let builder = |name: &str| stage.kernel_on(others, &format!("{name}{round}")).capacity(3);
         let first = serve(builder("first"), Form::Body, adding, 1);
@@ -79,11 +79,11 @@ pub fn replies_go_straight_to_the_next_kernel_in_order_and_the_books_say_so(stag
         let auditor = Auditor::watch(kernels.to_vec());
         std::thread::scope(|scope| {
             scope.spawn(|| {
-                for number in 0..COUNT {
+                for number in 0..many {
                     pipeline.send_blocking(Number(number), None).unwrap();
                 }
             });
-            for number in 0..COUNT {
+            for number in 0..many {
                 let reply = kernels[2].receive_blocking(None).unwrap();
                 assert_eq!(reply.message.0, (number + 1) * 2 + 5);
             }
@@ -92,9 +92,9 @@ pub fn replies_go_straight_to_the_next_kernel_in_order_and_the_books_say_so(stag
         auditor.end();
         for (kernel, connected) in kernels.iter().zip([true, true, false]) {
             let (books, replies) = (kernel.books(), kernel.reply_books());
-            assert_eq!((books.accepted, books.processed), (COUNT, COUNT));
-            let [read, forwarded] = if connected { [0, COUNT] } else { [COUNT, 0] };
-            assert_eq!(replies.accepted, COUNT);
+            assert_eq!((books.accepted, books.processed), (many, many));
+            let [read, forwarded] = if connected { [0, many] } else { [many, 0] };
+            assert_eq!(replies.accepted, many);
             assert_eq!((replies.processed, replies.forwarded), (read, forwarded));
         }
     }

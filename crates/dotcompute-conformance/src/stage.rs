@@ -75,6 +75,16 @@ impl Stage {
         }
     }
 
+    /// How many messages a promise about many sends: fewer where each of them costs switches between
+    /// processes, of which a machine with more to do than it can makes some hundred a second.
+    pub fn many(&self, messages: u64) -> u64 {
+        match self.fixture.place {
+            Place::Here => messages,
+            #[cfg(target_os = "linux")]
+            Place::Processes(_) => messages / 10,
+        }
+    }
+
     /// What becomes of a kernel that blocks its thread for ever, at the end of its deadline.
     pub fn end_of_the_blocked(&self) -> Termination {
         match self.fixture.place {

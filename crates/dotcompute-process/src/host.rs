@@ -368,9 +368,7 @@ impl Host {
             } else if is_end(command) {
                 return Ok(());
             }
-            self.wait(|host| {
-                is_end(host.segment.command()) || !host.from_parent.is_empty()
-            });
+            self.wait(|host| is_end(host.segment.command()) || !host.from_parent.is_empty());
         }
     }
 
