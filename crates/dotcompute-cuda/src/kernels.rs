@@ -360,6 +360,7 @@ impl CudaKernels {
             Some(toolkit) => Arc::clone(toolkit),
             None => Arc::new(Toolkit::load()?),
         };
+        toolkit.linker().map_err(Clone::clone)?;
         let cache = options.cache.as_ref();
         Ok(Image::build(&handlers, architecture, options.variant, &toolkit, cache)?)
     }

@@ -7,6 +7,7 @@
 
 mod standin;
 
+use std::path::Path;
 use std::process::Command;
 use std::sync::mpsc::{RecvTimeoutError, channel};
 use std::sync::{Arc, OnceLock};
@@ -19,8 +20,9 @@ use dotcompute_core::{
     Message, Record, RecordBatch, Restart, RestartPolicy, Runtime, Terminate, Termination,
 };
 use dotcompute_cuda::resident::Residency;
+use dotcompute_cuda::toolkit::{FOLDERS_VARIABLE, Toolkit};
 use dotcompute_cuda::{
-    Cuda, CudaError, CudaHandler, CudaKernel, CudaKernels, CudaLaunch, CudaOptions,
+    Cuda, CudaError, CudaHandler, CudaKernel, CudaKernels, CudaLaunch, CudaOptions, Version,
 };
 use standin::StandIn;
 
@@ -847,7 +849,7 @@ fn what_is_absent_or_refuses_is_an_error_that_says_so() {
     let said = child(|command| command.env("STANDIN_FAIL", "cuInit=100"));
     assert!(said.contains("cuInit returned 100: CUDA_ERROR_NO_DEVICE"), "{said}");
     let said = child(|command| command.env("DOTCOMPUTE_CUDA_LIBRARIES", &nowhere));
-    assert!(said.contains("no CUDA: nvJitLink was not found"), "{said}");
+    assert!(said.contains("no CUDA: NVRTC was not found"), "{said}");
     for (call, code, what) in [
         ("cuMemAlloc_v2", 2, "cuMemAlloc returned 2: CUDA_ERROR_OUT_OF_MEMORY"),
         ("cuMemHostAlloc", 2, "cuMemHostAlloc returned 2: CUDA_ERROR_OUT_OF_MEMORY"),
@@ -858,4 +860,31 @@ fn what_is_absent_or_refuses_is_an_error_that_says_so() {
         assert!(said.contains("'child'") && said.contains(what), "{said}");
     }
     std::fs::remove_dir_all(nowhere).unwrap();
+}
+
+#[test]
+fn without_a_linker_a_toolkit_still_has_its_compiler() {
+    const CHILD: &str = "DOTCOMPUTE_COMPILER_ALONE";
+    if std::env::var_os(CHILD).is_some() {
+        let toolkit = Toolkit::load().unwrap();
+        assert!(toolkit.nvrtc.version() >= Version::new(12, 0));
+        let absent = toolkit.linker().unwrap_err().to_string();
+        assert!(absent.contains("nvJitLink"), "{absent}");
+        let error = kernels()
+            .build(Version::new(9, 0), &CudaOptions { cache: None, ..CudaOptions::default() })
+            .unwrap_err();
+        assert!(matches!(error, CudaError::Absent(_)), "{error:?}");
+        return;
+    }
+    let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("compiler-alone");
+    std::fs::create_dir_all(&folder).unwrap();
+    let compiler = "libnvrtc.so.13";
+    std::fs::copy(standin::folder().join(compiler), folder.join(compiler)).unwrap();
+    let child = Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", "without_a_linker_a_toolkit_still_has_its_compiler"])
+        .env(FOLDERS_VARIABLE, &folder)
+        .env(CHILD, "1")
+        .output()
+        .unwrap();
+    assert!(child.status.success(), "{}", String::from_utf8_lossy(&child.stdout));
 }
