@@ -95,6 +95,8 @@ typedef unsigned long long uint64_t;
 #define DC_WINDOW_SLOTS 16u
 /* Records that one call of a handler can make: what it emits and sends, and its reply. */
 #define DC_OUTBOX_RECORDS 8u
+/* The bit of an order that asks a seat whether it could leave. */
+#define DC_ORDER_ASKED 65536u
 /* The last token that names a delivery to one kernel. Those above it go with what a kernel of the */
 /* device sends to the next one, up to the reply that goes to the host. */
 #define DC_TOKEN_LAST 2147483647u
@@ -371,8 +373,9 @@ DC_ASSERT(DC_OFFSET(dc_seat_news, command) == 32, "dc_seat_news.command");
 typedef struct dc_seat_mirror {
     /* As in `SeatNews`. */
     DC_ALIGN(128) uint64_t tails[4];
-    /* In its low half one of `COMMAND_*`; in its high half the last epoch that is to be left, its */
-    /* lease being over or its host lost: store the cursors and go. */
+    /* In its lowest 16 bits one of `COMMAND_*`; above them `ORDER_ASKED`, if the grid is to be left: */
+    /* say so in the store. In its high half 0, and then the epoch that is to be left now, since all */
+    /* seats have said so: store the cursors and go. */
     uint64_t order;
 } dc_seat_mirror;
 DC_ASSERT(sizeof(dc_seat_mirror) == 128, "dc_seat_mirror");
@@ -440,6 +443,8 @@ typedef struct dc_seat_store {
     int32_t fault;
     /* Replies that went to another kernel of the device; counted in `sent`, too. */
     uint64_t passed;
+    /* The last epoch in which the seat was asked to leave and was not at work, or is empty. */
+    uint32_t ready;
 } dc_seat_store;
 DC_ASSERT(sizeof(dc_seat_store) == 128, "dc_seat_store");
 DC_ASSERT(DC_OFFSET(dc_seat_store, heads) == 0, "dc_seat_store.heads");
@@ -454,6 +459,7 @@ DC_ASSERT(DC_OFFSET(dc_seat_store, logs_lost) == 88, "dc_seat_store.logs_lost");
 DC_ASSERT(DC_OFFSET(dc_seat_store, state) == 96, "dc_seat_store.state");
 DC_ASSERT(DC_OFFSET(dc_seat_store, fault) == 100, "dc_seat_store.fault");
 DC_ASSERT(DC_OFFSET(dc_seat_store, passed) == 104, "dc_seat_store.passed");
+DC_ASSERT(DC_OFFSET(dc_seat_store, ready) == 112, "dc_seat_store.ready");
 
 /* The way from one kernel to the inbox of another; in the device's memory. What an edge may */
 /* have in flight is its share of the inbox, and the shares sum up to no more than that holds: */

@@ -19,6 +19,8 @@ shared_constants! {
     WINDOW_SLOTS = 16;
     /// Records that one call of a handler can make: what it emits and sends, and its reply.
     OUTBOX_RECORDS = 8;
+    /// The bit of an order that asks a seat whether it could leave.
+    ORDER_ASKED = 65_536;
     /// The last token that names a delivery to one kernel. Those above it go with what a kernel of the
     /// device sends to the next one, up to the reply that goes to the host.
     TOKEN_LAST = 2_147_483_647;
@@ -90,8 +92,9 @@ shared_struct! {
     SeatMirror: 128 bytes, aligned to 128;
     /// As in `SeatNews`.
     tails: [u64; 4], at 0;
-    /// In its low half one of `COMMAND_*`; in its high half the last epoch that is to be left, its
-    /// lease being over or its host lost: store the cursors and go.
+    /// In its lowest 16 bits one of `COMMAND_*`; above them `ORDER_ASKED`, if the grid is to be left:
+    /// say so in the store. In its high half 0, and then the epoch that is to be left now, since all
+    /// seats have said so: store the cursors and go.
     order: u64, at 32;
 }
 
@@ -148,6 +151,8 @@ shared_struct! {
     fault: i32, at 100;
     /// Replies that went to another kernel of the device; counted in `sent`, too.
     passed: u64, at 104;
+    /// The last epoch in which the seat was asked to leave and was not at work, or is empty.
+    ready: u32, at 112;
 }
 
 shared_struct! {

@@ -81,7 +81,7 @@ DC_HANDLER int32_t rk_fault(rk_ctx *ctx, int32_t code, const char *text, uint64_
 }
 
 DC_HANDLER int32_t rk_tick(rk_ctx *ctx) {
-    if (uint32_t(dc_load_gpu(DC_SYNC_NONE, ctx->order)) == DC_COMMAND_KILL)
+    if (dc_command(dc_load_gpu(DC_SYNC_NONE, ctx->order)) == DC_COMMAND_KILL)
         return dc_fail(ctx, DC_FAULT_DEADLINE);
     return 0;
 }

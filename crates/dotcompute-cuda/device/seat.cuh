@@ -17,6 +17,8 @@ DC_HANDLER int32_t dc_dispatch(uint32_t handler, const void *message, void *stat
 // The last record of an outbox is the reply that the handler returns.
 #define DC_REPLY_PLACE (DC_OUTBOX_RECORDS - 1u)
 
+DC_FN uint32_t dc_command(uint64_t order) { return uint32_t(order) & (DC_ORDER_ASKED - 1); }
+
 // What a handler's functions work on.
 struct rk_ctx {
     const dc_seat *seat;
@@ -264,11 +266,15 @@ DC_FN bool dc_bells_ring(const dc_run &run, const dc_stage *stage) {
 }
 
 // Handles what is staged, most urgent first; false if the handler failed. Stops early where there is
-// no room: what was not handled stays in its ring.
-DC_FN bool dc_handle_staged(dc_run &run, dc_stage *stage, uint32_t staged, uint32_t busiest) {
+// no room, and one message after the order is no longer `order`: what was not handled stays in its
+// ring.
+DC_FN bool dc_handle_staged(dc_run &run, dc_stage *stage, uint32_t staged, uint32_t busiest,
+                            uint64_t order) {
     uint32_t left = staged;
-    bool good = true;
-    while (left != 0 && good) {
+    bool good = true, is_new = false;
+    while (left != 0 && good && !is_new) {
+        // Not waited for before the handler has run.
+        const uint64_t now = dc_load_gpu(DC_SYNC_NONE, &run.mirror->order);
         const uint32_t source = dc_lowest_bit(left) / 5;
         const uint32_t number = dc_staged_of(staged, source) - dc_staged_of(left, source);
         const bool inbox = source == DC_INBOX;
@@ -281,6 +287,7 @@ DC_FN bool dc_handle_staged(dc_run &run, dc_stage *stage, uint32_t staged, uint3
         DC_FIRST_LANE stage->heads[source] += 1;
         dc_sync_warp();
         left -= dc_staged(source, 1);
+        is_new = dc_from_first(now) != order;
     }
     const uint32_t taken = dc_staged_of(staged, DC_INBOX) - dc_staged_of(left, DC_INBOX);
     if (taken != 0)
@@ -328,7 +335,7 @@ DC_FN void dc_sit_down(dc_run &run, dc_stage *stage, const dc_seat *seat) {
 }
 
 // Stores what the next grid needs, and says that the seat is empty.
-DC_FN void dc_leave(dc_run &run, dc_stage *stage, uint64_t *left) {
+DC_FN void dc_leave(dc_run &run, dc_stage *stage, uint64_t *left, uint32_t epoch) {
     DC_FIRST_LANE {
         for (uint32_t band = 0; band < DC_BANDS; ++band)
             run.store->heads[band] = stage->heads[band];
@@ -337,6 +344,8 @@ DC_FN void dc_leave(dc_run &run, dc_stage *stage, uint64_t *left) {
         run.store->passed = run.passed;
         run.store->state = run.state;
         run.store->fault = run.fault;
+        // Others need not wait for it.
+        dc_store_gpu(DC_SYNC_NONE, &run.store->ready, epoch);
         dc_fence_gpu();
         // SYNC(device.left) release: pairs with the acquire in `dc_serve`. Makes visible the store.
         dc_count_gpu(DC_SYNC_LEFT, left);
@@ -349,7 +358,7 @@ DC_FN void dc_sit(const dc_grid &grid, const dc_seat *seat, dc_stage *stage) {
     dc_sit_down(run, stage, seat);
     const bool has_inbox = seat->inbox.slots != 0;
     uint32_t busiest = DC_BANDS / 2, looks = 0, turn = 0;
-    bool draining = false, leaves = false;
+    bool draining = false, leaves = false, is_ready = false;
     while (run.state != DC_STATE_STOPPED && run.state != DC_STATE_FAILED && !leaves) {
         // Not waited for before the looks below are under way, too.
         // SYNC(device.order) acquire: pairs with the release in `dc_serve`. Makes visible what the
@@ -366,8 +375,14 @@ DC_FN void dc_sit(const dc_grid &grid, const dc_seat *seat, dc_stage *stage) {
         }
         turn ^= 1;
         order = dc_from_first(order);
-        const uint32_t command = uint32_t(order);
+        const uint32_t command = dc_command(order);
         leaves = uint32_t(order >> 32) == grid.epoch;
+        // Whoever is at work for long does not get here, and the others go on meanwhile. What the grid
+        // before was asked may stand there still, with its epoch.
+        if (!is_ready && (order & DC_ORDER_ASKED) != 0 && order >> 32 == 0) {
+            is_ready = true;
+            DC_FIRST_LANE dc_store_gpu(DC_SYNC_NONE, &run.store->ready, grid.epoch);
+        }
         uint32_t state = DC_STATE_RUNNING;
         bool settles = false, busy = run.busy;
         if (leaves || command == DC_COMMAND_HOLD || command >= DC_COMMAND_STOP) {
@@ -380,7 +395,7 @@ DC_FN void dc_sit(const dc_grid &grid, const dc_seat *seat, dc_stage *stage) {
         } else if (staged != 0) {
             dc_tell_busy(run, true);
             busy = true;
-            if (!dc_handle_staged(run, stage, staged, busiest)) {
+            if (!dc_handle_staged(run, stage, staged, busiest, order)) {
                 state = DC_STATE_FAILED;
                 settles = true;
                 busy = false;
@@ -412,5 +427,5 @@ DC_FN void dc_sit(const dc_grid &grid, const dc_seat *seat, dc_stage *stage) {
         if (looks > DC_LOOKS_UNTIL_BELLS || state == DC_STATE_HOLDING)
             dc_pause(DC_PAUSE_NS);
     }
-    dc_leave(run, stage, dc_at<uint64_t>(grid.left));
+    dc_leave(run, stage, dc_at<uint64_t>(grid.left), grid.epoch);
 }

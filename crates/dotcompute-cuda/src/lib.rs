@@ -36,7 +36,8 @@
 //! - A handler that does not come back is reported by the watchdog. It is killed at its next tick
 //!   (`rk_tick`) when its kernel is terminated, or when it keeps its grid from leaving for too long
 //!   ([`resident::Residency::overdue`]); if it has none, its grid is given up: all kernels on it fail
-//!   with `FAULT_STUCK`. `terminate` returns by its deadline in any case.
+//!   with `FAULT_STUCK`. Until then they go on with their work: a grid is left only when all of its
+//!   kernels can leave. `terminate` returns by its deadline in any case.
 
 mod cache;
 pub mod compute;

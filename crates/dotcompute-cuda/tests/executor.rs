@@ -888,3 +888,30 @@ fn without_a_linker_a_toolkit_still_has_its_compiler() {
         .unwrap();
     assert!(child.status.success(), "{}", String::from_utf8_lossy(&child.stdout));
 }
+
+#[test]
+fn a_handler_that_does_not_come_back_keeps_no_other_kernel_from_its_work() {
+    let _device = StandIn::get().shared();
+    let options = standin::options();
+    let overdue = Duration::from_secs(600);
+    let residency = Residency { overdue, ..options.residency };
+    let stage = Stage::with(CudaOptions { residency, ..options });
+    let (stuck, works) = (stage.adder("stuck"), stage.adder("works"));
+    assert_eq!(ask(&stuck, 1).total, 1);
+    stuck.send_blocking(Number { value: -3 }, None).unwrap();
+    // Long past the lease, which is over for both.
+    let began = Instant::now();
+    let mut count = 0;
+    while began.elapsed() < Duration::from_millis(500) || count < 10 {
+        count += 1;
+        assert_eq!(ask(&works, 1).count, count);
+    }
+    assert_eq!((stuck.state(), stuck.books().in_hand), (KernelState::Active, 1));
+    stuck.terminate_blocking(Terminate::now().within(Duration::from_secs(1)));
+    // The next change needs all of them to come back.
+    let third = stage.adder("comes later");
+    assert_eq!(ask(&third, 7).total, 7);
+    assert_eq!(ask(&works, 1).count, count + 1);
+    third.terminate_blocking(Terminate::now());
+    works.terminate_blocking(Terminate::now());
+}

@@ -201,6 +201,22 @@ fn a_handler_that_ticks_can_be_killed() {
 }
 
 #[test]
+fn a_kernel_that_is_to_hold_handles_one_more_message_at_most_of_those_that_it_has_read() {
+    let mut running = Running::new(OBEY, 0);
+    for _ in 0..12 {
+        running.send(8);
+    }
+    running.port.command(COMMAND_RUN);
+    until("it is busy", || running.port.report().busy == 1);
+    running.port.command(COMMAND_HOLD);
+    running.state(STATE_HOLDING);
+    assert!((1..=2).contains(&running.port.report().processed));
+    running.port.command(COMMAND_DRAIN);
+    running.ended();
+    assert_eq!(running.port.counters().processed, 12);
+}
+
+#[test]
 fn a_line_of_the_log_is_cut_to_its_record() {
     let mut running = Running::new(OBEY, 0);
     running.port.command(COMMAND_RUN);
