@@ -284,7 +284,10 @@ DC_FN bool dc_handle_staged(dc_run &run, dc_stage *stage, uint32_t staged, uint3
         if (!dc_has_room(run, home && run.seat->reply_edge != 0))
             break;
         good = dc_handle(run, stage, message, inbox);
-        DC_FIRST_LANE stage->heads[source] += 1;
+        // The host's message that the handler failed at never counts as done: the host may see so
+        // before it sees the failure, and would take it for processed.
+        if (good || inbox)
+            DC_FIRST_LANE stage->heads[source] += 1;
         dc_sync_warp();
         left -= dc_staged(source, 1);
         is_new = dc_from_first(now) != order;

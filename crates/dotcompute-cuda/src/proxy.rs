@@ -205,7 +205,7 @@ impl<M: RecordMessage, R: RecordReply> Proxy<M, R> {
         station.blocked = true;
         ready!(self.bring_replies(station, cx));
         station.blocked = false;
-        self.note_done(station, done, report);
+        self.note_done(station, done);
         self.note_passed(report, 0);
         self.note_received(report);
         station.received = report.received;
@@ -476,12 +476,8 @@ impl<M: RecordMessage, R: RecordReply> Proxy<M, R> {
         }
     }
 
-    /// Notes what the device is done with.
-    fn note_done(&mut self, station: &mut Station, done: [u64; 4], report: Report) {
-        let failed_at = match report.state {
-            STATE_FAILED => self.index_of(report.fault_token),
-            _ => None,
-        };
+    /// Notes what the device is done with, which what its handler failed at is not.
+    fn note_done(&mut self, station: &mut Station, done: [u64; 4]) {
         for (band, runs) in self.bands.iter_mut().enumerate() {
             let mut more = done[band].wrapping_sub(station.done[band]) as usize;
             while let Some(run) = runs.front_mut().filter(|_| more > 0) {
@@ -491,7 +487,7 @@ impl<M: RecordMessage, R: RecordReply> Proxy<M, R> {
                 let known = run.position >= self.base;
                 if let Some(entry) = self.entries.get_mut(index).filter(|_| known) {
                     entry.undone -= count;
-                    if entry.undone == 0 && failed_at != Some(index) {
+                    if entry.undone == 0 {
                         self.finished.push_back(run.position);
                     }
                 }
@@ -590,7 +586,7 @@ impl<M: RecordMessage, R: RecordReply> Proxy<M, R> {
             let entry = &self.entries[index];
             if !entry.single {
                 let at = entry.records - entry.undone;
-                text = format!("{text} (at record {} of {})", at.saturating_sub(1), entry.records);
+                text = format!("{text} (at record {at} of {})", entry.records);
             }
         }
         Fault::code_with(report.fault, text).into()

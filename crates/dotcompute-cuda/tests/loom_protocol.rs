@@ -42,6 +42,8 @@ enum Broken {
     DrainFence,
     /// `dc_sit`: a look from before the order counts.
     DrainBeforeOrder,
+    /// `dc_handle_staged`: the message that the handler failed at counts as done.
+    FaultedIsDone,
     /// `dc_tell_state`: no fence before the state.
     ReportFence,
     /// `dc_tell_state`: the state before the fault.
@@ -302,27 +304,39 @@ fn drain(broken: Broken) {
     });
 }
 
-/// A seat fails, and the host that sees so must see why.
+/// A seat fails at its second message. The host that sees so must see why, and that the first is
+/// done; the second it never sees done, also where it does not see the failure yet.
 fn report(broken: Broken) {
+    #[derive(Default)]
+    struct Words {
+        done: AtomicU64,
+        fault: AtomicU64,
+        state: AtomicU64,
+    }
+
     loom::model(move || {
-        let words: Arc<(AtomicU64, AtomicU64)> = Arc::default();
+        let words: Arc<Words> = Arc::default();
         let seat = {
             let words = Arc::clone(&words);
             thread::spawn(move || {
-                let (fault, state) = &*words;
+                let done = if broken == Broken::FaultedIsDone { 2 } else { 1 };
+                words.done.store(done, Ordering::Relaxed);
                 if broken == Broken::StateBeforeFault {
-                    state.store(1, Ordering::Relaxed);
+                    words.state.store(1, Ordering::Relaxed);
                 }
-                fault.store(1, Ordering::Relaxed);
+                words.fault.store(1, Ordering::Relaxed);
                 broken.fence(Broken::ReportFence, Ordering::AcqRel);
                 // SYNC(device.report) release
-                state.store(1, Ordering::Relaxed);
+                words.state.store(1, Ordering::Relaxed);
             })
         };
-        let (fault, state) = &*words;
         // SYNC(device.report) acquire
-        if state.load(broken.order(Broken::ReportAcquire, Ordering::Acquire)) == 1 {
-            assert_eq!(fault.load(Ordering::Relaxed), 1, "a fault without its reason");
+        let state = words.state.load(broken.order(Broken::ReportAcquire, Ordering::Acquire));
+        let done = words.done.load(Ordering::Relaxed);
+        assert!(done < 2, "the message that it failed at is taken for processed");
+        if state == 1 {
+            assert_eq!(words.fault.load(Ordering::Relaxed), 1, "a fault without its reason");
+            assert_eq!(done, 1, "a message that is done is handed over again");
         }
         seat.join().unwrap();
     });
@@ -468,6 +482,7 @@ hand_over! { drain, a_drain_leaves_nothing_behind:
 hand_over! { report, a_fault_comes_with_its_reason:
     ReportFence => report_without_a_fence_fails,
     StateBeforeFault => report_of_the_state_first_fails,
+    FaultedIsDone => report_after_the_fault_counts_as_done_fails,
     ReportAcquire => report_read_without_acquiring_fails,
 }
 

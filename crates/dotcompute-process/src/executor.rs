@@ -188,6 +188,8 @@ impl Desk {
         let Some(task) = &mut seat.task else { return false };
         if Pin::new(task).poll(&mut context).is_ready() {
             seat.task = None;
+            // The desk is kept as long as the kernel is known; the memory of its child is not.
+            seat.segment = None;
             return false;
         }
         true
