@@ -174,6 +174,7 @@ impl<M: Message, R: Message> Cell<M, R> {
             runtime.pipelines.connect(&from, next, allow_cycle, set_link)?;
         // Out of the locks.
         drop(diverted);
+        self.change(|_| ());
         Ok(replies.map(|replies| CarryOver { cell: Arc::clone(self), link, replies }))
     }
 
