@@ -28,6 +28,8 @@ use crate::state::SharedState;
 
 /// How many messages a handler handles before it publishes what came of them, where more are there.
 const ACKNOWLEDGE_EVERY: u64 = 32;
+/// How long the parent may be left unaware of what a handler acknowledged, if nothing else tells it.
+const TELL_WITHIN: Duration = Duration::from_micros(200);
 
 /// A child's ends of what joins it with its parent.
 #[derive(Debug)]
@@ -46,6 +48,9 @@ pub struct Host {
     received: u64,
     /// What was acknowledged last.
     acknowledged: u64,
+    /// What of that the parent was woken for, and when.
+    told: u64,
+    told_at: Instant,
     demand: u64,
     /// Whether the parent knows that this process came to what it was started for.
     started: bool,
@@ -206,6 +211,8 @@ impl Host {
             waiting: Waiting::default(),
             received: 0,
             acknowledged: 0,
+            told: 0,
+            told_at: Instant::now(),
             demand: 0,
             started: false,
             state: state.map(|shared| KeptState {
@@ -353,10 +360,10 @@ impl Host {
                 // After a fault one by one, so that it is known whose it is.
                 let since = self.received - self.acknowledged;
                 if since >= every || message.delivery_count() > 1 {
-                    self.acknowledge(self.received, self.received + window);
+                    self.acknowledge_quietly(self.received, self.received + window);
                 }
             }
-            if self.received > self.acknowledged {
+            if self.received > self.told {
                 self.acknowledge(self.received, self.received + window);
             } else if command != RUN {
                 return Ok(());
@@ -492,8 +499,11 @@ impl Host {
     ) -> Result<(), Fault> {
         self.writer.begin(token, prefix, fill).map_err(Fault::from_error)?;
         while !self.writer.stage(&self.to_parent) {
+            // Before the parent is told: it rings when it has read what it is told of.
+            self.segment.set_wants_room(true);
             self.publish(false);
             self.wait(|host| host.to_parent.free() == host.to_parent.capacity());
+            self.segment.set_wants_room(false);
         }
         Ok(())
     }
@@ -507,13 +517,37 @@ impl Host {
         self.publish(true);
     }
 
+    /// The same while there are more messages. It wakes the parent only for replies, when half of the
+    /// window is done, or when that has taken long: to wake it costs more than to handle a message.
+    fn acknowledge_quietly(&mut self, processed: u64, demand: u64) {
+        self.acknowledged = processed.max(self.acknowledged);
+        self.demand = demand.max(self.demand);
+        if self.put_down(true)
+            || (self.acknowledged - self.told) * 2 >= self.window() as u64
+            || self.told_at.elapsed() >= TELL_WITHIN
+        {
+            self.tell();
+        }
+    }
+
     /// Publishes what is staged. `whole`: that is all that was made of the messages so far.
     fn publish(&mut self, whole: bool) {
+        self.put_down(whole);
+        self.tell();
+    }
+
+    /// Publishes it without a word to the parent; whether there were replies.
+    fn put_down(&mut self, whole: bool) -> bool {
         if let Some(state) = &mut self.state {
             state.commit(whole);
         }
-        self.writer.publish(&mut self.to_parent);
+        let replied = self.writer.publish(&mut self.to_parent);
         self.segment.set_progress(self.acknowledged, self.demand);
+        replied
+    }
+
+    fn tell(&mut self) {
+        (self.told, self.told_at) = (self.acknowledged, Instant::now());
         self.segment.tell();
         self.parent.bell().ring();
     }

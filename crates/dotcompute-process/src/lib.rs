@@ -42,7 +42,9 @@
 //! 2. The proxy writes the message and rings. A ring is a window: nothing is taken back out of it.
 //! 3. The host notes the position (`received`) *before* its kernel sees the message.
 //! 4. Replies go into the other ring under the token of the message they answer. Then, in this
-//!    order: the tail of that ring, `processed` with the new `demand` (one word), and the bell.
+//!    order: the tail of that ring, `processed` with the new `demand` (one word), and the bell. The bell
+//!    waits where there are no replies and there is more to do: until half of the window is done, the
+//!    ring is empty, or 200 us have passed; to wake a thread costs more than to handle a message.
 //! 5. The proxy reads `processed`, then the replies, routes these, and settles the messages. While a
 //!    reply waits for room in the output mailbox its message stays in hand.
 //!

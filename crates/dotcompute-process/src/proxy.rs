@@ -157,20 +157,15 @@ impl<M: Message, R: Message> Proxy<M, R> {
     /// Takes the replies out of their ring and sends each where it belongs. Pending while one waits
     /// for room there.
     fn bring_replies(&mut self, cx: &mut TaskContext<'_>) -> Poll<Result<(), BoxError>> {
-        let mut any = false;
-        let brought = self.bring_each(cx, &mut any);
-        if any || self.reader.is_inside() {
-            // Room for more: the child may wait for it, also while a reply waits here.
+        let brought = self.bring_each(cx);
+        // Also while a reply waits here.
+        if self.session.segment.wants_room() {
             self.session.segment.child_bell().ring();
         }
         brought
     }
 
-    fn bring_each(
-        &mut self,
-        cx: &mut TaskContext<'_>,
-        any: &mut bool,
-    ) -> Poll<Result<(), BoxError>> {
+    fn bring_each(&mut self, cx: &mut TaskContext<'_>) -> Poll<Result<(), BoxError>> {
         loop {
             match &mut self.blocked {
                 None => {}
@@ -191,7 +186,6 @@ impl<M: Message, R: Message> Proxy<M, R> {
                 Ok(false) => break,
                 Err(error) => return Poll::Ready(Err(self.lost(&error.to_string()))),
             }
-            *any = true;
             match self.sent_to_target() {
                 Ok(false) => {}
                 Ok(true) => continue,

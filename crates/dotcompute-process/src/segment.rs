@@ -65,6 +65,8 @@ struct ChildWords {
     progress: AtomicU64,
     /// Counts what the child published, in the rings and in these words.
     news: AtomicU64,
+    /// Not 0: the child waits until the ring of its replies is empty.
+    wants_room: AtomicU32,
 }
 
 /// Written by the child only, and read when it has ended.
@@ -234,6 +236,19 @@ impl Segment {
         // SYNC(process.news) release: pairs with the acquire in `news`. Makes visible what it is
         // news of.
         news.store(next, Ordering::Release);
+    }
+
+    /// For the child; `true` before it tells, and waits.
+    pub(crate) fn set_wants_room(&self, wants: bool) {
+        // Relaxed: the news publish that it is wanted, and to hear late that it is not costs a ring.
+        self.words().child.wants_room.store(wants.into(), Ordering::Relaxed);
+    }
+
+    /// Whether the child's bell is to be rung when its replies were read: looked at after the news,
+    /// each time that there are some.
+    pub(crate) fn wants_room(&self) -> bool {
+        // Relaxed: the news made it visible, if it had to be.
+        self.words().child.wants_room.load(Ordering::Relaxed) != 0
     }
 
     pub(crate) fn news(&self) -> u64 {
