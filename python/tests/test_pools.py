@@ -20,6 +20,7 @@ from pydotcompute.exceptions import (
 )
 from pydotcompute.handlers import record, record_dtype
 from pydotcompute.ring_kernels import KernelPool
+from pydotcompute.ring_kernels.lifecycle import KernelState
 
 pytestmark = pytest.mark.filterwarnings("ignore:ring kernel .* is interpreted:RuntimeWarning")
 
@@ -249,6 +250,10 @@ class TestCompiled:
             sales["customer"][1] = 8
             with pytest.raises((KernelFailedError, QueueFullError)):
                 await runtime.send_and_receive("twice", sales, timeout=30)
+            # Whoever asked is told of its own message first, and then the kernel fails.
+            async with asyncio.timeout(60):
+                while runtime.get_kernel_state("twice") is not KernelState.TERMINATED:
+                    await asyncio.sleep(0.001)
             with pytest.raises(KernelFailedError, match="record 1 has another 'customer'"):
                 await runtime.send("twice", sales)
             assert sum(worker.read_state().sum for worker in pool.workers) == 12
