@@ -3,6 +3,7 @@
 import asyncio
 import functools
 import gc
+import queue
 import threading
 import weakref
 
@@ -246,6 +247,36 @@ async def test_a_plain_function_that_waits_is_woken_by_terminate():
     await kernel.terminate(timeout=10)
     assert ended.wait(10)
     assert kernel.error is None
+
+
+async def test_a_context_that_a_thread_receives_from_refuses_other_threads():
+    outcomes = queue.SimpleQueue()
+
+    def use(ctx):
+        try:
+            outcomes.put(ctx.receive())
+        except RuntimeError as error:
+            outcomes.put(error)
+            with pytest.raises(RuntimeError, match="another thread is receiving"):
+                ctx.send("too early")
+            outcomes.put("refused")
+
+    def actor(ctx):
+        other = threading.Thread(target=use, args=(ctx,))
+        other.start()
+        use(ctx)
+        other.join()
+        ctx.send("done")
+
+    async with managed_kernel("k", actor) as kernel:
+        # Whoever of the two comes second.
+        error = await asyncio.to_thread(outcomes.get, True, 60)
+        assert isinstance(error, RuntimeError)
+        assert "another thread is receiving" in str(error)
+        assert await asyncio.to_thread(outcomes.get, True, 60) == "refused"
+        await kernel.send("message")
+        assert await asyncio.to_thread(outcomes.get, True, 60) == "message"
+        assert await kernel.receive(timeout=60) == "done"
 
 
 async def test_a_plain_function_that_fills_the_output_waits_for_its_reader():
