@@ -1,4 +1,4 @@
-"""The rows about processes: a record of 64 bytes to another process and back.
+"""The rows about processes: a record of 64 bytes to another process and back, and an array.
 
 A module of the package and not a script, since the child processes import it.
 """
@@ -8,6 +8,8 @@ from __future__ import annotations
 import multiprocessing
 import time
 from typing import Any
+
+import numpy as np
 
 from pydotcompute import RingKernelRuntime, message, ring_kernel
 from pydotcompute.handlers import record
@@ -42,6 +44,27 @@ def step(msg: Word, state: Seen, out: Word) -> int:
     state.count += 1
     out.number = msg.number + 1
     return 1
+
+
+@message
+class Values:
+    """A megabyte."""
+
+    values: np.ndarray
+
+
+@message
+class Last:
+    """What the other process read of it."""
+
+    value: float
+
+
+@ring_kernel(kernel_id="last", auto_register=False)
+async def last(ctx: Any) -> None:
+    while not ctx.should_terminate:
+        values = await ctx.receive()
+        await ctx.send(Last(value=float(values.values[-1])))
 
 
 def quantiles(times: list[int]) -> Figures:
@@ -85,6 +108,46 @@ def queues(count: int) -> Figures:
         answer = answers.get()
         times.append(clock() - begun)
         assert answer == word
+    asked.put(None)
+    child.join(10)
+    return quantiles(times)
+
+
+async def arrays(count: int) -> Figures:
+    """`send_and_receive` of a function in a process of its own: a megabyte there, a number back."""
+    async with RingKernelRuntime(use_uvloop=False) as runtime:
+        await runtime.launch("last", last, executor="process")
+        await runtime.activate("last")
+        values = np.arange(1 << 17, dtype=np.float64)
+        times = []
+        for _ in range(count):
+            begun = clock()
+            answer = await runtime.send_and_receive("last", Values(values=values))
+            times.append(clock() - begun)
+            assert answer.value == values[-1]
+    return quantiles(times)
+
+
+def answer_last(asked: Any, answers: Any) -> None:
+    """The other process of `array_queues`."""
+    while (values := asked.get()) is not None:
+        answers.put(float(values[-1]))
+
+
+def array_queues(count: int) -> Figures:
+    """The same array through a queue of multiprocessing."""
+    context = multiprocessing.get_context("spawn")
+    asked, answers = context.Queue(), context.Queue()
+    child = context.Process(target=answer_last, args=(asked, answers), daemon=True)
+    child.start()
+    values = np.arange(1 << 17, dtype=np.float64)
+    times = []
+    for _ in range(count):
+        begun = clock()
+        asked.put(values)
+        answer = answers.get()
+        times.append(clock() - begun)
+        assert answer == values[-1]
     asked.put(None)
     child.join(10)
     return quantiles(times)

@@ -485,6 +485,18 @@ def process_queues(count: int) -> Figures:
     return _bench_process.queues(max(count // 10, 100))
 
 
+async def process_arrays(count: int) -> Figures:
+    from pydotcompute import _bench_process
+
+    return await _bench_process.arrays(max(count // 10, 100))
+
+
+def process_array_queues(count: int) -> Figures:
+    from pydotcompute import _bench_process
+
+    return _bench_process.array_queues(max(count // 50, 100))
+
+
 #: Each row's function, and how many cores it runs on.
 ROWS: dict[str, tuple[Measure, int]] = {
     "round_trip": (round_trip, 1),
@@ -513,6 +525,8 @@ ROWS: dict[str, tuple[Measure, int]] = {
     "njit_loop": (handlers.njit_loop, 2),
     "process_asks": (process_asks, 2),
     "process_queues": (process_queues, 2),
+    "process_arrays": (process_arrays, 2),
+    "process_array_queues": (process_array_queues, 2),
     "construct": (construct, 1),
     "encode": (encode, 1),
     "decode": (decode, 1),

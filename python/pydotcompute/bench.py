@@ -99,6 +99,7 @@ def _rows() -> list[Row]:
         Row("handlers.singles", "handler_singles", "peer", 1.0),
         Row("handlers.chain", "handler_chain", "peer", 1 / 50),
         Row("process.round_trip", "process_asks", "process_queues", 1 / 20),
+        Row("process.arrays", "process_arrays", "process_array_queues", 1 / 5),
         Row("queue.spsc", "spsc", "call_pair", 1.2),
         Row("message.construct", "construct", "peer", 1 / 8),
         Row("message.encode", "encode", "peer", 1 / 10),

@@ -1,9 +1,11 @@
 """Compiled handlers in processes of their own."""
 
+import importlib
 import os
 import subprocess
 import sys
 import textwrap
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,6 +20,8 @@ pytestmark = [
     pytest.mark.skipif(sys.platform != "linux", reason="processes need Linux"),
     pytest.mark.filterwarnings("ignore:ring kernel .* is interpreted:RuntimeWarning"),
 ]
+
+HEADER = Path(__file__).parents[2] / "crates/dotcompute-abi/generated/dotcompute_abi.h"
 
 #: Seconds; a child that compiles takes some when the machine is busy.
 WAIT = 120
@@ -81,6 +85,67 @@ async def test_a_handler_runs_in_a_process_and_its_state_is_read_here():
         await kernel.terminate(drain=True)
         assert kernel._books(False)["processed"] == 1
         assert kernel.read_state() == Account(balance=101, count=4), "its last state"
+
+
+async def test_a_function_of_a_c_library_runs_in_a_process_and_its_state_survives_that(
+    tmp_path, monkeypatch
+):
+    (tmp_path / "vault.c").write_text(
+        f'#include <signal.h>\n#include "{HEADER}"\n'
+        "int32_t add(const int64_t *value, int64_t *sum, int64_t *reply, rk_ctx *ctx) {\n"
+        "  *sum += *value;\n"
+        "  if (*value == 13) raise(SIGKILL);\n"
+        '  if (*sum < 0) return rk_fault(ctx, -3, "overdrawn", 9);\n'
+        "  *reply = *sum;\n"
+        "  return DC_HANDLER_REPLY;\n}\n"
+    )
+    library = tmp_path / "vault.so"
+    compiler = [os.environ.get("CC", "cc"), "-shared", "-fPIC", "-std=gnu11"]
+    subprocess.run([*compiler, str(tmp_path / "vault.c"), "-o", str(library)], check=True)
+    # The child finds it by the module that it is a variable of.
+    (tmp_path / "native_vault.py").write_text(
+        textwrap.dedent(f"""
+            from pydotcompute import message
+            from pydotcompute.handlers import native_handler, record
+
+            @message(layout="record")
+            class Amount:
+                value: int
+
+            @record
+            class Sum:
+                sum: int
+
+            vault = native_handler(
+                ({str(library)!r}, "add"), input_type=Amount, output_type=Amount, state=Sum
+            )
+        """)
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    module = importlib.import_module("native_vault")
+    async with RingKernelRuntime() as runtime:
+        kernel = await runtime.launch(
+            "vault",
+            module.vault,
+            executor="process",
+            state=module.Sum(sum=40),
+            restart=Restart(max_restarts=100, backoff=0),
+        )
+        await kernel.activate()
+
+        async def ask(value: int) -> int:
+            reply = await runtime.send_and_receive("vault", module.Amount(value), timeout=WAIT)
+            return reply.value
+
+        assert await ask(2) == 42
+        with pytest.raises(KernelFailedError, match="overdrawn"):
+            await ask(-100)
+        with pytest.raises(KernelFailedError, match="killed by signal 9"):
+            await ask(13)
+        assert kernel.read_state().sum == 42
+        amounts = np.arange(10_000).astype(record_dtype(module.Amount))
+        sums = await runtime.send_and_receive("vault", amounts[14:], timeout=WAIT)
+        assert sums["value"][-1] == 42 + np.arange(14, 10_000).sum() == kernel.read_state().sum
 
 
 async def test_an_array_is_one_message_of_records():

@@ -49,6 +49,13 @@ typedef unsigned long long uint64_t;
 #define DC_FLAG_CORRELATED 4u
 /* The next record, of the same token, goes on with this one's message, between processes. */
 #define DC_FLAG_MORE 8u
+/* The replies to this message go to the host, also where the kernel's go to another one of the */
+/* device, and not before that one has handled all that was sent to it. */
+#define DC_FLAG_HOME 16u
+/* This reply comes too late: one before it has answered the message. */
+#define DC_FLAG_LATE 32u
+/* This record is no reply but the message of another kernel of the device at which this one failed. */
+#define DC_FLAG_FAULTED 64u
 
 /* `format` of a ring of plain slots. */
 #define DC_FORMAT_PLAIN 1u
@@ -88,6 +95,11 @@ typedef unsigned long long uint64_t;
 #define DC_WINDOW_SLOTS 16u
 /* Records that one call of a handler can make: what it emits and sends, and its reply. */
 #define DC_OUTBOX_RECORDS 8u
+/* The bit of an order that asks a seat whether it could leave. */
+#define DC_ORDER_ASKED 65536u
+/* The last token that names a delivery to one kernel. Those above it go with what a kernel of the */
+/* device sends to the next one, up to the reply that goes to the host. */
+#define DC_TOKEN_LAST 2147483647u
 /* The token of records that no host's delivery stands behind. */
 #define DC_TOKEN_NONE 4294967295u
 
@@ -328,6 +340,8 @@ typedef struct dc_seat {
     uint32_t max_emit;
     /* The size of a reply, in bytes; at most 40. */
     uint32_t reply_bytes;
+    /* The edge that its replies take, counted from 1; 0: they go to the host. */
+    uint32_t reply_edge;
 } dc_seat;
 DC_ASSERT(sizeof(dc_seat) == 256, "dc_seat");
 DC_ASSERT(DC_OFFSET(dc_seat, bands) == 0, "dc_seat.bands");
@@ -342,6 +356,7 @@ DC_ASSERT(DC_OFFSET(dc_seat, edge_count) == 232, "dc_seat.edge_count");
 DC_ASSERT(DC_OFFSET(dc_seat, handler) == 236, "dc_seat.handler");
 DC_ASSERT(DC_OFFSET(dc_seat, max_emit) == 240, "dc_seat.max_emit");
 DC_ASSERT(DC_OFFSET(dc_seat, reply_bytes) == 244, "dc_seat.reply_bytes");
+DC_ASSERT(DC_OFFSET(dc_seat, reply_edge) == 248, "dc_seat.reply_edge");
 
 /* What the host tells a seat; in the host's memory. The device reads it as chunks of 16 bytes. */
 typedef struct dc_seat_news {
@@ -358,8 +373,9 @@ DC_ASSERT(DC_OFFSET(dc_seat_news, command) == 32, "dc_seat_news.command");
 typedef struct dc_seat_mirror {
     /* As in `SeatNews`. */
     DC_ALIGN(128) uint64_t tails[4];
-    /* In its low half one of `COMMAND_*`; in its high half the last epoch that is to be left, its */
-    /* lease being over or its host lost: store the cursors and go. */
+    /* In its lowest 16 bits one of `COMMAND_*`; above them `ORDER_ASKED`, if the grid is to be left: */
+    /* say so in the store. In its high half 0, and then the epoch that is to be left now, since all */
+    /* seats have said so: store the cursors and go. */
     uint64_t order;
 } dc_seat_mirror;
 DC_ASSERT(sizeof(dc_seat_mirror) == 128, "dc_seat_mirror");
@@ -384,6 +400,11 @@ typedef struct dc_seat_report {
     uint32_t waiting_on;
     /* The token of the message that it failed at. */
     uint32_t fault_token;
+    /* Messages taken out of the inbox, the one that it failed at included; behind as `processed` is. */
+    /* What those led to has been published. */
+    uint64_t received;
+    /* Replies that went to another kernel of the device; written before what was read is given back. */
+    uint64_t passed;
 } dc_seat_report;
 DC_ASSERT(sizeof(dc_seat_report) == 128, "dc_seat_report");
 DC_ASSERT(DC_OFFSET(dc_seat_report, busy) == 0, "dc_seat_report.busy");
@@ -393,6 +414,8 @@ DC_ASSERT(DC_OFFSET(dc_seat_report, state) == 24, "dc_seat_report.state");
 DC_ASSERT(DC_OFFSET(dc_seat_report, fault) == 28, "dc_seat_report.fault");
 DC_ASSERT(DC_OFFSET(dc_seat_report, waiting_on) == 32, "dc_seat_report.waiting_on");
 DC_ASSERT(DC_OFFSET(dc_seat_report, fault_token) == 36, "dc_seat_report.fault_token");
+DC_ASSERT(DC_OFFSET(dc_seat_report, received) == 40, "dc_seat_report.received");
+DC_ASSERT(DC_OFFSET(dc_seat_report, passed) == 48, "dc_seat_report.passed");
 
 /* What of a seat outlives its grid; in the device's memory. Written by the seat. */
 typedef struct dc_seat_store {
@@ -418,6 +441,10 @@ typedef struct dc_seat_store {
     uint32_t state;
     /* Why it failed. */
     int32_t fault;
+    /* Replies that went to another kernel of the device; counted in `sent`, too. */
+    uint64_t passed;
+    /* The last epoch in which the seat was asked to leave and was not at work, or is empty. */
+    uint32_t ready;
 } dc_seat_store;
 DC_ASSERT(sizeof(dc_seat_store) == 128, "dc_seat_store");
 DC_ASSERT(DC_OFFSET(dc_seat_store, heads) == 0, "dc_seat_store.heads");
@@ -431,6 +458,8 @@ DC_ASSERT(DC_OFFSET(dc_seat_store, handler_ticks) == 80, "dc_seat_store.handler_
 DC_ASSERT(DC_OFFSET(dc_seat_store, logs_lost) == 88, "dc_seat_store.logs_lost");
 DC_ASSERT(DC_OFFSET(dc_seat_store, state) == 96, "dc_seat_store.state");
 DC_ASSERT(DC_OFFSET(dc_seat_store, fault) == 100, "dc_seat_store.fault");
+DC_ASSERT(DC_OFFSET(dc_seat_store, passed) == 104, "dc_seat_store.passed");
+DC_ASSERT(DC_OFFSET(dc_seat_store, ready) == 112, "dc_seat_store.ready");
 
 /* The way from one kernel to the inbox of another; in the device's memory. What an edge may */
 /* have in flight is its share of the inbox, and the shares sum up to no more than that holds: */

@@ -19,6 +19,13 @@ const DC_FLAG_LOG: u32 = 2u;
 const DC_FLAG_CORRELATED: u32 = 4u;
 // The next record, of the same token, goes on with this one's message, between processes.
 const DC_FLAG_MORE: u32 = 8u;
+// The replies to this message go to the host, also where the kernel's go to another one of the
+// device, and not before that one has handled all that was sent to it.
+const DC_FLAG_HOME: u32 = 16u;
+// This reply comes too late: one before it has answered the message.
+const DC_FLAG_LATE: u32 = 32u;
+// This record is no reply but the message of another kernel of the device at which this one failed.
+const DC_FLAG_FAULTED: u32 = 64u;
 
 // The handler is done and made no reply.
 const DC_HANDLER_DONE: i32 = 0;

@@ -19,6 +19,11 @@ shared_constants! {
     WINDOW_SLOTS = 16;
     /// Records that one call of a handler can make: what it emits and sends, and its reply.
     OUTBOX_RECORDS = 8;
+    /// The bit of an order that asks a seat whether it could leave.
+    ORDER_ASKED = 65_536;
+    /// The last token that names a delivery to one kernel. Those above it go with what a kernel of the
+    /// device sends to the next one, up to the reply that goes to the host.
+    TOKEN_LAST = 2_147_483_647;
     /// The token of records that no host's delivery stands behind.
     TOKEN_NONE = 4_294_967_295;
 }
@@ -69,6 +74,8 @@ shared_struct! {
     max_emit: u32, at 240;
     /// The size of a reply, in bytes; at most 40.
     reply_bytes: u32, at 244;
+    /// The edge that its replies take, counted from 1; 0: they go to the host.
+    reply_edge: u32, at 248;
 }
 
 shared_struct! {
@@ -85,8 +92,9 @@ shared_struct! {
     SeatMirror: 128 bytes, aligned to 128;
     /// As in `SeatNews`.
     tails: [u64; 4], at 0;
-    /// In its low half one of `COMMAND_*`; in its high half the last epoch that is to be left, its
-    /// lease being over or its host lost: store the cursors and go.
+    /// In its lowest 16 bits one of `COMMAND_*`; above them `ORDER_ASKED`, if the grid is to be left:
+    /// say so in the store. In its high half 0, and then the epoch that is to be left now, since all
+    /// seats have said so: store the cursors and go.
     order: u64, at 32;
 }
 
@@ -109,6 +117,11 @@ shared_struct! {
     waiting_on: u32, at 32;
     /// The token of the message that it failed at.
     fault_token: u32, at 36;
+    /// Messages taken out of the inbox, the one that it failed at included; behind as `processed` is.
+    /// What those led to has been published.
+    received: u64, at 40;
+    /// Replies that went to another kernel of the device; written before what was read is given back.
+    passed: u64, at 48;
 }
 
 shared_struct! {
@@ -136,6 +149,10 @@ shared_struct! {
     state: u32, at 96;
     /// Why it failed.
     fault: i32, at 100;
+    /// Replies that went to another kernel of the device; counted in `sent`, too.
+    passed: u64, at 104;
+    /// The last epoch in which the seat was asked to leave and was not at work, or is empty.
+    ready: u32, at 112;
 }
 
 shared_struct! {

@@ -27,7 +27,8 @@ shared_constants! {
 }
 
 shared_constants! {
-    /// The bits of `flags` in a slot's header; all others are zero.
+    /// The bits of `flags` in a slot's header. Between kernels of a device the high byte is the number
+    /// of the edge, by which shares are given back; all other bits are zero.
     FLAGS: u32;
     /// This slot continues the record that the slot before it began.
     FLAG_CONTINUED = 1;
@@ -37,6 +38,13 @@ shared_constants! {
     FLAG_CORRELATED = 4;
     /// The next record, of the same token, goes on with this one's message, between processes.
     FLAG_MORE = 8;
+    /// The replies to this message go to the host, also where the kernel's go to another one of the
+    /// device, and not before that one has handled all that was sent to it.
+    FLAG_HOME = 16;
+    /// This reply comes too late: one before it has answered the message.
+    FLAG_LATE = 32;
+    /// This record is no reply but the message of another kernel of the device at which this one failed.
+    FLAG_FAULTED = 64;
 }
 
 shared_struct! {

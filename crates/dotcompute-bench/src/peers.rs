@@ -6,5 +6,6 @@ pub(crate) mod kameo;
 pub(crate) mod memory;
 pub(crate) mod ractor;
 pub(crate) mod raw;
+pub(crate) mod rows;
 pub(crate) mod rtrb;
 pub(crate) mod tokio;

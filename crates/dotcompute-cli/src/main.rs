@@ -6,6 +6,8 @@ mod failure;
 mod info;
 mod pagerank;
 mod stream;
+#[cfg(feature = "tables")]
+mod tables;
 
 use std::io::IsTerminal as _;
 use std::process::ExitCode;

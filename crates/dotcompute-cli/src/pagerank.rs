@@ -10,7 +10,7 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use clap::ValueEnum;
-use dotcompute_workloads::pagerank::read::{Edges, Format, Nodes, Reader};
+use dotcompute_workloads::pagerank::read::{Edges, Format, Nodes, Progress, Reader};
 use dotcompute_workloads::pagerank::{
     Graph, Query, Ranks, Score, top, without_repeats, without_self_loops,
 };
@@ -38,11 +38,11 @@ pub(crate) struct Arguments {
     #[arg(long, value_name = "COUNT")]
     nodes: Option<u32>,
 
-    /// Column of a CSV that an edge comes from
+    /// Column of a CSV or table that an edge comes from
     #[arg(long, value_name = "NAME", requires = "target")]
     source: Option<String>,
 
-    /// Column of a CSV that an edge goes to
+    /// Column of a CSV or table that an edge goes to
     #[arg(long, value_name = "NAME", requires = "source")]
     target: Option<String>,
 
@@ -84,7 +84,7 @@ pub(crate) struct Arguments {
     top: usize,
 
     /// Write all ranks to this file with the columns node and rank: as CSV, or if its name ends in .npy
-    /// as a structured array of NumPy
+    /// as a structured array of NumPy, in .parquet as Parquet
     #[arg(long, short, value_name = "FILE")]
     output: Option<PathBuf>,
 
@@ -107,6 +107,9 @@ enum InputFormat {
     Csv,
     /// An array of NumPy, of shape (edges, 2)
     Npy,
+    /// Parquet or Arrow
+    #[cfg(feature = "tables")]
+    Table,
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
@@ -118,7 +121,8 @@ enum Precision {
 const HELP: &str = "\
 Formats, by the end of the name (with or without .gz): .txt, .el, .edges, .tsv, .snap: a line an edge, two
 numbers, # begins a comment; .mtx: Matrix Market; .csv: names, in the columns source and target, from and
-to, src and dst, or else the first two; .npy: an array of shape (edges, 2).
+to, src and dst, or else the first two; .npy: an array of shape (edges, 2); .parquet, .arrow, .feather: tables,
+with columns as in CSV, of names or whole numbers (not gzip, and from a file only).
 
 Repeated edges and self loops count as they are given, see --unique and --no-self-loops. Weights and
 other columns are not used.
@@ -243,8 +247,15 @@ fn rank<T: Score>(
 fn write_all<T: Score>(path: &Path, nodes: &Nodes, scores: &[T]) -> io::Result<()> {
     let mut partial = path.as_os_str().to_owned();
     partial.push(".partial");
-    if path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("npy")) {
+    let is_called =
+        |wanted: &str| path.extension().is_some_and(|end| end.eq_ignore_ascii_case(wanted));
+    if is_called("npy") {
         write_npy(BufWriter::new(File::create(&partial)?), nodes, scores)?;
+        return fs::rename(partial, path);
+    }
+    #[cfg(feature = "tables")]
+    if is_called("parquet") {
+        crate::tables::write_ranks(File::create(&partial)?, nodes, scores)?;
         return fs::rename(partial, path);
     }
     let mut out = csv::Writer::from_writer(BufWriter::new(File::create(&partial)?));
@@ -313,7 +324,9 @@ fn read(arguments: &Arguments, bar: &Bar) -> Result<Edges, Failure> {
     let path = &arguments.edges;
     let name =
         if path == Path::new("-") { "standard input".into() } else { path.display().to_string() };
-    let mut reader = Reader::new(format(arguments)?).skip_malformed(arguments.skip_malformed);
+    let format = format(arguments)?;
+    let lines = format.unwrap_or(Format::EdgeList);
+    let mut reader = Reader::new(lines).skip_malformed(arguments.skip_malformed);
     if let Some(nodes) = arguments.nodes {
         reader = reader.nodes(nodes);
     }
@@ -322,6 +335,18 @@ fn read(arguments: &Arguments, bar: &Bar) -> Result<Edges, Failure> {
     }
     let failed =
         |error: &dyn std::fmt::Display| Failure::new(FAILED, format!("{name}: {error}"), "");
+    let mut watch = |progress: Progress| {
+        bar.say(&format!("{} MB read, {} edges", progress.bytes / 1_000_000, progress.edges));
+        ControlFlow::Continue(())
+    };
+    #[cfg(feature = "tables")]
+    if format.is_none() {
+        if path == Path::new("-") {
+            return Err(crate::tables::not_a_file());
+        }
+        let tables = crate::tables::open(path)?;
+        return reader.read_table(tables, &mut watch).map_err(|error| failed(&error));
+    }
     let mut input: Box<dyn Read> = match path == Path::new("-") {
         true => Box::new(io::stdin().lock()),
         false => Box::new(File::open(path).map_err(|error| failed(&error))?),
@@ -333,22 +358,20 @@ fn read(arguments: &Arguments, bar: &Bar) -> Result<Edges, Failure> {
     let input = io::Cursor::new(mark).chain(input);
     let input: Box<dyn Read> =
         if gzip { Box::new(MultiGzDecoder::new(input)) } else { Box::new(input) };
-    reader
-        .read(input, &mut |progress| {
-            bar.say(&format!("{} MB read, {} edges", progress.bytes / 1_000_000, progress.edges));
-            ControlFlow::Continue(())
-        })
-        .map_err(|error| failed(&error))
+    reader.read(input, &mut watch).map_err(|error| failed(&error))
 }
 
-fn format(arguments: &Arguments) -> Result<Format, Failure> {
+/// The format; none of a table.
+fn format(arguments: &Arguments) -> Result<Option<Format>, Failure> {
     let path = &arguments.edges;
     match arguments.format {
-        Some(InputFormat::EdgeList) => return Ok(Format::EdgeList),
-        Some(InputFormat::MatrixMarket) => return Ok(Format::MatrixMarket),
-        Some(InputFormat::Csv) => return Ok(Format::Csv),
-        Some(InputFormat::Npy) => return Ok(Format::Npy),
-        None if path == Path::new("-") => return Ok(Format::EdgeList),
+        Some(InputFormat::EdgeList) => return Ok(Some(Format::EdgeList)),
+        Some(InputFormat::MatrixMarket) => return Ok(Some(Format::MatrixMarket)),
+        Some(InputFormat::Csv) => return Ok(Some(Format::Csv)),
+        Some(InputFormat::Npy) => return Ok(Some(Format::Npy)),
+        #[cfg(feature = "tables")]
+        Some(InputFormat::Table) => return Ok(None),
+        None if path == Path::new("-") => return Ok(Some(Format::EdgeList)),
         None => {}
     }
     let extension = |path: &Path| {
@@ -359,14 +382,16 @@ fn format(arguments: &Arguments) -> Result<Format, Failure> {
         found = extension(Path::new(path.file_stem().unwrap_or_default()));
     }
     match found.as_str() {
-        "txt" | "el" | "edges" | "tsv" | "snap" => Ok(Format::EdgeList),
-        "mtx" => Ok(Format::MatrixMarket),
-        "csv" => Ok(Format::Csv),
-        "npy" => Ok(Format::Npy),
+        "txt" | "el" | "edges" | "tsv" | "snap" => Ok(Some(Format::EdgeList)),
+        "mtx" => Ok(Some(Format::MatrixMarket)),
+        "csv" => Ok(Some(Format::Csv)),
+        "npy" => Ok(Some(Format::Npy)),
+        #[cfg(feature = "tables")]
+        found if crate::tables::EXTENSIONS.contains(&found) => Ok(None),
         _ => Err(Failure::new(
             USAGE,
             format!("the name {} does not say what format the file has", path.display()),
-            "Say it with --format edge-list, matrix-market, csv or npy.",
+            "Say it with --format edge-list, matrix-market, csv, npy or table.",
         )),
     }
 }

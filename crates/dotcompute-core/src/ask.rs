@@ -239,13 +239,21 @@ impl<R> Asks<R> {
         self.release(token.index);
     }
 
-    /// Takes back an ask that waits elsewhere and whose message was not accepted, as if it had never
-    /// been here; `None` if it has ended here.
+    /// Takes back an ask that waits elsewhere, as if it had never been here; `None` if it has ended
+    /// here.
     pub(crate) fn take_back(&mut self, token: AskToken) -> Option<Origin> {
-        self.waiting(token)?;
+        self.passes_through(token)?;
         self.unindex(token.index);
         match self.release(token.index) {
             State::Waiting(Asker::Origin(origin)) => Some(origin),
+            _ => None,
+        }
+    }
+
+    /// Where the ask waits, if it does so elsewhere and no reply has carried it on yet.
+    pub(crate) fn passes_through(&mut self, token: AskToken) -> Option<Origin> {
+        match &self.waiting(token)?.state {
+            State::Waiting(Asker::Origin(origin)) => Some(origin.clone()),
             _ => None,
         }
     }

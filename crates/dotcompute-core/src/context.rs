@@ -240,10 +240,14 @@ impl<M: Message, R: Message> Context<M, R> {
             Outlet::Pool(link) => self.cell.try_forward_by(link, reply)?,
         };
         if sent_on {
-            self.sent_on += 1;
-            self.cell.set_sent_on(self.sent_on);
+            self.add_sent_on(1);
         }
         Ok(true)
+    }
+
+    pub(crate) fn add_sent_on(&mut self, replies: u64) {
+        self.sent_on = self.sent_on.wrapping_add(replies);
+        self.cell.set_sent_on(self.sent_on);
     }
 
     /// Boxed: it is large, it is rare, and the futures of all who reply would have to hold it.
@@ -404,8 +408,8 @@ impl<M: Message, R: Message> Context<M, R> {
         self.cell.telemetry.count_records(records);
     }
 
-    /// A reply that was made and finds no way out any more.
-    pub(crate) fn bury(&self, reply: Envelope<R>) {
+    /// A reply that was made and finds no way out any more: a dead letter.
+    pub fn bury(&self, reply: Envelope<R>) {
         self.cell.dead_reply(reply, DeadLetterReason::NoRoom);
     }
 

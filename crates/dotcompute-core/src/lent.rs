@@ -41,9 +41,20 @@ pub(crate) struct LentMessages<M> {
     fresh: VecDeque<Lent<Envelope<M>>>,
 }
 
+impl<M> LentMessage<M> {
+    /// One that the far side has received.
+    pub(crate) fn delivered(lent: Lent<Envelope<M>>) -> Self {
+        Self { lent, delivered: true, settled: false }
+    }
+}
+
 impl<M> LentMessages<M> {
     pub(crate) fn is_empty(&self) -> bool {
         self.queue.is_empty()
+    }
+
+    pub(crate) fn push(&mut self, message: LentMessage<M>) {
+        self.queue.push_back(message);
     }
 }
 

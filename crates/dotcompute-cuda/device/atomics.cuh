@@ -25,8 +25,10 @@ enum dc_sync {
     DC_SYNC_REPORT = 6,
     // device.left: what a seat stored before it left, by the count of those that left.
     DC_SYNC_LEFT = 7,
+    // device.received: what the messages of an inbox led to, by how many were taken out of it.
+    DC_SYNC_RECEIVED = 8,
     // Nothing is ordered by the access: a hint, or a word that says all there is to know.
-    DC_SYNC_NONE = 8,
+    DC_SYNC_NONE = 9,
 };
 
 // A quarter of a slot, in registers.

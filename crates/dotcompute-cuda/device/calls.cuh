@@ -52,13 +52,11 @@ DC_HANDLER int32_t rk_emit(rk_ctx *ctx, const void *record) {
 }
 
 DC_HANDLER int32_t rk_send(rk_ctx *ctx, uint32_t target, const void *record) {
-    if (target >= ctx->seat->edge_count)
+    // The edge of its replies is the last.
+    if (target >= ctx->seat->edge_count - (ctx->seat->reply_edge != 0))
         return dc_fail(ctx, DC_FAULT_BOUNDS);
     const dc_edge &edge = dc_at<dc_edge>(ctx->seat->edges)[target];
-    const int32_t result = dc_make(ctx, target + 1, record, edge.record_bytes);
-    if (result == 0)
-        ctx->out[ctx->made - 1].header.token = edge.number;
-    return result;
+    return dc_make(ctx, target + 1, record, edge.record_bytes);
 }
 
 DC_HANDLER void rk_log(rk_ctx *ctx, int32_t level, const char *text, uint64_t bytes) {
@@ -83,7 +81,7 @@ DC_HANDLER int32_t rk_fault(rk_ctx *ctx, int32_t code, const char *text, uint64_
 }
 
 DC_HANDLER int32_t rk_tick(rk_ctx *ctx) {
-    if (uint32_t(dc_load_gpu(DC_SYNC_NONE, ctx->order)) == DC_COMMAND_KILL)
+    if (dc_command(dc_load_gpu(DC_SYNC_NONE, ctx->order)) == DC_COMMAND_KILL)
         return dc_fail(ctx, DC_FAULT_DEADLINE);
     return 0;
 }

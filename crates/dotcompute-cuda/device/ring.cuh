@@ -165,16 +165,21 @@ DC_FN void dc_send(dc_edge *edge, const dc_tagged_record *record) {
     }
 }
 
-// Whether every edge has room for `records` more.
+// The edge that a record came by: see `DC_FLAG_*`.
+DC_FN uint16_t dc_edge_flags(uint32_t number) { return uint16_t(number << 8); }
+DC_FN uint32_t dc_edge_number(const dc_tagged_record &record) { return record.header.flags >> 8; }
+
+// Whether every edge has room for `records` more, or for its whole share where that is less.
 DC_FN bool dc_edges_have_room(dc_edge *edges, uint32_t count, uint32_t records) {
     uint32_t lacking = 0;
     DC_EACH_LANE(lane) {
         bool lacks = false;
         if (lane < count) {
             dc_edge *edge = &edges[lane];
-            if (edge->sent + records - edge->returned_seen > edge->share) {
+            const uint32_t wanted = records < edge->share ? records : edge->share;
+            if (edge->sent + wanted - edge->returned_seen > edge->share) {
                 edge->returned_seen = dc_load_gpu(DC_SYNC_NONE, dc_at<uint64_t>(edge->returned));
-                lacks = edge->sent + records - edge->returned_seen > edge->share;
+                lacks = edge->sent + wanted - edge->returned_seen > edge->share;
             }
         }
         DC_BALLOT(lacking, lane, lacks);
@@ -192,7 +197,7 @@ DC_FN void dc_free_inbox(const dc_ring_place &ring, uint64_t head, const dc_tagg
         // the slots before the head were read.
         dc_store_gpu(DC_SYNC_INBOX_FREE, dc_at<uint64_t>(ring.own), head);
         DC_ROLLED for (uint32_t record = 0; record < run; ++record) {
-            dc_ring_cursor *returned = &dc_at<dc_ring_cursor>(ring.peer)[in[record].header.token];
+            dc_ring_cursor *returned = &dc_at<dc_ring_cursor>(ring.peer)[dc_edge_number(in[record])];
             const uint64_t before = dc_load_gpu(DC_SYNC_NONE, &returned->position);
             dc_store_gpu(DC_SYNC_NONE, &returned->position, before + 1);
         }

@@ -17,6 +17,8 @@ DC_HANDLER int32_t dc_dispatch(uint32_t handler, const void *message, void *stat
 // The last record of an outbox is the reply that the handler returns.
 #define DC_REPLY_PLACE (DC_OUTBOX_RECORDS - 1u)
 
+DC_FN uint32_t dc_command(uint64_t order) { return uint32_t(order) & (DC_ORDER_ASKED - 1); }
+
 // What a handler's functions work on.
 struct rk_ctx {
     const dc_seat *seat;
@@ -50,7 +52,7 @@ struct dc_run {
     dc_seat_report *report;
     dc_seat_store *store;
     uint64_t reply_tail, reply_head;
-    uint64_t processed, faulted, replied, sent, handler_ticks;
+    uint64_t processed, faulted, replied, sent, passed, handler_ticks;
     uint32_t state;
     int32_t fault;
     uint32_t waiting_on;
@@ -58,8 +60,9 @@ struct dc_run {
     bool busy;
 };
 
-// Whether there is room for all that one call of the handler can make; tells the host if not.
-DC_FN bool dc_has_room(dc_run &run) {
+// Whether there is room for all that one call of the handler can make; tells the host if not. Where
+// replies are to go to the host past an edge, `home`, it is to have been worked off.
+DC_FN bool dc_has_room(dc_run &run, bool home) {
     const dc_ring_place &ring = run.seat->replies;
     uint32_t lacking = 0;
     if (run.reply_tail + DC_OUTBOX_RECORDS - run.reply_head > ring.capacity) {
@@ -72,8 +75,9 @@ DC_FN bool dc_has_room(dc_run &run) {
             lacking = 1;
     }
     const uint32_t edges = run.seat->edge_count;
+    const uint32_t records = home ? ~0u : run.seat->max_emit + (run.seat->reply_edge != 0);
     if (edges != 0 && lacking == 0 &&
-        !dc_edges_have_room(dc_at<dc_edge>(run.seat->edges), edges, run.seat->max_emit))
+        !dc_edges_have_room(dc_at<dc_edge>(run.seat->edges), edges, records))
         lacking = 2;
     if (lacking != run.waiting_on) {
         run.waiting_on = lacking;
@@ -82,11 +86,25 @@ DC_FN bool dc_has_room(dc_run &run) {
     return lacking == 0;
 }
 
-// Calls the handler for one staged record and publishes what it made; false if it failed.
-DC_FN bool dc_handle(dc_run &run, dc_stage *stage, const dc_tagged_record *message,
-                     uint32_t token) {
+// Sends a record of the outbox over the edge of this number, counted from 1.
+DC_FN void dc_send_over(dc_run &run, uint32_t number, dc_tagged_record *record, uint32_t token) {
+    dc_edge *edge = &dc_at<dc_edge>(run.seat->edges)[number - 1];
+    DC_FIRST_LANE {
+        record->header.token = token;
+        record->header.flags = dc_edge_flags(edge->number);
+    }
+    dc_sync_warp();
+    dc_send(edge, record);
+    run.sent += 1;
+}
+
+// Calls the handler for one staged record, which came by the inbox or from the host, and publishes
+// what it made; false if it failed.
+DC_FN bool dc_handle(dc_run &run, dc_stage *stage, const dc_tagged_record *message, bool inbox) {
     int32_t result = 0;
     uint64_t ticks = 0;
+    const uint32_t token = message->header.token;
+    const bool home = !inbox && (message->header.flags & DC_FLAG_HOME) != 0;
     DC_FIRST_LANE {
         rk_ctx *context = &stage->context;
         context->token = token;
@@ -107,23 +125,49 @@ DC_FN bool dc_handle(dc_run &run, dc_stage *stage, const dc_tagged_record *messa
         reply->header.token = token;
         reply->header.payload_bytes = uint16_t(run.seat->reply_bytes);
         context->target[DC_REPLY_PLACE] = 0;
+        if (result < 0 && inbox) {
+            // Nobody else has it: the host is to.
+            for (uint32_t word = 0; word < 12; ++word)
+                dc_words(reply)[word] = dc_words(message)[word];
+            reply->header.flags = DC_FLAG_FAULTED;
+        }
     }
     result = int32_t(dc_from_first(uint32_t(result)));
     run.handler_ticks += dc_from_first(ticks);
     dc_sync_warp();
-    // A fault discards all but the log.
-    const uint32_t made = stage->context.made;
-    uint32_t to_host = result == DC_HANDLER_REPLY ? 1u << DC_REPLY_PLACE : 0;
-    for (uint32_t record = 0; record < made; ++record) {
-        const bool logged = stage->out[record].header.flags & DC_FLAG_LOG;
-        const uint32_t target = stage->context.target[record];
-        if (target == 0 && (result >= 0 || logged)) {
+    const uint32_t reply_edge = home ? 0 : run.seat->reply_edge;
+    // The first reply goes on with the token of an ask; those after it are too late for who asked.
+    const bool is_awaited = token > DC_TOKEN_LAST && token != DC_TOKEN_NONE;
+    bool is_late = false;
+    uint32_t to_host = 0, made = (1u << stage->context.made) - 1;
+    if (result == DC_HANDLER_REPLY)
+        made |= 1u << DC_REPLY_PLACE;
+    for (; made != 0; made &= made - 1) {
+        const uint32_t record = dc_lowest_bit(made);
+        uint32_t edge = stage->context.target[record], passes = DC_TOKEN_NONE;
+        if (stage->out[record].header.flags & DC_FLAG_LOG) {
             to_host |= 1u << record;
-        } else if (target != 0 && result >= 0) {
-            dc_send(&dc_at<dc_edge>(run.seat->edges)[target - 1], &stage->out[record]);
-            run.sent += 1;
+            continue;
         }
+        // A fault discards all but the log.
+        if (result < 0)
+            continue;
+        if (edge == 0 && reply_edge != 0 && is_late) {
+            DC_FIRST_LANE stage->out[record].header.flags = DC_FLAG_LATE;
+            dc_sync_warp();
+        } else if (edge == 0 && reply_edge != 0) {
+            edge = reply_edge;
+            passes = is_awaited ? token : DC_TOKEN_NONE;
+            is_late = is_awaited;
+            run.passed += 1;
+        }
+        if (edge == 0)
+            to_host |= 1u << record;
+        else
+            dc_send_over(run, edge, &stage->out[record], passes);
     }
+    if (result < 0 && inbox)
+        to_host |= 1u << DC_REPLY_PLACE;
     if (to_host != 0) {
         const uint32_t count = dc_publish(run.seat->replies, run.reply_tail, stage->out, to_host);
         run.reply_tail += count;
@@ -142,9 +186,13 @@ DC_FN bool dc_handle(dc_run &run, dc_stage *stage, const dc_tagged_record *messa
 // Tells the senders what was read, and everyone how far the kernel is.
 DC_FN void dc_settle(dc_run &run, dc_stage *stage) {
     dc_sync_warp();
-    // All that this warp has read lies before what follows.
+    // Whoever finds a message given back finds its replies counted.
+    DC_FIRST_LANE dc_store_sys(DC_SYNC_NONE, &run.report->passed, run.passed);
+    // All that this warp has read and published lies before what follows.
     dc_fence_sys();
     DC_EACH_LANE(lane) {
+        if (lane == DC_INBOX)
+            stage->freed[lane] = stage->heads[lane];
         if (lane < DC_BANDS && stage->freed[lane] != stage->heads[lane]) {
             stage->freed[lane] = stage->heads[lane];
             // SYNC(ring.free) release: pairs with the acquire in `Producer::room` of the mailbox.
@@ -154,6 +202,9 @@ DC_FN void dc_settle(dc_run &run, dc_stage *stage) {
         }
     }
     DC_FIRST_LANE {
+        // SYNC(device.received) release: pairs with the host's acquire. Makes visible what the
+        // messages of the inbox led to.
+        dc_store_sys(DC_SYNC_RECEIVED, &run.report->received, stage->heads[DC_INBOX]);
         dc_store_sys(DC_SYNC_NONE, &run.report->processed, run.processed);
         dc_store_gpu(DC_SYNC_NONE, &run.store->processed, run.processed);
         dc_store_gpu(DC_SYNC_NONE, &run.store->faulted, run.faulted);
@@ -164,12 +215,14 @@ DC_FN void dc_settle(dc_run &run, dc_stage *stage) {
     }
 }
 
-// Whether a quarter of some ring was read since the senders were told.
+// Whether a quarter of some ring was read since the senders were told, or the host.
 DC_FN bool dc_should_settle(const dc_run &run, const dc_stage *stage) {
     uint32_t due = 0;
     DC_EACH_LANE(lane) {
-        const bool is_due = lane < DC_BANDS && stage->heads[lane] - stage->freed[lane] >
-                                                   run.seat->bands[lane].capacity / 4;
+        const uint32_t capacity =
+            lane < DC_BANDS ? run.seat->bands[lane].capacity : run.seat->inbox.capacity;
+        const bool is_due =
+            lane < DC_SOURCES && stage->heads[lane] - stage->freed[lane] > capacity / 4;
         DC_BALLOT(due, lane, is_due);
     }
     return due != 0;
@@ -213,20 +266,31 @@ DC_FN bool dc_bells_ring(const dc_run &run, const dc_stage *stage) {
 }
 
 // Handles what is staged, most urgent first; false if the handler failed. Stops early where there is
-// no room: what was not handled stays in its ring.
-DC_FN bool dc_handle_staged(dc_run &run, dc_stage *stage, uint32_t staged, uint32_t busiest) {
+// no room, and one message after the order is no longer `order`: what was not handled stays in its
+// ring.
+DC_FN bool dc_handle_staged(dc_run &run, dc_stage *stage, uint32_t staged, uint32_t busiest,
+                            uint64_t order) {
     uint32_t left = staged;
-    bool good = true;
-    while (left != 0 && good && dc_has_room(run)) {
+    bool good = true, is_new = false;
+    while (left != 0 && good && !is_new) {
+        // Not waited for before the handler has run.
+        const uint64_t now = dc_load_gpu(DC_SYNC_NONE, &run.mirror->order);
         const uint32_t source = dc_lowest_bit(left) / 5;
         const uint32_t number = dc_staged_of(staged, source) - dc_staged_of(left, source);
         const bool inbox = source == DC_INBOX;
         const uint32_t place = number + (inbox ? 0 : dc_place_of(source, busiest));
         const dc_tagged_record *message = &stage->in[place];
-        good = dc_handle(run, stage, message, inbox ? DC_TOKEN_NONE : message->header.token);
-        DC_FIRST_LANE stage->heads[source] += 1;
+        const bool home = !inbox && (message->header.flags & DC_FLAG_HOME) != 0;
+        if (!dc_has_room(run, home && run.seat->reply_edge != 0))
+            break;
+        good = dc_handle(run, stage, message, inbox);
+        // The host's message that the handler failed at never counts as done: the host may see so
+        // before it sees the failure, and would take it for processed.
+        if (good || inbox)
+            DC_FIRST_LANE stage->heads[source] += 1;
         dc_sync_warp();
         left -= dc_staged(source, 1);
+        is_new = dc_from_first(now) != order;
     }
     const uint32_t taken = dc_staged_of(staged, DC_INBOX) - dc_staged_of(left, DC_INBOX);
     if (taken != 0)
@@ -254,6 +318,7 @@ DC_FN void dc_sit_down(dc_run &run, dc_stage *stage, const dc_seat *seat) {
     run.faulted = run.store->faulted;
     run.replied = run.store->replied;
     run.sent = run.store->sent;
+    run.passed = run.store->passed;
     run.handler_ticks = run.store->handler_ticks;
     run.state = run.store->state;
     run.fault = run.store->fault;
@@ -273,14 +338,17 @@ DC_FN void dc_sit_down(dc_run &run, dc_stage *stage, const dc_seat *seat) {
 }
 
 // Stores what the next grid needs, and says that the seat is empty.
-DC_FN void dc_leave(dc_run &run, dc_stage *stage, uint64_t *left) {
+DC_FN void dc_leave(dc_run &run, dc_stage *stage, uint64_t *left, uint32_t epoch) {
     DC_FIRST_LANE {
         for (uint32_t band = 0; band < DC_BANDS; ++band)
             run.store->heads[band] = stage->heads[band];
         run.store->inbox_head = stage->heads[DC_INBOX];
         run.store->reply_tail = run.reply_tail;
+        run.store->passed = run.passed;
         run.store->state = run.state;
         run.store->fault = run.fault;
+        // Others need not wait for it.
+        dc_store_gpu(DC_SYNC_NONE, &run.store->ready, epoch);
         dc_fence_gpu();
         // SYNC(device.left) release: pairs with the acquire in `dc_serve`. Makes visible the store.
         dc_count_gpu(DC_SYNC_LEFT, left);
@@ -293,7 +361,7 @@ DC_FN void dc_sit(const dc_grid &grid, const dc_seat *seat, dc_stage *stage) {
     dc_sit_down(run, stage, seat);
     const bool has_inbox = seat->inbox.slots != 0;
     uint32_t busiest = DC_BANDS / 2, looks = 0, turn = 0;
-    bool draining = false, leaves = false;
+    bool draining = false, leaves = false, is_ready = false;
     while (run.state != DC_STATE_STOPPED && run.state != DC_STATE_FAILED && !leaves) {
         // Not waited for before the looks below are under way, too.
         // SYNC(device.order) acquire: pairs with the release in `dc_serve`. Makes visible what the
@@ -310,8 +378,14 @@ DC_FN void dc_sit(const dc_grid &grid, const dc_seat *seat, dc_stage *stage) {
         }
         turn ^= 1;
         order = dc_from_first(order);
-        const uint32_t command = uint32_t(order);
+        const uint32_t command = dc_command(order);
         leaves = uint32_t(order >> 32) == grid.epoch;
+        // Whoever is at work for long does not get here, and the others go on meanwhile. What the grid
+        // before was asked may stand there still, with its epoch.
+        if (!is_ready && (order & DC_ORDER_ASKED) != 0 && order >> 32 == 0) {
+            is_ready = true;
+            DC_FIRST_LANE dc_store_gpu(DC_SYNC_NONE, &run.store->ready, grid.epoch);
+        }
         uint32_t state = DC_STATE_RUNNING;
         bool settles = false, busy = run.busy;
         if (leaves || command == DC_COMMAND_HOLD || command >= DC_COMMAND_STOP) {
@@ -324,7 +398,7 @@ DC_FN void dc_sit(const dc_grid &grid, const dc_seat *seat, dc_stage *stage) {
         } else if (staged != 0) {
             dc_tell_busy(run, true);
             busy = true;
-            if (!dc_handle_staged(run, stage, staged, busiest)) {
+            if (!dc_handle_staged(run, stage, staged, busiest, order)) {
                 state = DC_STATE_FAILED;
                 settles = true;
                 busy = false;
@@ -356,5 +430,5 @@ DC_FN void dc_sit(const dc_grid &grid, const dc_seat *seat, dc_stage *stage) {
         if (looks > DC_LOOKS_UNTIL_BELLS || state == DC_STATE_HOLDING)
             dc_pause(DC_PAUSE_NS);
     }
-    dc_leave(run, stage, dc_at<uint64_t>(grid.left));
+    dc_leave(run, stage, dc_at<uint64_t>(grid.left), grid.epoch);
 }

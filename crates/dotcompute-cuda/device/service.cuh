@@ -23,9 +23,30 @@ DC_FN void dc_copy_counters(const dc_grid &grid) {
     }
 }
 
+// Whether all seats are between two messages, or were when they were asked whether they could leave.
+DC_FN bool dc_are_ready(const dc_grid &grid) {
+    uint32_t busy = 0;
+    DC_ROLLED for (uint32_t first = 0; first < grid.seat_count; first += 32) {
+        DC_EACH_LANE(lane) {
+            const uint32_t number = first + lane;
+            bool is_busy = false;
+            if (number < grid.seat_count) {
+                const dc_seat &seat = dc_at<const dc_seat>(grid.seats)[number];
+                const uint32_t *ready = &dc_at<const dc_seat_store>(seat.store)->ready;
+                is_busy = dc_load_gpu(DC_SYNC_NONE, ready) != grid.epoch;
+            }
+            uint32_t found = 0;
+            DC_BALLOT(found, lane, is_busy);
+            busy |= found;
+        }
+    }
+    return busy == 0;
+}
+
 // Passes on the news of all seats: 16 bytes for each lane, two lanes for the tails and one for the
-// command, so that eight seats are one load. `leave` is the epoch to leave, or one that is past.
-DC_FN void dc_pass_news_on(const dc_grid &grid, uint32_t leave) {
+// command, so that eight seats are one load. `asked`: whether they are to say that they could leave;
+// `leave` is the epoch to leave, or one that is past.
+DC_FN void dc_pass_news_on(const dc_grid &grid, bool asked, uint32_t leave) {
     DC_ROLLED for (uint32_t first = 0; first < grid.seat_count; first += 8) {
         DC_PER_LANE(dc_pair, pair);
         uint32_t changed = 0;
@@ -38,7 +59,9 @@ DC_FN void dc_pass_news_on(const dc_grid &grid, uint32_t leave) {
                 DC_OF(pair, lane) = dc_load_pair_sys(DC_SYNC_ORDER, &news->tails[0] + 2 * part);
                 if (part == 2) {
                     const dc_seat &seat = dc_at<const dc_seat>(grid.seats)[number];
-                    const uint64_t order = uint32_t(DC_OF(pair, lane).low) | uint64_t(leave) << 32;
+                    const uint32_t command =
+                        uint32_t(DC_OF(pair, lane).low) | (asked ? DC_ORDER_ASKED : 0);
+                    const uint64_t order = command | uint64_t(leave) << 32;
                     DC_OF(pair, lane).low = order;
                     differs = order != dc_load_gpu(DC_SYNC_NONE,
                                                    &dc_at<dc_seat_mirror>(seat.mirror)->order);
@@ -74,6 +97,7 @@ DC_FN void dc_serve(const dc_grid &grid) {
     const uint64_t start = dc_clock_ns();
     uint64_t heard = start, copied = start, heartbeat = 0, rounds = 0;
     uint32_t leave = 0;
+    bool asked = false;
     for (;;) {
         const uint64_t now = dc_from_first(dc_clock_ns());
         const uint64_t beat = dc_from_first(dc_load_sys(DC_SYNC_NONE, &news->heartbeat));
@@ -86,9 +110,11 @@ DC_FN void dc_serve(const dc_grid &grid) {
         const bool alone = grid.silence_ns != 0 && now - heard >= grid.silence_ns;
         // Epochs wrap; of two that are near each other, the later one is the larger.
         const bool quiesced = quiesce != 0 && quiesce - grid.epoch < 1u << 31;
-        if (over || alone || quiesced)
+        // A handler that does not come back keeps the grid, but not the other kernels from their work.
+        if (asked && dc_are_ready(grid))
             leave = grid.epoch;
-        dc_pass_news_on(grid, leave);
+        asked = asked || over || alone || quiesced;
+        dc_pass_news_on(grid, asked, leave);
         if (now - copied >= DC_COUNTERS_EVERY_NS) {
             copied = now;
             dc_copy_counters(grid);

@@ -13,6 +13,7 @@
 //! | `ring.tag`, `ring.free` | as in `dotcompute_mailbox::ring` | the device is one of the ends | |
 //! | `device.order` | [`Port::command`], the command; `dc_serve`, the order | `dc_serve`, the command; `dc_sit`, the order | what was sent before the command |
 //! | `device.report` | `dc_tell_state`, the state; `dc_serve`, `ended` | [`Port::report`]; [`Grid::has_ended`] | the rest of the report; the counters |
+//! | `device.received` | `dc_settle`, what was taken out of an inbox | [`Port::report`] | what that led to |
 //! | `device.inbox_tag`, `device.inbox_free` | `dc_send`; `dc_free_inbox` | `dc_look_at_inbox`; `dc_send` | a record between kernels; that its slot was read |
 //! | `device.left` | `dc_leave` | `dc_serve` | a seat's store |
 
@@ -24,10 +25,11 @@ use std::ptr::NonNull;
 use std::sync::Arc;
 use std::time::Duration;
 
+use dotcompute_abi::TaggedRecord;
 use dotcompute_abi::control::STATE_STOPPED;
 use dotcompute_abi::device as abi;
 use dotcompute_abi::ring::{RingCursor, RingHeader};
-use dotcompute_abi::slot::TAGGED_PAYLOAD_BYTES;
+use dotcompute_abi::slot::{SLOT_BYTES, TAGGED_PAYLOAD_BYTES};
 use dotcompute_mailbox::ring::{Polls, RawError, RawMemory, Tagged};
 use dotcompute_mailbox::sync::{AtomicU32, AtomicU64, Ordering};
 
@@ -148,6 +150,23 @@ pub enum PlanError {
         /// The number.
         number: u32,
     },
+    /// No edge to the seat is free, or none whose records have all been read.
+    NoEdge {
+        /// The seat.
+        to: u32,
+    },
+    /// The kernels of a cycle of edges could come to wait for each other for ever.
+    Cycle {
+        /// The seat that the edge is to lead to.
+        to: u32,
+        /// The one that it leads from.
+        from: u32,
+    },
+    /// Nobody sits there.
+    Vacant {
+        /// The seat.
+        seat: u32,
+    },
     /// A seat that a kernel which has begun sends to: what was on its way there would be lost.
     Target {
         /// The seat.
@@ -177,6 +196,11 @@ impl fmt::Display for PlanError {
             Self::EdgeTaken { to, number } => {
                 write!(f, "two edges to seat {to} have the number {number}")
             }
+            Self::NoEdge { to } => write!(f, "no edge to seat {to} is free"),
+            Self::Cycle { to, from } => {
+                write!(f, "an edge from seat {from} to seat {to} closes a cycle")
+            }
+            Self::Vacant { seat } => write!(f, "nobody sits on seat {seat}"),
             Self::Target { seat, from } => {
                 write!(
                     f,
@@ -293,6 +317,7 @@ impl Grid {
             handler: plan.handler,
             max_emit: plan.max_emit,
             reply_bytes: plan.reply_bytes,
+            reply_edge: 0,
         };
         let mut state = plan.state.clone();
         state.resize(shape.state_bytes, 0);
@@ -332,6 +357,7 @@ impl Grid {
                 handler: 0,
                 max_emit: 0,
                 reply_bytes: 0,
+                reply_edge: 0,
             };
             let at = shape.seat(seat);
             bytes[at..at + size_of::<abi::Seat>()].copy_from_slice(&bytes_of_seat(&descriptor));
@@ -356,7 +382,8 @@ impl Grid {
         for (number, edge) in plan.edges.iter().enumerate() {
             at_most("the seat of an edge", u64::from(edge.to), u64::from(shape.seats) - 1)?;
             at_most("bytes of a record", u64::from(edge.record_bytes), payload)?;
-            at_most("edges to a seat", u64::from(edge.number) + 1, u64::from(shape.edges_in))?;
+            let most = u64::from(shape.edges_in.min(256));
+            at_most("edges to a seat", u64::from(edge.number) + 1, most)?;
             at_most("the share of an edge", u64::from(edge.share), shape.inbox_capacity as u64)?;
             let least = plan.max_emit.max(1);
             if edge.share < least {
@@ -365,6 +392,112 @@ impl Grid {
             }
         }
         Ok(())
+    }
+
+    /// Gives a kernel that is seated with `plan` an edge for its replies, behind its other edges: what
+    /// must be written to the device's memory before the next launch.
+    ///
+    /// # Errors
+    ///
+    /// If the shape has no room for the edge.
+    pub fn link(
+        &self,
+        seat: u32,
+        plan: &SeatPlan,
+        edge: EdgePlan,
+    ) -> Result<Vec<Write>, PlanError> {
+        let place = plan.edges.len() as u32;
+        let edges = plan.edges.iter().copied().chain([edge]).collect();
+        let (share, least) = (edge.share, plan.max_emit + 1);
+        self.check(seat, &SeatPlan { edges, ..plan.clone() })?;
+        if share < least {
+            return Err(PlanError::ShareTooSmall { edge: place as usize, share, least });
+        }
+        let returned = self.returned(&edge);
+        let mut writes = vec![
+            (self.shape.edge(seat, place), self.edge(&edge)),
+            (returned, vec![0; size_of::<RingCursor>()]),
+        ];
+        writes.extend(self.edges_of(seat, place + 1, place + 1));
+        Ok(writes)
+    }
+
+    /// Takes the edge of its replies from a kernel again, as [`link`](Self::link).
+    pub fn unlink(&self, seat: u32, plan: &SeatPlan) -> Vec<Write> {
+        self.edges_of(seat, plan.edges.len() as u32, 0).into()
+    }
+
+    fn edges_of(&self, seat: u32, count: u32, reply_edge: u32) -> [Write; 2] {
+        let at = self.shape.seat(seat);
+        let [count_at, reply_at] = [
+            std::mem::offset_of!(abi::Seat, edge_count),
+            std::mem::offset_of!(abi::Seat, reply_edge),
+        ];
+        [
+            (at + count_at, count.to_le_bytes().into()),
+            (at + reply_at, reply_edge.to_le_bytes().into()),
+        ]
+    }
+
+    /// Where the inbox of a seat lies in the device's arena, cursors and slots, and how many bytes it
+    /// has: what [`unread`](Self::unread) takes.
+    pub fn inbox(&self, seat: u32) -> (usize, usize) {
+        let inbox = self.shape.inbox(seat);
+        (inbox.tickets, inbox.end - inbox.tickets)
+    }
+
+    /// The records of an inbox that nobody has taken, in order, by the bytes that it has while no grid
+    /// runs; each with the number of its edge in the high byte of its flags.
+    pub fn unread(&self, inbox: &[u8]) -> Vec<TaggedRecord> {
+        let capacity = self.shape.inbox_capacity;
+        let slots = inbox.len() - capacity * SLOT_BYTES as usize;
+        let long = |at: usize| u64::from_le_bytes(std::array::from_fn(|byte| inbox[at + byte]));
+        let (tickets, head) = (long(0), long(size_of::<RingCursor>()));
+        let slot = |position: u64| {
+            let at = slots + position as usize % capacity * SLOT_BYTES as usize;
+            let chunk = |chunk: usize| {
+                let word = |word: usize| {
+                    let at = at + 16 * chunk + 4 * word;
+                    u32::from_le_bytes(std::array::from_fn(|byte| inbox[at + byte]))
+                };
+                [word(0), word(1), word(2)]
+            };
+            TaggedRecord::from_chunks(std::array::from_fn(chunk))
+        };
+        (head..tickets).map(slot).collect()
+    }
+
+    /// Takes what came by the edge `number` out of the inbox of a seat, by the bytes that it has while
+    /// no grid runs: those records, in order, and what must be written to the device's memory before
+    /// the next launch.
+    pub fn take_out(
+        &self,
+        seat: u32,
+        inbox: &[u8],
+        number: u32,
+    ) -> (Vec<TaggedRecord>, Vec<Write>) {
+        let came_by = |record: &TaggedRecord| u32::from(record.header.flags) >> 8 == number;
+        let (taken, kept): (Vec<_>, Vec<_>) = self.unread(inbox).into_iter().partition(came_by);
+        if taken.is_empty() {
+            return (taken, Vec::new());
+        }
+        let places = self.shape.inbox(seat);
+        let head = inbox[size_of::<RingCursor>()..].first_chunk().copied();
+        let head = u64::from_le_bytes(head.unwrap_or_default());
+        let capacity = self.shape.inbox_capacity as u64;
+        let mut writes = vec![(places.tickets, (head + kept.len() as u64).to_le_bytes().into())];
+        // The others move up; a slot that nobody wrote to in its lap has an older tag, or none.
+        let kept = kept.iter().map(Some).chain(std::iter::repeat_n(None, taken.len()));
+        for (position, record) in (head..).zip(kept) {
+            let at = places.slots + (position % capacity) as usize * SLOT_BYTES as usize;
+            let mut bytes = Bytes::new(SLOT_BYTES as usize);
+            for chunk in record.map(TaggedRecord::to_chunks).into_iter().flatten() {
+                chunk.into_iter().for_each(|word| bytes.word(word));
+                bytes.word((position / capacity) as u32 + 1);
+            }
+            writes.push((at, bytes.done()));
+        }
+        (taken, writes)
     }
 
     fn ring(
@@ -394,9 +527,13 @@ impl Grid {
         }
     }
 
+    fn returned(&self, plan: &EdgePlan) -> usize {
+        self.shape.inbox(plan.to).returned + plan.number as usize * size_of::<RingCursor>()
+    }
+
     fn edge(&self, plan: &EdgePlan) -> Vec<u8> {
         let inbox = self.shape.inbox(plan.to);
-        let returned = inbox.returned + plan.number as usize * size_of::<RingCursor>();
+        let returned = self.returned(plan);
         let mut bytes = Bytes::new(size_of::<abi::Edge>());
         bytes.long(self.device + inbox.slots as u64);
         bytes.long(self.device + inbox.tickets as u64);
@@ -522,7 +659,7 @@ fn bytes_of_seat(seat: &abi::Seat) -> Vec<u8> {
     for long in [seat.mirror, seat.report, seat.store, seat.state, seat.edges] {
         bytes.long(long);
     }
-    for word in [seat.edge_count, seat.handler, seat.max_emit, seat.reply_bytes] {
+    for word in [seat.edge_count, seat.handler, seat.max_emit, seat.reply_bytes, seat.reply_edge] {
         bytes.word(word);
     }
     bytes.done()

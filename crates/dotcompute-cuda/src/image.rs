@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 
 use crate::cache::Cache;
 use crate::library::{CallError, Version};
-use crate::nvjitlink::{Part, PartKind};
+use crate::nvjitlink::{NvJitLink, Part, PartKind};
 use crate::nvrtc::{Output, Source};
 use crate::source::{HANDLER_HEADERS, HEADERS, RESIDENT};
 use crate::toolkit::Toolkit;
@@ -115,11 +115,12 @@ impl Image {
             }
         }
         let names = handlers.iter().map(|handler| handler.function.clone()).collect();
-        let key = key(handlers, architecture, variant, toolkit);
+        let linker = toolkit.linker().map_err(|it| BuildError::NoLinker(it.to_string()))?;
+        let key = key(handlers, architecture, variant, toolkit, linker);
         if let Some(cubin) = cache.and_then(|cache| cache.read(&key)) {
             return Ok(Self { cubin, handlers: names });
         }
-        let cubin = link(handlers, architecture, variant, toolkit)?;
+        let cubin = link(handlers, architecture, variant, toolkit, linker)?;
         if let Some(cache) = cache {
             cache.write(&key, &cubin);
         }
@@ -152,6 +153,7 @@ fn link(
     architecture: Version,
     variant: Variant,
     toolkit: &Toolkit,
+    linker: &NvJitLink,
 ) -> Result<Vec<u8>, BuildError> {
     let target = target(architecture);
     let compile = |name: &str, text: &str, headers: &[(&str, &str)]| {
@@ -182,7 +184,7 @@ fn link(
     }
     let parts: Vec<Part<'_>> =
         compiled.iter().map(|(name, bytes)| Part { name, kind: PartKind::LtoIr, bytes }).collect();
-    toolkit.linker.link(&parts, &[&target, "-lto"]).map_err(BuildError::Link)
+    linker.link(&parts, &[&target, "-lto"]).map_err(BuildError::Link)
 }
 
 /// The function that finds a seat's handler, as CUDA C++.
@@ -217,8 +219,9 @@ fn key(
     architecture: Version,
     variant: Variant,
     toolkit: &Toolkit,
+    linker: &NvJitLink,
 ) -> String {
-    let (nvrtc, linker) = (toolkit.nvrtc.version(), toolkit.linker.version());
+    let (nvrtc, linker) = (toolkit.nvrtc.version(), linker.version());
     let mut key = format!("{} {variant:?} {nvrtc} {linker}\n", target(architecture));
     let mut add = |text: &str| {
         let _ = writeln!(key, "{}\n{text}", text.len()); // into a String: cannot fail
@@ -267,6 +270,8 @@ pub enum BuildError {
         /// Its text is the compiler's, with the lines at fault.
         error: CallError,
     },
+    /// There is no linker, or one that does not do: why.
+    NoLinker(String),
     /// The parts do not link: a handler calls what nobody defines, say.
     Link(CallError),
     /// The runtime's own source does not compile with this toolkit.
@@ -285,6 +290,7 @@ impl fmt::Display for BuildError {
             Self::Source { function, error } => {
                 write!(f, "the handler '{function}' does not compile:\n{}", error.text)
             }
+            Self::NoLinker(why) => write!(f, "the handlers cannot be linked: {why}"),
             Self::Link(error) => write!(f, "the handlers do not link:\n{}", error.text),
             Self::Runtime(error) => {
                 write!(f, "the toolkit does not compile the runtime:\n{}", error.text)
@@ -297,7 +303,7 @@ impl std::error::Error for BuildError {
     fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
         match self {
             Self::Source { error, .. } | Self::Link(error) | Self::Runtime(error) => Some(error),
-            Self::Name { .. } | Self::Duplicate { .. } => None,
+            Self::Name { .. } | Self::Duplicate { .. } | Self::NoLinker(_) => None,
         }
     }
 }

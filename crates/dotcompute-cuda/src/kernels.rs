@@ -16,6 +16,7 @@ use dotcompute_mailbox::wait;
 
 use crate::EXECUTOR;
 use crate::cache::Cache;
+use crate::direct::Seat;
 use crate::driver::{Device, Driver};
 use crate::grid::{Counters, SeatPlan, Shape};
 use crate::image::{BuildError, CudaHandler, Image, Variant};
@@ -130,6 +131,11 @@ pub struct CudaOptions {
     /// dropped by a policy, nor held back by a deactivation for longer than it takes to reach the
     /// device.
     pub window: usize,
+    /// From how many other kernels of its grid a kernel takes messages on the device, past the host.
+    /// Those beyond them send by the host.
+    pub senders: u32,
+    /// How many records each of them may have on its way there.
+    pub share: usize,
     /// How grids stay.
     pub residency: Residency,
 }
@@ -145,6 +151,8 @@ impl Default for CudaOptions {
             variant: Variant::default(),
             seats: 31,
             window: 64,
+            senders: 8,
+            share: 64,
             residency: Residency::default(),
         }
     }
@@ -352,6 +360,7 @@ impl CudaKernels {
             Some(toolkit) => Arc::clone(toolkit),
             None => Arc::new(Toolkit::load()?),
         };
+        toolkit.linker().map_err(Clone::clone)?;
         let cache = options.cache.as_ref();
         Ok(Image::build(&handlers, architecture, options.variant, &toolkit, cache)?)
     }
@@ -465,8 +474,13 @@ impl Cuda {
             window: options.window.next_power_of_two(),
             // What a whole window leads to, where each message leads to one reply.
             reply_window: (2 * options.window).next_power_of_two().max(64),
+            inbox_capacity: match (options.senders as usize) * options.share {
+                0 => 0,
+                records => records.next_power_of_two(),
+            },
+            edges: 1,
+            edges_in: options.senders,
             state_bytes: state_bytes.unwrap_or(0).max(1),
-            ..Shape::default()
         };
         if let Some(wrong) = shape.wrong() {
             return Err(ResidentError::Shape(wrong).into());
@@ -527,7 +541,7 @@ impl Cuda {
         let first = wait_for(set.seat(plan.clone()), within).map_err(refuse)?;
         let first = first.map_err(|error| refuse(error.into()))?;
         let desk = Desk::new(&self.inner.pump, plan.state.len());
-        *lock(&desk.place) = Some((Arc::clone(first.resident()), first.number()));
+        desk.set_seat(Some(Seat::new(&desk, &first, layouts.input)));
         let mut first = Some(first);
         let window = self.inner.options.window;
         let at = Arc::clone(&desk);
@@ -550,6 +564,7 @@ impl Cuda {
                 }
             })
         })?;
+        desk.directory().enter(launched.key(), &desk);
         let mut desks = lock(&self.inner.desks);
         desks.retain(|_, desk| desk.strong_count() > 0);
         desks.insert(id, Arc::downgrade(&desk));
@@ -578,8 +593,9 @@ impl Cuda {
 
     fn place(&self, kernel: &str) -> Result<(Arc<Resident>, u32), CudaError> {
         let desk = lock(&self.inner.desks).get(&KernelId::from(kernel)).and_then(Weak::upgrade);
-        let place = desk.and_then(|desk| lock(&desk.place).clone());
-        place.ok_or_else(|| CudaError::NotSeated(kernel.into()))
+        let seat = desk.and_then(|desk| desk.seat());
+        let seat = seat.ok_or_else(|| CudaError::NotSeated(kernel.into()))?;
+        Ok((seat.resident, seat.number))
     }
 
     /// A snapshot of the state of this kernel, as it is between two messages: the bytes of the

@@ -12,6 +12,18 @@
 //! under `device/`; the host's ([`grid`]); and [`resident`], which keeps a grid on a device. Beside it,
 //! [`compute`]: memory, streams and launches as any other program uses them.
 //!
+//! Kernels that are [connected](dotcompute_core::KernelRef::connect) and sit on one grid, as those do that
+//! were linked together, send to each other on the device, without a hop over the host:
+//!
+//! - So it is while the next kernel's policy is to block, its inbox has an edge to spare
+//!   ([`CudaOptions::senders`]), the records agree and no cycle would be closed on the device. Otherwise
+//!   replies go by the host, as those of any kernels do; [`Counters::sent`](grid::Counters) tells.
+//! - Books, order, faults and asks are as if the replies had gone through mailboxes. But an inbox holds
+//!   [`CudaOptions::share`] records of each sender, whatever the capacity of the mailbox; the message of an
+//!   ask that has ended is not skipped; and when the two are disconnected, what the next kernel has not
+//!   taken comes back to the first.
+//! - Batches, and replies to asks of before the connection, go by the host, in their order.
+//!
 //! None of this has run on a GPU yet. The tests run it, device code and all, on host threads behind
 //! stand-ins for NVIDIA's libraries.
 //!
@@ -24,10 +36,13 @@
 //! - A handler that does not come back is reported by the watchdog. It is killed at its next tick
 //!   (`rk_tick`) when its kernel is terminated, or when it keeps its grid from leaving for too long
 //!   ([`resident::Residency::overdue`]); if it has none, its grid is given up: all kernels on it fail
-//!   with `FAULT_STUCK`. `terminate` returns by its deadline in any case.
+//!   with `FAULT_STUCK`. Until then they go on with their work: a grid is left only when all of its
+//!   kernels can leave. `terminate` returns by its deadline in any case.
 
 mod cache;
 pub mod compute;
+#[cfg(not(loom))]
+mod direct;
 pub mod driver;
 pub mod grid;
 mod image;

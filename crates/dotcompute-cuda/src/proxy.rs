@@ -5,6 +5,12 @@
 //! here: the message is *in hand* until the device is done with it. A message is one record, or a
 //! batch of them, each of which takes a slot.
 //!
+//! A kernel that is connected to another one of its grid has its replies go there on the device, where
+//! they can: `Route`. Of that come back counts alone, and at the end of all the answers to asks.
+//! Messages keep their order on either way: what goes by the host (a batch, say) waits on the device
+//! until what went past it is worked off, and the next one goes past it only when the next kernel is
+//! quiet.
+//!
 //! What the device is done with, it says band by band (`Port::done`), in the order in which the
 //! messages were sent in that band; a reply says it too. What it had not begun when it stopped goes
 //! back to where it was queued.
@@ -20,12 +26,15 @@ use dotcompute_abi::codes;
 use dotcompute_abi::control::{
     COMMAND_DRAIN, COMMAND_HOLD, COMMAND_RUN, COMMAND_STOP, STATE_FAILED, STATE_STOPPED,
 };
-use dotcompute_abi::slot::FLAG_LOG;
+use dotcompute_abi::slot::{FLAG_FAULTED, FLAG_HOME, FLAG_LATE, FLAG_LOG};
 use dotcompute_core::compiled::{RecordBatch, RecordMessage, RecordReply};
-use dotcompute_core::{BoxError, Context, Envelope, Fault, FaultKind, MessageId, Stopped};
+use dotcompute_core::{
+    BoxError, Context, Envelope, Fault, FaultKind, MessageId, NextStage, Stopped,
+};
 use dotcompute_mailbox::Band;
 use dotcompute_mailbox::sync::lock;
 
+use crate::direct::{Seat, passes};
 use crate::grid::Report;
 use crate::kernels::Layouts;
 use crate::pump::{Desk, Need, Station};
@@ -33,10 +42,8 @@ use crate::resident::{Loss, ResidentError, Seated};
 
 type Boxed<T> = Pin<Box<dyn Future<Output = T> + Send>>;
 
-/// Positions are told apart on the device modulo this: [`TOKEN_NONE`] is none of them.
-///
-/// [`TOKEN_NONE`]: dotcompute_abi::device::TOKEN_NONE
-const TOKENS: u64 = dotcompute_abi::device::TOKEN_NONE as u64;
+/// Positions are told apart on the device modulo this: the tokens from here on are none of them.
+const TOKENS: u64 = dotcompute_abi::device::TOKEN_LAST as u64 + 1;
 
 /// Hands messages to one seat and brings back its replies, until the kernel has ended there.
 pub(crate) struct Proxy<M: RecordMessage, R: RecordReply> {
@@ -54,8 +61,9 @@ pub(crate) struct Proxy<M: RecordMessage, R: RecordReply> {
     /// The records on the device, band by band, in order.
     bands: [VecDeque<Run>; 4],
     in_flight: usize,
-    /// How many entries somebody waits for and are not settled.
+    /// How many entries somebody waits for and are not settled, and how many are batches.
     asks: usize,
+    batches: usize,
     /// Positions that the device is done with, to be settled.
     finished: VecDeque<u64>,
     command: u32,
@@ -68,11 +76,43 @@ pub(crate) struct Proxy<M: RecordMessage, R: RecordReply> {
     /// The last line that was logged as an error, and the token of its message.
     last_error: Option<(u32, String)>,
     scratch: Vec<u64>,
+    /// The kernel that this one is connected to, as it was when the context's word was read.
+    next: Option<NextStage<R>>,
+    link_word: u32,
+    link_changes: Boxed<()>,
+    route: Route,
+    /// Whether what was sent last took the edge.
+    goes_past_host: bool,
+    /// Replies that the next kernel did not take.
+    returned: VecDeque<TaggedRecord>,
+    /// This kernel's seat, for those before it.
+    seat: Seat,
+    /// Of what the seat reports, what is counted.
+    passed: u64,
+    received: u64,
+    /// A message from the device at which the kernel failed came back: it is in hand.
+    adopted: bool,
+    /// The tokens of asks that went on and may not have been answered.
+    passages: Vec<u32>,
+}
+
+/// The way of replies to the next kernel.
+enum Route {
+    /// By the host. The seat is one to which there is no edge.
+    Host(Option<Seat>),
+    /// An edge is being made.
+    Making(Seat, Boxed<Result<(), ResidentError>>),
+    /// By an edge on the device.
+    Edge(Seat),
+    /// The edge is being done away with.
+    Leaving(Seat, Boxed<Result<Vec<TaggedRecord>, ResidentError>>),
 }
 
 /// A message in hand.
 struct Entry {
     id: MessageId,
+    token: u32,
+    band: Band,
     single: bool,
     asked: bool,
     settled: bool,
@@ -99,12 +139,32 @@ impl<M: RecordMessage, R: RecordReply> Proxy<M, R> {
         layouts: Layouts,
         window: usize,
     ) -> Self {
-        *lock(&desk.place) = Some((Arc::clone(seated.resident()), seated.number()));
-        *lock(&desk.station) =
-            Some(Station { seated, done: [0; 4], state: 0, blocked: false, need: Need::Rest });
+        let is_here = |seat: &Seat| {
+            Arc::ptr_eq(&seat.resident, seated.resident()) && seat.number == seated.number()
+        };
+        // The first seat is taken before there is a proxy.
+        let known = desk.seat().filter(is_here);
+        let seat = known.unwrap_or_else(|| {
+            let seat = Seat::new(&desk, &seated, layouts.input);
+            desk.set_seat(Some(seat.clone()));
+            seat
+        });
+        *lock(&desk.station) = Some(Station::new(seated));
         let stop = Box::pin(context.stop_at_once());
         let pause_changes = Box::pin(context.pause_changes(false));
+        let link_word = context.link_word();
         Self {
+            next: context.next_stage(),
+            link_word,
+            link_changes: Box::pin(context.link_changes(link_word)),
+            route: Route::Host(None),
+            goes_past_host: false,
+            returned: VecDeque::new(),
+            seat,
+            passed: 0,
+            received: 0,
+            adopted: false,
+            passages: Vec::new(),
             context,
             desk,
             layouts,
@@ -115,6 +175,7 @@ impl<M: RecordMessage, R: RecordReply> Proxy<M, R> {
             bands: Default::default(),
             in_flight: 0,
             asks: 0,
+            batches: 0,
             finished: VecDeque::new(),
             command: COMMAND_HOLD,
             blocked: None,
@@ -134,6 +195,9 @@ impl<M: RecordMessage, R: RecordReply> Proxy<M, R> {
     ) -> Poll<Result<(), BoxError>> {
         station.seated.watch(cx.waker());
         self.look_at_lifecycle(station, cx);
+        station.asleep = true;
+        ready!(self.look_at_route(station, cx));
+        station.asleep = false;
         // All before the replies are read: what they stand for has been published by then.
         let loss = station.seated.resident().loss().cloned();
         let report = station.seated.port().report();
@@ -141,7 +205,10 @@ impl<M: RecordMessage, R: RecordReply> Proxy<M, R> {
         station.blocked = true;
         ready!(self.bring_replies(station, cx));
         station.blocked = false;
-        self.note_done(station, done, report);
+        self.note_done(station, done);
+        self.note_passed(report, 0);
+        self.note_received(report);
+        station.received = report.received;
         ready!(self.settle(cx));
         station.state = report.state;
         match report.state {
@@ -151,6 +218,10 @@ impl<M: RecordMessage, R: RecordReply> Proxy<M, R> {
         }
         if let Some(loss) = loss {
             return Poll::Ready(Err(self.lost(&loss, report, station.seated.number())));
+        }
+        if self.adopted {
+            // It has failed, and says so next.
+            return Poll::Pending;
         }
         loop {
             self.hand_over(station)?;
@@ -213,8 +284,11 @@ impl<M: RecordMessage, R: RecordReply> Proxy<M, R> {
         let count = records.bytes.len() / self.layouts.input.bytes;
         let asked = self.context.is_lent_ask(index);
         self.asks += usize::from(asked);
+        self.batches += usize::from(!records.single);
         self.entries.push_back(Entry {
             id: envelope.id,
+            token: ((self.base + index as u64) % TOKENS) as u32,
+            band: Band::from_priority(envelope.priority),
             single: records.single,
             asked,
             settled: false,
@@ -234,6 +308,9 @@ impl<M: RecordMessage, R: RecordReply> Proxy<M, R> {
     fn hand_over(&mut self, station: &mut Station) -> Result<(), BoxError> {
         let bytes = self.layouts.input.bytes;
         while let Some(entry) = self.entries.get_mut((self.sending - self.base) as usize) {
+            if matches!(self.route, Route::Making(..)) {
+                break;
+            }
             let count = entry.unsent.min(self.window.saturating_sub(self.in_flight));
             if count == 0 && entry.unsent > 0 {
                 break;
@@ -241,11 +318,28 @@ impl<M: RecordMessage, R: RecordReply> Proxy<M, R> {
             let index = (self.sending - self.base) as usize;
             let Some(envelope) = self.context.lent_at(index) else { break };
             let records = envelope.message.records(self.layouts.input, &mut self.scratch)?;
-            let band = Band::from_priority(envelope.priority);
-            let token = (self.sending % TOKENS) as u32;
+            let band = entry.band;
+            let passes = self.route.is_edge() && entry.single && count > 0;
+            let passage = passes.then(|| self.context.passage(index)).flatten();
+            let passes = passes && (!entry.asked || passage.is_some()) && {
+                // Else what went by the host would come later.
+                let quiet = || self.next.as_ref().is_some_and(NextStage::is_quiet);
+                self.goes_past_host || self.in_flight == 0 && quiet()
+            };
+            if count > 0 {
+                self.goes_past_host = passes;
+            }
+            if let Some(passage) = passage.filter(|_| passes) {
+                entry.token = self.desk.directory().depart(passage);
+                self.passages.push(entry.token);
+            }
             let start = (entry.records - entry.unsent) * bytes;
             for record in records.bytes[start..start + count * bytes].chunks_exact(bytes) {
-                let record = TaggedRecord::new(token, record).ok_or("a record fits into a slot")?;
+                let mut record =
+                    TaggedRecord::new(entry.token, record).ok_or("a record fits into a slot")?;
+                if !passes {
+                    record.header.flags = FLAG_HOME as u16;
+                }
                 let sent = station.seated.port().send(band, record);
                 debug_assert!(sent.is_ok(), "a band holds the window");
             }
@@ -264,9 +358,12 @@ impl<M: RecordMessage, R: RecordReply> Proxy<M, R> {
 
     /// The place among the messages in hand that a token names.
     fn index_of(&self, token: u32) -> Option<usize> {
+        if passes(token) {
+            return self.entries.iter().position(|entry| entry.token == token);
+        }
         let base = self.base % TOKENS;
         let index = (u64::from(token) + TOKENS - base) % TOKENS;
-        let index = usize::try_from(index).ok().filter(|_| u64::from(token) != TOKENS)?;
+        let index = usize::try_from(index).ok().filter(|_| u64::from(token) < TOKENS)?;
         (index < self.entries.len()).then_some(index)
     }
 
@@ -274,14 +371,39 @@ impl<M: RecordMessage, R: RecordReply> Proxy<M, R> {
     /// waits for room there.
     fn bring_replies(&mut self, station: &mut Station, cx: &mut TaskContext<'_>) -> Poll<()> {
         ready!(self.poll_blocked(cx));
-        while let Some(record) = station.seated.port().receive() {
+        loop {
+            let back = self.returned.pop_front();
+            let Some(record) = back.or_else(|| station.seated.port().receive()) else { break };
             let header = record.header;
+            // In the high byte is the number of an edge.
+            let flags = u32::from(header.flags) & 0xff;
             let payload = &record.payload[..usize::from(header.payload_bytes).min(40)];
-            if u32::from(header.flags) & FLAG_LOG != 0 {
+            if flags & FLAG_LOG != 0 {
                 self.log(header.token, payload);
                 continue;
             }
+            if let Some(index) = self.index_of(header.token)
+                && self.batches > 0
+                && self.finish_batches_before(index)
+                && self.settle(cx).is_pending()
+            {
+                self.returned.push_front(record);
+                return Poll::Pending;
+            }
+            let is_late = flags & FLAG_LATE != 0;
+            // The token of a late one is still that of the ask that goes on.
+            let passage = (!is_late).then(|| self.desk.directory().arrive(header.token)).flatten();
+            if flags & FLAG_FAULTED != 0 {
+                let message = Envelope::new(M::from_record(self.layouts.input, payload));
+                self.context.adopt(message, passage);
+                self.adopted = true;
+                continue;
+            }
             let Some(layout) = self.layouts.output else { continue };
+            if is_late {
+                self.context.bury_late(Envelope::new(R::one(layout, payload)));
+                continue;
+            }
             let index = self.index_of(header.token);
             if let Some(entry) = index.and_then(|index| self.entries.get_mut(index))
                 && !entry.single
@@ -290,8 +412,15 @@ impl<M: RecordMessage, R: RecordReply> Proxy<M, R> {
                 continue;
             }
             let mut reply = Envelope::new(R::one(layout, payload));
-            reply.correlation_id = index.map(|index| self.entries[index].id);
-            let sent = self.context.try_send_from(index, reply);
+            let sent = match (index, passage) {
+                (None, Some(passage)) => self.context.try_send_through(passage, reply),
+                (index, _) => {
+                    // It answers a message that has no name here where that came from the device.
+                    let named = index.map(|index| self.entries[index].id);
+                    reply.correlation_id = Some(named.unwrap_or_else(MessageId::next));
+                    self.context.try_send_from(index, reply)
+                }
+            };
             if let Some(index) = index
                 && self.layouts.max_emit == 0
             {
@@ -304,6 +433,23 @@ impl<M: RecordMessage, R: RecordReply> Proxy<M, R> {
             }
         }
         Poll::Ready(())
+    }
+
+    /// A kernel takes the messages of a band in order: it is done with the batches that were before
+    /// this one, whose replies go first. Whether there are any.
+    fn finish_batches_before(&mut self, index: usize) -> bool {
+        let position = self.base + index as u64;
+        let Some(entry) = self.entries.get(index) else { return false };
+        let before = self.finished.len();
+        for run in self.bands[entry.band as usize].iter().take_while(|run| run.position < position)
+        {
+            let place = run.position.checked_sub(self.base).map(|place| place as usize);
+            let batch = place.and_then(|place| self.entries.get(place));
+            if batch.is_some_and(|batch| !batch.single && !batch.settled) {
+                self.finished.push_back(run.position);
+            }
+        }
+        self.finished.len() > before
     }
 
     fn poll_blocked(&mut self, cx: &mut TaskContext<'_>) -> Poll<()> {
@@ -330,12 +476,8 @@ impl<M: RecordMessage, R: RecordReply> Proxy<M, R> {
         }
     }
 
-    /// Notes what the device is done with.
-    fn note_done(&mut self, station: &mut Station, done: [u64; 4], report: Report) {
-        let failed_at = match report.state {
-            STATE_FAILED => self.index_of(report.fault_token),
-            _ => None,
-        };
+    /// Notes what the device is done with, which what its handler failed at is not.
+    fn note_done(&mut self, station: &mut Station, done: [u64; 4]) {
         for (band, runs) in self.bands.iter_mut().enumerate() {
             let mut more = done[band].wrapping_sub(station.done[band]) as usize;
             while let Some(run) = runs.front_mut().filter(|_| more > 0) {
@@ -345,7 +487,7 @@ impl<M: RecordMessage, R: RecordReply> Proxy<M, R> {
                 let known = run.position >= self.base;
                 if let Some(entry) = self.entries.get_mut(index).filter(|_| known) {
                     entry.undone -= count;
-                    if entry.undone == 0 && failed_at != Some(index) {
+                    if entry.undone == 0 {
                         self.finished.push_back(run.position);
                     }
                 }
@@ -398,6 +540,7 @@ impl<M: RecordMessage, R: RecordReply> Proxy<M, R> {
             if let Some(entry) = self.entries.get_mut(index) {
                 entry.settled = true;
                 self.asks -= usize::from(entry.asked);
+                self.batches -= usize::from(!entry.single);
                 self.context.count_lent_records(entry.records);
             }
             let moved = self.context.settle_lent_at(index);
@@ -435,7 +578,7 @@ impl<M: RecordMessage, R: RecordReply> Proxy<M, R> {
     fn failed(&mut self, report: Report) -> BoxError {
         let index = self.index_of(report.fault_token);
         let mut text = match &self.last_error {
-            Some((token, text)) if *token == report.fault_token && index.is_some() => text.clone(),
+            Some((token, text)) if *token == report.fault_token => text.clone(),
             _ => describe(report.fault),
         };
         if let Some(index) = index {
@@ -443,7 +586,7 @@ impl<M: RecordMessage, R: RecordReply> Proxy<M, R> {
             let entry = &self.entries[index];
             if !entry.single {
                 let at = entry.records - entry.undone;
-                text = format!("{text} (at record {} of {})", at.saturating_sub(1), entry.records);
+                text = format!("{text} (at record {at} of {})", entry.records);
             }
         }
         Fault::code_with(report.fault, text).into()
@@ -479,13 +622,122 @@ impl<M: RecordMessage, R: RecordReply> Proxy<M, R> {
         }
     }
 
-    fn need(&self) -> Need {
+    fn need(&mut self) -> Need {
+        let directory = self.desk.directory();
+        self.passages.retain(|token| directory.is_awaited(*token));
         match () {
-            () if self.asks > 0 => Need::Spin,
+            () if self.asks > 0 || !self.passages.is_empty() => Need::Spin,
             () if self.in_flight > 0 || self.command > COMMAND_RUN => Need::Look,
+            () if self.adopted || self.seat.sent() != self.received => Need::Look,
             () => Need::Rest,
         }
     }
+
+    /// Has an edge made to the next kernel, or done away with. Pending while one is done away with:
+    /// what comes back goes before all other replies.
+    fn look_at_route(&mut self, station: &mut Station, cx: &mut TaskContext<'_>) -> Poll<()> {
+        while self.link_changes.as_mut().poll(cx).is_ready()
+            || self.context.link_word() != self.link_word
+        {
+            self.link_word = self.context.link_word();
+            self.link_changes = Box::pin(self.context.link_changes(self.link_word));
+            self.next = self.context.next_stage();
+            if let Route::Host(refused) = &mut self.route {
+                *refused = None;
+            }
+        }
+        loop {
+            match &mut self.route {
+                Route::Host(refused) => {
+                    let Some(to) = next_seat(&self.desk, self.next.as_ref(), self.layouts) else {
+                        break;
+                    };
+                    let is_here = Arc::ptr_eq(&to.resident, station.seated.resident());
+                    if !is_here || refused.as_ref().is_some_and(|refused| refused.is(&to)) {
+                        break;
+                    }
+                    let bytes = self.layouts.output.map_or(0, |layout| layout.bytes as u32);
+                    let made = to.resident.link(station.seated.number(), to.number, bytes);
+                    self.route = Route::Making(to, Box::pin(made));
+                }
+                Route::Making(to, made) => {
+                    let Poll::Ready(made) = made.as_mut().poll(cx) else { break };
+                    let to = to.clone();
+                    self.route = match made {
+                        Ok(()) => Route::Edge(to),
+                        Err(error) => {
+                            let kernel = self.context.id();
+                            tracing::debug!(%kernel, %error, "its replies go by the host");
+                            Route::Host(Some(to))
+                        }
+                    };
+                }
+                Route::Edge(to) => {
+                    let next = next_seat(&self.desk, self.next.as_ref(), self.layouts);
+                    if next.is_some_and(|next| next.is(to)) {
+                        break;
+                    }
+                    let left = to.resident.unlink(station.seated.number());
+                    self.route = Route::Leaving(to.clone(), Box::pin(left));
+                }
+                Route::Leaving(_, left) => {
+                    let left = ready!(left.as_mut().poll(cx));
+                    // All that took the edge is counted in it.
+                    let report = station.seated.port().report();
+                    // Of a grid that is lost nothing comes back.
+                    let left = left.unwrap_or_default();
+                    self.note_passed(report, left.len() as u64);
+                    self.returned.extend(left);
+                    self.route = Route::Host(None);
+                    self.goes_past_host = false;
+                }
+            }
+        }
+        Poll::Ready(())
+    }
+
+    /// Counts what this kernel has sent to the next one, but for what came back.
+    fn note_passed(&mut self, report: Report, back: u64) {
+        let more = (report.passed - self.passed).wrapping_sub(back);
+        self.passed = report.passed;
+        if more == 0 {
+            return;
+        }
+        self.context.count_sent_on(more);
+        if let Route::Edge(to) | Route::Leaving(to, _) = &self.route {
+            to.add_sent(more);
+        }
+    }
+
+    /// Counts what this kernel has taken from others.
+    fn note_received(&mut self, report: Report) {
+        // One at which it failed is in hand.
+        let processed = report.received - u64::from(self.adopted && report.received > 0);
+        let more = processed.saturating_sub(self.received);
+        if more > 0 {
+            self.received = processed;
+            self.context.count_adopted(more as usize);
+        }
+    }
+}
+
+impl Route {
+    fn is_edge(&self) -> bool {
+        matches!(self, Self::Edge(_))
+    }
+}
+
+/// The seat that the replies of a kernel could go to on the device.
+fn next_seat<R: RecordReply>(
+    desk: &Arc<Desk>,
+    next: Option<&NextStage<R>>,
+    layouts: Layouts,
+) -> Option<Seat> {
+    // Any other policy is one of the mailbox's.
+    let next = next.filter(|next| next.waits_for_room())?;
+    let theirs = desk.directory().desk(next.key())?;
+    desk.comes_before(&theirs);
+    theirs.seat().filter(|seat| layouts.output.is_some_and(|it| it.agrees_with(seat.input)))
 }
 
 /// A code of the runtime's, in words.
@@ -519,9 +771,19 @@ impl<M: RecordMessage, R: RecordReply> Future for Proxy<M, R> {
 
 impl<M: RecordMessage, R: RecordReply> Drop for Proxy<M, R> {
     fn drop(&mut self) {
-        *lock(&self.desk.place) = None;
+        self.desk.set_seat(None);
+        if let Some(layout) = self.layouts.output {
+            for record in self.returned.drain(..) {
+                let payload = &record.payload[..layout.bytes];
+                self.context.bury(Envelope::new(R::one(layout, payload)));
+            }
+        }
         let station = lock(&self.desk.station).take();
         if let Some(mut station) = station {
+            if let Route::Edge(to) | Route::Leaving(to, _) = &self.route {
+                let (to, passed) = (to.clone(), self.passed);
+                station.seated.when_free(move |report| to.add_sent(report.passed - passed));
+            }
             let report = station.seated.port().report();
             // Killed while the handler is at work.
             if report.state != STATE_FAILED && report.state != STATE_STOPPED {

@@ -14,8 +14,9 @@
 //! | `pump.news` | `Pump::tell` | `Pump::run` | tasks that were added, desks that were woken |
 
 use std::cell::RefCell;
-use std::sync::{Arc, Mutex};
-use std::task::{Context, Wake, Waker};
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, Weak};
+use std::task::{Context, Poll, Wake, Waker};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -24,7 +25,8 @@ use dotcompute_mailbox::doorbell::{Doorbell, Waiting};
 use dotcompute_mailbox::sync::{AtomicBool, Ordering, lock};
 use dotcompute_mailbox::wait;
 
-use crate::resident::{Resident, Seated};
+use crate::direct::{Directory, Seat};
+use crate::resident::Seated;
 
 /// How long the pump sleeps at first, and at last, while something is on the device.
 const NAP_MIN: Duration = Duration::from_micros(20);
@@ -50,20 +52,41 @@ pub(crate) struct Station {
     pub(crate) seated: Seated,
     pub(crate) done: [u64; 4],
     pub(crate) state: u32,
+    /// Messages taken from other kernels of the device.
+    pub(crate) received: u64,
     /// No reply can be taken in before the proxy is woken.
     pub(crate) blocked: bool,
+    /// Nothing can be done before the proxy is woken.
+    pub(crate) asleep: bool,
     pub(crate) need: Need,
 }
 
 impl Station {
+    pub(crate) fn new(seated: Seated) -> Self {
+        Self {
+            seated,
+            done: [0; 4],
+            state: 0,
+            received: 0,
+            blocked: false,
+            asleep: false,
+            need: Need::Rest,
+        }
+    }
+
     fn has_news(&mut self) -> bool {
         let is_lost = self.seated.resident().loss().is_some();
-        let Self { seated, done, state, blocked, .. } = self;
+        let Self { seated, done, state, received, blocked, asleep, .. } = self;
+        if *asleep {
+            return false;
+        }
         let port = seated.port();
+        let report = port.report();
         is_lost
             || !*blocked && port.has_reply()
             || port.done() != *done
-            || port.report().state != *state
+            || report.state != *state
+            || report.received != *received
     }
 }
 
@@ -75,7 +98,9 @@ pub(crate) struct Desk {
     /// Not there while the proxy uses it.
     pub(crate) station: Mutex<Option<Station>>,
     /// The seat that the kernel has.
-    pub(crate) place: Mutex<Option<(Arc<Resident>, u32)>>,
+    seat: Mutex<Option<Seat>>,
+    /// Those whose kernels are connected to this one.
+    before: Mutex<Vec<Weak<Desk>>>,
     state_bytes: usize,
 }
 
@@ -91,7 +116,8 @@ impl Desk {
             pump: Arc::clone(pump),
             woken: AtomicBool::new(true),
             station: Mutex::default(),
-            place: Mutex::default(),
+            seat: Mutex::default(),
+            before: Mutex::default(),
             state_bytes,
         })
     }
@@ -102,6 +128,32 @@ impl Desk {
         let launched = launch();
         LAUNCHING.take();
         launched
+    }
+
+    /// The seat that its kernel has.
+    pub(crate) fn seat(&self) -> Option<Seat> {
+        lock(&self.seat).clone()
+    }
+
+    /// Its kernel has another seat, or none; those before it are told.
+    pub(crate) fn set_seat(&self, seat: Option<Seat>) {
+        let replaced = std::mem::replace(&mut *lock(&self.seat), seat);
+        drop(replaced);
+        let before: Vec<_> = lock(&self.before).iter().filter_map(Weak::upgrade).collect();
+        before.iter().for_each(Wake::wake_by_ref);
+    }
+
+    /// From now on this one is told when the seat of `next` changes.
+    pub(crate) fn comes_before(self: &Arc<Self>, next: &Self) {
+        let mut before = lock(&next.before);
+        before.retain(|desk| desk.strong_count() > 0);
+        if !before.iter().any(|known| std::ptr::eq(known.as_ptr(), &**self)) {
+            before.push(Arc::downgrade(self));
+        }
+    }
+
+    pub(crate) fn directory(&self) -> &Directory {
+        &self.pump.directory
     }
 
     pub(crate) fn state_bytes(&self) -> usize {
@@ -142,6 +194,7 @@ pub(crate) struct Pump {
     fresh: Mutex<Vec<(Arc<Desk>, KernelTask)>>,
     /// Nobody launches kernels any more.
     closed: AtomicBool,
+    directory: Directory,
 }
 
 impl Pump {
@@ -194,7 +247,7 @@ impl Pump {
                     return true;
                 }
                 worked = true;
-                std::pin::Pin::new(task).poll(&mut Context::from_waker(waker)).is_pending()
+                poll(task, waker).is_pending()
             });
             if worked || tasks.len() != before {
                 (idle, nap) = (None, NAP_MIN);
@@ -221,11 +274,21 @@ impl Pump {
                 },
                 Need::Spin | Need::Look => {
                     self.bell.wait(&mut waiting, Some(now + nap), has_news);
+                    if nap == NAP_MAX {
+                        // Whoever asked may have given up, of which there is no news.
+                        tasks.retain_mut(|(desk, waker, task)| {
+                            desk.need() != Need::Spin || poll(task, waker).is_pending()
+                        });
+                    }
                     nap = (nap * 2).min(NAP_MAX);
                 }
             }
         }
     }
+}
+
+fn poll(task: &mut KernelTask, waker: &Waker) -> Poll<()> {
+    Pin::new(task).poll(&mut Context::from_waker(waker))
 }
 
 /// Kernels on a GPU: `"cuda"`.

@@ -17,12 +17,13 @@ use std::task::Waker;
 use std::thread;
 use std::time::Duration;
 
+use dotcompute_abi::TaggedRecord;
 use dotcompute_mailbox::sync::lock;
 use dotcompute_mailbox::wait;
 use tokio::sync::oneshot;
 
 use crate::driver::Driver;
-use crate::grid::{Counters, Port, PortWords, SeatPlan, Shape};
+use crate::grid::{Counters, Port, PortWords, Report, SeatPlan, Shape};
 use crate::image::Image;
 use launcher::Launcher;
 
@@ -89,9 +90,18 @@ enum Request {
         answer: oneshot::Sender<Result<(u32, Port), ResidentError>>,
     },
     /// Nobody uses this seat any more.
-    Vacate {
-        seat: u32,
-        port: Box<Port>,
+    Vacate(Vacated),
+    /// The replies of one seat are to go straight into the inbox of another.
+    Link {
+        from: u32,
+        to: u32,
+        record_bytes: u32,
+        answer: oneshot::Sender<Result<(), ResidentError>>,
+    },
+    /// They are to go to the host again.
+    Unlink {
+        from: u32,
+        answer: oneshot::Sender<Result<Vec<TaggedRecord>, ResidentError>>,
     },
     /// A copy of this seat's state.
     State {
@@ -103,6 +113,15 @@ enum Request {
         within: Duration,
     },
 }
+
+/// A seat that nobody uses any more, and whom to tell when its kernel has ended.
+struct Vacated {
+    seat: u32,
+    port: Box<Port>,
+    then: Option<WhenFree>,
+}
+
+type WhenFree = Box<dyn FnOnce(Report) + Send>;
 
 impl Resident {
     /// Makes ready, on the device of this ordinal, a grid of `image` with `shape`'s seats, all empty.
@@ -168,7 +187,7 @@ impl Resident {
     /// If the future is dropped, the seat stays free.
     pub async fn take(self: &Arc<Self>, plan: SeatPlan) -> Result<Seated, ResidentError> {
         let (seat, port) = self.request_seat(None, plan).await?;
-        Ok(Seated { port: Some(port), seat, resident: Arc::clone(self) })
+        Ok(Seated { port: Some(port), seat, resident: Arc::clone(self), when_free: None })
     }
 
     fn request_seat(
@@ -177,6 +196,44 @@ impl Resident {
         plan: SeatPlan,
     ) -> impl Future<Output = Result<(u32, Port), ResidentError>> + use<> {
         self.ask(move |answer| Request::Seat { seat, plan, answer })
+    }
+
+    /// Lets the replies of the kernel on seat `from`, of so many bytes, go straight into the inbox of
+    /// the one on seat `to`, between two leases. The inbox's share of it is what the shape has for
+    /// each of its edges.
+    ///
+    /// # Errors
+    ///
+    /// [`ResidentError::Plan`] if there is no such kernel, the shape has no room for the edge, or it
+    /// would close a cycle; otherwise what the driver said, or that the grid is lost.
+    ///
+    /// # Cancel safety
+    ///
+    /// If the future is dropped, the edge may be there or not.
+    pub fn link(
+        &self,
+        from: u32,
+        to: u32,
+        record_bytes: u32,
+    ) -> impl Future<Output = Result<(), ResidentError>> + use<> {
+        self.ask(move |answer| Request::Link { from, to, record_bytes, answer })
+    }
+
+    /// Undoes [`link`](Self::link): the replies go to the host again. What the kernel that they went to
+    /// has not taken is given back, in order. All that `from` passed is in its report by then.
+    ///
+    /// # Errors
+    ///
+    /// What the driver said, or that the grid is lost.
+    ///
+    /// # Cancel safety
+    ///
+    /// What is given back is lost if the future is dropped.
+    pub fn unlink(
+        &self,
+        from: u32,
+    ) -> impl Future<Output = Result<Vec<TaggedRecord>, ResidentError>> + use<> {
+        self.ask(move |answer| Request::Unlink { from, answer })
     }
 
     /// A copy of what the state of this seat is between two messages. The grid makes a pause.
@@ -253,9 +310,16 @@ pub struct Seated {
     port: Option<Port>,
     seat: u32,
     resident: Arc<Resident>,
+    when_free: Option<WhenFree>,
 }
 
 impl Seated {
+    /// Calls `f` with the last report of the kernel when the seat is free again; not if the grid is
+    /// lost before.
+    pub(crate) fn when_free(&mut self, f: impl FnOnce(Report) + Send + 'static) {
+        self.when_free = Some(Box::new(f));
+    }
+
     /// Its number.
     pub fn number(&self) -> u32 {
         self.seat
@@ -299,7 +363,8 @@ impl Drop for Seated {
     fn drop(&mut self) {
         if let Some(port) = self.port.take() {
             port.command(dotcompute_abi::control::COMMAND_KILL);
-            let request = Request::Vacate { seat: self.seat, port: Box::new(port) };
+            let (seat, port, then) = (self.seat, Box::new(port), self.when_free.take());
+            let request = Request::Vacate(Vacated { seat, port, then });
             // A grid that is lost has no seats.
             let _ = self.resident.requests.send(request);
         }

@@ -18,22 +18,36 @@ pub const FOLDERS_VARIABLE: &str = "DOTCOMPUTE_CUDA_LIBRARIES";
 /// Major versions that the system's loader is asked for by name, newest first.
 const MAJORS: [u32; 2] = [13, 12];
 
-/// A compiler and a linker that fit each other.
+/// A compiler, and a linker that fits it, if there is one.
 #[derive(Debug)]
 pub struct Toolkit {
     /// The compiler.
     pub nvrtc: Nvrtc,
-    /// The linker, at least as new as the compiler.
-    pub linker: NvJitLink,
+    linker: Result<NvJitLink, Absent>,
 }
 
 impl Toolkit {
+    /// These two. The linker is to be at least as new as the compiler.
+    pub fn new(nvrtc: Nvrtc, linker: NvJitLink) -> Self {
+        Self { nvrtc, linker: Ok(linker) }
+    }
+
+    /// The linker, at least as new as the compiler. Kernels on the device are linked; what is used
+    /// launch by launch need not be.
+    ///
+    /// # Errors
+    ///
+    /// Why there is none.
+    pub fn linker(&self) -> Result<&NvJitLink, &Absent> {
+        self.linker.as_ref()
+    }
+
     /// The toolkit of this machine: what [`FOLDERS_VARIABLE`] names, or else the best of an active
     /// Python environment, `CUDA_HOME`, `CUDA_PATH`, `/usr/local` and the system's loader.
     ///
     /// # Errors
     ///
-    /// Why there is none.
+    /// Why there is no compiler. That there is no linker shows when it is [asked for](Self::linker).
     pub fn load() -> Result<Self, Absent> {
         Self::load_beside(&[])
     }
@@ -43,11 +57,11 @@ impl Toolkit {
     ///
     /// # Errors
     ///
-    /// Why there is none.
+    /// As for `load`.
     pub fn load_beside(environments: &[PathBuf]) -> Result<Self, Absent> {
         let places = Places::beside(environments);
-        let linker = linker(&places)?;
-        Ok(Self { nvrtc: nvrtc(&places, Some(&linker))?, linker })
+        let linker = linker(&places);
+        Ok(Self { nvrtc: nvrtc(&places, linker.as_ref().ok())?, linker })
     }
 }
 

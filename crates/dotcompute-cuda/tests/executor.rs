@@ -7,6 +7,7 @@
 
 mod standin;
 
+use std::path::Path;
 use std::process::Command;
 use std::sync::mpsc::{RecvTimeoutError, channel};
 use std::sync::{Arc, OnceLock};
@@ -19,8 +20,9 @@ use dotcompute_core::{
     Message, Record, RecordBatch, Restart, RestartPolicy, Runtime, Terminate, Termination,
 };
 use dotcompute_cuda::resident::Residency;
+use dotcompute_cuda::toolkit::{FOLDERS_VARIABLE, Toolkit};
 use dotcompute_cuda::{
-    Cuda, CudaError, CudaHandler, CudaKernel, CudaKernels, CudaLaunch, CudaOptions,
+    Cuda, CudaError, CudaHandler, CudaKernel, CudaKernels, CudaLaunch, CudaOptions, Version,
 };
 use standin::StandIn;
 
@@ -847,7 +849,7 @@ fn what_is_absent_or_refuses_is_an_error_that_says_so() {
     let said = child(|command| command.env("STANDIN_FAIL", "cuInit=100"));
     assert!(said.contains("cuInit returned 100: CUDA_ERROR_NO_DEVICE"), "{said}");
     let said = child(|command| command.env("DOTCOMPUTE_CUDA_LIBRARIES", &nowhere));
-    assert!(said.contains("no CUDA: nvJitLink was not found"), "{said}");
+    assert!(said.contains("no CUDA: NVRTC was not found"), "{said}");
     for (call, code, what) in [
         ("cuMemAlloc_v2", 2, "cuMemAlloc returned 2: CUDA_ERROR_OUT_OF_MEMORY"),
         ("cuMemHostAlloc", 2, "cuMemHostAlloc returned 2: CUDA_ERROR_OUT_OF_MEMORY"),
@@ -858,4 +860,58 @@ fn what_is_absent_or_refuses_is_an_error_that_says_so() {
         assert!(said.contains("'child'") && said.contains(what), "{said}");
     }
     std::fs::remove_dir_all(nowhere).unwrap();
+}
+
+#[test]
+fn without_a_linker_a_toolkit_still_has_its_compiler() {
+    const CHILD: &str = "DOTCOMPUTE_COMPILER_ALONE";
+    if std::env::var_os(CHILD).is_some() {
+        let toolkit = Toolkit::load().unwrap();
+        assert!(toolkit.nvrtc.version() >= Version::new(12, 0));
+        let absent = toolkit.linker().unwrap_err().to_string();
+        assert!(absent.contains("nvJitLink"), "{absent}");
+        let error = kernels()
+            .build(Version::new(9, 0), &CudaOptions { cache: None, ..CudaOptions::default() })
+            .unwrap_err();
+        assert!(matches!(error, CudaError::Absent(_)), "{error:?}");
+        return;
+    }
+    let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("compiler-alone");
+    std::fs::create_dir_all(&folder).unwrap();
+    let compiler = "libnvrtc.so.13";
+    std::fs::copy(standin::folder().join(compiler), folder.join(compiler)).unwrap();
+    let child = Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", "without_a_linker_a_toolkit_still_has_its_compiler"])
+        .env(FOLDERS_VARIABLE, &folder)
+        .env(CHILD, "1")
+        .output()
+        .unwrap();
+    assert!(child.status.success(), "{}", String::from_utf8_lossy(&child.stdout));
+}
+
+#[test]
+fn a_handler_that_does_not_come_back_keeps_no_other_kernel_from_its_work() {
+    let _device = StandIn::get().shared();
+    let options = standin::options();
+    let overdue = Duration::from_secs(600);
+    let residency = Residency { overdue, ..options.residency };
+    let stage = Stage::with(CudaOptions { residency, ..options });
+    let (stuck, works) = (stage.adder("stuck"), stage.adder("works"));
+    assert_eq!(ask(&stuck, 1).total, 1);
+    stuck.send_blocking(Number { value: -3 }, None).unwrap();
+    // Long past the lease, which is over for both.
+    let began = Instant::now();
+    let mut count = 0;
+    while began.elapsed() < Duration::from_millis(500) || count < 10 {
+        count += 1;
+        assert_eq!(ask(&works, 1).count, count);
+    }
+    assert_eq!((stuck.state(), stuck.books().in_hand), (KernelState::Active, 1));
+    stuck.terminate_blocking(Terminate::now().within(Duration::from_secs(1)));
+    // The next change needs all of them to come back.
+    let third = stage.adder("comes later");
+    assert_eq!(ask(&third, 7).total, 7);
+    assert_eq!(ask(&works, 1).count, count + 1);
+    third.terminate_blocking(Terminate::now());
+    works.terminate_blocking(Terminate::now());
 }

@@ -42,12 +42,22 @@ enum Broken {
     DrainFence,
     /// `dc_sit`: a look from before the order counts.
     DrainBeforeOrder,
+    /// `dc_handle_staged`: the message that the handler failed at counts as done.
+    FaultedIsDone,
     /// `dc_tell_state`: no fence before the state.
     ReportFence,
     /// `dc_tell_state`: the state before the fault.
     StateBeforeFault,
     /// `Port::report`: not acquired.
     ReportAcquire,
+    /// `dc_settle`: no fence before what was taken is counted.
+    ReceivedFence,
+    /// `Port::report`: the count is not acquired.
+    ReceivedAcquire,
+    /// `dc_settle`: what was passed on is counted after the head.
+    PassedAfterHead,
+    /// `Port::done`: the head is not acquired.
+    HeadAcquire,
     /// `dc_leave`: no fence before the count.
     LeaveFence,
     /// `dc_serve`: no fence after the count.
@@ -294,29 +304,95 @@ fn drain(broken: Broken) {
     });
 }
 
-/// A seat fails, and the host that sees so must see why.
+/// A seat fails at its second message. The host that sees so must see why, and that the first is
+/// done; the second it never sees done, also where it does not see the failure yet.
 fn report(broken: Broken) {
+    #[derive(Default)]
+    struct Words {
+        done: AtomicU64,
+        fault: AtomicU64,
+        state: AtomicU64,
+    }
+
     loom::model(move || {
-        let words: Arc<(AtomicU64, AtomicU64)> = Arc::default();
+        let words: Arc<Words> = Arc::default();
         let seat = {
             let words = Arc::clone(&words);
             thread::spawn(move || {
-                let (fault, state) = &*words;
+                let done = if broken == Broken::FaultedIsDone { 2 } else { 1 };
+                words.done.store(done, Ordering::Relaxed);
                 if broken == Broken::StateBeforeFault {
-                    state.store(1, Ordering::Relaxed);
+                    words.state.store(1, Ordering::Relaxed);
                 }
-                fault.store(1, Ordering::Relaxed);
+                words.fault.store(1, Ordering::Relaxed);
                 broken.fence(Broken::ReportFence, Ordering::AcqRel);
                 // SYNC(device.report) release
-                state.store(1, Ordering::Relaxed);
+                words.state.store(1, Ordering::Relaxed);
             })
         };
-        let (fault, state) = &*words;
         // SYNC(device.report) acquire
-        if state.load(broken.order(Broken::ReportAcquire, Ordering::Acquire)) == 1 {
-            assert_eq!(fault.load(Ordering::Relaxed), 1, "a fault without its reason");
+        let state = words.state.load(broken.order(Broken::ReportAcquire, Ordering::Acquire));
+        let done = words.done.load(Ordering::Relaxed);
+        assert!(done < 2, "the message that it failed at is taken for processed");
+        if state == 1 {
+            assert_eq!(words.fault.load(Ordering::Relaxed), 1, "a fault without its reason");
+            assert_eq!(done, 1, "a message that is done is handed over again");
         }
         seat.join().unwrap();
+    });
+}
+
+/// A seat passes a reply on, and says that its message is done with; another takes it, and replies to
+/// the host. Whoever finds the message done with finds the reply counted; whoever finds it taken
+/// finds what it led to.
+fn pass(broken: Broken) {
+    #[derive(Default)]
+    struct Words {
+        passed: AtomicU64,
+        head: AtomicU64,
+        inbox: Slot,
+        reply: Slot,
+        received: AtomicU64,
+    }
+
+    loom::model(move || {
+        let words: Arc<Words> = Arc::default();
+        let first = {
+            let words = Arc::clone(&words);
+            thread::spawn(move || {
+                words.inbox.write(1, 7);
+                if broken != Broken::PassedAfterHead {
+                    words.passed.store(1, Ordering::Relaxed);
+                }
+                broken.fence(Broken::FreeFence, Ordering::AcqRel);
+                // SYNC(ring.free) release
+                words.head.store(1, Ordering::Relaxed);
+                if broken == Broken::PassedAfterHead {
+                    words.passed.store(1, Ordering::Relaxed);
+                }
+            })
+        };
+        let second = {
+            let words = Arc::clone(&words);
+            thread::spawn(move || {
+                if words.inbox.read(1, broken).is_some() {
+                    words.reply.write(1, 8);
+                    broken.fence(Broken::ReceivedFence, Ordering::AcqRel);
+                    // SYNC(device.received) release
+                    words.received.store(1, Ordering::Relaxed);
+                }
+            })
+        };
+        // SYNC(device.received) acquire
+        if words.received.load(broken.order(Broken::ReceivedAcquire, Ordering::Acquire)) == 1 {
+            assert_eq!(words.reply.read(1, broken), Some([8; 2]), "a reply is left behind");
+        }
+        // SYNC(ring.free) acquire
+        if words.head.load(broken.order(Broken::HeadAcquire, Ordering::Acquire)) == 1 {
+            assert_eq!(words.passed.load(Ordering::Relaxed), 1, "a reply that nobody counts");
+        }
+        first.join().unwrap();
+        second.join().unwrap();
     });
 }
 
@@ -406,7 +482,16 @@ hand_over! { drain, a_drain_leaves_nothing_behind:
 hand_over! { report, a_fault_comes_with_its_reason:
     ReportFence => report_without_a_fence_fails,
     StateBeforeFault => report_of_the_state_first_fails,
+    FaultedIsDone => report_after_the_fault_counts_as_done_fails,
     ReportAcquire => report_read_without_acquiring_fails,
+}
+
+hand_over! { pass, what_goes_past_the_host_is_counted_and_what_it_led_to_is_found:
+    FreeFence => passed_without_a_fence_before_the_head_fails,
+    PassedAfterHead => passed_counted_after_the_head_fails,
+    HeadAcquire => head_read_without_acquiring_fails,
+    ReceivedFence => received_without_a_fence_fails,
+    ReceivedAcquire => received_read_without_acquiring_fails,
 }
 
 hand_over! { leave, the_counters_are_exact_when_a_grid_has_ended:

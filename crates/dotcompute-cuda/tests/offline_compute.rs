@@ -66,7 +66,7 @@ fn ptx_is_linked_for_every_architecture() {
         for bytes in [ptx.as_bytes(), &[ptx.as_bytes(), b"\0"].concat()] {
             let part = Part { name: "none.ptx", kind: PartKind::Ptx, bytes };
             let option = format!("-arch=sm_{architecture}");
-            let cubin = toolkit.linker.link(&[part], &[option.as_str()]).unwrap();
+            let cubin = toolkit.linker().unwrap().link(&[part], &[option.as_str()]).unwrap();
             assert!(cubin.starts_with(b"\x7fELF"), "sm_{architecture}");
         }
     }

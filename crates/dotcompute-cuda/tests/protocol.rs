@@ -201,6 +201,22 @@ fn a_handler_that_ticks_can_be_killed() {
 }
 
 #[test]
+fn a_kernel_that_is_to_hold_handles_one_more_message_at_most_of_those_that_it_has_read() {
+    let mut running = Running::new(OBEY, 0);
+    for _ in 0..12 {
+        running.send(8);
+    }
+    running.port.command(COMMAND_RUN);
+    until("it is busy", || running.port.report().busy == 1);
+    running.port.command(COMMAND_HOLD);
+    running.state(STATE_HOLDING);
+    assert!((1..=2).contains(&running.port.report().processed));
+    running.port.command(COMMAND_DRAIN);
+    running.ended();
+    assert_eq!(running.port.counters().processed, 12);
+}
+
+#[test]
 fn a_line_of_the_log_is_cut_to_its_record() {
     let mut running = Running::new(OBEY, 0);
     running.port.command(COMMAND_RUN);
@@ -304,4 +320,174 @@ fn a_plan_that_does_not_fit_its_grid_is_refused() {
         plan.edges = vec![EdgePlan { share: 2, ..edge }];
     });
     assert_eq!(error, PlanError::ShareTooSmall { edge: 0, share: 2, least: 3 });
+}
+
+/// Two kernels, the first of which replies to the second.
+struct Linked {
+    stage: Stage,
+    first: Port,
+    second: Port,
+    epoch: u32,
+    warps: Vec<JoinHandle<()>>,
+}
+
+impl Linked {
+    fn new(second: u32, inbox_capacity: usize) -> Self {
+        Self::with(ADD, 0, second, inbox_capacity)
+    }
+
+    fn with(first: u32, max_emit: u32, second: u32, inbox_capacity: usize) -> Self {
+        let shape = Shape { seats: 2, inbox_capacity, edges: 1, edges_in: 1, ..Shape::default() };
+        let mut stage = Stage::new(shape);
+        let mut plan_of_first = plan(first);
+        plan_of_first.max_emit = max_emit;
+        let first = stage.seat(0, &plan_of_first);
+        let mut plan_of_second = plan(second);
+        plan_of_second.max_emit = 2;
+        let second = stage.seat(1, &plan_of_second);
+        let edge = EdgePlan { to: 1, number: 0, share: inbox_capacity as u32, record_bytes: 16 };
+        stage.link(0, &plan_of_first, edge);
+        let (epoch, parameters) = stage.launch(None, None);
+        let warps = (0..=2).map(|warp| thread::spawn(compiled().warp(parameters, warp))).collect();
+        Self { stage, first, second, epoch, warps }
+    }
+
+    fn run(&self) {
+        for port in [&self.first, &self.second] {
+            port.command(COMMAND_RUN);
+        }
+    }
+
+    fn stop(&self) {
+        for port in [&self.first, &self.second] {
+            port.command(COMMAND_STOP);
+        }
+    }
+
+    fn ended(&mut self) {
+        let (grid, epoch) = (self.stage.grid, self.epoch);
+        until("the end of the grid", || grid.has_ended(epoch));
+        self.warps.drain(..).for_each(|warp| warp.join().unwrap());
+    }
+}
+
+fn received(port: &mut Port) -> TaggedRecord {
+    let mut received = None;
+    until("a reply", || {
+        received = port.receive();
+        received.is_some()
+    });
+    received.unwrap()
+}
+
+/// A token that goes on past the kernel that it is given to.
+const PASSING: u32 = dotcompute_abi::device::TOKEN_LAST + 7;
+
+#[test]
+fn replies_of_a_linked_kernel_go_to_the_next_one_with_the_token_of_an_ask_alone() {
+    let mut linked = Linked::new(ADD, 8);
+    linked.run();
+    for (turn, token) in (1..=100).zip([3, PASSING, 4, 5].into_iter().cycle()) {
+        until("there is room", || linked.first.send(Band::Normal, number(token, 1)).is_ok());
+        let reply = received(&mut linked.second);
+        // The first replies with its sum, the second with the sum of those.
+        assert_eq!(sum(&reply), (turn * (turn + 1) / 2, turn));
+        let passed = if token == PASSING { PASSING } else { dotcompute_abi::device::TOKEN_NONE };
+        assert_eq!((reply.header.token, reply.header.flags), (passed, 0));
+    }
+    linked.first.command(COMMAND_DRAIN);
+    until("the first ends", || linked.first.report().state == STATE_STOPPED);
+    linked.second.command(COMMAND_DRAIN);
+    linked.ended();
+    assert!(linked.first.receive().is_none());
+    let (first, second) = (linked.first.report(), linked.second.report());
+    assert_eq!((first.passed, first.received), (100, 0));
+    assert_eq!((second.passed, second.received, second.processed), (0, 100, 100));
+    assert_eq!(linked.first.counters().sent, 100);
+}
+
+#[test]
+fn a_reply_that_is_to_go_to_the_host_waits_until_the_edge_is_worked_off() {
+    let mut linked = Linked::new(ADD, 8);
+    linked.first.command(COMMAND_RUN);
+    for value in 1..=3 {
+        linked.first.send(Band::Normal, number(value, 1)).unwrap();
+    }
+    let mut home = number(9, 1);
+    home.header.flags = dotcompute_abi::slot::FLAG_HOME as u16;
+    linked.first.send(Band::Normal, home).unwrap();
+    until("it waits", || linked.first.report().waiting_on == 2);
+    assert!(linked.first.receive().is_none());
+    linked.second.command(COMMAND_RUN);
+    let reply = received(&mut linked.first);
+    assert_eq!((reply.header.token, sum(&reply)), (9, (4, 1)));
+    // All three were handled before.
+    for value in [1, 3, 6] {
+        assert_eq!(sum(&linked.second.receive().unwrap()).0, value);
+    }
+    linked.stop();
+    linked.ended();
+}
+
+#[test]
+fn of_several_replies_the_first_goes_on_with_an_ask_and_the_others_are_late() {
+    let mut linked = Linked::with(OBEY, 2, ADD, 8);
+    linked.run();
+    // Emits two, then replies.
+    linked.first.send(Band::Normal, number(PASSING, 1)).unwrap();
+    let reply = received(&mut linked.second);
+    assert_eq!((reply.header.token, sum(&reply)), (PASSING, (1, 1)));
+    for _ in 0..2 {
+        let late = received(&mut linked.first);
+        assert_eq!(u32::from(late.header.flags), dotcompute_abi::slot::FLAG_LATE);
+    }
+    linked.first.send(Band::Normal, number(3, 1)).unwrap();
+    for _ in 0..3 {
+        assert_eq!(received(&mut linked.second).header.token, dotcompute_abi::device::TOKEN_NONE);
+    }
+    linked.stop();
+    linked.ended();
+    assert_eq!(linked.first.report().passed, 4);
+}
+
+#[test]
+fn a_message_of_another_kernel_goes_to_the_host_when_its_kernel_fails_at_it() {
+    // The sum of the first tells the second what to do: 2 is to fail.
+    let mut linked = Linked::with(ADD, 0, OBEY, 8);
+    linked.run();
+    linked.first.send(Band::Normal, number(PASSING, 2)).unwrap();
+    let line = received(&mut linked.second);
+    assert_eq!(u32::from(line.header.flags), FLAG_LOG);
+    let back = received(&mut linked.second);
+    assert_eq!(u32::from(back.header.flags), dotcompute_abi::slot::FLAG_FAULTED);
+    assert_eq!((back.header.token, sum(&back)), (PASSING, (2, 2)));
+    until("it fails", || linked.second.report().state == STATE_FAILED);
+    let report = linked.second.report();
+    assert_eq!((report.fault, report.received, report.fault_token), (-22, 1, PASSING));
+    linked.first.command(COMMAND_STOP);
+    linked.ended();
+}
+
+#[test]
+fn what_nobody_took_lies_in_the_inbox_in_order() {
+    let mut linked = Linked::new(ADD, 4);
+    linked.first.command(COMMAND_RUN);
+    for lap in 0..3 {
+        for value in 1..=3 {
+            until("room", || linked.first.send(Band::Normal, number(value, 1)).is_ok());
+        }
+        until("they are passed on", || linked.first.report().passed == 3 * lap + 3);
+        if lap < 2 {
+            linked.second.command(COMMAND_RUN);
+            for _ in 0..3 {
+                received(&mut linked.second);
+            }
+            linked.second.command(COMMAND_HOLD);
+            until("it holds", || linked.second.report().state == STATE_HOLDING);
+        }
+    }
+    linked.stop();
+    linked.ended();
+    let sums: Vec<_> = linked.stage.unread(1).iter().map(|record| sum(record).0).collect();
+    assert_eq!(sums, [7, 8, 9]);
 }

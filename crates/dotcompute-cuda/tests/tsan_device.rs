@@ -19,6 +19,7 @@ use std::time::Duration;
 
 use dotcompute_abi::control::{COMMAND_DRAIN, COMMAND_RUN, STATE_STOPPED};
 use dotcompute_abi::device::TOKEN_NONE;
+use dotcompute_abi::slot::FLAG_HOME;
 use dotcompute_cuda::grid::{EdgePlan, Port, Shape};
 use dotcompute_mailbox::Band;
 use twin::{ADD, Stage, Twin, number, plan, sum};
@@ -63,6 +64,7 @@ fn main() {
 fn all(twin: Twin) {
     fed_by_the_host(twin);
     between_kernels(twin);
+    along_a_chain(twin);
 }
 
 /// Messages of all bands through one kernel, over several leases; small windows, so that slots are
@@ -162,6 +164,53 @@ fn between_kernels(twin: Twin) {
     assert_eq!(dealers[0].counters().sent + dealers[1].counters().sent, u64::from(MESSAGES));
     warps.into_iter().for_each(Thread::join);
     mem::forget((dealers, adder));
+}
+
+/// Replies of one kernel go to the next, and some by the host, which hands them on.
+fn along_a_chain(twin: Twin) {
+    let shape = Shape { window: 4, reply_window: 16, inbox_capacity: 2, ..Shape::default() };
+    let mut stage = Stage::new(Shape { seats: 2, edges: 1, edges_in: 1, ..shape });
+    let mut first = stage.seat(0, &plan(ADD));
+    let mut second = stage.seat(1, &plan(ADD));
+    let edge = EdgePlan { to: 1, number: 0, share: 2, record_bytes: 16 };
+    stage.link(0, &plan(ADD), edge);
+    first.command(COMMAND_RUN);
+    second.command(COMMAND_RUN);
+    let (epoch, parameters) = stage.launch(None, Some(Duration::from_secs(60)));
+    let warps: Vec<Thread> =
+        (0..=2).map(|warp| Thread::start(twin.warp(parameters, warp))).collect();
+    let (mut sent, mut received, mut by_host) = (0_u32, 0_i64, None);
+    while received < i64::from(MESSAGES) {
+        if sent < MESSAGES {
+            let mut record = number(sent, 1);
+            if sent % 8 == 7 {
+                record.header.flags = FLAG_HOME as u16;
+            }
+            sent += u32::from(first.send(Band::Normal, record).is_ok());
+        }
+        by_host = by_host.or_else(|| first.receive());
+        if let Some(record) = by_host {
+            let mut next = number(0, 0);
+            next.payload = record.payload;
+            if second.send(Band::Normal, next).is_ok() {
+                by_host = None;
+            }
+        }
+        stage.grid.beat();
+        match second.receive() {
+            Some(_) => received += 1,
+            None => relax(),
+        }
+    }
+    first.command(COMMAND_DRAIN);
+    second.command(COMMAND_DRAIN);
+    while !stage.grid.has_ended(epoch) {
+        relax();
+    }
+    let (passed, taken) = (first.report().passed, second.report().received);
+    assert_eq!((passed, taken), (u64::from(MESSAGES) * 7 / 8, passed));
+    warps.into_iter().for_each(Thread::join);
+    mem::forget((first, second));
 }
 
 /// A thread of the system's, since those of the standard library share reference counts.

@@ -16,7 +16,7 @@
 //!
 //! | name | release | acquire | makes visible |
 //! |---|---|---|---|
-//! | `doorbell.news` | fence in `ring` | fence in `wait_as`, `go` | either the news, or that somebody sleeps |
+//! | `doorbell.news` | fence in `ring` | fence in `wait_as`, `go`, `leave` | either the news, or that somebody sleeps |
 //! | `doorbell.rung` | `ring_for`, `rings` | `wait_as`, `go`, `sleep`, `rings` | the news that the bell was rung for |
 
 use crate::sync::{AtomicU32, Ordering, fence};
@@ -82,6 +82,17 @@ impl Doorbell {
         self.ring_for(&self.guest_rings);
     }
 
+    fn set_asleep(&self, who: u32) {
+        if cfg!(loom) {
+            // A store, and no more, is what is needed. But loom lets a swap that comes after it read a
+            // value from before it, which another swap has replaced; no machine does.
+            self.asleep.swap(who, Ordering::Relaxed);
+        } else {
+            // Relaxed: ordered by the callers' fences, or by what they look at next.
+            self.asleep.store(who, Ordering::Relaxed);
+        }
+    }
+
     fn ring_for(&self, rings: &AtomicU32) {
         // Relaxed: a hint.
         self.cpu.store(cpu_mark(), Ordering::Relaxed);
@@ -127,15 +138,14 @@ impl Doorbell {
             // SYNC(doorbell.rung) acquire: pairs with the release in `ring_for`. Makes visible the news
             // that the bell was rung for.
             let seen = rings.load(Ordering::Acquire);
-            // Relaxed: ordered by the fence.
-            self.asleep.store(sleeper, Ordering::Relaxed);
+            self.set_asleep(sleeper);
             // SYNC(doorbell.news) SeqCst: see `ring`. After it, either `ready` finds the news or the
             // ringer sees that we sleep.
             fence(Ordering::SeqCst);
             let is_ready = ready();
             if is_ready || deadline.is_some_and(|deadline| deadline <= Instant::now()) {
-                // Relaxed: a ringer that still sees the sleeper rings in vain.
-                self.asleep.store(AWAKE, Ordering::Relaxed);
+                // A ringer that still sees the sleeper rings in vain.
+                self.set_asleep(AWAKE);
                 return is_ready;
             }
             let _idle = Idle::begin();
@@ -154,9 +164,9 @@ impl Doorbell {
     /// For an owner or a guest that holds the lock by which they take turns: it is in, and must look for
     /// news before it waits or goes.
     pub fn enter(&self) {
-        // Relaxed: a ringer that still sees a sleeper wakes the owner in vain; one that sees none has
+        // A ringer that still sees a sleeper wakes the owner in vain; one that sees none has
         // its news found by the look before the next sleep.
-        self.asleep.store(AWAKE, Ordering::Relaxed);
+        self.set_asleep(AWAKE);
     }
 
     /// For whoever is in: nobody is any more, and the next ring wakes the owner; what the owner then
@@ -164,16 +174,25 @@ impl Doorbell {
     pub fn go(&self, mut ready: impl FnMut() -> bool) -> Option<Rings> {
         // SYNC(doorbell.rung) acquire: as in `wait_as`.
         let seen = self.rings.load(Ordering::Acquire);
-        // Relaxed: ordered by the fence.
-        self.asleep.store(OWNER_SLEEPS, Ordering::Relaxed);
+        self.set_asleep(OWNER_SLEEPS);
         // SYNC(doorbell.news) SeqCst: as in `wait_as`.
         fence(Ordering::SeqCst);
         if ready() {
-            // Relaxed: a ringer that was faster wakes the owner in vain.
-            self.asleep.store(AWAKE, Ordering::Relaxed);
+            // A ringer that was faster wakes the owner in vain.
+            self.set_asleep(AWAKE);
             return None;
         }
         Some(Rings(seen))
+    }
+
+    /// For a guest that is in: nobody is any more; what news there is, is the owner's, who is woken.
+    pub fn leave(&self, mut is_news: impl FnMut() -> bool) {
+        self.set_asleep(OWNER_SLEEPS);
+        // SYNC(doorbell.news) SeqCst: as in `wait_as`.
+        fence(Ordering::SeqCst);
+        if is_news() {
+            self.wake();
+        }
     }
 
     /// For the owner after it went: sleeps until it is woken.
@@ -189,6 +208,119 @@ impl Doorbell {
 /// How often an owner had been rung for when it went.
 #[derive(Clone, Copy, Debug)]
 pub struct Rings(u32);
+
+#[cfg(all(test, loom))]
+mod loom_tests {
+    use super::*;
+    use crate::sync::{Arc, Mutex, lock};
+    use loom::thread;
+
+    /// A ring that is lost is an owner or a guest that sleeps for ever, which loom reports.
+    #[derive(Default)]
+    struct Shared {
+        bell: Doorbell,
+        /// Who is in has it; the number is how much news was looked at.
+        seat: Mutex<u32>,
+        news: AtomicU32,
+    }
+
+    impl Shared {
+        fn publish(&self) {
+            // Relaxed: the bell orders it against the sleep, and nothing else is published.
+            self.news.fetch_add(1, Ordering::Relaxed);
+            self.bell.ring();
+        }
+
+        fn has_news(&self, seen: u32) -> bool {
+            // Relaxed: as in `publish`.
+            self.news.load(Ordering::Relaxed) != seen
+        }
+
+        fn look(&self, seen: &mut u32) {
+            // Relaxed: as in `publish`.
+            *seen = self.news.load(Ordering::Relaxed);
+        }
+
+        /// The owner: looks and sleeps until it has seen this much news.
+        fn own(&self, all: u32) {
+            loop {
+                let gone = {
+                    let mut seen = lock(&self.seat);
+                    self.bell.enter();
+                    self.look(&mut seen);
+                    if *seen == all {
+                        return;
+                    }
+                    self.bell.go(|| self.has_news(*seen))
+                };
+                if let Some(rings) = gone {
+                    self.bell.sleep(rings);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn no_ring_is_lost_of_two_that_come_at_once() {
+        loom::model(|| {
+            let shared = Arc::new(Shared::default());
+            let ringers: Vec<_> = (0..2)
+                .map(|_| {
+                    let shared = Arc::clone(&shared);
+                    thread::spawn(move || shared.publish())
+                })
+                .collect();
+            let all = || shared.news.load(Ordering::Relaxed) == 2;
+            assert!(shared.bell.wait(&mut Waiting::default(), None, all));
+            ringers.into_iter().for_each(|ringer| ringer.join().unwrap());
+        });
+    }
+
+    #[test]
+    fn the_owner_learns_of_what_a_guest_leaves() {
+        loom::model(|| {
+            let shared = Arc::new(Shared::default());
+            let owner = {
+                let shared = Arc::clone(&shared);
+                thread::spawn(move || shared.own(1))
+            };
+            let ringer = {
+                let shared = Arc::clone(&shared);
+                thread::spawn(move || shared.publish())
+            };
+            if let Ok(mut seen) = shared.seat.try_lock() {
+                shared.bell.enter();
+                shared.look(&mut seen);
+                // It leaves what comes from now on to the owner; and that all has come.
+                shared.bell.leave(|| *seen == 1 || shared.has_news(*seen));
+            }
+            owner.join().unwrap();
+            ringer.join().unwrap();
+        });
+    }
+
+    #[test]
+    fn a_guest_that_sleeps_is_woken() {
+        loom::model(|| {
+            let shared = Arc::new(Shared::default());
+            // An owner that has gone, and does not come back.
+            assert!(shared.bell.go(|| false).is_some());
+            let ringer = {
+                let shared = Arc::clone(&shared);
+                thread::spawn(move || shared.publish())
+            };
+            let mut seen = lock(&shared.seat);
+            shared.bell.enter();
+            shared.look(&mut seen);
+            if *seen == 0 {
+                let news = || shared.has_news(*seen);
+                assert!(shared.bell.wait_as_guest(&mut Waiting::default(), None, news));
+            }
+            drop(seen);
+            ringer.join().unwrap();
+        });
+    }
+}
 
 #[cfg(all(test, not(loom)))]
 mod tests {
@@ -271,10 +403,7 @@ mod tests {
                     let deadline = Some(Instant::now() + Duration::from_micros(50));
                     theirs.bell.wait_as_guest(&mut waiting, deadline, || news(&theirs));
                     answer(&theirs);
-                    while theirs.bell.go(|| news(&theirs)).is_none() {
-                        theirs.bell.enter();
-                        answer(&theirs);
-                    }
+                    theirs.bell.leave(|| news(&theirs));
                 }
                 std::thread::yield_now();
             }

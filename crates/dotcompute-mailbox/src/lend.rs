@@ -6,6 +6,9 @@
 //! settled or goes back to the front of its band; the mailbox counts them and the executor holds
 //! them.
 //!
+//! A kernel may also get messages past its mailbox, from others that run where it does. They are
+//! adopted when that is known: from then on they are in hand as if they had been lent.
+//!
 //! The far side is to be given a message only when its kernel waits for one: that a kernel of this
 //! process does so, [`Mailbox::books_awaited`] tells.
 
@@ -66,6 +69,14 @@ impl<T> Inbox<T> {
         end.settle_hand(&mut locked);
         let outcome = locked.lend(max, out, &mut wakes);
         locked.finish_receive(outcome, &mut end.place, context, &mut wakes)
+    }
+
+    /// Counts `count` messages that came to the kernel past the mailbox: as accepted, and as lent.
+    pub fn adopt(&mut self, count: usize) {
+        let mut locked = self.mailbox.lock();
+        locked.accepted += count as u64;
+        locked.adopted += count as u64;
+        locked.lent += count as u64;
     }
 
     /// Counts `count` messages that were lent as settled by `outcome`; their values are the
@@ -196,6 +207,28 @@ mod tests {
         let books = mailbox.books();
         assert_eq!((books.dead_lettered, books.expired, books.in_hand), (4, 2, 0));
         assert!(books.balance(), "{books:?}");
+    }
+
+    #[test]
+    fn what_came_past_the_mailbox_is_in_its_books_once_it_is_adopted() {
+        let mailbox = Mailbox::new(1, Backpressure::Block);
+        let _ = mailbox.try_send(Band::Normal, 1).unwrap();
+        let mut inbox = mailbox.inbox().unwrap();
+        let first = lent(&mut inbox, 1);
+        inbox.adopt(3);
+        let books = mailbox.books();
+        assert_eq!((books.accepted, books.in_hand, books.processed), (4, 4, 0));
+        inbox.settle_lent(2, Outcome::Processed);
+        inbox.settle_lent(1, Outcome::DeadLettered);
+        first.into_iter().for_each(|lent| inbox.put_back_lent(lent, false));
+        let books = mailbox.books();
+        assert_eq!((books.processed, books.dead_lettered, books.queued), (2, 1, 1));
+        assert!(books.balance(), "{books:?}");
+        // One that is adopted can go into the mailbox: to be delivered again.
+        inbox.adopt(1);
+        inbox.put_back_lent(Lent { value: 5, band: Band::High, times: None }, true);
+        assert_eq!(values(&lent(&mut inbox, 9)), [5, 1]);
+        assert!(mailbox.books().balance());
     }
 
     #[test]

@@ -154,7 +154,7 @@ pub(crate) struct State<T> {
     pub(crate) is_awaited: bool,
     /// How many messages are admitted before the next one that is stamped.
     stamp_in: u32,
-    accepted: u64,
+    pub(crate) accepted: u64,
     high_water: usize,
     /// Who waits for a message, the inbox included.
     ///
@@ -175,6 +175,8 @@ pub(crate) struct State<T> {
     pub(crate) redelivered: u64,
     /// Messages that an inbox took out and has not settled: see `lend.rs`.
     pub(crate) lent: u64,
+    /// Messages that came to the kernel past the mailbox, as if they had been lent.
+    pub(crate) adopted: u64,
     /// Who wants to know when a message is awaited anew.
     pub(crate) awaiter: Option<Waker>,
     stamp_every: u32,
@@ -240,6 +242,7 @@ impl<T> Mailbox<T> {
             is_awaited: false,
             left_in_hand: Band::Normal,
             lent: 0,
+            adopted: 0,
             awaiter: None,
             stamp_in: 0,
             accepted: 0,
@@ -804,7 +807,7 @@ impl<T> Locked<'_, T> {
         let in_hand = u64::from(state.bands.is_in_hand()) + state.lent;
         Books {
             accepted: state.accepted,
-            processed: state.bands.deliveries() - state.unprocessed - in_hand,
+            processed: state.bands.deliveries() + state.adopted - state.unprocessed - in_hand,
             dropped_oldest: state.dropped_oldest,
             dropped_newest: state.dropped_newest,
             expired: state.expired,

@@ -81,12 +81,12 @@ impl Session {
     pub(crate) fn spawn(
         mut command: Command,
         setup: &Setup,
-        slots: usize,
+        (slots, granules): (usize, usize),
         desk: &Arc<Desk>,
         state: Option<&SharedState>,
         start: Start,
     ) -> std::io::Result<Self> {
-        let (segment, there, back) = Segment::create(slots)?;
+        let (segment, there, back) = Segment::create(slots, granules)?;
         let (ours, theirs) = socket::pair()?;
         let mut files = vec![segment.memory().file(), desk.signals.bell.memory().file()];
         files.extend(state.map(|state| state.memory().file()));

@@ -188,6 +188,8 @@ impl Desk {
         let Some(task) = &mut seat.task else { return false };
         if Pin::new(task).poll(&mut context).is_ready() {
             seat.task = None;
+            // The desk is kept as long as the kernel is known; the memory of its child is not.
+            seat.segment = None;
             return false;
         }
         true
@@ -317,12 +319,12 @@ impl Guest<'_> {
 
 impl Drop for Guest<'_> {
     fn drop(&mut self) {
+        let signals = &self.desk.signals;
+        // Relaxed: for this thread.
+        signals.inside.store(0, Ordering::Relaxed);
+        // What is left is the driver's, so that a guest is not kept.
         let is_news = || self.seat.task.is_none() || self.desk.has_news(&self.seat);
-        if self.desk.go(is_news).is_none() {
-            // The rest is the driver's, so that a guest is not kept.
-            self.desk.go(|| false);
-            self.desk.signals.bell.bell().ring();
-        }
+        signals.bell.bell().leave(is_news);
     }
 }
 

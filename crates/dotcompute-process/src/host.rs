@@ -18,11 +18,11 @@ use dotcompute_core::{
 use dotcompute_mailbox::doorbell::Waiting;
 use dotcompute_mailbox::sync::{AtomicBool, Ordering};
 
-use crate::coder::Coder;
+use crate::coder::{Coder, Outgoing};
 use crate::frame::{FromRing, Prefix, Reader, ToRing, Writer};
 use crate::memory::Memory;
 use crate::output::ToParent;
-use crate::segment::{DRAIN, ParentBell, RUN, STOP, Segment};
+use crate::segment::{DRAIN, FROM_CHILD, ParentBell, RUN, STOP, Segment, TO_CHILD};
 use crate::socket::{self, Report, Setup};
 use crate::state::SharedState;
 
@@ -195,14 +195,14 @@ impl Host {
         let woken = AtomicBool::new(false);
         Ok(Self {
             woken: Arc::new(Woken { woken, segment: Arc::clone(&segment) }),
+            reader: Reader::new(&segment, TO_CHILD),
+            writer: Writer::new(&segment, FROM_CHILD),
             segment,
             from_parent: there.consumer(),
             to_parent: back.producer(),
             parent,
             socket,
             setup,
-            reader: Reader::default(),
-            writer: Writer::default(),
             waiting: Waiting::default(),
             received: 0,
             acknowledged: 0,
@@ -341,7 +341,7 @@ impl Host {
                     if !records.is_empty() {
                         let prefix = Prefix::to_target(message.id, target, single);
                         self.put(token, prefix, |out| {
-                            out.extend_from_slice(records);
+                            out.bytes.extend_from_slice(records);
                             Ok(())
                         })?;
                     }
@@ -469,8 +469,8 @@ impl Host {
         Ok(found)
     }
 
-    fn read<T: Message>(&self, coder: &Coder<T>) -> Result<(Envelope<T>, Prefix), Fault> {
-        coder.read(&self.reader).map_err(Fault::from_error)
+    fn read<T: Message>(&mut self, coder: &Coder<T>) -> Result<(Envelope<T>, Prefix), Fault> {
+        coder.read(&mut self.reader).map_err(Fault::from_error)
     }
 
     /// Puts a reply into its ring, to be published with the next acknowledgement; waits for room.
@@ -488,7 +488,7 @@ impl Host {
         &mut self,
         token: u32,
         prefix: Prefix,
-        fill: impl FnOnce(&mut Vec<u8>) -> Result<(), BoxError>,
+        fill: impl FnOnce(&mut Outgoing<'_>) -> Result<(), BoxError>,
     ) -> Result<(), Fault> {
         self.writer.begin(token, prefix, fill).map_err(Fault::from_error)?;
         while !self.writer.stage(&self.to_parent) {

@@ -17,6 +17,7 @@ use dotcompute_core::{
 };
 use dotcompute_mailbox::sync::{AtomicBool, Ordering};
 
+use crate::arena::GRANULE;
 use crate::child::{Session, Start};
 use crate::coder::Coder;
 use crate::executor::{Desk, ProcessExecutor};
@@ -303,6 +304,9 @@ fn take_socket() -> std::io::Result<OwnedFd> {
 /// How long a child may take to come to its kernel's code, where nothing else is said.
 const START_WITHIN: Duration = Duration::from_secs(60);
 
+/// How much room for arrays there is each way, where nothing else is said.
+const ARENA_BYTES: usize = 64 << 20;
+
 /// How a kernel is launched in a process of its own.
 #[derive(Clone, Debug)]
 pub struct Process {
@@ -310,6 +314,7 @@ pub struct Process {
     args: Vec<u8>,
     window: usize,
     slots: usize,
+    granules: usize,
     start_within: Duration,
 }
 
@@ -321,6 +326,7 @@ impl Process {
             args: Vec::new(),
             window: 1,
             slots: 1024,
+            granules: ARENA_BYTES / GRANULE,
             start_within: START_WITHIN,
         }
     }
@@ -349,6 +355,18 @@ impl Process {
     #[must_use]
     pub fn slots(mut self, slots: usize) -> Self {
         self.slots = slots.clamp(16, 1 << 20);
+        self
+    }
+
+    /// How many bytes there are for arrays that are on their way or still in use, each way: 64 MiB by
+    /// default. Memory is taken from the system as it is first used, and kept for as long as the
+    /// child lives, or what it sent is held.
+    ///
+    /// Batches of records and other arrays of 32 KiB and more are copied there once and read in place;
+    /// where there is no room, they go through the ring.
+    #[must_use]
+    pub fn arena(mut self, bytes: usize) -> Self {
+        self.granules = bytes.div_ceil(GRANULE).min(1 << 20);
         self
     }
 
@@ -524,6 +542,7 @@ impl Starter {
             sink: Arc::clone(&self.kernels.sink),
             kept: (self.kernels.threads)(),
         };
-        Session::spawn(command, &setup, self.process.slots, &self.desk, state, start)
+        let sizes = (self.process.slots, self.process.granules);
+        Session::spawn(command, &setup, sizes, &self.desk, state, start)
     }
 }

@@ -17,8 +17,8 @@
 //!
 //! Parent and child share, for one life of the child,
 //!
-//! - a *segment*: a memory file with a ring of [plain slots](dotcompute_abi::slot) each way and a
-//!   few words, a line per writer;
+//! - a *segment*: a memory file with a ring of [plain slots](dotcompute_abi::slot) each way, a few
+//!   words, a line per writer, and an *arena* each way for arrays of 32 KiB and more;
 //! - the *parent's bell*: another memory file, the same for all children of a kernel. Link and host
 //!   each wait for several things at once (rings, words, wakers, the child's death), so each has
 //!   one [`Doorbell`](dotcompute_mailbox::doorbell::Doorbell) that all of these ring; the rings
@@ -46,6 +46,15 @@
 //! 5. The proxy reads `processed`, then the replies, routes these, and settles the messages. While a
 //!    reply waits for room in the output mailbox its message stays in hand.
 //!
+//! # Arrays
+//!
+//! Who sends an array copies it into a block of its arena and says in the message where that is; who
+//! receives it reads it there, by a [`Lease`], and gives the block back by a word when it is dropped. Both
+//! what a child borrowed and what it lent end with the segment, which each lease keeps: so its death
+//! leaves nothing to be collected, and takes nothing from under a reader. Nobody waits for a block: where
+//! there is no room, the array goes through the ring. What is parsed is copied first; records and
+//! numpy's arrays are used where they lie.
+//!
 //! # When the child dies
 //!
 //! At whatever instant: each word has one writer and is stored in one piece, a frame is published by
@@ -61,7 +70,8 @@
 //! | neither | still in the ring, or on its way | queued again, as if never taken |
 //!
 //! A reply is its message's acknowledgement: both are the one store of the ring's tail. So a message
-//! whose reply was read is never delivered again. Everything else is at least once: what was
+//! whose reply was read is never delivered again. (A reply of a body that names no message is taken for
+//! one to the oldest that is in hand.) Everything else is at least once: what was
 //! received and not acknowledged comes again first, in its old order, with a delivery count that
 //! says so, and is a dead letter after [`DELIVERIES_MAX`] deliveries. A handler publishes what up to
 //! 32 messages led to at once, but after a fault one by one.
@@ -85,6 +95,7 @@
 //! | name | release | acquire | makes visible |
 //! |---|---|---|---|
 //! | `segment.made` | `Segment::create`, magic | `Segment::attach` | words and rings |
+//! | `arena.returned` | `Lease::drop` | `Arena::take_back` | that the block was read |
 //! | `process.command` | `Segment::set_command` | `Segment::command` | what was handed over before |
 //! | `process.progress` | `Segment::set_progress`, `set_received` | `Segment::progress` | the replies made before |
 //! | `process.news` | `Segment::tell` | `Segment::news` | what was published |
@@ -100,6 +111,8 @@
 //! [`Restart`]: dotcompute_core::Restart
 //! [`DELIVERIES_MAX`]: dotcompute_core::DELIVERIES_MAX
 
+#[cfg(target_os = "linux")]
+mod arena;
 #[cfg(target_os = "linux")]
 mod child;
 #[cfg(target_os = "linux")]
@@ -126,7 +139,9 @@ mod socket;
 mod state;
 
 #[cfg(target_os = "linux")]
-pub use coder::{Coder, read_records, write_records};
+pub use arena::Lease;
+#[cfg(target_os = "linux")]
+pub use coder::{Coder, Incoming, Outgoing, read_records, write_records};
 #[cfg(target_os = "linux")]
 pub use host::{Host, Log};
 #[cfg(target_os = "linux")]

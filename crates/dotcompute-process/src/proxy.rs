@@ -13,7 +13,7 @@ use crate::child::Session;
 use crate::coder::Coder;
 use crate::executor::Desk;
 use crate::frame::{Prefix, Reader, Writer};
-use crate::segment::{DRAIN, RUN, STOP};
+use crate::segment::{DRAIN, FROM_CHILD, RUN, STOP, TO_CHILD};
 use crate::state::SharedState;
 
 type Boxed<T> = Pin<Box<dyn Future<Output = T> + Send>>;
@@ -72,12 +72,12 @@ impl<M: Message, R: Message> Proxy<M, R> {
         let stop = Box::pin(context.stop_at_once());
         Self {
             context,
+            writer: Writer::new(&session.segment, TO_CHILD),
+            reader: Reader::new(&session.segment, FROM_CHILD),
             session,
             desk,
             messages,
             replies,
-            writer: Writer::default(),
-            reader: Reader::default(),
             handed: 0,
             begun: 0,
             settled: 0,
@@ -158,6 +158,19 @@ impl<M: Message, R: Message> Proxy<M, R> {
     /// for room there.
     fn bring_replies(&mut self, cx: &mut TaskContext<'_>) -> Poll<Result<(), BoxError>> {
         let mut any = false;
+        let brought = self.bring_each(cx, &mut any);
+        if any || self.reader.is_inside() {
+            // Room for more: the child may wait for it, also while a reply waits here.
+            self.session.segment.child_bell().ring();
+        }
+        brought
+    }
+
+    fn bring_each(
+        &mut self,
+        cx: &mut TaskContext<'_>,
+        any: &mut bool,
+    ) -> Poll<Result<(), BoxError>> {
         loop {
             match &mut self.blocked {
                 None => {}
@@ -178,34 +191,34 @@ impl<M: Message, R: Message> Proxy<M, R> {
                 Ok(false) => break,
                 Err(error) => return Poll::Ready(Err(self.lost(&error.to_string()))),
             }
-            any = true;
+            *any = true;
             match self.sent_to_target() {
                 Ok(false) => {}
                 Ok(true) => continue,
                 Err(error) => return Poll::Ready(Err(error)),
             }
-            let reply = match self.replies.read(&self.reader) {
+            let reply = match self.replies.read(&mut self.reader) {
                 Ok((reply, _)) => reply,
                 Err(error) => return Poll::Ready(Err(self.lost(&error.to_string()))),
             };
             self.send(reply);
-        }
-        if any || self.reader.is_inside() {
-            // Room for more: the child may wait for it.
-            self.session.segment.child_bell().ring();
         }
         Poll::Ready(Ok(()))
     }
 
     /// Begins to send what was read on to a target; false if it is a reply.
     fn sent_to_target(&mut self) -> Result<bool, BoxError> {
-        let (prefix, records) =
-            self.reader.message().map_err(|error| self.lost(&error.to_string()))?;
-        let Some(target) = usize::from(prefix.target).checked_sub(1) else { return Ok(false) };
+        let Some(target) = usize::from(self.reader.target()).checked_sub(1) else {
+            return Ok(false);
+        };
         let way = self.ways.remove(&target);
         let way = way.or_else(|| self.near.as_ref().and_then(|near| near.side.way_to(target)));
         let way = way.ok_or_else(|| self.lost(&format!("it has no target {target}")))?;
-        let sent = way.send(self.context.runtime(), records.to_vec(), prefix.flag);
+        let (records, single) = match self.reader.message() {
+            Ok((prefix, records, _)) => (records.to_vec(), prefix.flag),
+            Err(error) => return Err(self.lost(&error.to_string())),
+        };
+        let sent = way.send(self.context.runtime(), records, single);
         self.blocked = Some(Blocked::Sent(target, Box::pin(sent)));
         Ok(true)
     }

@@ -1,5 +1,6 @@
-//! What parent and child share for one life of the child: words, and a ring each way.
+//! What parent and child share for one life of the child: words, and a ring and an arena each way.
 
+use std::ptr::NonNull;
 use std::sync::Arc;
 
 use dotcompute_abi::ABI_VERSION;
@@ -8,6 +9,7 @@ use dotcompute_mailbox::ring::{Plain, Polls, RawError, RawMemory, RawRing};
 use dotcompute_mailbox::sync::{AtomicU32, AtomicU64, Ordering};
 use rustix::io;
 
+use crate::arena;
 use crate::memory::Memory;
 
 /// Go on.
@@ -20,7 +22,7 @@ pub(crate) const STOP: u32 = 2;
 /// `dotcproc` in ASCII: the first word of a segment, written last.
 const MAGIC: u64 = u64::from_le_bytes(*b"dotcproc");
 
-/// The words come first; the rings follow from here.
+/// The words come first; the rings follow from here, and the arenas behind them.
 const RINGS_AT: usize = 1024;
 
 /// The words of a segment, a line per writer.
@@ -43,6 +45,8 @@ struct Identity {
     version: AtomicU32,
     /// The slots of each ring.
     slots: AtomicU32,
+    /// The granules of each arena.
+    granules: AtomicU32,
 }
 
 /// Written by the parent only.
@@ -91,20 +95,30 @@ pub(crate) type Ring = RawRing<Plain, Polls>;
 #[derive(Debug)]
 pub(crate) struct Segment {
     memory: Memory,
+    /// Where the arenas begin.
+    arenas_at: usize,
+    granules: usize,
 }
 
+/// A direction of the segment, by number: of a ring, and of the arena with what goes beside it.
+pub(crate) const TO_CHILD: usize = 0;
+pub(crate) const FROM_CHILD: usize = 1;
+
 impl Segment {
-    /// A new segment with two rings of `slots` slots each, and these rings: to the child, and from
-    /// it.
-    pub(crate) fn create(slots: usize) -> io::Result<(Arc<Self>, Ring, Ring)> {
-        let bytes = RINGS_AT + 2 * ring_bytes(slots);
-        let segment = Arc::new(Self { memory: Memory::create("dotcompute-rings", bytes)? });
+    /// A new segment with two rings of `slots` slots and two arenas of `granules` granules each, and
+    /// these rings: to the child, and from it. Memory is taken as it is first used.
+    pub(crate) fn create(slots: usize, granules: usize) -> io::Result<(Arc<Self>, Ring, Ring)> {
+        let arenas_at = arenas_at(slots);
+        let bytes = arenas_at + 2 * arena::bytes_for(granules);
+        let memory = Memory::create("dotcompute-segment", bytes)?;
+        let segment = Arc::new(Self { memory, arenas_at, granules });
         let make = |index| segment.ring_memory(index, slots).create(slots);
-        let (there, back) = (make(0).map_err(invalid)?, make(1).map_err(invalid)?);
+        let (there, back) = (make(TO_CHILD).map_err(invalid)?, make(FROM_CHILD).map_err(invalid)?);
         let identity = &segment.words().identity;
-        // Relaxed, both: the magic publishes them.
+        // Relaxed, all: the magic publishes them.
         identity.version.store(ABI_VERSION, Ordering::Relaxed);
         identity.slots.store(slots as u32, Ordering::Relaxed);
+        identity.granules.store(granules as u32, Ordering::Relaxed);
         // SYNC(segment.made) release: pairs with the acquire in `attach`. Makes visible the words
         // and the rings.
         identity.magic.store(MAGIC, Ordering::Release);
@@ -116,21 +130,47 @@ impl Segment {
         if memory.bytes() < RINGS_AT {
             return Err(io::Errno::INVAL);
         }
-        let segment = Arc::new(Self { memory });
+        let mut segment = Self { memory, arenas_at: 0, granules: 0 };
         let identity = &segment.words().identity;
         // SYNC(segment.made) acquire: pairs with the release in `create`. Makes visible the words
         // and the rings.
         let magic = identity.magic.load(Ordering::Acquire);
-        // Relaxed, both: written before the magic and never again.
+        // Relaxed, all: written before the magic and never again.
         let version = identity.version.load(Ordering::Relaxed);
         let slots = identity.slots.load(Ordering::Relaxed) as usize;
-        let fits = segment.memory.bytes().checked_sub(RINGS_AT);
-        if magic != MAGIC || version != ABI_VERSION || fits != Some(2 * ring_bytes(slots)) {
+        let granules = identity.granules.load(Ordering::Relaxed) as usize;
+        let arenas_at = arenas_at(slots);
+        let bytes = arenas_at + 2 * arena::bytes_for(granules);
+        if magic != MAGIC || version != ABI_VERSION || segment.memory.bytes() != bytes {
             return Err(io::Errno::INVAL);
         }
+        (segment.arenas_at, segment.granules) = (arenas_at, granules);
+        let segment = Arc::new(segment);
         let find = |index| segment.ring_memory(index, slots).attach();
-        let (there, back) = (find(0).map_err(invalid)?, find(1).map_err(invalid)?);
+        let (there, back) = (find(TO_CHILD).map_err(invalid)?, find(FROM_CHILD).map_err(invalid)?);
         Ok((segment, there, back))
+    }
+
+    /// How many granules each arena has.
+    pub(crate) fn granules(&self) -> usize {
+        self.granules
+    }
+
+    /// Where the granules of the arena of this direction begin.
+    pub(crate) fn granules_of(&self, direction: usize) -> NonNull<u8> {
+        let at = self.arenas_at + direction * arena::bytes_for(self.granules);
+        // SAFETY: `create` and `attach` made sure that both arenas lie inside the memory.
+        unsafe { self.memory.start().add(at + arena::words_bytes(self.granules)) }
+    }
+
+    /// The words of the arena of this direction, one for each granule: see [`arena`].
+    pub(crate) fn returned(&self, direction: usize) -> &[AtomicU64] {
+        let at = self.arenas_at + direction * arena::bytes_for(self.granules);
+        // SAFETY: as in `granules_of`.
+        let start = unsafe { self.memory.start().add(at) };
+        // SAFETY: an arena begins with so many words, on a page of a mapping that lives as long as
+        // `self`; any bytes are words, which are atomics.
+        unsafe { std::slice::from_raw_parts(start.as_ptr().cast(), self.granules) }
     }
 
     fn ring_memory(self: &Arc<Self>, index: usize, slots: usize) -> RawMemory {
@@ -220,6 +260,11 @@ impl Segment {
     }
 }
 
+/// Where the arenas begin behind rings of so many slots: at a page.
+fn arenas_at(slots: usize) -> usize {
+    (RINGS_AT + 2 * ring_bytes(slots)).next_multiple_of(arena::PAGE)
+}
+
 fn ring_bytes(slots: usize) -> usize {
     RawMemory::bytes_for::<Plain>(slots).next_multiple_of(dotcompute_abi::LINE_BYTES)
 }
@@ -263,7 +308,7 @@ mod tests {
 
     #[test]
     fn both_sides_see_the_same_segment() {
-        let (ours, there, back) = Segment::create(8).unwrap();
+        let (ours, there, back) = Segment::create(8, 4).unwrap();
         let file = ours.memory().file().try_clone_to_owned().unwrap();
         let (theirs, there2, back2) = Segment::attach(Memory::map(file).unwrap()).unwrap();
         let (mut to_child, mut in_child) = (there.producer(), there2.consumer());
@@ -285,7 +330,7 @@ mod tests {
 
     #[test]
     fn memory_that_is_no_segment_is_refused() {
-        for bytes in [1, 4096, RINGS_AT + 2 * ring_bytes(8)] {
+        for bytes in [1, 4096, arenas_at(8) + 2 * arena::bytes_for(4)] {
             assert!(Segment::attach(Memory::create("none", bytes).unwrap()).is_err(), "{bytes}");
         }
     }

@@ -343,12 +343,12 @@ pub(crate) fn csv(operations: u64) -> Result<Slice, Wrong> {
         std::thread::scope(|scope| {
             scope.spawn(|| {
                 for block in TEXT.as_bytes().chunks(BLOCK) {
-                    let block = Block { bytes: block.to_vec(), end: None };
+                    let block = Block { bytes: block.to_vec(), ..Block::default() };
                     if pipeline.send_blocking(block).is_err() {
                         return;
                     }
                 }
-                let end = Block { bytes: Vec::new(), end: Some(End::Complete) };
+                let end = Block { end: Some(End::Complete), ..Block::default() };
                 let _ = pipeline.send_blocking(end);
             });
             while !finished {

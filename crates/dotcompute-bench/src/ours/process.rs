@@ -1,7 +1,12 @@
 //! Kernels in processes of their own.
 
+use std::hint::black_box;
+use std::sync::Arc;
+
 use dotcompute::process::{Coder, Kernels, Process, Processes};
-use dotcompute::{BoxError, Handler, HandlerContext, KernelRef, Message, Runtime, Terminate};
+use dotcompute::{
+    BoxError, Handler, HandlerContext, KernelRef, Message, Record, RecordBatch, Runtime, Terminate,
+};
 
 use crate::harness::{Slice, Stopwatch, Trips, Wrong, expect};
 use crate::load::{CAPACITY, sum_below};
@@ -62,15 +67,55 @@ impl Handler for Sum {
     }
 }
 
+/// An element of an array.
+#[derive(Clone, Copy, Message)]
+#[message(record)]
+#[repr(C)]
+struct Cell {
+    value: u64,
+}
+
+/// How many make a megabyte, and how many a page, of which a [`Sample`] reads one.
+const CELLS: usize = (1 << 20) / size_of::<Cell>();
+const CELLS_READ_OF: usize = 4096 / size_of::<Cell>();
+/// Different arrays, which are sent in turn.
+const ARRAYS: u64 = 4;
+
+/// Adds up a cell of each page of the arrays, and tells the sum to one that is empty.
+struct Sample(u64);
+
+impl Handler for Sample {
+    type In = RecordBatch;
+    type Out = Word;
+
+    fn handle(
+        &mut self,
+        array: &RecordBatch,
+        _: &mut HandlerContext<Word>,
+    ) -> Result<Option<Word>, BoxError> {
+        if array.is_empty() {
+            return Ok(Some(Word::new(self.0)));
+        }
+        let cells = array.as_slice::<Cell>().ok_or("other records")?;
+        self.0 += sample(cells);
+        Ok(None)
+    }
+}
+
+fn sample(cells: &[Cell]) -> u64 {
+    cells.iter().step_by(CELLS_READ_OF).map(|cell| cell.value).sum()
+}
+
 /// What children of this program run; first thing in `main`.
 pub(crate) fn processes() -> Processes {
     Kernels::new()
+        .handler("sample", Coder::records(Cell::LAYOUT), Coder::record(), |_| Ok(Sample(0)))
         .handler("next", Coder::record(), Coder::record(), |_| Ok(Next))
         .handler("sum", Coder::record(), Coder::record(), |_| Ok(Sum(0)))
         .child_main()
 }
 
-fn launch(process: Process) -> Result<(Runtime, KernelRef<Word, Word>), Wrong> {
+fn launch<M: Message>(process: Process) -> Result<(Runtime, KernelRef<M, Word>), Wrong> {
     let processes = processes();
     let runtime = Runtime::builder().executor(processes.executor()).build();
     let builder = runtime.kernel("process").executor("process").capacity(CAPACITY);
@@ -115,4 +160,52 @@ pub(crate) fn send(operations: u64) -> Result<Slice, Wrong> {
     kernel.terminate_blocking(Terminate::drain());
     verify_books(&kernel, operations + 2)?;
     Ok(slice)
+}
+
+fn cells() -> Vec<Arc<Vec<Cell>>> {
+    let array = |first| (first..first + CELLS as u64).map(|value| Cell { value }).collect();
+    (0..ARRAYS).map(|number| Arc::new(array(number))).collect()
+}
+
+/// Arrays of a megabyte one after the other, a few on their way at a time; the child reads a cell of
+/// each page.
+pub(crate) fn arrays(operations: u64) -> Result<Slice, Wrong> {
+    let (_runtime, kernel) = launch::<RecordBatch>(Process::new("sample").window(4))?;
+    let (arrays, none) = (cells(), || RecordBatch::from_vec(Vec::<Cell>::new()));
+    let batch = |number: u64| {
+        let cells = &arrays[(number % ARRAYS) as usize];
+        let (start, keep) = (cells.as_ptr().cast(), Box::new(Arc::clone(cells)));
+        // SAFETY: so many cells lie there, kept, and nobody writes to them.
+        unsafe { RecordBatch::from_foreign(Cell::LAYOUT, start, CELLS, keep) }
+    };
+    // Before the clock starts the child does, and has seen as much memory as it will.
+    for number in 0..2 * ARRAYS {
+        kernel.send_blocking(batch(number), None).map_err(Wrong::new)?;
+    }
+    kernel.ask_blocking(none(), None).map_err(Wrong::new)?;
+    let watch = Stopwatch::start();
+    for number in 0..operations {
+        kernel.send_blocking(batch(number), None).map_err(Wrong::new)?;
+    }
+    let sum = kernel.ask_blocking(none(), None).map_err(Wrong::new)?;
+    let slice = watch.stop();
+    let sent = (0..2 * ARRAYS).chain(0..operations);
+    let samples: Vec<u64> = arrays.iter().map(|cells| sample(cells)).collect();
+    let expected = sent.map(|number| samples[(number % ARRAYS) as usize]).sum::<u64>();
+    expect("sum", sum.message.number, expected)?;
+    kernel.terminate_blocking(Terminate::drain());
+    verify_books(&kernel, operations + 2 * ARRAYS + 2)?;
+    Ok(slice)
+}
+
+/// What the arrays cannot do without: to be copied once.
+pub(crate) fn copies(operations: u64) -> Result<Slice, Wrong> {
+    let arrays = cells();
+    let mut copy = vec![Cell { value: 0 }; CELLS];
+    let watch = Stopwatch::start();
+    for number in 0..operations {
+        copy.copy_from_slice(&arrays[(number % ARRAYS) as usize]);
+        black_box(&mut copy);
+    }
+    Ok(watch.stop())
 }

@@ -5,9 +5,15 @@ use std::fs::File;
 use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
 
-use dotcompute_workloads::anomaly::Format;
+#[cfg(feature = "tables")]
+use dotcompute_workloads::anomaly::pipeline::Read as Rows;
 use dotcompute_workloads::anomaly::pipeline::{Block, End};
+#[cfg(feature = "tables")]
+use dotcompute_workloads::anomaly::{Batch, TableReader};
+#[cfg(feature = "tables")]
+use dotcompute_workloads::tables::Tables;
 
+use super::InputFormat;
 use super::stop::{Next, Stop, wait_for_input};
 use crate::failure::{FAILED, Failure, USAGE};
 
@@ -51,18 +57,28 @@ impl Input {
     }
 
     /// The format that the name ends in; CSV on standard input.
-    pub(super) fn format(&self) -> Result<Format, Failure> {
-        let Some(path) = &self.path else { return Ok(Format::Csv) };
+    pub(super) fn format(&self) -> Result<InputFormat, Failure> {
+        let Some(path) = &self.path else { return Ok(InputFormat::Csv) };
         let extension = path.extension().and_then(OsStr::to_str).unwrap_or_default();
-        match extension.to_ascii_lowercase().as_str() {
-            "csv" => Ok(Format::Csv),
-            "ndjson" | "jsonl" | "json" => Ok(Format::Ndjson),
+        let extension = extension.to_ascii_lowercase();
+        match extension.as_str() {
+            "csv" => Ok(InputFormat::Csv),
+            "ndjson" | "jsonl" | "json" => Ok(InputFormat::Ndjson),
+            #[cfg(feature = "tables")]
+            _ if crate::tables::EXTENSIONS.contains(&extension.as_str()) => Ok(InputFormat::Table),
             _ => Err(Failure::new(
                 USAGE,
                 format!("the name {} does not say what format the file has", path.display()),
-                "Say it with --format csv or --format ndjson.",
+                "Say it with --format csv or --format ndjson, or table for Parquet and Arrow.",
             )),
         }
+    }
+
+    /// The input as a table.
+    #[cfg(feature = "tables")]
+    pub(super) fn table(&self) -> Result<Tables, Failure> {
+        let Some(path) = &self.path else { return Err(crate::tables::not_a_file()) };
+        crate::tables::open(path)
     }
 
     /// For messages.
@@ -81,25 +97,19 @@ impl Input {
     /// last one says how the input ended. Returns early if `send` returns false.
     pub(super) fn read(mut self, stop: &Stop, mut send: impl FnMut(Block) -> bool) -> Outcome {
         loop {
+            if let Some(outcome) = self.ended(stop) {
+                return cut(outcome, send);
+            }
             let mut bytes = vec![0; BLOCK_BYTES];
-            let read = match wait_for_input(&self.file, stop) {
-                Ok(Next::Input) => self.file.read(&mut bytes),
-                Ok(Next::Interrupted) => {
-                    // Nobody is left to be told if this fails.
-                    let _ = io::stderr().write_all(INTERRUPTED);
-                    return cut(Outcome::Interrupted, send);
-                }
-                Ok(Next::Stopped) => return cut(Outcome::Stopped, send),
-                Err(error) => return cut(Outcome::Failed(error), send),
-            };
+            let read = self.file.read(&mut bytes);
             match read {
                 Ok(0) => {
-                    send(Block { bytes: Vec::new(), end: Some(End::Complete) });
+                    send(Block { end: Some(End::Complete), ..Block::default() });
                     return Outcome::Complete;
                 }
                 Ok(count) => {
                     bytes.truncate(count);
-                    if !send(Block { bytes, end: None }) {
+                    if !send(Block { bytes, ..Block::default() }) {
                         return Outcome::Stopped;
                     }
                 }
@@ -108,10 +118,64 @@ impl Input {
             }
         }
     }
+
+    /// The same of a table, row after row.
+    #[cfg(feature = "tables")]
+    pub(super) fn read_table(
+        self,
+        mut table: TableReader,
+        stop: &Stop,
+        mut send: impl FnMut(Block) -> bool,
+    ) -> Outcome {
+        // What has been read in bytes is the share of the rows, where their number is known.
+        let (length, rows) = (self.length_bytes().unwrap_or(0), table.rows());
+        let (mut lines, mut told) = (0, 0);
+        loop {
+            if let Some(outcome) = self.ended(stop) {
+                return cut(outcome, send);
+            }
+            let mut batch = Batch::default();
+            let (error, end) = match table.read_next(&mut batch) {
+                Ok(true) => (None, None),
+                Ok(false) => (None, Some(End::Complete)),
+                Err(error) => (Some(error), Some(End::Cut)),
+            };
+            lines += batch.tally.lines;
+            let share =
+                |rows: u64| (u128::from(length) * u128::from(lines) / u128::from(rows)) as u64;
+            let reached = match rows {
+                _ if end.is_some() => length,
+                Some(rows) if rows > 0 => share(rows).min(length),
+                _ => told,
+            };
+            let read = Rows { bytes: (reached - told) as usize, batch, error };
+            told = reached;
+            if !send(Block { read: Some(read), end, ..Block::default() }) {
+                return Outcome::Stopped;
+            }
+            if end.is_some() {
+                return Outcome::Complete;
+            }
+        }
+    }
+
+    /// Waits until there is more to read; how the reading ends, if it is to end before that.
+    fn ended(&self, stop: &Stop) -> Option<Outcome> {
+        match wait_for_input(&self.file, stop) {
+            Ok(Next::Input) => None,
+            Ok(Next::Interrupted) => {
+                // Nobody is left to be told if this fails.
+                let _ = io::stderr().write_all(INTERRUPTED);
+                Some(Outcome::Interrupted)
+            }
+            Ok(Next::Stopped) => Some(Outcome::Stopped),
+            Err(error) => Some(Outcome::Failed(error)),
+        }
+    }
 }
 
 fn cut(outcome: Outcome, mut send: impl FnMut(Block) -> bool) -> Outcome {
-    send(Block { bytes: Vec::new(), end: Some(End::Cut) });
+    send(Block { end: Some(End::Cut), ..Block::default() });
     outcome
 }
 

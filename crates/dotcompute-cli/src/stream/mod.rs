@@ -15,6 +15,8 @@ use std::time::Instant;
 use clap::ValueEnum;
 use dotcompute::Runtime;
 use dotcompute::prometheus;
+#[cfg(feature = "tables")]
+use dotcompute_workloads::anomaly::TableReader;
 use dotcompute_workloads::anomaly::pipeline::Pipeline;
 use dotcompute_workloads::anomaly::{
     ColumnError, ColumnNames, Format, InputError, Model, Parser, Settings, SettingsError,
@@ -26,7 +28,7 @@ use output::Output;
 use stop::Stop;
 use summary::Summary;
 
-/// Find the unusual readings in a stream of CSV or NDJSON
+/// Find the unusual readings in a stream of CSV, NDJSON, or rows of Parquet or Arrow
 ///
 /// A ring kernel parses the input, and another compares each reading with what its key has done so
 /// far. A reading that lies more than THRESHOLD deviations from what was expected is written to standard
@@ -124,6 +126,9 @@ const CAPACITY_MAX: i64 = dotcompute::CAPACITY_MAX as i64;
 enum InputFormat {
     Csv,
     Ndjson,
+    /// Parquet or Arrow
+    #[cfg(feature = "tables")]
+    Table,
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
@@ -163,6 +168,9 @@ impl Executor {
 }
 
 const HELP: &str = "\
+Formats, by the end of the name: .csv; .ndjson, .jsonl, .json; .parquet, .arrow, .feather (tables, from a
+file only: their rows count as lines).
+
 Columns: a CSV begins with a line of names; in NDJSON the first object has them. Without --key, --time and
 --value they are, in any case, the first there is of key, id, sensor, station, device, series, name,
 host; time, timestamp, ts, date, datetime; value, reading, measurement, or else the one column that
@@ -179,6 +187,7 @@ Examples:
   dotcompute stream data/elnino.csv --key month --threshold 3
   dotcompute stream data/nyc-wind-2013.csv --detector robust --threshold 8
   dotcompute stream load.csv --detector seasonal --slots 7 --slot 86400
+  dotcompute stream readings.parquet --key machine --value rpm
   tail -f sensors.ndjson | dotcompute stream --format ndjson --alpha 0.001
   zcat readings.csv.gz | dotcompute stream --strict --quiet > alerts.ndjson
 
@@ -192,8 +201,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode, Failure> {
         .map_err(|error| Failure::new(USAGE, error, "See dotcompute stream --help."))?;
     let input = Input::open(&arguments.input)?;
     let format = match arguments.format {
-        Some(InputFormat::Csv) => Format::Csv,
-        Some(InputFormat::Ndjson) => Format::Ndjson,
+        Some(format) => format,
         None => input.format()?,
     };
     let columns = ColumnNames {
@@ -202,8 +210,18 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode, Failure> {
         value: arguments.value.clone(),
     };
     let (strict, max_keys) = (arguments.strict, arguments.max_keys);
+    #[cfg(feature = "tables")]
+    let table = match format {
+        InputFormat::Table => Some(table(&input, &columns, strict, max_keys)?),
+        _ => None,
+    };
+    // A table's readings pass by it.
+    let text = match format {
+        InputFormat::Ndjson => Format::Ndjson,
+        _ => Format::Csv,
+    };
     let parser =
-        move || Parser::new(format).columns(columns.clone()).strict(strict).max_keys(max_keys);
+        move || Parser::new(text).columns(columns.clone()).strict(strict).max_keys(max_keys);
     let (stop, stopper) = Stop::on_interrupt()
         .map_err(|error| Failure::new(FAILED, format!("cannot watch for Ctrl-C: {error}"), ""))?;
     let runtime = Runtime::builder().name("stream").build();
@@ -221,8 +239,14 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode, Failure> {
     let mut output = Output::new(&name, input.length_bytes(), arguments.quiet);
     let start = Instant::now();
     let (totals, outcome) = thread::scope(|scope| {
-        let reader =
-            scope.spawn(|| input.read(&stop, |block| pipeline.send_blocking(block).is_ok()));
+        let reader = scope.spawn(|| {
+            let send = |block| pipeline.send_blocking(block).is_ok();
+            #[cfg(feature = "tables")]
+            if let Some(table) = table {
+                return input.read_table(table, &stop, send);
+            }
+            input.read(&stop, send)
+        });
         let totals = output.take_all(&pipeline, &stopper);
         // A panic of the reader has been printed; the process must not go on as if it had read all.
         let outcome = reader.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
@@ -252,6 +276,21 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode, Failure> {
         None if interrupted => Ok(ExitCode::from(INTERRUPTED)),
         None => Ok(ExitCode::SUCCESS),
     }
+}
+
+/// The input as a table, with the columns that were asked for.
+#[cfg(feature = "tables")]
+fn table(
+    input: &Input,
+    columns: &ColumnNames,
+    strict: bool,
+    max_keys: u32,
+) -> Result<TableReader, Failure> {
+    let table = TableReader::new(input.table()?, columns.clone()).map_err(|error| {
+        let message = format!("{}: {error}", input.name());
+        Failure::new(FAILED, message, advice(&InputError::Columns(error)))
+    })?;
+    Ok(table.strict(strict).max_keys(max_keys))
 }
 
 fn write_summary(path: &PathBuf, summary: &Summary) -> Result<(), Failure> {

@@ -245,6 +245,10 @@ pub trait RecordMessage: Message {
         wanted: &'static RecordLayout,
         scratch: &'a mut Vec<u64>,
     ) -> Result<Records<'a>, BoxError>;
+
+    /// A message of one record of this layout, with these bytes: what another kernel sent where the
+    /// kernel runs.
+    fn from_record(layout: &'static RecordLayout, bytes: &[u8]) -> Self;
 }
 
 /// A message that can be made of records.
@@ -275,6 +279,10 @@ impl<T: Record> RecordMessage for T {
         // Compared once, at the launch.
         Ok(Records { bytes: self.bytes(), single: true })
     }
+
+    fn from_record(layout: &'static RecordLayout, bytes: &[u8]) -> Self {
+        Self::one(layout, bytes)
+    }
 }
 
 impl<T: Record> RecordReply for T {
@@ -302,6 +310,10 @@ impl RecordMessage for RecordBatch {
             true => Ok(Records { bytes: self.bytes(), single: self.single }),
             false => Err(wrong_layout(wanted, self.layout)),
         }
+    }
+
+    fn from_record(layout: &'static RecordLayout, bytes: &[u8]) -> Self {
+        Self::one(layout, bytes)
     }
 }
 

@@ -13,10 +13,10 @@ use crate::ask::AskFailure;
 use crate::dead_letter::DeadLetter;
 use crate::error::{ConnectError, Fault, KernelId};
 use crate::lifecycle::KernelState;
-use crate::message::Message;
+use crate::message::{AskToken, Message};
 use crate::options::Options;
 use crate::pipeline::{AnyNext, Key, Stage, key};
-use crate::relay::tell_all;
+use crate::relay::{Origin, tell_all};
 use crate::runtime::Shared;
 use crate::telemetry::{KernelTelemetry, Telemetry};
 
@@ -54,6 +54,10 @@ pub(crate) trait AnyCell: Send + Sync {
     fn unlink(&self);
     /// Fails the asks that wait elsewhere and are not past this kernel.
     fn fail_those_passing_through(&self, failure: &AskFailure);
+    /// Where this ask waits, if it does so elsewhere and is not past this kernel.
+    fn passes_through(&self, token: AskToken) -> Option<Origin>;
+    /// The same; the ask is past this kernel then.
+    fn take_back_passing(&self, token: AskToken) -> Option<Origin>;
     /// Takes it out of its runtime, now or when it has ended.
     fn remove(&self);
     fn remove_when_ended(&self);
@@ -167,6 +171,14 @@ impl<M: Message, R: Message> AnyCell for Cell<M, R> {
     fn fail_those_passing_through(&self, failure: &AskFailure) {
         let told = self.asks.lock().fail_those_passing_through(failure);
         tell_all(told, None);
+    }
+
+    fn passes_through(&self, token: AskToken) -> Option<Origin> {
+        self.asks.lock().passes_through(token)
+    }
+
+    fn take_back_passing(&self, token: AskToken) -> Option<Origin> {
+        self.asks.lock().take_back(token)
     }
 
     fn remove(&self) {

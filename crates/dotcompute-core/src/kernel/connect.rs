@@ -171,6 +171,7 @@ impl<M: Message, R: Message> Cell<M, R> {
             runtime.pipelines.connect(&from, next, allow_cycle, set_link)?;
         // Out of the locks.
         drop(diverted);
+        self.change(|_| ());
         if let Some(replies) = replies {
             CarryOver { cell: self, link, replies }.run();
         }

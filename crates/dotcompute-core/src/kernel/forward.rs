@@ -63,7 +63,7 @@ impl<M> std::fmt::Debug for Way<M> {
 
 /// Where the replies of a connected kernel go.
 pub(crate) struct Link<R> {
-    pub(super) way: Way<R>,
+    pub(crate) way: Way<R>,
     /// Where those wait who ask the kernel while it is connected.
     pub(super) home: Arc<Home<R>>,
     /// 1 while replies that were made before are on their way to a pool.

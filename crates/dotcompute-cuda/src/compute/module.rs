@@ -314,7 +314,9 @@ impl Function {
                 storage.push(0);
             }
         }
-        let place = |start: usize| ptr::from_mut(&mut storage[start]).cast::<c_void>();
+        // From one pointer, so that each leads to all of an argument that takes several places.
+        let base = storage.as_mut_ptr();
+        let place = |start: usize| base.wrapping_add(start).cast::<c_void>();
         let mut places: Vec<*mut c_void> = starts.into_iter().map(place).collect();
         let config = LaunchConfig {
             grid: launch.grid,

@@ -27,6 +27,8 @@ struct ReportLine {
     fault: AtomicU32,
     waiting_on: AtomicU32,
     fault_token: AtomicU32,
+    received: AtomicU64,
+    passed: AtomicU64,
 }
 
 /// `SeatCounters`, as atomics.
@@ -59,6 +61,8 @@ const _: () = {
     let (ours, theirs) =
         (offset_of!(ReportLine, fault_token), offset_of!(abi::SeatReport, fault_token));
     assert!(ours == theirs);
+    assert!(offset_of!(ReportLine, received) == offset_of!(abi::SeatReport, received));
+    assert!(offset_of!(ReportLine, passed) == offset_of!(abi::SeatReport, passed));
     assert!(size_of::<CountersLine>() == size_of::<abi::SeatCounters>());
     assert!(offset_of!(CountersLine, processed) == offset_of!(abi::SeatCounters, processed));
     assert!(offset_of!(CountersLine, faulted) == offset_of!(abi::SeatCounters, faulted));
@@ -87,6 +91,12 @@ pub struct Report {
     pub waiting_on: u32,
     /// The token of the message that it failed at, if it failed.
     pub fault_token: u32,
+    /// Messages that it took from other kernels of the device, that at which it failed included; what
+    /// they led to has been published. Behind as `processed` is.
+    pub received: u64,
+    /// Replies that it sent to another kernel of the device. All those of a message are counted once
+    /// [`Port::done`] counts the message.
+    pub passed: u64,
 }
 
 /// The counters of a seat; exact once its grid has ended.
@@ -146,7 +156,9 @@ impl Port {
         }
         words.news().command.store(0, Ordering::Relaxed);
         let report = words.report_line();
-        for word in [&report.busy, &report.processed, &report.faulted] {
+        let words64 =
+            [&report.busy, &report.processed, &report.faulted, &report.received, &report.passed];
+        for word in words64 {
             word.store(0, Ordering::Relaxed);
         }
         let words32 = [&report.state, &report.fault, &report.waiting_on, &report.fault_token];
@@ -243,7 +255,10 @@ impl PortWords {
         // SYNC(device.report) acquire: pairs with the release in `dc_tell_state`. Makes visible the
         // fault and all that went before.
         let state = line.state.load(Ordering::Acquire);
-        // Relaxed, the rest: ordered by the state where it matters.
+        // SYNC(device.received) acquire: pairs with the release in `dc_settle`. Makes visible what
+        // the messages led to.
+        let received = line.received.load(Ordering::Acquire);
+        // Relaxed, the rest: ordered by the state where it matters, and `passed` by the heads.
         Report {
             state,
             fault: line.fault.load(Ordering::Relaxed).cast_signed(),
@@ -252,6 +267,8 @@ impl PortWords {
             faulted: line.faulted.load(Ordering::Relaxed),
             waiting_on: line.waiting_on.load(Ordering::Relaxed),
             fault_token: line.fault_token.load(Ordering::Relaxed),
+            received,
+            passed: line.passed.load(Ordering::Relaxed),
         }
     }
 

@@ -7,13 +7,14 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use dotcompute_abi::TaggedRecord;
 use dotcompute_abi::control::{
     COMMAND_KILL, STATE_ABSENT, STATE_FAILED, STATE_HOLDING, STATE_STOPPED,
 };
 use dotcompute_abi::device::Grid as Parameters;
 use dotcompute_mailbox::sync::lock;
 
-use super::{Fate, LEAVE_WITHIN, Loss, Request, Residency, ResidentError};
+use super::{Fate, LEAVE_WITHIN, Loss, Request, Residency, ResidentError, Vacated};
 use crate::compute::{Context, FreesHeld};
 use crate::driver::{Driver, Kernel, Session, Stream};
 use crate::grid::{Arena, EdgePlan, Grid, PlanError, Port, PortWords, SeatPlan, Shape, Write};
@@ -53,10 +54,12 @@ pub(super) struct Launcher {
     residency: Residency,
     /// The last epoch that was launched; 0 before the first.
     epoch: u32,
-    /// The edges of the kernels that took them.
-    edges: Vec<Vec<EdgePlan>>,
+    /// The plans of the seats that were taken.
+    plans: Vec<Option<SeatPlan>>,
+    /// The edges that replies take.
+    links: Vec<Option<EdgePlan>>,
     /// Seats that nobody uses any more and whose handlers have not come back.
-    leaving: Vec<(u32, Box<Port>)>,
+    leaving: Vec<Vacated>,
     /// The last epoch that has ended, and since when that is so.
     ended: (u32, Instant),
     fate: Arc<Fate>,
@@ -102,7 +105,8 @@ impl Launcher {
             device,
             residency,
             epoch: 0,
-            edges: vec![Vec::new(); shape.seats as usize],
+            plans: vec![None; shape.seats as usize],
+            links: vec![None; shape.seats as usize],
             leaving: Vec::new(),
             ended: (0, Instant::now()),
             fate,
@@ -144,10 +148,7 @@ impl Launcher {
 
     /// Whether a kernel sits on some seat. Without one a grid would end as it begins.
     fn is_needed(&self) -> bool {
-        lock(&self.fate.words).iter().flatten().any(|seat| {
-            let state = seat.report().state;
-            state != STATE_STOPPED && state != STATE_FAILED
-        })
+        lock(&self.fate.words).iter().flatten().any(|seat| !has_ended(seat.report().state))
     }
 
     /// Sees to it that a grid runs, and in lease mode that another one waits behind it.
@@ -248,11 +249,23 @@ impl Launcher {
                     if let Err(Ok((seat, port))) = answer.send(taken) {
                         // Whoever asked is gone.
                         port.command(COMMAND_KILL);
-                        self.leaving.push((seat, Box::new(port)));
+                        self.leaving.push(Vacated { seat, port: Box::new(port), then: None });
                     }
                     lost.map_or(Ok(()), Err)?;
                 }
-                Ok(Request::Vacate { seat, port }) => self.leaving.push((seat, port)),
+                Ok(Request::Vacate(vacated)) => self.leaving.push(vacated),
+                Ok(Request::Link { from, to, record_bytes, answer }) => {
+                    let linked = self.link(from, to, record_bytes);
+                    let lost = linked.as_ref().err().filter(|error| error.loses()).cloned();
+                    let _ = answer.send(linked); // whoever asked may be gone
+                    lost.map_or(Ok(()), Err)?;
+                }
+                Ok(Request::Unlink { from, answer }) => {
+                    let unlinked = self.unlink(from);
+                    let lost = unlinked.as_ref().err().filter(|error| error.loses()).cloned();
+                    let _ = answer.send(unlinked); // as above
+                    lost.map_or(Ok(()), Err)?;
+                }
                 Ok(Request::State { seat, answer }) => {
                     let state = self.state(seat);
                     let lost = state.as_ref().err().filter(|error| error.loses()).cloned();
@@ -302,17 +315,30 @@ impl Launcher {
         Ok(())
     }
 
-    /// Frees the seats that nobody uses and whose kernels have ended.
+    /// Frees the seats that nobody uses and whose kernels have ended, also those that sent there:
+    /// what nobody took goes back to these.
     fn free_seats(&mut self) {
         let mut words = lock(&self.fate.words);
-        self.leaving.retain(|(seat, port)| {
-            let state = port.report().state;
-            let has_ended = state == STATE_STOPPED || state == STATE_FAILED;
-            if has_ended {
-                words[*seat as usize] = None;
-            }
-            !has_ended
-        });
+        let (links, plans) = (&mut self.links, &mut self.plans);
+        let mut told = Vec::new();
+        let mut freed = 1;
+        // One that ended may have been the last to send to another.
+        while freed > 0 {
+            let before = self.leaving.len();
+            self.leaving.retain_mut(|Vacated { seat, port, then }| {
+                let (report, place) = (port.report(), *seat as usize);
+                let is_used = links.iter().flatten().any(|edge| edge.to == *seat);
+                let is_free = has_ended(report.state) && !is_used;
+                if is_free {
+                    (words[place], links[place], plans[place]) = (None, None, None);
+                    told.extend(then.take().map(|then| (then, report)));
+                }
+                !is_free
+            });
+            freed = before - self.leaving.len();
+        }
+        drop(words);
+        told.into_iter().for_each(|(then, report)| then(report));
     }
 
     fn take(&mut self, seat: Option<u32>, plan: &SeatPlan) -> Result<(u32, Port), ResidentError> {
@@ -330,7 +356,8 @@ impl Launcher {
                 },
             }
         };
-        self.check_edges(seat, &plan.edges)?;
+        self.check_target(seat)?;
+        self.check_edges(&plan.edges)?;
         self.pause()?;
         // SAFETY: no grid runs, and none is launched before the writes below are done; an earlier
         // port of this seat was dropped when the seat was freed.
@@ -338,7 +365,7 @@ impl Launcher {
         let port = match seated {
             Ok((port, writes)) => {
                 self.write(&writes)?;
-                self.edges[seat as usize].clone_from(&plan.edges);
+                self.plans[seat as usize] = Some(plan.clone());
                 lock(&self.fate.words)[seat as usize] = Some(port.words());
                 Ok((seat, port))
             }
@@ -348,35 +375,126 @@ impl Launcher {
         port
     }
 
+    /// That nobody who has begun sends to a seat that is to be taken.
+    fn check_target(&self, seat: u32) -> Result<(), PlanError> {
+        let words = lock(&self.fate.words);
+        let begun = |from: u32| {
+            let state = words[from as usize].as_ref().map(|words| words.report().state);
+            state.is_some_and(|state| !matches!(state, STATE_ABSENT | STATE_HOLDING))
+        };
+        match self.edges().find(|&(from, edge)| edge.to == seat && begun(from)) {
+            Some((from, _)) => Err(PlanError::Target { seat, from }),
+            None => Ok(()),
+        }
+    }
+
     /// That the edges of a kernel fit beside those of the others: see [`Edge`].
     ///
     /// [`Edge`]: dotcompute_abi::device::Edge
-    fn check_edges(&self, seat: u32, edges: &[EdgePlan]) -> Result<(), ResidentError> {
-        let words = lock(&self.fate.words);
-        let others = || {
-            let taken = self.edges.iter().zip(0..).zip(&*words);
-            taken.filter_map(|((edges, from), words)| Some((from, edges, words.as_ref()?)))
-        };
-        for (from, theirs, words) in others() {
-            let begun = !matches!(words.report().state, STATE_ABSENT | STATE_HOLDING);
-            if begun && theirs.iter().any(|edge| edge.to == seat) {
-                return Err(PlanError::Target { seat, from }.into());
-            }
-        }
-        let theirs: Vec<&EdgePlan> = others().flat_map(|(_, edges, _)| edges).collect();
+    fn check_edges(&self, edges: &[EdgePlan]) -> Result<(), PlanError> {
         let capacity = self.grid.shape().inbox_capacity;
         for (place, &EdgePlan { to, number, .. }) in edges.iter().enumerate() {
-            let before = edges[..place].iter().chain(theirs.iter().copied());
+            let theirs = || self.edges().map(|(_, edge)| edge);
+            let before = edges[..place].iter().copied().chain(theirs());
             if before.clone().any(|edge| edge.to == to && edge.number == number) {
-                return Err(PlanError::EdgeTaken { to, number }.into());
+                return Err(PlanError::EdgeTaken { to, number });
             }
-            let there = edges.iter().chain(theirs.iter().copied()).filter(|edge| edge.to == to);
+            let there = edges.iter().copied().chain(theirs()).filter(|edge| edge.to == to);
             let shares: u64 = there.map(|edge| u64::from(edge.share)).sum();
             if shares > capacity as u64 {
-                return Err(PlanError::SharesTooLarge { to, shares, capacity }.into());
+                return Err(PlanError::SharesTooLarge { to, shares, capacity });
             }
         }
         Ok(())
+    }
+
+    /// The edges of all kernels that are seated, with the seats that they lead from.
+    fn edges(&self) -> impl Iterator<Item = (u32, EdgePlan)> + Clone {
+        let seats = self.plans.iter().zip(&self.links).zip(0..);
+        seats.flat_map(|((plan, link), from)| {
+            let edges = plan.iter().flat_map(|plan| &plan.edges).chain(link);
+            edges.map(move |edge| (from, *edge))
+        })
+    }
+
+    /// Whether what is sent from `from` comes to `to`.
+    fn leads(&self, from: u32, to: u32) -> bool {
+        let mut known = vec![false; self.plans.len()];
+        let mut line = vec![from];
+        while let Some(at) = line.pop() {
+            if at == to {
+                return true;
+            }
+            if !std::mem::replace(&mut known[at as usize], true) {
+                line.extend(self.edges().filter(|(from, _)| *from == at).map(|(_, edge)| edge.to));
+            }
+        }
+        false
+    }
+
+    fn seated(&self, seat: u32) -> Result<SeatPlan, PlanError> {
+        let plan = self.plans.get(seat as usize).cloned().flatten();
+        let is_left = self.leaving.iter().any(|left| left.seat == seat);
+        plan.filter(|_| !is_left).ok_or(PlanError::Vacant { seat })
+    }
+
+    fn link(&mut self, from: u32, to: u32, record_bytes: u32) -> Result<(), ResidentError> {
+        let plan = self.seated(from)?;
+        self.seated(to)?;
+        if self.leads(to, from) {
+            return Err(PlanError::Cycle { to, from }.into());
+        }
+        let shape = self.grid.shape();
+        if shape.edges_in == 0 || self.links[from as usize].is_some() {
+            return Err(PlanError::NoEdge { to }.into());
+        }
+        self.pause()?;
+        let linked = self.write_link(from, to, record_bytes, &plan);
+        self.start()?;
+        linked
+    }
+
+    fn write_link(
+        &mut self,
+        from: u32,
+        to: u32,
+        record_bytes: u32,
+        plan: &SeatPlan,
+    ) -> Result<(), ResidentError> {
+        let shape = self.grid.shape();
+        // An edge of before may have left records there, which give back what they took of its share.
+        let unread = self.grid.unread(&self.inbox(to)?);
+        let is_free = |number: &u32| {
+            let is_taken = self.edges().any(|(_, edge)| edge.to == to && edge.number == *number);
+            !is_taken && !unread.iter().any(|record| edge_number(record) == *number)
+        };
+        let number = (0..shape.edges_in).find(is_free).ok_or(PlanError::NoEdge { to })?;
+        let share = shape.inbox_capacity as u32 / shape.edges_in;
+        let edge = EdgePlan { to, number, share, record_bytes };
+        self.check_edges(&[edge])?;
+        let writes = self.grid.link(from, plan, edge)?;
+        self.write(&writes)?;
+        self.links[from as usize] = Some(edge);
+        Ok(())
+    }
+
+    fn unlink(&mut self, from: u32) -> Result<Vec<TaggedRecord>, ResidentError> {
+        let plan = self.seated(from)?;
+        let Some(edge) = self.links[from as usize] else { return Ok(Vec::new()) };
+        self.pause()?;
+        self.write(&self.grid.unlink(from, &plan))?;
+        self.links[from as usize] = None;
+        let (left, writes) = self.grid.take_out(edge.to, &self.inbox(edge.to)?, edge.number);
+        self.write(&writes)?;
+        self.start()?;
+        Ok(left)
+    }
+
+    /// The bytes of the inbox of a seat; no grid runs.
+    fn inbox(&self, seat: u32) -> Result<Vec<u8>, CallError> {
+        let (offset, bytes) = self.grid.inbox(seat);
+        // SAFETY: inside the device's arena; no grid runs.
+        unsafe { self.session.read(self.copies, self.device + offset as u64, bytes) }
     }
 
     fn state(&mut self, seat: u32) -> Result<Vec<u8>, ResidentError> {
@@ -395,6 +513,15 @@ impl Drop for Launcher {
         let suspects = self.suspects();
         self.fate.lose(Loss { error: ResidentError::Gone, suspects });
     }
+}
+
+fn has_ended(state: u32) -> bool {
+    state == STATE_STOPPED || state == STATE_FAILED
+}
+
+/// The edge that a record in an inbox came by.
+fn edge_number(record: &TaggedRecord) -> u32 {
+    u32::from(record.header.flags) >> 8
 }
 
 /// One warp serves, and each other one is a seat.

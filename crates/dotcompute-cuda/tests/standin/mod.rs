@@ -136,7 +136,7 @@ pub(crate) fn toolkit() -> Arc<Toolkit> {
     let nvrtc = unsafe { Nvrtc::open(&folder().join(NAMES[1])) }.unwrap();
     // SAFETY: as above.
     let linker = unsafe { NvJitLink::open(&folder().join(NAMES[2])) }.unwrap();
-    Arc::new(Toolkit { nvrtc, linker })
+    Arc::new(Toolkit::new(nvrtc, linker))
 }
 
 /// A device for tests: short leases, time enough for a machine that has more to do than it can.

@@ -50,6 +50,10 @@ static int32_t obey(const number *message, sum *state, sum *reply, rk_ctx *ctx) 
         return DC_HANDLER_DONE;
     case 7:
         return rk_send(ctx, 99, reply);
+    case 8: // as long as it is to run
+        while (dc_command(dc_load_gpu(DC_SYNC_NONE, ctx->order)) == DC_COMMAND_RUN)
+            dc_pause(100);
+        return DC_HANDLER_DONE;
     default:
         return DC_HANDLER_DONE;
     }

@@ -6,7 +6,7 @@ use std::ptr::NonNull;
 use std::time::Duration;
 
 use dotcompute_abi::device::Grid as Parameters;
-use dotcompute_cuda::grid::{Arena, Grid, Port, SeatPlan, Shape, Write};
+use dotcompute_cuda::grid::{Arena, EdgePlan, Grid, Port, SeatPlan, Shape, Write};
 
 /// The handler of `handlers.cpp` that replies with the sum of all values.
 pub(crate) const ADD: u32 = 0;
@@ -90,6 +90,21 @@ impl Stage {
         let (port, writes) = unsafe { self.grid.seat(seat, plan) }.unwrap();
         writes.iter().for_each(|write| self.write(write));
         port
+    }
+
+    /// Gives a kernel an edge for its replies; no grid runs.
+    pub(crate) fn link(&self, seat: u32, plan: &SeatPlan, edge: EdgePlan) {
+        self.grid.link(seat, plan, edge).unwrap().iter().for_each(|write| self.write(write));
+    }
+
+    /// The records in the inbox of a seat; no grid runs.
+    #[allow(dead_code, reason = "not every test looks")]
+    pub(crate) fn unread(&self, seat: u32) -> Vec<dotcompute_abi::TaggedRecord> {
+        let (offset, bytes) = self.grid.inbox(seat);
+        // SAFETY: inside the device's arena.
+        let place = unsafe { self.device.add(offset) };
+        // SAFETY: as above; no grid runs.
+        self.grid.unread(unsafe { std::slice::from_raw_parts(place.as_ptr(), bytes) })
     }
 
     fn write(&self, (offset, bytes): &Write) {

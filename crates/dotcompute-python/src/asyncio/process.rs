@@ -1,17 +1,20 @@
 //! Kernels in processes of their own: the parent's launch, and the child's end.
 
 use std::any::Any;
+use std::ffi::c_int;
 use std::process::Command;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use dotcompute::mailbox::sync::lock;
 use dotcompute::process::{
-    Coder, Host, Kernels, Log, Output, Process, child_host, read_records, write_records,
+    Coder, Host, Incoming, Kernels, Lease, Log, Outgoing, Output, Process, child_host,
+    read_records, write_records,
 };
 use dotcompute::record::RecordLayout;
 use dotcompute::{BoxError, Envelope, Fault};
-use pyo3::exceptions::PyRuntimeError;
+use pyo3::exceptions::{PyBufferError, PyRuntimeError};
+use pyo3::ffi;
 use pyo3::prelude::*;
 
 use super::actor::{Actor, Settings};
@@ -26,33 +29,78 @@ use crate::records::{CompiledHandler, Records};
 /// The one name under which the functions of all kernels run: the arguments say which.
 const ENTRY: &str = "python";
 
-/// Objects as the bytes of the contract.
+/// Objects as the bytes of the contract, and large arrays beside them.
 fn coder() -> Coder<PyMessage> {
-    Coder::new(encode, decode)
+    Coder::with_arrays(encode, decode)
 }
 
-fn encode(envelope: &Envelope<PyMessage>, out: &mut Vec<u8>) -> Result<(), BoxError> {
+fn encode(envelope: &Envelope<PyMessage>, out: &mut Outgoing<'_>) -> Result<(), BoxError> {
     Python::try_attach(|py| {
         let object = envelope.message.object(py);
-        to_wire(object.bind(py), out).map_err(|error| text_of(py, &error).into())
+        let mut message = Vec::new();
+        to_wire(object.bind(py), &mut |array| out.array(array), |bytes| message.extend(bytes))
+            .map_err(|error| text_of(py, &error))?;
+        out.bytes.append(&mut message);
+        Ok(())
     })
     .unwrap_or_else(|| Err("the interpreter is ending".into()))
 }
 
-fn decode(bytes: &[u8]) -> Result<PyMessage, BoxError> {
+fn decode(incoming: Incoming<'_>) -> Result<PyMessage, BoxError> {
     Python::try_attach(|py| {
-        from_wire(py, bytes)
+        let arrays = incoming.arrays.into_iter().map(|lease| LeasedArray::of(py, lease));
+        arrays
+            .collect::<PyResult<Vec<_>>>()
+            .and_then(|arrays| from_wire(py, incoming.bytes, &arrays))
             .map(|object| PyMessage::new(object.unbind()))
             .map_err(|error| text_of(py, &error).into())
     })
     .unwrap_or_else(|| Err("the interpreter is ending".into()))
 }
 
+/// The memory of an array that another process sent, through the buffer protocol: it is the array's
+/// until that is gone.
+#[pyclass(frozen, module = "pydotcompute._native")]
+struct LeasedArray(Lease);
+
+impl LeasedArray {
+    fn of(py: Python<'_>, lease: Lease) -> PyResult<Py<PyAny>> {
+        Ok(Py::new(py, Self(lease))?.into_any())
+    }
+}
+
+#[pymethods]
+impl LeasedArray {
+    fn __len__(&self) -> usize {
+        self.0.len()
+    }
+
+    /// # Safety
+    ///
+    /// Called by the interpreter: `view` is null or points to a `Py_buffer` that may be written.
+    unsafe fn __getbuffer__(
+        slf: Bound<'_, Self>,
+        view: *mut ffi::Py_buffer,
+        flags: c_int,
+    ) -> PyResult<()> {
+        if view.is_null() {
+            return Err(PyBufferError::new_err("the view is null"));
+        }
+        let (start, length) = (slf.get().0.start(), slf.get().0.len().cast_signed());
+        // SAFETY: `view` may be written (above). The bytes are never moved and live as long as `slf`, to
+        // which the view takes a reference; nobody else reads or writes them.
+        let code = unsafe {
+            ffi::PyBuffer_FillInfo(view, slf.as_ptr(), start.as_ptr().cast(), length, 0, flags)
+        };
+        if code == 0 { Ok(()) } else { Err(PyErr::fetch(slf.py())) }
+    }
+}
+
 /// Messages of records of this layout.
 fn record_coder(layout: &'static RecordLayout) -> Coder<PyMessage> {
-    Coder::new(
+    Coder::with_arrays(
         move |envelope, out| write_records(layout, &envelope.message, out),
-        move |bytes| Ok(PyMessage::records(Arc::new(read_records(layout, bytes)?))),
+        move |incoming| Ok(PyMessage::records(Arc::new(read_records(layout, incoming)?))),
     )
     .counted(|message: &PyMessage| message.batch().map_or(1, |batch| batch.len()))
 }

@@ -14,7 +14,7 @@ use pyo3::types::{PyBytes, PyDict};
 use super::device::CudaStream;
 use super::{exception, failed, missing, refused};
 
-/// NVIDIA's compiler and linker, found when it is made.
+/// NVIDIA's compiler, and the linker if there is one, found when it is made.
 #[pyclass(frozen, module = "pydotcompute._native")]
 pub(crate) struct CudaToolkit {
     toolkit: Toolkit,
@@ -31,11 +31,12 @@ impl CudaToolkit {
             .map_err(|absent| exception(py, "CUDAError", missing(&absent)))
     }
 
-    /// The versions of the compiler and of the linker.
+    /// The versions of the compiler and of the linker, if there is one.
     #[getter]
-    fn versions(&self) -> ((u32, u32), (u32, u32)) {
+    fn versions(&self) -> ((u32, u32), Option<(u32, u32)>) {
         let pair = |version: Version| (version.major, version.minor);
-        (pair(self.toolkit.nvrtc.version()), pair(self.toolkit.linker.version()))
+        let linker = self.toolkit.linker().ok().map(|linker| pair(linker.version()));
+        (pair(self.toolkit.nvrtc.version()), linker)
     }
 
     /// Compiles CUDA C++ to a cubin; returns it and the warnings.
@@ -70,6 +71,8 @@ impl CudaToolkit {
         };
         let kinds: Vec<PartKind> =
             parts.iter().map(|(named, ..)| kind(named)).collect::<PyResult<_>>()?;
+        let linker =
+            self.toolkit.linker().map_err(|absent| exception(py, "CUDAError", missing(absent)))?;
         let linked = py.detach(|| {
             let parts: Vec<Part<'_>> = parts
                 .iter()
@@ -77,7 +80,7 @@ impl CudaToolkit {
                 .map(|((_, name, bytes), kind)| Part { name, kind: *kind, bytes })
                 .collect();
             let options: Vec<&str> = options.iter().map(String::as_str).collect();
-            self.toolkit.linker.link(&parts, &options)
+            linker.link(&parts, &options)
         });
         linked.map(|cubin| PyBytes::new(py, &cubin)).map_err(|error| refused(py, &error))
     }

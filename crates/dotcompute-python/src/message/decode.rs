@@ -29,9 +29,18 @@ pub(super) fn decode_message<'py>(
     data: &Bound<'py, PyAny>,
     any_map: bool,
 ) -> PyResult<Bound<'py, PyAny>> {
+    decode_as(class, data, any_map, &[])
+}
+
+fn decode_as<'py>(
+    class: &Bound<'py, PyType>,
+    data: &Bound<'py, PyAny>,
+    any_map: bool,
+    beside: &[Py<PyAny>],
+) -> PyResult<Bound<'py, PyAny>> {
     let read = || {
         let data = contiguous(data)?;
-        Reader::read(class.py(), data.as_bytes(), |reader, decoder| {
+        Reader::read(class.py(), data.as_bytes(), beside, |reader, decoder| {
             reader.class(decoder, class, any_map)
         })
     };
@@ -45,7 +54,16 @@ pub(super) fn decode_any_message<'py>(
     data: &Bound<'py, PyAny>,
     fallback: &Bound<'py, PyType>,
 ) -> PyResult<Bound<'py, PyAny>> {
-    match decode_as_named_last(data) {
+    decode_any(data, fallback, &[])
+}
+
+/// The same, with these buffers for the arrays beside the bytes.
+pub(super) fn decode_any<'py>(
+    data: &Bound<'py, PyAny>,
+    fallback: &Bound<'py, PyType>,
+    beside: &[Py<PyAny>],
+) -> PyResult<Bound<'py, PyAny>> {
+    match decode_as_named_last(data, beside) {
         Some(Ok(message)) => return Ok(message),
         Some(Err(error)) if !error.is_instance_of::<PyException>(data.py()) => return Err(error),
         // What is wrong is found again by the way that handles all.
@@ -57,11 +75,11 @@ pub(super) fn decode_any_message<'py>(
         find_class(data.py(), data.as_bytes(), &names)
     };
     match find().map_err(|error| deserialization_error(fallback, error))? {
-        Some(class) => decode_message(&class, data, true),
+        Some(class) => decode_as(&class, data, true, beside),
         None => {
             let read = || {
                 let data = contiguous(data)?;
-                Reader::read(data.py(), data.as_bytes(), |reader, decoder| {
+                Reader::read(data.py(), data.as_bytes(), beside, |reader, decoder| {
                     reader.checks_type = false;
                     reader.class(decoder, fallback, true)
                 })
@@ -72,7 +90,10 @@ pub(super) fn decode_any_message<'py>(
 }
 
 /// The message, if its bytes end with the name of its class, as most do. Saves reading them twice.
-fn decode_as_named_last<'py>(data: &Bound<'py, PyAny>) -> Option<PyResult<Bound<'py, PyAny>>> {
+fn decode_as_named_last<'py>(
+    data: &Bound<'py, PyAny>,
+    beside: &[Py<PyAny>],
+) -> Option<PyResult<Bound<'py, PyAny>>> {
     let data = data.cast_exact::<PyBytes>().ok()?;
     let bytes = data.as_bytes();
     // The name is a string of less than 32 bytes after the key.
@@ -84,7 +105,7 @@ fn decode_as_named_last<'py>(data: &Bound<'py, PyAny>) -> Option<PyResult<Bound<
     }
     let name = std::str::from_utf8(name).ok()?;
     let class = sole(data.py()).ok()?.get_item(name).ok()??.cast_into::<PyType>().ok()?;
-    Some(Reader::read(data.py(), bytes, |reader, decoder| {
+    Some(Reader::read(data.py(), bytes, beside, |reader, decoder| {
         reader.must_be_named = true;
         reader.class(decoder, &class, true)
     }))
@@ -114,6 +135,8 @@ fn deserialization_error(class: &Bound<'_, PyType>, error: PyErr) -> PyErr {
 struct Reader<'py, 'de> {
     py: Python<'py>,
     bytes: &'de [u8],
+    /// The arrays beside them.
+    beside: &'de [Py<PyAny>],
     /// How many arrays were read.
     arrays: u64,
     /// Which of them are tuples, in ascending order.
@@ -130,11 +153,13 @@ impl<'py, 'de> Reader<'py, 'de> {
     fn read<T>(
         py: Python<'py>,
         bytes: &'de [u8],
+        beside: &'de [Py<PyAny>],
         read: impl FnOnce(&mut Self, &mut Decoder<'de>) -> Result<T>,
     ) -> PyResult<T> {
         let mut reader = Self {
             py,
             bytes,
+            beside,
             arrays: 0,
             tuples: Vec::new(),
             checks_type: true,

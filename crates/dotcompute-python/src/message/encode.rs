@@ -16,7 +16,7 @@ use pyo3::types::{PyBytes, PyString};
 use self::arrays::is_array;
 use super::hint::Hint;
 use super::layout::{Access, Layout, layout_of_object};
-use super::{base, explained, keys};
+use super::{Beside, base, explained, keys};
 
 /// Buffers larger than this are not kept for the next message.
 const KEPT_BYTES: usize = 1 << 20;
@@ -28,17 +28,30 @@ thread_local! {
 /// The bytes of a message of any class.
 #[pyfunction]
 pub(super) fn encode_message<'py>(message: &Bound<'py, PyAny>) -> PyResult<Bound<'py, PyBytes>> {
+    encode_with(message, None, |bytes| PyBytes::new(message.py(), bytes))
+}
+
+/// The same, with arrays `beside` the bytes, which `take` is called with.
+pub(super) fn encode_with<T>(
+    message: &Bound<'_, PyAny>,
+    beside: Option<Beside<'_>>,
+    take: impl FnOnce(&[u8]) -> T,
+) -> PyResult<T> {
     // Taken, not borrowed: what follows may run Python code that encodes another message.
     let mut out = SCRATCH.take();
     out.clear();
-    let result = encode(message, &mut out).map(|()| PyBytes::new(message.py(), &out));
+    let result = encode(message, &mut out, beside).map(|()| take(&out));
     if out.capacity() <= KEPT_BYTES {
         SCRATCH.set(out);
     }
     result.map_err(|error| explained("MessageSerializationError", &message.get_type(), error))
 }
 
-fn encode(message: &Bound<'_, PyAny>, out: &mut Vec<u8>) -> PyResult<()> {
+fn encode(
+    message: &Bound<'_, PyAny>,
+    out: &mut Vec<u8>,
+    beside: Option<Beside<'_>>,
+) -> PyResult<()> {
     let layout = layout_of_object(message)?;
     let mut writer = Writer {
         values_left: Limits::default().bytes,
@@ -46,6 +59,7 @@ fn encode(message: &Bound<'_, PyAny>, out: &mut Vec<u8>) -> PyResult<()> {
         arrays: 0,
         tuples: Vec::new(),
         inline_only: layout.is_array_message,
+        beside,
     };
     let mut encoder = Encoder::new(out, Limits::default().bytes);
     writer.object(&mut encoder, message, &layout)?;
@@ -79,7 +93,7 @@ fn prepend_tuples(out: &mut Vec<u8>, tuples: &[u64]) -> PyResult<()> {
     Ok(())
 }
 
-struct Writer {
+struct Writer<'a> {
     /// Each value takes a byte or more, so this bounds the work.
     values_left: usize,
     depth: usize,
@@ -89,9 +103,11 @@ struct Writer {
     tuples: Vec<u64>,
     /// Arrays in containers are written as `ArrayMessage` does.
     inline_only: bool,
+    /// Takes large arrays.
+    beside: Option<Beside<'a>>,
 }
 
-impl Writer {
+impl Writer<'_> {
     /// A message or dataclass: the map of its fields.
     fn object(
         &mut self,

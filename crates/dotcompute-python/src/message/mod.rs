@@ -40,24 +40,35 @@ pub(crate) fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_function(wrap_pyfunction!(decode::decode_any_message, module)?)
 }
 
-/// Appends the bytes of any object to `out`: of a message its own, of anything else those of a message
-/// around it.
-pub(crate) fn to_wire(object: &Bound<'_, PyAny>, out: &mut Vec<u8>) -> PyResult<()> {
+/// Takes the bytes of a large array that are to go beside the message's: its number there, or none if
+/// they are to go with the others.
+pub(crate) type Beside<'a> = &'a mut dyn FnMut(&[u8]) -> Option<usize>;
+
+/// Calls `take` with the bytes of any object: of a message its own, of anything else those of a message
+/// around it. Its arrays go `beside` them, where that takes them.
+pub(crate) fn to_wire(
+    object: &Bound<'_, PyAny>,
+    beside: Beside<'_>,
+    take: impl FnOnce(&[u8]),
+) -> PyResult<()> {
     let py = object.py();
     // Apart, since it borrows the message.
     let is_message = base::native(object).is_some();
-    let bytes = match is_message {
-        true => encode::encode_message(object)?,
-        false => encode::encode_message(&plain(py)?.bind(py).call1((object,))?)?,
-    };
-    out.extend_from_slice(bytes.as_bytes());
-    Ok(())
+    match is_message {
+        true => encode::encode_with(object, Some(beside), take),
+        false => encode::encode_with(&plain(py)?.bind(py).call1((object,))?, Some(beside), take),
+    }
 }
 
-/// The object that has these bytes, which [`to_wire`] made here or in another process.
-pub(crate) fn from_wire<'py>(py: Python<'py>, bytes: &[u8]) -> PyResult<Bound<'py, PyAny>> {
+/// The object that has these bytes, which [`to_wire`] made here or in another process, and these
+/// buffers with the arrays beside them.
+pub(crate) fn from_wire<'py>(
+    py: Python<'py>,
+    bytes: &[u8],
+    beside: &[Py<PyAny>],
+) -> PyResult<Bound<'py, PyAny>> {
     let plain = plain(py)?.bind(py);
-    let object = decode::decode_any_message(PyBytes::new(py, bytes).as_any(), plain)?;
+    let object = decode::decode_any(PyBytes::new(py, bytes).as_any(), plain, beside)?;
     match object.get_type().is(plain) {
         // Raises where it is some other message, of a class that is not known here.
         true => object.call_method0(intern!(py, "inside")),

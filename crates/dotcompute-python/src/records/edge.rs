@@ -154,6 +154,10 @@ impl RecordMessage for PyMessage {
         })
         .unwrap_or_else(|| Err("the interpreter is ending".into()))
     }
+
+    fn from_record(layout: &'static Core, bytes: &[u8]) -> Self {
+        Self::one(layout, bytes)
+    }
 }
 
 /// The bytes of an object that is a record of this layout, or of an array of them; whether it is a

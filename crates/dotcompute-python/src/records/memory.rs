@@ -66,7 +66,7 @@ impl RecordMemory {
 /// # Safety
 ///
 /// `array` is a `numpy.ndarray` or of a class derived from it.
-pub(super) unsafe fn start_of(array: &Bound<'_, PyAny>) -> *const u8 {
+pub(crate) unsafe fn start_of(array: &Bound<'_, PyAny>) -> *const u8 {
     // SAFETY: an array is larger than the head of an object.
     let field = unsafe { array.as_ptr().byte_add(size_of::<ffi::PyObject>()) };
     // SAFETY: the address lies there, aligned as the head is.

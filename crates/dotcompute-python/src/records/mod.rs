@@ -15,6 +15,7 @@ use pyo3::prelude::*;
 pub(crate) use edge::{Delivered, Records, layout_of};
 pub(crate) use handler::CompiledHandler;
 pub(crate) use layout::RecordLayout;
+pub(crate) use memory::start_of;
 
 pub(crate) fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<layout::RecordLayout>()?;

@@ -24,19 +24,19 @@ pub(crate) struct Columns {
 #[non_exhaustive]
 pub enum ColumnError {
     /// A column that the caller named is not there.
-    #[error("no column {name:?}; the header (line {line}) has: {}", header.join(", "))]
+    #[error("no column {name:?}; {} has: {}", place(*line), header.join(", "))]
     Absent {
         /// The name asked for.
         name: String,
-        /// Line of the header.
+        /// Line of the header; 0 is that of a table.
         line: u64,
         /// The names that are there.
         header: Vec<String>,
     },
     /// No column has a usual name for the value, and more or fewer than one is left over.
-    #[error("which column is the value? The header (line {line}) has: {}", header.join(", "))]
+    #[error("which column is the value? {} has: {}", place(*line), header.join(", "))]
     NoValue {
-        /// Line of the header.
+        /// Line of the header; 0 is that of a table.
         line: u64,
         /// The names that are there.
         header: Vec<String>,
@@ -50,6 +50,20 @@ pub enum ColumnError {
         /// Why.
         reason: super::Reason,
     },
+    /// A column of a table is of another type.
+    #[error("column {name:?} is {kind}: {wanted} are expected")]
+    WrongType {
+        /// The column.
+        name: String,
+        /// What it is.
+        kind: String,
+        /// What it has to be.
+        wanted: &'static str,
+    },
+}
+
+fn place(line: u64) -> String {
+    if line == 0 { "the table".into() } else { format!("the header (line {line})") }
 }
 
 const KEYS: &[&str] = &["key", "id", "sensor", "station", "device", "series", "name", "host"];

@@ -1,6 +1,6 @@
 //! Streaming anomaly detection: which readings are far from what their key has done so far?
 //!
-//! The way of a reading: bytes of CSV or NDJSON ([`Parser`]) → [`Batch`] of [`Reading`]s →
+//! The way of a reading: bytes of CSV or NDJSON ([`Parser`]), or rows of a table, → [`Batch`] of [`Reading`]s →
 //! [`Detector`], which compares it with what its key has done so far ([`Model`]) → [`Alert`]. The
 //! parts are plain values that work without a runtime, as here; [`pipeline`] puts each into a ring
 //! kernel of its own. Readings that are records already go through one kernel: [`handler`].
@@ -29,6 +29,8 @@ mod model;
 mod ndjson;
 mod parser;
 pub mod pipeline;
+#[cfg(feature = "tables")]
+mod table;
 mod time;
 
 pub use batch::{Batch, Malformed, Reading, Reason, Tally};
@@ -36,3 +38,5 @@ pub use columns::{ColumnError, ColumnNames};
 pub use detector::{Alert, Anomaly, Detector, Scanned, Scanner};
 pub use model::{Model, Settings, SettingsError, Verdict};
 pub use parser::{Format, InputError, MAX_LINE_BYTES, Parser, VALUE_LIMIT};
+#[cfg(feature = "tables")]
+pub use table::TableReader;

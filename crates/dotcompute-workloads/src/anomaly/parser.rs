@@ -40,6 +40,10 @@ pub enum InputError {
     /// A line is malformed and the parser is [strict](Parser::strict).
     #[error("{0}")]
     Malformed(Malformed),
+    /// A table is broken.
+    #[cfg(feature = "tables")]
+    #[error("{0}")]
+    Table(String),
 }
 
 /// Turns the bytes of CSV or NDJSON into readings.
@@ -71,16 +75,7 @@ impl Parser {
             Format::Csv => Records::Csv(Box::default()),
             Format::Ndjson => Records::Ndjson(Ndjson::default()),
         };
-        let sink = Sink {
-            names: ColumnNames::default(),
-            keys: HashMap::default(),
-            max_keys: 1 << 24,
-            line: 0,
-            to_describe: 10,
-            strict: false,
-            last_time: (String::new(), None),
-        };
-        Self { records, partial: Vec::new(), oversized: false, sink }
+        Self { records, partial: Vec::new(), oversized: false, sink: Sink::new() }
     }
 
     /// Takes the columns that are named here instead of those with the usual names.
@@ -158,7 +153,7 @@ impl Parser {
 
     /// The number of keys seen so far.
     pub fn keys(&self) -> usize {
-        self.sink.keys.len()
+        self.sink.keys()
     }
 
     fn keep(&mut self, piece: &[u8]) {
@@ -216,12 +211,12 @@ impl Parser {
 pub(super) struct Sink {
     pub(super) names: ColumnNames,
     keys: HashMap<Arc<str>, u32, foldhash::fast::RandomState>,
-    max_keys: usize,
+    pub(super) max_keys: usize,
     /// The line being read, from 1.
     pub(super) line: u64,
     /// Malformed lines that are still to be described.
     to_describe: usize,
-    strict: bool,
+    pub(super) strict: bool,
     /// The time of the last reading, as text and as a number.
     last_time: (String, Option<f64>),
 }
@@ -241,6 +236,22 @@ pub(super) enum Fault {
 }
 
 impl Sink {
+    pub(super) fn new() -> Self {
+        Self {
+            names: ColumnNames::default(),
+            keys: HashMap::default(),
+            max_keys: 1 << 24,
+            line: 0,
+            to_describe: 10,
+            strict: false,
+            last_time: (String::new(), None),
+        }
+    }
+
+    pub(super) fn keys(&self) -> usize {
+        self.keys.len()
+    }
+
     /// Appends the reading, or counts the record as missing. The fields come without quotes or
     /// escapes. `line` is where the record begins.
     #[inline]
@@ -264,12 +275,33 @@ impl Sink {
         let key = self.key(fields.key.trim_ascii(), batch).map_err(Fault::Key)?;
         match value {
             Some(value) => {
-                let time_start = batch.times.len();
-                batch.times.push_str(time);
-                let time_bytes = time.len() as u32; // at most `MAX_LINE_BYTES`
                 let at = self.at(time);
-                batch.readings.push(Reading { key, time_bytes, time_start, line, value, at });
-                batch.tally.readings += 1;
+                take(Reading { key, time_bytes: 0, time_start: 0, line, value, at }, time, batch);
+            }
+            None => batch.tally.missing += 1,
+        }
+        Ok(())
+    }
+
+    /// The same of a record whose value is a number already, as its time may be.
+    #[cfg(feature = "tables")]
+    pub(super) fn typed(
+        &mut self,
+        line: u64,
+        key: &[u8],
+        (time, at): (&str, Option<f64>),
+        value: Option<f64>,
+        batch: &mut Batch,
+    ) -> Result<(), Fault> {
+        // What is not a number is missing, as in text.
+        let value = value.filter(|number| !number.is_nan());
+        if let Some(number) = value.filter(|number| number.abs() > VALUE_LIMIT) {
+            return Err(Fault::Value(Reason::OutOfRange { text: number.to_string() }));
+        }
+        let key = self.key(key.trim_ascii(), batch).map_err(Fault::Key)?;
+        match value {
+            Some(value) => {
+                take(Reading { key, time_bytes: 0, time_start: 0, line, value, at }, time, batch);
             }
             None => batch.tally.missing += 1,
         }
@@ -278,7 +310,7 @@ impl Sink {
 
     /// The time as a number. What is written in many lines in a row is read once.
     #[inline]
-    fn at(&mut self, time: &str) -> Option<f64> {
+    pub(super) fn at(&mut self, time: &str) -> Option<f64> {
         if self.last_time.0 != time {
             self.last_time.0.clear();
             self.last_time.0.push_str(time);
@@ -325,6 +357,16 @@ impl Sink {
         }
         Ok(())
     }
+}
+
+/// Appends a reading whose time is this text.
+#[inline]
+fn take(reading: Reading, time: &str, batch: &mut Batch) {
+    let time_start = batch.times.len();
+    batch.times.push_str(time);
+    let time_bytes = time.len() as u32; // at most `MAX_LINE_BYTES`
+    batch.readings.push(Reading { time_bytes, time_start, ..reading });
+    batch.tally.readings += 1;
 }
 
 /// Whether a value says that there is none.

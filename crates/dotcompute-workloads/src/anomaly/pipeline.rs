@@ -17,13 +17,26 @@ use super::{
     Tally,
 };
 
-/// Part of an input: bytes in any number, cut anywhere.
+/// Part of an input: bytes in any number, cut anywhere, or readings that are read already.
 #[derive(Debug, Default)]
 pub struct Block {
     /// The next bytes of the input.
     pub bytes: Vec<u8>,
+    /// Readings, of an input that is no text, and how that goes on; passed on as they are.
+    pub read: Option<Read>,
     /// Whether the input ends with these bytes, and how.
     pub end: Option<End>,
+}
+
+/// What was read of an input that is no text.
+#[derive(Debug)]
+pub struct Read {
+    /// How many bytes it took, for whoever watches.
+    pub bytes: usize,
+    /// The readings.
+    pub batch: Batch,
+    /// Why the rest is not read.
+    pub error: Option<InputError>,
 }
 
 /// How an input ends.
@@ -115,6 +128,15 @@ impl ParseStep {
     }
 }
 
+/// What is read already.
+fn passed(block: Block) -> Parsed {
+    let finished = block.end.map(|_| Finished::default());
+    let Some(Read { bytes, batch, error }) = block.read else {
+        return Parsed { finished, ..Parsed::default() };
+    };
+    Parsed { bytes, batch, error, finished }
+}
+
 /// The detect kernel.
 struct Detect(Scanner);
 
@@ -154,7 +176,8 @@ impl Message for Block {
     const TYPE_NAME: &'static str = "Block";
 
     fn payload_bytes(&self) -> usize {
-        size_of_val(self) + self.bytes.capacity()
+        let (readings, time_bytes) = self.read.as_ref().map_or((0, 0), |read| read.batch.size());
+        size_of_val(self) + self.bytes.capacity() + readings * size_of::<Reading>() + time_bytes
     }
 }
 
@@ -242,7 +265,10 @@ impl Pipeline {
                     let to_detect = to_detect.clone();
                     async move {
                         while let Ok(block) = context.receive().await {
-                            let parsed = step.step(block);
+                            let parsed = match &block.read {
+                                Some(_) => passed(context.take().unwrap_or_default()),
+                                None => step.step(block),
+                            };
                             to_detect.send(parsed).await?;
                         }
                         Ok(())
@@ -314,10 +340,10 @@ mod tests {
             std::thread::scope(|scope| {
                 scope.spawn(|| {
                     for piece in INPUT.chunks(3) {
-                        let block = Block { bytes: piece.to_vec(), end: None };
+                        let block = Block { bytes: piece.to_vec(), ..Block::default() };
                         pipeline.send_blocking(block).unwrap();
                     }
-                    let end = Block { bytes: Vec::new(), end: Some(End::Complete) };
+                    let end = Block { end: Some(End::Complete), ..Block::default() };
                     pipeline.send_blocking(end).unwrap();
                 });
                 while all.last().is_none_or(|last: &Findings| last.finished.is_none()) {
@@ -348,7 +374,9 @@ mod tests {
     fn after_an_error_the_rest_of_the_input_is_passed_over() {
         let (_runtime, pipeline) = launch("thread", true);
         for (bytes, end) in [(&b"value\n1\nx\n"[..], None), (b"2\n3\n", Some(End::Cut))] {
-            pipeline.send_blocking(Block { bytes: bytes.to_vec(), end }).unwrap();
+            pipeline
+                .send_blocking(Block { bytes: bytes.to_vec(), end, ..Block::default() })
+                .unwrap();
         }
         let first = pipeline.receive_blocking().unwrap();
         assert!(matches!(first.error, Some(InputError::Malformed(_))));

@@ -1,5 +1,5 @@
 //! The graph as the iterations want it: for each node the nodes that link to it, nodes of equal
-//! in-degree side by side.
+//! in-degree side by side. A large graph without favourites is kept otherwise: `tiles.rs`.
 //!
 //! Rows (a node's incoming links) lie in the order of falling in-degree: first those of the nodes that
 //! link on, then those of the others, which are called dangling. Within one in-degree the number of
@@ -16,6 +16,7 @@ use std::ops::Range;
 use rayon::prelude::*;
 
 use super::array::Array;
+use super::tiles::{Grid, Tiles};
 
 /// Rows of more links than this are summed by a loop over their length.
 const SHORT: usize = 16;
@@ -33,6 +34,23 @@ const MAX_BUCKETS: usize = 256;
 /// Self loops are links like others. Takes 4 bytes a link and 8 a node.
 #[derive(Debug)]
 pub struct Graph {
+    /// Of each row's node: how many links leave it.
+    pub(super) out_degrees: Array<u32>,
+    pub(super) layout: Layout,
+}
+
+/// How the links lie.
+#[derive(Debug)]
+pub(super) enum Layout {
+    /// A node's links side by side.
+    Rows(Rows),
+    /// The links between the same two ranges of nodes side by side. Row i is node i.
+    Tiles(Tiles),
+}
+
+/// The links, row after row.
+#[derive(Debug)]
+pub(super) struct Rows {
     /// Where each row's links come from, as rows, row after row.
     pub(super) sources: Array<u32>,
     /// Where each long row begins in `sources`; after the last of those that lie side by side, where
@@ -42,8 +60,6 @@ pub struct Graph {
     pub(super) blocks: Vec<Block>,
     /// Which node a row is.
     pub(super) node_of: Array<u32>,
-    /// Of each row's node: how many links leave it.
-    pub(super) out_degrees: Array<u32>,
     /// How many rows are of nodes that link on; they come first.
     pub(super) linking: usize,
 }
@@ -112,16 +128,22 @@ impl Graph {
         if u32::try_from(edges.len()).is_err() {
             return Err(GraphError::TooManyEdges(edges.len()));
         }
+        if Tiles::suit(nodes, edges) {
+            Self::in_tiles(nodes, pairs)
+        } else {
+            Self::in_rows(nodes, pairs)
+        }
+    }
+
+    pub(super) fn in_rows<P>(nodes: u32, pairs: P) -> Result<Self, GraphError>
+    where
+        P: AsRef<[[u32; 2]]>,
+    {
+        let edges = pairs.as_ref();
         let buckets = Buckets::new(nodes, edges.len());
         let parts = parts(edges, nodes);
-        let counts: Vec<Counts> = parts
-            .par_iter()
-            .map(|part| Counts::of(part, nodes, &buckets))
-            .collect::<Result<_, _>>()
-            .map_err(|node| {
-                let edge = edges.iter().position(|pair| pair.iter().any(|end| *end >= nodes));
-                GraphError::UnknownNode { edge: edge.unwrap_or_default(), node, nodes }
-            })?;
+        let counts =
+            Counts::of_parts(&parts, nodes, buckets.count, |[_, target]| buckets.of(target))?;
         let mut dealt = Array::<[u32; 2]>::zeroed(edges.len());
         buckets.deal(&parts, &counts, &mut dealt);
         drop(parts);
@@ -131,59 +153,93 @@ impl Graph {
         Ok(order.arrange(&by_node))
     }
 
+    pub(super) fn in_tiles<P>(nodes: u32, pairs: P) -> Result<Self, GraphError>
+    where
+        P: AsRef<[[u32; 2]]>,
+    {
+        let parts = parts(pairs.as_ref(), nodes);
+        let grid = Grid::new(nodes);
+        let counts = Counts::of_parts(&parts, nodes, grid.tiles(), |pair| grid.tile(pair))?;
+        let tiles = grid.deal(&parts, &counts);
+        let out_degrees = out_degrees(counts, nodes);
+        Ok(Self { out_degrees, layout: Layout::Tiles(tiles) })
+    }
+
     /// How many nodes the graph has.
     #[must_use]
     pub fn nodes(&self) -> usize {
-        self.node_of.len()
+        self.out_degrees.len()
     }
 
     /// How many links the graph has.
     #[must_use]
     pub fn links(&self) -> usize {
-        self.sources.len()
+        match &self.layout {
+            Layout::Rows(rows) => rows.sources.len(),
+            Layout::Tiles(tiles) => tiles.links.len(),
+        }
     }
 
     /// The memory that the graph holds, in bytes.
     #[must_use]
     pub fn memory_bytes(&self) -> usize {
-        self.sources.memory_bytes()
-            + self.node_of.memory_bytes()
-            + self.out_degrees.memory_bytes()
-            + self.long_starts.len() * size_of::<usize>()
-            + self.blocks.len() * size_of::<Block>()
+        self.out_degrees.memory_bytes()
+            + match &self.layout {
+                Layout::Rows(rows) => {
+                    rows.sources.memory_bytes()
+                        + rows.node_of.memory_bytes()
+                        + rows.long_starts.len() * size_of::<usize>()
+                        + rows.blocks.len() * size_of::<Block>()
+                }
+                Layout::Tiles(tiles) => {
+                    tiles.links.memory_bytes() + tiles.starts.len() * size_of::<usize>()
+                }
+            }
     }
 }
 
 /// Cuts the edges into what one thread counts and deals. A part has counts of its own for every node:
 /// more parts than threads, or than the edges are worth, would cost more than they win.
-fn parts(edges: &[[u32; 2]], nodes: u32) -> Vec<&[[u32; 2]]> {
+pub(super) fn parts(edges: &[[u32; 2]], nodes: u32) -> Vec<&[[u32; 2]]> {
     let worth = 1 + edges.len() / (nodes as usize + LINKS_PER_BLOCK);
     let parts = rayon::current_num_threads().min(worth);
     edges.chunks(edges.len().div_ceil(parts).max(1)).collect()
 }
 
 /// What one part counted of its edges.
-struct Counts {
+pub(super) struct Counts {
     /// How many leave each node.
     out_degrees: Array<u32>,
     /// How many go to each bucket.
-    buckets: Vec<usize>,
+    pub(super) buckets: Vec<usize>,
 }
 
 impl Counts {
-    /// Counts, or says which end is no node.
-    fn of(edges: &[[u32; 2]], nodes: u32, buckets: &Buckets) -> Result<Self, u32> {
-        let mut out_degrees = Array::<u32>::zeroed(nodes as usize);
-        let mut counts = vec![0_usize; buckets.count];
-        let degrees = &mut out_degrees[..];
-        for &[source, target] in edges {
-            *degrees.get_mut(source as usize).ok_or(source)? += 1;
-            if target >= nodes {
-                return Err(target);
+    /// Counts each part, of which `bucket` says where an edge goes, below `buckets`.
+    fn of_parts(
+        parts: &[&[[u32; 2]]],
+        nodes: u32,
+        buckets: usize,
+        bucket: impl Fn([u32; 2]) -> usize + Sync,
+    ) -> Result<Vec<Self>, GraphError> {
+        let count = |edges: &[[u32; 2]]| {
+            let mut out_degrees = Array::<u32>::zeroed(nodes as usize);
+            let mut counts = vec![0_usize; buckets];
+            let degrees = &mut out_degrees[..];
+            for &[source, target] in edges {
+                *degrees.get_mut(source as usize).ok_or(source)? += 1;
+                if target >= nodes {
+                    return Err(target);
+                }
+                counts[bucket([source, target])] += 1;
             }
-            counts[buckets.of(target)] += 1;
-        }
-        Ok(Self { out_degrees, buckets: counts })
+            Ok(Self { out_degrees, buckets: counts })
+        };
+        parts.par_iter().map(|part| count(part)).collect::<Result<_, _>>().map_err(|node| {
+            let is_none = |pair: &&[u32; 2]| pair.iter().any(|end| *end >= nodes);
+            let edge = parts.iter().copied().flatten().take_while(|pair| !is_none(pair)).count();
+            GraphError::UnknownNode { edge, node, nodes }
+        })
     }
 }
 
@@ -387,7 +443,8 @@ impl<'a> Order<'a> {
             }
         });
         let Self { node_of, out_degrees, linking, .. } = self;
-        Graph { sources, long_starts, blocks, node_of, out_degrees, linking }
+        let rows = Rows { sources, long_starts, blocks, node_of, linking };
+        Graph { out_degrees, layout: Layout::Rows(rows) }
     }
 
     /// Cuts the rows into pieces of about equal work. A short row's length is its block's; the starts
@@ -454,7 +511,10 @@ fn partition(range: Range<usize>, holds: impl Fn(usize) -> bool) -> usize {
 }
 
 /// Cuts `whole` by class and then by part: to each part, the place of its share of each class.
-fn shares<'a, T, C>(whole: &'a mut [T], counts: &[C]) -> Vec<Vec<std::slice::IterMut<'a, T>>>
+pub(super) fn shares<'a, T, C>(
+    whole: &'a mut [T],
+    counts: &[C],
+) -> Vec<Vec<std::slice::IterMut<'a, T>>>
 where
     C: AsRef<[usize]>,
 {

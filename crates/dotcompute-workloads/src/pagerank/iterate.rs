@@ -13,7 +13,8 @@ use bytemuck::Pod;
 use rayon::prelude::*;
 
 use super::array::Array;
-use super::graph::{Block, Graph, Length};
+use super::graph::{Block, Graph, Layout, Length, Rows};
+use super::tiles;
 
 /// A number that ranks are computed in: `f32` or `f64`.
 ///
@@ -142,9 +143,9 @@ pub struct Turn {
 
 /// What the rows of a block add up to.
 #[derive(Clone, Copy, Default)]
-struct Sums {
-    change: f64,
-    dangling: f64,
+pub(super) struct Sums {
+    pub(super) change: f64,
+    pub(super) dangling: f64,
 }
 
 impl Sum for Sums {
@@ -157,7 +158,7 @@ impl Sum for Sums {
 }
 
 /// What one turn gives each node beside what it is linked.
-enum Share<'a, T> {
+pub(super) enum Share<'a, T> {
     /// To all the same.
     Even(T),
     /// This much, shared out by these weights.
@@ -177,7 +178,7 @@ struct Work<'a, T> {
 impl Graph {
     /// Ranks the nodes, on the current rayon pool. `watch` is called after each turn and can end it.
     ///
-    /// Takes three numbers a node beside the graph. The result for the same graph and query is the
+    /// Takes four numbers a node beside the graph, and the answer. The result for the same graph and query is the
     /// same for any number of threads up to the order of a few sums (about the last bit of `change`).
     ///
     /// # Errors
@@ -211,19 +212,27 @@ impl Graph {
             None => ranks.par_iter_mut().with_min_len(1 << 12).for_each(|rank| *rank = even),
             Some(weights) => ranks.copy_from_slice(weights),
         }
-        let mut inverse = Array::<T>::zeroed(self.linking);
-        let mut contributed = Array::<T>::zeroed(self.linking);
-        let mut next = Array::<T>::zeroed(self.linking);
+        // Of how many rows each turn keeps a contribution, and how many numbers lie there.
+        let (linking, table) = match &self.layout {
+            Layout::Rows(rows) => (rows.linking, rows.linking),
+            Layout::Tiles(_) => (nodes, tiles::table(nodes)),
+        };
+        let mut inverse = Array::<T>::zeroed(linking);
+        let mut contributed = Array::<T>::zeroed(table);
+        let mut next = Array::<T>::zeroed(table);
         inverse
             .par_iter_mut()
             .zip(contributed.par_iter_mut())
             .zip(self.out_degrees.par_iter().zip(ranks.par_iter()))
             .with_min_len(1 << 12)
             .for_each(|((inverse, contributed), (degree, rank))| {
-                *inverse = T::from_f64(1.0 / f64::from(*degree));
-                *contributed = *rank * *inverse;
+                if *degree > 0 {
+                    *inverse = T::from_f64(1.0 / f64::from(*degree));
+                    *contributed = *rank * *inverse;
+                }
             });
-        let mut dangling: f64 = ranks[self.linking..].iter().map(|rank| rank.to_f64()).sum();
+        let ends = self.out_degrees.iter().zip(ranks.iter()).filter(|(degree, _)| **degree == 0);
+        let mut dangling: f64 = ends.map(|(_, rank)| rank.to_f64()).sum();
 
         let damping = T::from_f64(query.damping);
         let (mut iterations, mut change) = (0, f64::INFINITY);
@@ -233,11 +242,16 @@ impl Graph {
                 None => Share::Even(T::from_f64(given / nodes as f64)),
                 Some(weights) => Share::Seeded(T::from_f64(given), weights),
             };
-            let sums: Sums = self
-                .work(&mut ranks, &mut next, &inverse)
-                .into_par_iter()
-                .map(|work| self.turn(work, &contributed, damping, &share))
-                .sum();
+            let sums: Sums = match &self.layout {
+                Layout::Rows(rows) => rows
+                    .work(&mut ranks, &mut next, &inverse)
+                    .into_par_iter()
+                    .map(|work| rows.turn(work, &contributed, damping, &share))
+                    .sum(),
+                Layout::Tiles(tiles) => {
+                    tiles.turn(&mut ranks, &mut next, &inverse, &contributed, damping, &share)
+                }
+            };
             std::mem::swap(&mut contributed, &mut next);
             (change, dangling) = (sums.change, sums.dangling);
             iterations += 1;
@@ -245,13 +259,21 @@ impl Graph {
                 return Err(QueryError::Cancelled(iterations));
             }
         }
-        let mut scores = vec![T::zeroed(); nodes];
-        for (node, rank) in self.node_of.iter().zip(ranks.iter()) {
-            scores[*node as usize] = *rank;
-        }
+        let scores = match &self.layout {
+            Layout::Rows(rows) => {
+                let mut scores = vec![T::zeroed(); nodes];
+                for (node, rank) in rows.node_of.iter().zip(ranks.iter()) {
+                    scores[*node as usize] = *rank;
+                }
+                scores
+            }
+            Layout::Tiles(_) => ranks.to_vec(),
+        };
         Ok(Ranks { scores, iterations, change, converged: change < query.tolerance })
     }
+}
 
+impl Rows {
     /// Cuts the arrays into what each block has to itself.
     fn work<'a, T>(
         &'a self,
@@ -406,8 +428,13 @@ impl Query {
             *slot += T::from_f64(weight / total);
         }
         let mut by_row = Array::<T>::zeroed(nodes);
-        for (slot, node) in by_row.iter_mut().zip(graph.node_of.iter()) {
-            *slot = by_node[*node as usize];
+        match &graph.layout {
+            Layout::Rows(rows) => {
+                for (slot, node) in by_row.iter_mut().zip(rows.node_of.iter()) {
+                    *slot = by_node[*node as usize];
+                }
+            }
+            Layout::Tiles(_) => by_row.copy_from_slice(&by_node),
         }
         Ok(Some(by_row))
     }

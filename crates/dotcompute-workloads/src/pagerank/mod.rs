@@ -30,6 +30,7 @@ mod graph;
 mod iterate;
 pub mod read;
 mod resident;
+mod tiles;
 
 use rayon::prelude::*;
 

@@ -1,10 +1,10 @@
 //! Arrays and scalars of numpy out of messages.
 
-use dotcompute::wire::Decoder;
+use dotcompute::wire::{Decoder, Kind};
 use pyo3::exceptions::PyValueError;
 use pyo3::intern;
 use pyo3::prelude::*;
-use pyo3::types::{PyByteArray, PyBytes, PyTuple};
+use pyo3::types::{PyByteArray, PyBytes, PyMemoryView, PyTuple};
 
 use super::{Reader, Result};
 use crate::message::{keys, types};
@@ -32,7 +32,19 @@ impl<'py, 'de> Reader<'py, 'de> {
                 };
             }
             match key {
-                keys::ARRAY | keys::ARRAY_FALLBACK_BYTES => data = Some(decoder.bytes()?),
+                keys::ARRAY | keys::ARRAY_FALLBACK_BYTES => {
+                    data = Some(match self.beside {
+                        [_, ..] if decoder.kind()? == Kind::Integer => {
+                            let at = decoder.offset();
+                            let number = decoder.integer::<usize>("the number of an array")?;
+                            let found = self.beside.get(number);
+                            Data::Beside(found.ok_or_else(|| {
+                                decoder.invalid(at, "the number of an array beside the message")
+                            })?)
+                        }
+                        _ => Data::Bytes(decoder.bytes()?),
+                    });
+                }
                 keys::ARRAY_REFERENCE => reference = Some(decoder.str()?),
                 keys::ARRAY_DTYPE => dtype = Some(decoder.str()?),
                 keys::ARRAY_SHAPE => shape = Some(lengths(decoder)?),
@@ -66,10 +78,30 @@ impl<'py, 'de> Reader<'py, 'de> {
             };
             return Err(self.fail(decoder, PyValueError::new_err(text)));
         };
-        decoder.claim_memory::<u8>(256 + data.len())?;
+        if let Data::Bytes(bytes) = data {
+            decoder.claim_memory::<u8>(256 + bytes.len())?;
+        }
         let is_frozen = first == keys::ARRAY_FALLBACK;
         let array = make_array(py, dtype, &shape, data, is_frozen, is_scalar);
         self.py(decoder, array)
+    }
+}
+
+/// Where the elements of an array are.
+#[derive(Clone, Copy)]
+enum Data<'de> {
+    Bytes(&'de [u8]),
+    /// In a buffer of their own.
+    Beside(&'de Py<PyAny>),
+}
+
+impl Data<'_> {
+    /// How many bytes there are.
+    fn length(self, py: Python<'_>) -> PyResult<usize> {
+        match self {
+            Self::Bytes(bytes) => Ok(bytes.len()),
+            Self::Beside(buffer) => buffer.bind(py).len(),
+        }
     }
 }
 
@@ -78,41 +110,49 @@ fn make_array<'py>(
     py: Python<'py>,
     dtype: &str,
     shape: &[u64],
-    data: &[u8],
+    data: Data<'_>,
     is_frozen: bool,
     is_scalar: bool,
 ) -> PyResult<Bound<'py, PyAny>> {
+    let length = data.length(py)?;
     let wrong = || {
         PyValueError::new_err(format!(
-            "{} bytes are no array of {dtype} with shape {shape:?}",
-            data.len()
+            "{length} bytes are no array of {dtype} with shape {shape:?}"
         ))
     };
     // numpy itself takes any number for a character, and fails when the text is looked at.
     let is_text = dtype.contains('U');
-    if is_text && !are_characters(data, dtype.starts_with('>')) {
+    let has_characters = match data {
+        Data::Bytes(bytes) => !is_text || are_characters(bytes, dtype.starts_with('>')),
+        Data::Beside(_) => !is_text,
+    };
+    if !has_characters {
         return Err(PyValueError::new_err("an array of text with numbers that are no characters"));
     }
     let dtype = types::dtype(py, dtype)?;
     let elements = shape.iter().try_fold(1u64, |product, &length| product.checked_mul(length));
     let is_empty = shape.contains(&0);
     let needed = elements.and_then(|elements| elements.checked_mul(dtype.item_bytes));
-    if shape.len() > 64 || (!is_empty && needed != Some(data.len() as u64)) {
+    if shape.len() > 64 || (!is_empty && needed != Some(length as u64)) {
         return Err(wrong());
     }
     if is_empty {
         // numpy makes no array of no bytes.
-        if !data.is_empty() {
+        if length > 0 {
             return Err(wrong());
         }
         let zeros = py.import(intern!(py, "numpy"))?.getattr(intern!(py, "zeros"))?;
         return zeros.call1((PyTuple::new(py, shape)?, &dtype.dtype));
     }
     let shape = PyTuple::new(py, shape)?;
-    let buffer = if is_frozen {
-        PyBytes::new(py, data).into_any()
-    } else {
-        PyByteArray::new(py, data).into_any()
+    let buffer = match (data, is_frozen) {
+        (Data::Bytes(bytes), true) => PyBytes::new(py, bytes).into_any(),
+        (Data::Bytes(bytes), false) => PyByteArray::new(py, bytes).into_any(),
+        (Data::Beside(buffer), true) => {
+            let view = PyMemoryView::from(buffer.bind(py))?;
+            view.call_method0(intern!(py, "toreadonly"))?
+        }
+        (Data::Beside(buffer), false) => buffer.bind(py).clone(),
     };
     let array = types::classes(py)?.array.bind(py).call1((shape, &dtype.dtype, buffer))?;
     if is_scalar { array.get_item(PyTuple::empty(py)) } else { Ok(array) }

@@ -9,9 +9,10 @@ use pyo3::types::{PyBytes, PyDict, PyFloat, PyInt, PyMemoryView, PyString, PyTup
 
 use super::Writer;
 use crate::message::hint::Hint;
-use crate::message::{keys, types};
+use crate::message::{Beside, keys, types};
+use crate::records::start_of;
 
-impl Writer {
+impl Writer<'_> {
     /// A numpy scalar: as the Python number that it is, or as an array of no dimension.
     pub(super) fn scalar(
         &mut self,
@@ -40,7 +41,9 @@ impl Writer {
         is_scalar: bool,
     ) -> PyResult<()> {
         let numbers = Numbers::of(array)?;
-        let data = numbers.data(array)?;
+        let mut nowhere = None;
+        let beside = if is_scalar { &mut nowhere } else { &mut self.beside };
+        let data = numbers.data(array, beside)?;
         let is_inline = self.inline_only && !is_scalar;
         let length = 3 + usize::from(is_scalar) + usize::from(is_inline);
         self.map(encoder, length, |_, encoder| {
@@ -48,12 +51,12 @@ impl Writer {
                 encoder.str(keys::ARRAY_FALLBACK);
                 encoder.bool(true);
                 encoder.str(keys::ARRAY_FALLBACK_BYTES);
-                encoder.bytes(data.as_bytes());
+                data.write(encoder);
                 numbers.shape(encoder);
                 numbers.dtype(encoder)?;
             } else {
                 encoder.str(keys::ARRAY);
-                encoder.bytes(data.as_bytes());
+                data.write(encoder);
                 numbers.dtype(encoder)?;
                 numbers.shape(encoder);
             }
@@ -81,7 +84,7 @@ impl Writer {
             .call_method1(intern!(py, "_register"), (message, field, array))?
             .extract()?;
         let numbers = Numbers::of(array)?;
-        let data = numbers.data(array)?;
+        let data = numbers.data(array, &mut self.beside)?;
         self.map(encoder, 5, |_, encoder| {
             encoder.str(keys::ARRAY_REFERENCE);
             encoder.str(&id);
@@ -90,7 +93,7 @@ impl Writer {
             encoder.str(keys::ARRAY_DEVICE);
             encoder.str(&device);
             encoder.str(keys::ARRAY_FALLBACK_BYTES);
-            encoder.bytes(data.as_bytes());
+            data.write(encoder);
             Ok(())
         })?;
         references.push((field.to_owned(), id));
@@ -146,10 +149,62 @@ impl<'py> Numbers<'py> {
         });
     }
 
-    /// The bytes of its elements in C order.
-    fn data(&self, array: &Bound<'py, PyAny>) -> PyResult<Bound<'py, PyBytes>> {
-        Ok(array.call_method0(intern!(array.py(), "tobytes"))?.cast_into()?)
+    /// The bytes of its elements in C order, unless they went `beside` the message.
+    fn data(
+        &self,
+        array: &Bound<'py, PyAny>,
+        beside: &mut Option<Beside<'_>>,
+    ) -> PyResult<Data<'py>> {
+        let py = array.py();
+        let whole = || Ok(array.call_method0(intern!(py, "tobytes"))?.cast_into::<PyBytes>()?);
+        // Text is parsed by its reader.
+        let Some(beside) = beside.as_mut().filter(|_| !is_text(&self.dtype)) else {
+            return whole().map(Data::Bytes);
+        };
+        if array.is_exact_instance(types::classes(py)?.array.bind(py))
+            && array
+                .getattr(intern!(py, "flags"))?
+                .getattr(intern!(py, "c_contiguous"))?
+                .is_truthy()?
+        {
+            let bytes = array.getattr(intern!(py, "nbytes"))?.extract()?;
+            // SAFETY: it is an array.
+            let start = unsafe { start_of(array) };
+            // SAFETY: the elements of an array that is contiguous are so many bytes from there, and this
+            // thread has the interpreter's lock, so that no Python code frees or writes them.
+            let elements = unsafe { std::slice::from_raw_parts(start, bytes) };
+            return match beside(elements) {
+                Some(number) => Ok(Data::Beside(number)),
+                None => whole().map(Data::Bytes),
+            };
+        }
+        let bytes = whole()?;
+        Ok(match beside(bytes.as_bytes()) {
+            Some(number) => Data::Beside(number),
+            None => Data::Bytes(bytes),
+        })
     }
+}
+
+/// Where the elements of an array are.
+enum Data<'py> {
+    Bytes(Bound<'py, PyBytes>),
+    /// Beside the message, under this number.
+    Beside(usize),
+}
+
+impl Data<'_> {
+    fn write(&self, encoder: &mut Encoder<'_>) {
+        match self {
+            Self::Bytes(bytes) => encoder.bytes(bytes.as_bytes()),
+            Self::Beside(number) => encoder.unsigned(*number as u64),
+        }
+    }
+}
+
+fn is_text(dtype: &Bound<'_, PyString>) -> bool {
+    // A name that is no text is no name of text.
+    dtype.to_str().is_ok_and(|name| name.contains('U'))
 }
 
 /// The name of an element type, from which numpy makes the type again.

@@ -16,7 +16,7 @@ use crate::message::hint::Hint;
 use crate::message::layout::layout_of;
 use crate::message::{keys, types};
 
-impl Writer {
+impl Writer<'_> {
     #[inline]
     pub(super) fn value(
         &mut self,

@@ -1,4 +1,4 @@
-//! Edges from files: lists of numbers, Matrix Market, CSV with names, NumPy.
+//! Edges from files: lists of numbers, Matrix Market, CSV with names, NumPy, tables.
 //!
 //! Input is read in blocks that are cut at line ends and parsed in parallel while nothing but the
 //! edges is kept, so that memory does not depend on the length of the text. A line that cannot be
@@ -9,6 +9,8 @@ mod ids;
 mod named;
 mod npy;
 mod numbers;
+#[cfg(feature = "tables")]
+mod table;
 
 use std::io::{self, Read};
 use std::ops::ControlFlow;
@@ -106,6 +108,9 @@ pub enum Reason {
     /// Not UTF-8.
     #[error("a name is not UTF-8")]
     NotUtf8,
+    /// A null where a node is expected.
+    #[error("a null, and an edge has two ends")]
+    Null,
 }
 
 /// How far the reading is.
@@ -141,6 +146,21 @@ pub enum ReadError {
     /// A column that the first line does not name.
     #[error("no column is called {0:?}")]
     NoColumn(String),
+    /// A table that cannot be read.
+    #[cfg(feature = "tables")]
+    #[error(transparent)]
+    Table(#[from] crate::tables::TableError),
+    /// A column of a table that holds no nodes, or other ones than the other column.
+    #[cfg(feature = "tables")]
+    #[error(
+        "column {name:?} is {kind}: whole numbers or text are expected, in both columns the same"
+    )]
+    ColumnType {
+        /// The column.
+        name: String,
+        /// What it is.
+        kind: String,
+    },
     /// More nodes than can be numbered.
     #[error("more than {max} nodes", max = u32::MAX)]
     TooManyNodes,

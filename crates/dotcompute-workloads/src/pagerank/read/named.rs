@@ -12,10 +12,10 @@ use super::{Edges, Faults, Malformed, Nodes, Progress, ReadError, Reader, Reason
 const WATCHED: usize = 1 << 17;
 
 /// Names of columns that hold an edge's ends.
-const KNOWN: [[&str; 2]; 4] =
+pub(super) const KNOWN: [[&str; 2]; 4] =
     [["source", "target"], ["from", "to"], ["src", "dst"], ["fromnodeid", "tonodeid"]];
 
-type Names = IndexSet<Box<str>, foldhash::fast::RandomState>;
+pub(super) type Names = IndexSet<Box<str>, foldhash::fast::RandomState>;
 
 impl Reader {
     pub(super) fn csv(
@@ -89,7 +89,7 @@ impl Reader {
 }
 
 /// The number of a name; the next one if it is new.
-fn number(names: &mut Names, name: &str) -> Result<u32, ReadError> {
+pub(super) fn number(names: &mut Names, name: &str) -> Result<u32, ReadError> {
     let index = match names.get_index_of(name) {
         Some(index) => index,
         None => names.insert_full(name.into()).0,

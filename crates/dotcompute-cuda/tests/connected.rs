@@ -1,0 +1,475 @@
+//! Kernels of one device that are connected, on the stand-ins: their replies go from seat to seat,
+//! and to everyone else it is as if they had gone through the mailboxes.
+
+#![cfg(target_os = "linux")]
+#![expect(clippy::unwrap_used, reason = "a test")]
+
+mod standin;
+
+use std::sync::OnceLock;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use dotcompute_core::compiled;
+use dotcompute_core::{
+    AskError, Backpressure, ConnectError, KernelBuilder, KernelRef, KernelState, Message, Record,
+    RecordBatch, Restart, RestartPolicy, Runtime, Terminate, Termination,
+};
+use dotcompute_cuda::{Cuda, CudaHandler, CudaKernel, CudaKernels, CudaLaunch, CudaOptions};
+use standin::StandIn;
+
+#[derive(Clone, Copy, Debug, PartialEq, Message)]
+#[message(record, crate = "dotcompute_core")]
+#[repr(C)]
+struct Number {
+    value: i64,
+}
+
+/// What it has seen.
+#[derive(Clone, Copy, Debug, PartialEq, Message)]
+#[message(record, crate = "dotcompute_core")]
+#[repr(C)]
+struct Seen {
+    last: i64,
+    count: i64,
+}
+
+/// Replies with ten more.
+const MORE: &str = r#"
+#include "dotcompute.cuh"
+struct number { long long value; };
+
+extern "C" __device__ int32_t
+more(const number *message, void *, number *reply, rk_ctx *) {
+    reply->value = message->value + 10;
+    return DC_HANDLER_REPLY;
+}
+"#;
+
+/// Replies with what it is told, and fails where that is no more than what it was told before.
+const RISING: &str = r#"
+#include "dotcompute.cuh"
+struct number { long long value; };
+struct seen { long long last, count; };
+
+extern "C" __device__ int32_t
+rising(const number *message, seen *state, number *reply, rk_ctx *ctx) {
+    if (message->value <= state->last)
+        return rk_fault(ctx, -7, "out of order", 12);
+    state->last = message->value;
+    state->count += 1;
+    *reply = *message;
+    return DC_HANDLER_REPLY;
+}
+"#;
+
+/// Replies with each number twice.
+const TWICE: &str = r#"
+#include "dotcompute.cuh"
+struct number { long long value; };
+
+extern "C" __device__ int32_t
+twice(const number *message, void *, number *reply, rk_ctx *ctx) {
+    *reply = *message;
+    if (int32_t fault = rk_emit(ctx, reply))
+        return fault;
+    return DC_HANDLER_REPLY;
+}
+"#;
+
+/// A device of one's own, with a runtime.
+struct Stage {
+    runtime: Runtime,
+    cuda: Cuda,
+}
+
+impl Stage {
+    fn with(options: CudaOptions) -> Self {
+        let kernel = |name: &str, source: &str| {
+            CudaKernel::new(CudaHandler::from_source(name, source), Number::LAYOUT)
+                .output(Number::LAYOUT)
+        };
+        let nothing = Seen { last: i64::MIN, count: 0 };
+        let cuda = CudaKernels::new()
+            .kernel("more", kernel("more", MORE))
+            .kernel("rising", kernel("rising", RISING).state(&nothing))
+            .kernel("twice", kernel("twice", TWICE).max_emit(1))
+            .open(options)
+            .unwrap();
+        Self { runtime: Runtime::builder().executor(cuda.executor()).build(), cuda }
+    }
+
+    fn launch(&self, name: &str, entry: &str) -> KernelRef<Number, Number> {
+        self.launch_as(entry, self.runtime.kernel(name))
+    }
+
+    /// One that holds until it is activated.
+    fn launch_idle(&self, name: &str, entry: &str) -> KernelRef<Number, Number> {
+        let builder = self.runtime.kernel(name).executor("cuda");
+        self.cuda.launch(builder, CudaLaunch::new(entry)).unwrap()
+    }
+
+    fn launch_as<M: compiled::RecordMessage, R: compiled::RecordReply>(
+        &self,
+        entry: &str,
+        builder: KernelBuilder<'_>,
+    ) -> KernelRef<M, R> {
+        let kernel = self.cuda.launch(builder.executor("cuda"), CudaLaunch::new(entry)).unwrap();
+        kernel.activate().unwrap();
+        kernel
+    }
+
+    /// How many records the kernel has sent to others of the device.
+    fn sent(&self, kernel: &str) -> u64 {
+        self.cuda.counters(kernel).unwrap().sent
+    }
+}
+
+/// A stage that tests share which break nothing, with room for all their kernels on one grid.
+fn stage() -> &'static Stage {
+    static STAGE: OnceLock<Stage> = OnceLock::new();
+    STAGE.get_or_init(|| Stage::with(CudaOptions { seats: 31, ..standin::options() }))
+}
+
+const LONG: Option<Duration> = Some(Duration::from_secs(100));
+
+fn until(what: &str, mut done: impl FnMut() -> bool) {
+    let deadline = Instant::now() + Duration::from_secs(100);
+    while !done() {
+        assert!(Instant::now() < deadline, "waited in vain for {what}");
+        thread::park_timeout(Duration::from_micros(200));
+    }
+}
+
+fn balanced(kernel: &KernelRef<Number, Number>) {
+    let (books, replies) = (kernel.books(), kernel.reply_books());
+    assert!(books.balance(), "{}: {books:?}", kernel.id());
+    assert!(replies.balance(), "{}: {replies:?}", kernel.id());
+}
+
+fn drain(kernel: &KernelRef<Number, Number>) {
+    let ended = kernel.terminate_blocking(Terminate::drain().within(LONG.unwrap()));
+    assert_eq!(ended, Termination::Clean, "{}", kernel.id());
+    balanced(kernel);
+}
+
+fn receive(kernel: &KernelRef<Number, Number>) -> i64 {
+    kernel.receive_blocking(LONG).unwrap().message.value
+}
+
+fn send(kernel: &KernelRef<Number, Number>, value: i64) {
+    kernel.send_blocking(Number { value }, LONG).unwrap();
+}
+
+#[test]
+fn replies_go_from_seat_to_seat_and_the_books_of_both_kernels_are_exact() {
+    let _device = StandIn::get().shared();
+    let stage = stage();
+    let first = stage.launch("direct 1", "more");
+    let second = stage.launch("direct 2", "rising");
+    let pipeline = first.connect(&second).unwrap();
+    let sender = first.clone();
+    let sends = thread::spawn(move || (0..2000).for_each(|value| send(&sender, value)));
+    for value in 0..2000 {
+        assert_eq!(receive(&second), value + 10);
+    }
+    sends.join().unwrap();
+    assert_eq!(pipeline.ask_blocking(Number { value: 5000 }, LONG).unwrap().message.value, 5010);
+    until("the counters", || stage.sent("direct 1") == 2001);
+    drain(&first);
+    drain(&second);
+    let (books, replies) = (second.books(), first.reply_books());
+    assert_eq!((books.accepted, books.processed), (2001, 2001));
+    assert_eq!((replies.accepted, replies.forwarded), (2001, 2001));
+    assert_eq!(second.telemetry().records, 2001);
+}
+
+#[test]
+fn an_ask_of_a_pipeline_on_the_device_is_answered_by_its_last_stage() {
+    let _device = StandIn::get().shared();
+    let stage = stage();
+    let kernels = ["asked 1", "asked 2", "asked 3"].map(|name| stage.launch(name, "more"));
+    let [first, second, third] = &kernels;
+    let host = stage
+        .runtime
+        .kernel("asked 4")
+        .executor("thread")
+        .launch(|mut context: dotcompute_core::Context<Number, Number>| async move {
+            while let Ok(number) = context.receive().await {
+                let value = number.value * 2;
+                context.reply(Number { value }).await?;
+            }
+            Ok(())
+        })
+        .unwrap();
+    host.activate().unwrap();
+    let pipeline = first.connect(second).unwrap().then(third).unwrap();
+    let through = |pipeline: &dotcompute_core::Pipeline<Number, Number>, last: fn(i64) -> i64| {
+        thread::scope(|scope| {
+            for asker in 0..4 {
+                scope.spawn(move || {
+                    for turn in 0..50 {
+                        let value = asker * 1000 + turn;
+                        let answer = pipeline.ask_blocking(Number { value }, LONG).unwrap();
+                        assert_eq!(answer.message.value, last(value));
+                    }
+                });
+            }
+        });
+    };
+    until("the edges", || {
+        let answer = pipeline.ask_blocking(Number { value: 0 }, LONG).unwrap();
+        assert_eq!(answer.message.value, 30);
+        stage.sent("asked 1") > 0 && stage.sent("asked 2") > 0
+    });
+    through(&pipeline, |value| value + 30);
+    // One who asks any stage asks the last one; and goes on to the host, if that is the last.
+    assert_eq!(second.ask_blocking(Number { value: 1 }, LONG).unwrap().message.value, 21);
+    let longer = pipeline.then(&host).unwrap();
+    through(&longer, |value| (value + 30) * 2);
+    kernels.iter().for_each(drain);
+    host.terminate_blocking(Terminate::drain());
+}
+
+#[test]
+fn a_message_at_which_the_next_kernel_fails_is_its_dead_letter_and_its_ask_fails() {
+    let _device = StandIn::get().shared();
+    let stage = stage();
+    let first = stage.launch("feeds", "more");
+    let patient = Restart {
+        policy: RestartPolicy::OnFault,
+        max_restarts: u32::MAX,
+        backoff: Duration::ZERO,
+        redeliver: false,
+        ..Restart::default()
+    };
+    let builder = stage.runtime.kernel("fails").restart(patient);
+    let second: KernelRef<Number, Number> = stage.launch_as("rising", builder);
+    let pipeline = first.connect(&second).unwrap();
+    // At each turn: one that it fails at, then two that it takes when it is back.
+    for turn in 1..=5_i64 {
+        send(&first, 100);
+        assert_eq!(receive(&second), 110);
+        send(&first, 50);
+        send(&first, 200);
+        assert_eq!(receive(&second), 210);
+        send(&first, 300);
+        assert_eq!(receive(&second), 310);
+        let error = pipeline.ask_blocking(Number { value: 1 }, LONG).unwrap_err();
+        let AskError::Failed { fault, .. } = error else { panic!("{error:?}") };
+        assert_eq!(fault.message(), "out of order");
+        until("all is settled", || second.books().dead_lettered == 2 * turn as u64);
+    }
+    until("all is settled", || second.books().processed == 15);
+    let mut values = Vec::new();
+    stage.runtime.take_dead_letters(|letter| {
+        let is_ours = &letter.kernel == second.id();
+        if is_ours && let Some(number) = letter.message::<Number>() {
+            values.push(number.value);
+        }
+        is_ours
+    });
+    assert_eq!(values, [60, 11].repeat(5));
+    until("the last restart", || second.telemetry().restarts == 10);
+    drain(&first);
+    drain(&second);
+    assert_eq!(first.reply_books().forwarded, 25);
+}
+
+#[test]
+fn what_the_next_kernel_had_not_taken_when_it_ended_is_received_from_the_first() {
+    let _device = StandIn::get().shared();
+    let stage = stage();
+    let first = stage.launch("keeps", "more");
+    for turn in 0..5 {
+        let second = stage.launch_idle(&format!("leaves {turn}"), "rising");
+        first.connect(&second).unwrap();
+        for value in 1..=20 {
+            send(&first, value);
+        }
+        until("they are passed on", || first.reply_books().forwarded == 20);
+        let ended = second.terminate_blocking(Terminate::now().within(LONG.unwrap()));
+        assert_eq!(ended, Termination::Clean);
+        let back: Vec<i64> = (1..=20).map(|_| receive(&first)).collect();
+        assert_eq!(back, (11..=30).collect::<Vec<_>>());
+        assert_eq!((second.books().accepted, first.reply_books().forwarded), (0, 0));
+        // What comes then goes the same way.
+        send(&first, 5);
+        assert_eq!(receive(&first), 15);
+        assert_eq!(first.books().accepted, 21 * (turn + 1));
+    }
+    drain(&first);
+}
+
+#[test]
+fn of_an_inbox_of_two_a_kernel_that_is_disconnected_gets_back_its_own() {
+    let _device = StandIn::get().shared();
+    let stage = stage();
+    let second = stage.launch_idle("of both", "more");
+    let [first, other] = ["goes", "stays"].map(|name| {
+        let kernel = stage.launch(name, "more");
+        kernel.connect(&second).unwrap();
+        kernel
+    });
+    for value in 0..40 {
+        send(if value % 2 == 0 { &first } else { &other }, value);
+    }
+    until("they are passed on", || {
+        first.reply_books().forwarded == 20 && other.reply_books().forwarded == 20
+    });
+    assert!(first.disconnect());
+    for value in (0..40).step_by(2) {
+        assert_eq!(receive(&first), value + 10);
+    }
+    second.activate().unwrap();
+    // Also what comes after goes into the places that are free now.
+    for value in (41..241).step_by(2) {
+        send(&other, value);
+    }
+    for value in (1..241).step_by(2) {
+        assert_eq!(receive(&second), value + 20);
+    }
+    [&first, &other, &second].into_iter().for_each(drain);
+    assert_eq!((second.books().processed, first.reply_books().forwarded), (120, 0));
+}
+
+#[test]
+fn what_was_passed_on_before_a_kernel_ends_is_worked_off() {
+    let _device = StandIn::get().shared();
+    let stage = stage();
+    let first = stage.launch("goes first", "more");
+    let second = stage.launch_idle("goes last", "rising");
+    let pipeline = first.connect(&second).unwrap();
+    for value in 0..20 {
+        send(&first, value);
+    }
+    until("they are passed on", || first.reply_books().forwarded == 20);
+    second.activate().unwrap();
+    let reader = second.clone();
+    let received = thread::spawn(move || (0..20).map(|_| receive(&reader)).collect::<Vec<_>>());
+    let ended = pipeline.terminate_blocking(Terminate::drain().within(LONG.unwrap()));
+    assert_eq!(ended, [Termination::Clean; 2]);
+    assert_eq!(received.join().unwrap(), (10..30).collect::<Vec<_>>());
+    balanced(&first);
+    balanced(&second);
+    assert_eq!(second.books().processed, 20);
+}
+
+#[test]
+fn batches_and_single_messages_keep_their_order() {
+    let _device = StandIn::get().shared();
+    let stage = stage();
+    let batches = |name: &str, entry: &str| -> KernelRef<RecordBatch, RecordBatch> {
+        stage.launch_as(entry, stage.runtime.kernel(name))
+    };
+    let (first, second) = (batches("mixed 1", "more"), batches("mixed 2", "rising"));
+    first.connect(&second).unwrap();
+    let mut value = 0;
+    let mut next = || {
+        value += 1;
+        Number { value }
+    };
+    let mut expected = Vec::new();
+    for turn in 0..200 {
+        if turn % 5 == 4 {
+            let batch: Vec<Number> = (0..7).map(|_| next()).collect();
+            first.send_blocking(RecordBatch::from_vec(batch), LONG).unwrap();
+            expected.push(7);
+        } else {
+            let single = RecordBatch::single(Number::LAYOUT, next().bytes()).unwrap();
+            first.send_blocking(single, LONG).unwrap();
+            expected.push(1);
+        }
+    }
+    let mut last = 10;
+    for count in expected {
+        let reply = second.receive_blocking(LONG).unwrap().message;
+        assert_eq!((reply.len(), reply.is_single()), (count, count == 1));
+        for number in reply.as_slice::<Number>().unwrap() {
+            assert_eq!(number.value, last + 1);
+            last = number.value;
+        }
+    }
+    assert_eq!(second.state(), KernelState::Active);
+    for kernel in [&first, &second] {
+        let ended = kernel.terminate_blocking(Terminate::drain().within(LONG.unwrap()));
+        assert_eq!(ended, Termination::Clean);
+        assert!(kernel.books().balance());
+    }
+    assert_eq!(second.books().processed, 200);
+}
+
+#[test]
+fn a_kernel_that_emits_passes_all_of_it_on_and_of_an_ask_the_first() {
+    let _device = StandIn::get().shared();
+    let stage = stage();
+    let first = stage.launch("twice", "twice");
+    let second = stage.launch("of two", "more");
+    let pipeline = first.connect(&second).unwrap();
+    for value in 0..100 {
+        send(&first, value);
+        assert_eq!((receive(&second), receive(&second)), (value + 10, value + 10));
+    }
+    for value in 0..20 {
+        let answer = pipeline.ask_blocking(Number { value }, LONG).unwrap();
+        assert_eq!(answer.message.value, value + 10);
+    }
+    drain(&first);
+    drain(&second);
+    assert_eq!(second.books().processed, 220);
+    let late = |letter: &dotcompute_core::DeadLetter| &letter.kernel == first.id();
+    assert_eq!(stage.runtime.take_dead_letters(late).len(), 20);
+}
+
+#[test]
+fn what_has_no_edge_goes_by_the_host() {
+    let _device = StandIn::get().shared();
+    // A policy other than to wait is the mailbox's.
+    let stage = stage();
+    let first = stage.launch("by host 1", "more");
+    let builder = stage.runtime.kernel("by host 2").backpressure(Backpressure::Reject);
+    let second: KernelRef<Number, Number> = stage.launch_as("more", builder);
+    first.connect(&second).unwrap();
+    send(&first, 1);
+    assert_eq!(receive(&second), 21);
+    // A cycle is refused; where it is allowed, its last edge is not one of the device.
+    let third = stage.launch("by host 3", "more");
+    let fourth = stage.launch("by host 4", "more");
+    third.connect(&fourth).unwrap();
+    until("the edge", || {
+        send(&third, 0);
+        assert_eq!(receive(&fourth), 20);
+        stage.sent("by host 3") > 0
+    });
+    let refused = fourth.connect(&third).unwrap_err();
+    assert!(matches!(refused, ConnectError::Cycle { .. }), "{refused:?}");
+    fourth.connect_allowing_cycle(&third).unwrap();
+    let before = third.books().processed;
+    send(&third, 0);
+    until("it goes round", || third.books().processed > before + 21);
+    assert!(fourth.disconnect());
+    assert!(receive(&fourth) > 400);
+    assert_eq!((stage.sent("by host 1"), stage.sent("by host 4")), (0, 0));
+    [first, second, third, fourth].iter().for_each(drain);
+}
+
+#[test]
+fn more_senders_than_an_inbox_has_edges_for_share_it_with_the_host() {
+    let _device = StandIn::get().shared();
+    let stage = Stage::with(CudaOptions { senders: 2, share: 4, ..standin::options() });
+    let to = stage.launch("to", "more");
+    let from = [0, 1, 2, 3].map(|number| stage.launch(&format!("from {number}"), "more"));
+    for kernel in &from {
+        kernel.connect(&to).unwrap();
+    }
+    thread::scope(|scope| {
+        for kernel in &from {
+            scope.spawn(move || (0..200).for_each(|value| send(kernel, value)));
+        }
+        let sum: i64 = (0..800).map(|_| receive(&to)).sum();
+        assert_eq!(sum, 4 * (200 * 199 / 2 + 200 * 20));
+    });
+    from.iter().for_each(drain);
+    drain(&to);
+    assert_eq!(to.books().processed, 800);
+}

@@ -1,0 +1,241 @@
+//! A large graph without favourites: the links between the same two ranges of nodes side by side.
+//!
+//! Where the contributions of all nodes are more than the second-level cache holds and no few of them
+//! are asked for again and again, a turn over rows waits for memory at each link. So the links are
+//! dealt into tiles: a block of targets, whose sums the cache holds, by a segment of sources, whose
+//! contributions it holds too. Both ends of a link then fit one number, and the build is a single
+//! pass of dealing, without a sort: within a tile the order does not matter. It is that of the input
+//! all the same, so that the sums do not depend on the number of threads.
+
+use rayon::prelude::*;
+
+use super::array::Array;
+use super::graph::{Counts, shares};
+use super::iterate::{Score, Share, Sums};
+
+/// A node's place in its block, in bits: 64 KiB of sums in `f32`.
+const TARGET_BITS: u32 = 14;
+/// A node's place in its segment, in the other bits of a link: 1 MiB of contributions in `f32`.
+const SOURCE_BITS: u32 = 32 - TARGET_BITS;
+const BLOCK: usize = 1 << TARGET_BITS;
+const SEGMENT: usize = 1 << SOURCE_BITS;
+
+/// From how many nodes on rows wait for memory.
+const LEAST_NODES: u32 = 1 << 19;
+/// From how many links a tile on its part of the sums and contributions is well used.
+const LEAST_LINKS: usize = 256;
+/// The most tiles that are dealt to at once: beyond, each link is a miss there too.
+const MOST_TILES: usize = 1 << 12;
+/// How many edges are looked at to see whether there are favourites.
+const SAMPLE: usize = 1 << 14;
+
+/// The links, tile after tile: those of the first block, by segment, then those of the second.
+#[derive(Debug)]
+pub(super) struct Tiles {
+    /// Of each link where in its block the target and where in its segment the source is.
+    pub(super) links: Array<u32>,
+    /// Where each tile begins, and where the last one ends.
+    pub(super) starts: Vec<usize>,
+    segments: usize,
+}
+
+impl Tiles {
+    /// Whether this is the better way to keep a graph. Costs no more than a look.
+    pub(super) fn suit(nodes: u32, edges: &[[u32; 2]]) -> bool {
+        let tiles = Grid::new(nodes).tiles();
+        nodes >= LEAST_NODES
+            && tiles <= MOST_TILES
+            && edges.len() >= tiles * LEAST_LINKS
+            && (0..2).all(|end| !has_favourites(edges, end))
+    }
+
+    /// One turn: new ranks, and in `next` what they contribute.
+    pub(super) fn turn<T: Score>(
+        &self,
+        ranks: &mut [T],
+        next: &mut [T],
+        inverse: &[T],
+        contributed: &[T],
+        damping: T,
+        share: &Share<'_, T>,
+    ) -> Sums {
+        // What one thread does at a time: it goes through all contributions once for so many rows, and
+        // their sums have to stay in the cache beside a segment.
+        let pieces = 2 * rayon::current_num_threads();
+        let rows = ranks.len().div_ceil(pieces).next_multiple_of(BLOCK).min(SEGMENT);
+        let (segments, _) = contributed.as_chunks::<SEGMENT>();
+        let work = ranks.par_chunks_mut(rows).zip(next.par_chunks_mut(rows));
+        work.zip(inverse.par_chunks(rows))
+            .enumerate()
+            .map(|(piece, ((ranks, next), inverse))| {
+                let first = piece * rows;
+                next.fill(T::zeroed());
+                let (blocks, _) = next.as_chunks_mut::<BLOCK>();
+                let blocks = &mut blocks[..ranks.len().div_ceil(BLOCK)];
+                for (segment, contributed) in segments.iter().enumerate() {
+                    for (block, sums) in blocks.iter_mut().enumerate() {
+                        let tile = (first / BLOCK + block) * self.segments + segment;
+                        let links = &self.links[self.starts[tile]..self.starts[tile + 1]];
+                        for link in links {
+                            sums[(link >> SOURCE_BITS) as usize] +=
+                                contributed[*link as usize % SEGMENT];
+                        }
+                    }
+                }
+                let rows = ranks.iter_mut().zip(next).zip(inverse).enumerate();
+                match share {
+                    Share::Even(even) => settle(rows, |sum, _| *even + damping * sum),
+                    Share::Seeded(given, weights) => {
+                        let weights = &weights[first..];
+                        settle(rows, |sum, row| *given * weights[row] + damping * sum)
+                    }
+                }
+            })
+            .sum()
+    }
+}
+
+/// Gives each row its new rank, and adds up by how much they moved and what dangles.
+#[inline(always)]
+fn settle<'a, T: Score>(
+    rows: impl Iterator<Item = (usize, ((&'a mut T, &'a mut T), &'a T))>,
+    rank: impl Fn(T, usize) -> T,
+) -> Sums {
+    let mut sums = Sums::default();
+    for (row, ((old, next), inverse)) in rows {
+        let new = rank(*next, row);
+        sums.change += (new - *old).to_f64().abs();
+        if *inverse == T::zeroed() {
+            sums.dangling += new.to_f64();
+        }
+        *old = new;
+        *next = new * *inverse;
+    }
+    sums
+}
+
+/// How many contributions there are beside a graph of so many nodes: whole segments.
+pub(super) fn table(nodes: usize) -> usize {
+    nodes.next_multiple_of(SEGMENT)
+}
+
+/// Whether nodes occur more often at this end of a sample of the edges than if any of a quarter of a
+/// million was as likely as any other.
+fn has_favourites(edges: &[[u32; 2]], end: usize) -> bool {
+    let mut sample: Vec<u32> =
+        edges.iter().step_by(edges.len() / SAMPLE + 1).map(|pair| pair[end]).collect();
+    let taken = sample.len();
+    sample.sort_unstable();
+    sample.dedup();
+    taken - sample.len() > SAMPLE / 32
+}
+
+/// Blocks of targets by segments of sources.
+pub(super) struct Grid {
+    blocks: usize,
+    segments: usize,
+}
+
+impl Grid {
+    pub(super) fn new(nodes: u32) -> Self {
+        let nodes = nodes as usize;
+        Self { blocks: nodes.div_ceil(BLOCK), segments: nodes.div_ceil(SEGMENT) }
+    }
+
+    /// How many tiles there are.
+    pub(super) fn tiles(&self) -> usize {
+        self.blocks * self.segments
+    }
+
+    /// In which one a link lies.
+    pub(super) fn tile(&self, [source, target]: [u32; 2]) -> usize {
+        (target >> TARGET_BITS) as usize * self.segments + (source >> SOURCE_BITS) as usize
+    }
+
+    /// Puts the edges into their tiles, in their order.
+    pub(super) fn deal(&self, parts: &[&[[u32; 2]]], counts: &[Counts]) -> Tiles {
+        let sizes: Vec<&[usize]> = counts.iter().map(|part| part.buckets.as_slice()).collect();
+        let mut starts = vec![0];
+        for tile in 0..self.tiles() {
+            let links: usize = sizes.iter().map(|part| part[tile]).sum();
+            starts.push(starts[tile] + links);
+        }
+        let mut links = Array::<u32>::zeroed(starts[self.tiles()]);
+        let mut places = shares(&mut links, &sizes);
+        parts.par_iter().zip(places.par_iter_mut()).for_each(|(part, places)| {
+            for &[source, target] in *part {
+                // The counts made room for exactly these.
+                if let Some(place) = places[self.tile([source, target])].next() {
+                    *place = target << SOURCE_BITS | (source & (SEGMENT as u32 - 1));
+                }
+            }
+        });
+        Tiles { links, starts, segments: self.segments }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::ops::ControlFlow;
+
+    use super::super::{Graph, Query, generate};
+    use super::*;
+
+    fn distance(left: &[f64], right: &[f64]) -> f64 {
+        left.iter().zip(right).map(|(a, b)| (a - b).abs()).sum()
+    }
+
+    #[test]
+    fn a_graph_in_tiles_ranks_as_one_in_rows_for_any_number_of_threads() {
+        // A segment and a little, of which some nodes dangle and the last are not linked at all.
+        let nodes = SEGMENT as u32 + 100;
+        let mut edges = generate::uniform(nodes / 8, 50_000, 5);
+        edges.iter_mut().flatten().for_each(|end| *end *= 7);
+        // And some from the second segment.
+        edges.extend((0..90).map(|node| [nodes - 100 + node, node * 1000]));
+        let seeds = vec![(0, 1.0), (nodes - 1, 2.0)];
+        // What one turn does is what a hundred do.
+        let query = Query { tolerance: 0.0, max_iterations: 2, ..Query::default() };
+        for query in [query.clone(), Query { seeds, ..query }] {
+            let ranks = |graph: &Graph| {
+                graph.rank::<f64>(&query, &mut |_| ControlFlow::Continue(())).expect("a query")
+            };
+            let rows = ranks(&Graph::in_rows(nodes, &edges).expect("a graph"));
+            for threads in [1, 3] {
+                let pool =
+                    rayon::ThreadPoolBuilder::new().num_threads(threads).build().expect("threads");
+                let tiles = pool.install(|| {
+                    let graph = Graph::in_tiles(nodes, &edges).expect("a graph");
+                    assert_eq!((graph.nodes(), graph.links()), (nodes as usize, edges.len()));
+                    ranks(&graph)
+                });
+                let distance = distance(&tiles.scores, &rows.scores);
+                assert!(distance < 1e-10, "the order of the sums alone does not make {distance}");
+                assert!((tiles.scores.iter().sum::<f64>() - 1.0).abs() < 1e-10);
+            }
+        }
+    }
+
+    #[test]
+    fn large_graphs_lie_in_tiles_unless_they_have_favourites() {
+        let nodes = LEAST_NODES;
+        let even = generate::uniform(nodes, 100_000, 3);
+        assert!(Tiles::suit(nodes, &even));
+        assert!(!Tiles::suit(nodes - 1, &even), "rows of few nodes lie in the cache");
+        assert!(!Tiles::suit(nodes, &even[..10_000]), "tiles of few links are not worth it");
+        assert!(!Tiles::suit(nodes, &generate::kronecker(19, 1, 3)));
+        // One node to which one link in ten leads, or from which it comes.
+        for end in 0..2 {
+            let mut edges = even.clone();
+            edges.iter_mut().step_by(10).for_each(|pair| pair[end] = 77);
+            assert!(!Tiles::suit(nodes, &edges));
+        }
+    }
+
+    #[test]
+    fn an_end_that_is_no_node_is_named_by_its_edge() {
+        let error = Graph::in_tiles(3, [[0, 1], [1, 2], [3, 0], [9, 9]]).map(|_| ());
+        let expected = super::super::GraphError::UnknownNode { edge: 2, node: 3, nodes: 3 };
+        assert_eq!(error, Err(expected));
+    }
+}
