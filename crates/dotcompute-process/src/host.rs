@@ -22,7 +22,7 @@ use crate::coder::{Coder, Outgoing};
 use crate::frame::{FromRing, Prefix, Reader, ToRing, Writer};
 use crate::memory::Memory;
 use crate::output::ToParent;
-use crate::segment::{DRAIN, FROM_CHILD, ParentBell, RUN, STOP, Segment, TO_CHILD};
+use crate::segment::{DRAIN, FROM_CHILD, HOLD, ParentBell, RUN, STOP, Segment, TO_CHILD, is_end};
 use crate::socket::{self, Report, Setup};
 use crate::state::SharedState;
 
@@ -255,6 +255,13 @@ impl Host {
         }
     }
 
+    /// Waits until the kernel is activated in the parent: nothing of a body runs before, as with
+    /// every executor. (A handler may be made before; it handles nothing.)
+    pub fn wait_for_activation(&mut self) {
+        self.started();
+        self.wait(|host| host.segment.command() != HOLD);
+    }
+
     /// Logs to the parent, from any thread.
     pub fn log(&self) -> std::io::Result<Log> {
         Ok(Log { socket: self.socket.try_clone()? })
@@ -365,10 +372,10 @@ impl Host {
             }
             if self.received > self.told {
                 self.acknowledge(self.received, self.received + window);
-            } else if command != RUN {
+            } else if is_end(command) {
                 return Ok(());
             }
-            self.wait(|host| host.segment.command() != RUN || !host.from_parent.is_empty());
+            self.wait(|host| is_end(host.segment.command()) || !host.from_parent.is_empty());
         }
     }
 

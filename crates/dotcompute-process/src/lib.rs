@@ -35,6 +35,8 @@
 //! modulo 2^32. Ids, bands and askers stay in the parent: the proxy takes an envelope out of the
 //! mailbox into a table, in which it is *in hand*, and writes a copy into the ring.
 //!
+//! 0. Nothing is handed over, and no body begins, before the kernel is active: then the proxy begins, and
+//!    says so.
 //! 1. The child says what it is ready for (`demand`). With a [window](Process::window) of 1, the
 //!    default, that is one message, and only while its kernel waits for one. So a message is either
 //!    queued in the mailbox, where policies, bands and a deactivation see it, or in hand: never in

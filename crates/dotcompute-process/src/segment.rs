@@ -12,12 +12,19 @@ use rustix::io;
 use crate::arena;
 use crate::memory::Memory;
 
+/// The kernel is not activated yet: a body does not begin.
+pub(crate) const HOLD: u32 = 0;
 /// Go on.
-pub(crate) const RUN: u32 = 0;
+pub(crate) const RUN: u32 = 1;
 /// End once everything that was handed over is processed.
-pub(crate) const DRAIN: u32 = 1;
+pub(crate) const DRAIN: u32 = 2;
 /// End after the message in hand.
-pub(crate) const STOP: u32 = 2;
+pub(crate) const STOP: u32 = 3;
+
+/// Whether the kernel is to end.
+pub(crate) const fn is_end(command: u32) -> bool {
+    matches!(command, DRAIN | STOP)
+}
 
 /// `dotcproc` in ASCII: the first word of a segment, written last.
 const MAGIC: u64 = u64::from_le_bytes(*b"dotcproc");
