@@ -128,9 +128,14 @@ gpu-check: gpu-check-bundle
 	target/gpu-check/gpu-check --results docs/gpu-check.jsonl --table docs/gpu-check.md
 
 # One handler source, interpreted, compiled on a thread and in a process, over a log of a million
-# messages.
+# messages; and compiled for sm_90 to PTX, by the compilers that `make cuda-offline` installs.
 parity: python
 	PARITY_MESSAGES=$(PARITY_MESSAGES) .venv/bin/python -m pytest python/tests/test_handler_parity.py
+	@if test -x target/cuda-tools/bin/python; then \
+		PYTHONPATH=python:python/tests target/cuda-tools/bin/python python/tests/parity_ptx.py; \
+	else \
+		echo "not compiled for sm_90: 'make cuda-offline' installs the compilers for that"; \
+	fi
 
 fuzz: tools
 	cargo fuzz --version >/dev/null 2>&1 || $(CARGO) install --locked cargo-fuzz

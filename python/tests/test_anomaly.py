@@ -103,6 +103,32 @@ def test_arrays_of_pyarrow_are_numbered():
     assert table.numbers(names.chunk(1)).tolist() == [1, 2]
 
 
+@pytest.mark.parametrize("unit", ["s", "ms", "us", "ns"])
+def test_times_are_seconds_whatever_they_are_counted_in(unit):
+    times = np.array(["1970-01-01T00:00:02", "1969-12-31T23:59:59", "NaT"], "datetime64[s]")
+    made = anomaly.events([0, 0, 0], [1.0, 2.0, 3.0], times.astype(f"datetime64[{unit}]"))
+    np.testing.assert_array_equal(made["time"], [2.0, -1.0, np.nan])
+
+
+def test_the_columns_of_a_parquet_file_are_events(tmp_path):
+    pyarrow = pytest.importorskip("pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    columns = {
+        "sensor": pyarrow.array(["oven", "door", "oven"]).dictionary_encode(),
+        "time": pyarrow.array([0, 1500, 3000], pyarrow.timestamp("ms", "UTC")),
+        "value": pyarrow.array([1.0, 2.0, None]),
+    }
+    # Several row groups, each with a dictionary of its own.
+    parquet.write_table(pyarrow.table(columns), tmp_path / "readings.parquet", row_group_size=2)
+    table = parquet.read_table(tmp_path / "readings.parquet")
+    keys = anomaly.KeyTable()
+    made = anomaly.events(keys.numbers(table["sensor"]), table["value"], table["time"])
+    assert keys.names == ["oven", "door"]
+    assert made["key"].tolist() == [0, 1, 0]
+    assert made["time"].tolist() == [0.0, 1.5, 3.0]
+    np.testing.assert_array_equal(made["value"], [1.0, 2.0, np.nan])
+
+
 @pytest.mark.parametrize(
     ("make", "wrong", "says"),
     [

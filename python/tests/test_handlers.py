@@ -312,6 +312,43 @@ async def test_a_context_emits_sends_and_logs(
         assert (30, "kernel 'clerk': loudly") in logged
 
 
+class Outer:
+    """The same name in another place."""
+
+    @message(layout="record")
+    class Amount:
+        value: int
+
+
+async def test_records_of_two_classes_of_one_name_arrive_as_what_they_are(executor: str) -> None:
+    @ring_kernel(kernel_id="outer", state=None, auto_register=False)
+    def outer(msg: Outer.Amount, state: None, out: Outer.Amount) -> int:
+        out.value = msg.value
+        return 1
+
+    @ring_kernel(kernel_id="plain", state=None, auto_register=False)
+    def plain(msg: Amount, state: None, out: Amount) -> int:
+        out.value = msg.value
+        return 1
+
+    seen: asyncio.Queue[Any] = asyncio.Queue()
+
+    async def untyped(ctx: Any) -> None:
+        while True:
+            await seen.put(await ctx.receive())
+
+    async with RingKernelRuntime() as runtime:
+        await started(runtime, "untyped", untyped)
+        await started(runtime, "outer", outer)
+        await started(runtime, "plain", plain)
+        for name, sent in [("outer", Outer.Amount(value=1)), ("plain", Amount(value=2))]:
+            runtime.connect(name, "untyped")
+            await runtime.send(name, sent)
+            got = await asyncio.wait_for(seen.get(), 30)
+            assert type(got) is type(sent)
+            assert got.value == sent.value
+
+
 @pytest.mark.parametrize(("value", "text"), [(0, "nothing to repeat"), (4, "max_emit=3")])
 async def test_a_fault_that_a_context_reports_has_its_text(
     executor: str, value: int, text: str

@@ -61,6 +61,15 @@ def test_a_table_of_pyarrow_is_a_graph(edges):
         pagerank(pyarrow.table({"a": [1]}))
 
 
+def test_a_file_of_parquet_is_a_graph(edges, tmp_path):
+    pyarrow = pytest.importorskip("pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    table = pyarrow.table({"src": edges[:, 0], "weight": edges[:, 1], "dst": edges[:, 1]})
+    parquet.write_table(table, tmp_path / "edges.parquet", row_group_size=1000)
+    read = parquet.read_table(tmp_path / "edges.parquet", columns=["src", "dst"])
+    np.testing.assert_allclose(pagerank(read, nodes=500).ranks, plain(edges, 500), atol=1e-6)
+
+
 def test_a_sparse_matrix_is_a_graph(edges):
     class Coordinates:
         shape = (600, 600)

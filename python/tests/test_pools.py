@@ -15,6 +15,7 @@ from pydotcompute.exceptions import (
     KernelNotFoundError,
     KernelStateError,
     PipelineError,
+    QueueFullError,
     QueueTimeoutError,
 )
 from pydotcompute.handlers import record, record_dtype
@@ -235,6 +236,22 @@ class TestCompiled:
             assert reply["amount"].tolist() == [1, 3, 6, 10]
             with pytest.raises(ValueError, match="record 2 has another 'customer'"):
                 await pool.send(mixed)
+
+    async def test_an_array_of_several_keys_is_not_forwarded_by_its_first(self) -> None:
+        sales = np.zeros(3, record_dtype(Sale))
+        sales["customer"], sales["amount"] = 7, [1, 2, 3]
+        async with RingKernelRuntime() as runtime:
+            pool = await pool_of(runtime, till, workers=2, key="customer")
+            await started(runtime, "twice", twice)
+            runtime.connect("twice", "pool")
+            reply = await runtime.send_and_receive("twice", sales, timeout=30)
+            assert reply["amount"].tolist() == [2, 6, 12]
+            sales["customer"][1] = 8
+            with pytest.raises((KernelFailedError, QueueFullError)):
+                await runtime.send_and_receive("twice", sales, timeout=30)
+            with pytest.raises(KernelFailedError, match="record 1 has another 'customer'"):
+                await runtime.send("twice", sales)
+            assert sum(worker.read_state().sum for worker in pool.workers) == 12
 
     async def test_a_key_that_records_do_not_have_is_refused(self) -> None:
         async with RingKernelRuntime() as runtime:

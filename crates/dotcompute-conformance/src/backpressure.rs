@@ -1,14 +1,23 @@
 //! What a full mailbox does with one more message, and a full output mailbox with one more reply.
 
-use std::sync::mpsc::channel;
+use std::sync::mpsc::Receiver;
 
 use dotcompute::mailbox::wait::block_on;
 use dotcompute::{
-    AskError, Backpressure, Context, DeadLetterReason, Envelope, KernelBuilder, KernelRef,
-    SendError, Terminate, Termination,
+    AskError, Backpressure, BoxError, Context, DeadLetterReason, Envelope, KernelRef, SendError,
+    Terminate, Termination,
 };
 
-use crate::stage::{Gated, Number, Stage, Waiter, balanced, eventually, launch, quiet};
+use crate::roles::Part;
+#[cfg(target_os = "linux")]
+use crate::roles::Roles;
+use crate::signals::{Tell, channel};
+use crate::stage::{Gated, Number, Stage, Waiter, balanced, eventually, launch_with, quiet};
+
+#[cfg(target_os = "linux")]
+pub(crate) fn roles(roles: Roles) -> Roles {
+    roles.body_with(tells_of_replies).body_with(tells_before_it_replies)
+}
 
 fn at(priority: u8, number: u64) -> Envelope<Number> {
     Envelope::new(Number(number)).with_priority(priority)
@@ -126,21 +135,22 @@ fn send_by_address(kernel: &KernelRef<Number, Number>) -> Evictor {
     None
 }
 
+async fn tells_of_replies(
+    mut context: Context<Number, Number>,
+    tell: Tell<u64>,
+) -> Result<(), BoxError> {
+    while let Ok(&number) = context.receive().await {
+        context.reply(number).await?;
+        // The test may have stopped to listen.
+        let _ = tell.send(number.0);
+    }
+    Ok(())
+}
+
 /// A kernel that tells of each reply that it has made.
-fn replies(
-    builder: KernelBuilder<'_>,
-) -> (KernelRef<Number, Number>, std::sync::mpsc::Receiver<u64>) {
+fn replies(part: Part<'_>) -> (KernelRef<Number, Number>, Receiver<u64>) {
     let (tell, made) = channel();
-    let kernel = launch(builder, move |mut context: Context<Number, Number>| {
-        let tell = tell.clone();
-        async move {
-            while let Ok(&number) = context.receive().await {
-                context.reply(number).await?;
-                let _ = tell.send(number.0);
-            }
-            Ok(())
-        }
-    });
+    let kernel = launch_with(part, tells_of_replies, tell);
     (kernel, made)
 }
 
@@ -160,12 +170,25 @@ pub fn a_kernel_waits_for_room_for_its_reply_if_that_is_the_policy(stage: &Stage
     assert_eq!((books.accepted, books.processed, books.rejected), (4, 4, 0));
 }
 
+async fn tells_before_it_replies(
+    mut context: Context<Number, Number>,
+    tell: Tell<u64>,
+) -> Result<(), BoxError> {
+    while let Ok(&number) = context.receive().await {
+        tell.send(number.0)?;
+        context.reply(number).await?;
+    }
+    Ok(())
+}
+
 pub fn a_kernel_that_waits_for_room_for_its_reply_can_be_terminated(stage: &Stage) {
-    let (kernel, made) = replies(stage.kernel("stuck").reply_capacity(1));
+    let (tell, arrived) = channel();
+    let part = stage.kernel("stuck").reply_capacity(1);
+    let kernel = launch_with(part, tells_before_it_replies, tell);
     for number in 1..=2 {
         kernel.try_send(Number(number)).unwrap();
     }
-    assert_eq!(made.recv(), Ok(1));
+    assert_eq!((arrived.recv(), arrived.recv()), (Ok(1), Ok(2)));
     eventually(|| kernel.books().processed == 1 && kernel.books().in_hand == 1);
     assert_eq!(kernel.terminate_blocking(Terminate::now()), Termination::Clean);
     balanced(&kernel);

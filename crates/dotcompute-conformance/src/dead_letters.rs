@@ -5,13 +5,22 @@ use std::sync::{Arc, Mutex};
 use dotcompute::mailbox::sync::lock;
 use dotcompute::mailbox::wait::block_on;
 use dotcompute::{
-    AskError, Backpressure, Context, DEAD_LETTERS_MAX, DEAD_LETTERS_MAX_BYTES, DELIVERIES_MAX,
-    DeadLetterReason, Envelope, Message, Restart, RestartPolicy, Terminate,
+    AskError, Backpressure, BoxError, Context, DEAD_LETTERS_MAX, DEAD_LETTERS_MAX_BYTES,
+    DELIVERIES_MAX, DeadLetterReason, Envelope, Message, Restart, RestartPolicy, Terminate,
 };
 
+#[cfg(target_os = "linux")]
+use crate::roles::Roles;
+use crate::signals::{Portable, Slate};
 use crate::stage::{
-    Form, Gated, Number, Stage, Token, Waiter, balanced, echo, launch, poll_once, quiet, serve,
+    Form, Gated, Number, Outcome, Stage, Token, Waiter, balanced, echo, launch, launch_closure,
+    poll_once, quiet, serve,
 };
+
+#[cfg(target_os = "linux")]
+pub(crate) fn roles(roles: Roles) -> Roles {
+    roles.body(waits_for_ever).serving(well_the_second_time).serving(fails).body(takes_tokens)
+}
 
 /// Leaves `count` dead letters, numbers 1 to `count`, of a kernel of this name.
 fn leave(stage: &Stage, name: &str, count: u64) {
@@ -71,6 +80,14 @@ pub fn dead_letters_are_bounded_and_evictions_are_counted(stage: &Stage) {
 /// A message that says it is large.
 struct Large;
 
+impl Portable for Large {
+    fn put(&self, _out: &mut Vec<u8>) {}
+
+    fn take(_from: &mut &[u8]) -> Option<Self> {
+        Some(Self)
+    }
+}
+
 impl Message for Large {
     const TYPE_NAME: &'static str = "Large";
 
@@ -79,10 +96,12 @@ impl Message for Large {
     }
 }
 
+async fn waits_for_ever(_context: Context<Large, Number>) -> Result<(), BoxError> {
+    std::future::pending().await
+}
+
 pub fn dead_letters_are_bounded_in_bytes(stage: &Stage) {
-    let kernel = launch(stage.kernel("large"), |_: Context<Large, Number>| async move {
-        std::future::pending().await
-    });
+    let kernel = launch(stage.kernel("large"), waits_for_ever);
     kernel.deactivate().unwrap();
     for _ in 0..6 {
         kernel.try_send(Large).unwrap();
@@ -94,18 +113,20 @@ pub fn dead_letters_are_bounded_in_bytes(stage: &Stage) {
     assert!(counts.bytes <= DEAD_LETTERS_MAX_BYTES);
 }
 
+fn well_the_second_time(starts: Slate) -> impl FnMut(u64) -> Outcome + Send + 'static {
+    let well = starts.count().is_ok_and(|start| start > 1);
+    move |number| match well {
+        true => Ok(Some(number)),
+        false => Err("not yet".into()),
+    }
+}
+
 pub fn a_replay_counts_as_accepted_anew(stage: &Stage) {
     for form in Form::BOTH {
-        let mut healthy = false;
+        let starts = Slate::default();
         // It fails at its first message, and works from then on.
         let builder = stage.kernel("mends").restart(RestartPolicy::OnFault);
-        let kernel = serve(builder, form, move || {
-            let well = std::mem::replace(&mut healthy, true);
-            move |number| match well {
-                true => Ok(Some(number)),
-                false => Err("not yet".into()),
-            }
-        });
+        let kernel = serve(builder, form, well_the_second_time, starts);
         let sent = Envelope::new(Number(1)).with_priority(200);
         let id = sent.id;
         let asked = kernel.ask_blocking(sent, None);
@@ -137,11 +158,15 @@ pub fn dead_letters_are_replayed_in_order_to_the_next_kernel_of_the_name(stage: 
     assert_eq!(numbers(stage), [3]);
 }
 
+fn fails((): ()) -> impl FnMut(u64) -> Outcome + Send + 'static {
+    |_| Err("fails".into())
+}
+
 /// Whoever asked has been told: the letter of an ask is a plain message, wherever it is sent.
 pub fn a_dead_letter_that_is_sent_on_answers_nobodys_ask(stage: &Stage) {
     let again = Restart { redeliver: true, ..RestartPolicy::OnFault.into() };
     let builder = stage.kernel("fails").restart(again);
-    let fails = serve(builder, Form::Handler, || |_| Err("fails".into()));
+    let fails = serve(builder, Form::Handler, fails, ());
     assert!(fails.ask_blocking(Number(1), None).is_err());
     let letter = stage.runtime.take_dead_letters(|_| true).remove(0);
 
@@ -160,12 +185,15 @@ pub fn a_dead_letter_that_is_sent_on_answers_nobodys_ask(stage: &Stage) {
     assert_eq!(other.books().expired, 0);
 }
 
+async fn takes_tokens(_context: Context<Token, Number>) -> Result<(), BoxError> {
+    Ok(())
+}
+
 pub fn what_cannot_be_replayed_stays_a_dead_letter(stage: &Stage) {
     let everything = |stage: &Stage| stage.runtime.replay(|_| true);
     leave(stage, "name", 3);
     assert_eq!(everything(stage), 0, "no kernel of the name");
-    let other =
-        stage.kernel("name").launch(|_: Context<Token, Number>| async move { Ok(()) }).unwrap();
+    let other = stage.kernel("name").launch(takes_tokens).unwrap();
     assert_eq!(everything(stage), 0, "another type");
     other.terminate_blocking(Terminate::now());
     let asleep = stage.kernel("name").launch(echo).unwrap();
@@ -202,7 +230,7 @@ pub fn a_replay_obeys_the_policy_of_its_mailbox(stage: &Stage) {
 pub fn no_message_outlives_the_runtime_or_is_dropped_twice(stage: &Stage) {
     let alive: Arc<Mutex<i64>> = Arc::default();
     let own = stage.another();
-    let kernel = launch(own.kernel("tokens").capacity(4), |mut context| async move {
+    let kernel = launch_closure(own.kernel("tokens").capacity(4), |mut context| async move {
         loop {
             let number = Context::<Token, Number>::receive(&mut context).await?.number;
             match number % 3 {

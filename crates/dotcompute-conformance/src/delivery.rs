@@ -1,7 +1,6 @@
 //! From a sender to the kernel, and from the kernel to whoever receives.
 
 use std::collections::{HashMap, VecDeque};
-use std::sync::mpsc::channel;
 use std::time::Duration;
 
 use dotcompute::mailbox::wait::block_on;
@@ -10,10 +9,23 @@ use dotcompute::{
     Message, ReceiveError, SendError, Terminate,
 };
 
+#[cfg(target_os = "linux")]
+use crate::roles::Roles;
+use crate::signals::{Tell, channel};
 use crate::stage::{
-    Auditor, Form, Gate, Gated, Number, Stage, Waiter, balanced, echo, launch, poll_once, quiet,
-    serve,
+    Auditor, Form, Gate, Gated, Number, Outcome, Stage, Waiter, balanced, echo, launch,
+    launch_closure, launch_with, poll_once, quiet, serve,
 };
+
+#[cfg(target_os = "linux")]
+pub(crate) fn roles(roles: Roles) -> Roles {
+    roles
+        .serving(tells)
+        .body_with(tells_urgent)
+        .body_with(never_waits)
+        .body(blocks)
+        .body_with(takes)
+}
 
 /// One priority of each band, the most urgent first.
 const SYSTEM: u8 = 230;
@@ -25,19 +37,20 @@ fn at(priority: u8, number: u64) -> Envelope<Number> {
     Envelope::new(Number(number)).with_priority(priority)
 }
 
+fn tells(tell: Tell<u64>) -> impl FnMut(u64) -> Outcome + Send + 'static {
+    move |number| {
+        tell.send(number)?;
+        Ok(None)
+    }
+}
+
 /// Several threads send numbered messages through a small mailbox, by all three ways of sending.
 pub fn messages_of_one_sender_arrive_in_order_without_loss_or_duplication(stage: &Stage) {
     const SENDERS: u64 = 4;
     const EACH: u64 = 600;
     for form in Form::BOTH {
         let (tell, seen) = channel();
-        let kernel = serve(stage.kernel(&format!("{form:?}")).capacity(8), form, move || {
-            let tell = tell.clone();
-            move |number| {
-                tell.send(number)?;
-                Ok(None)
-            }
-        });
+        let kernel = serve(stage.kernel(&format!("{form:?}")).capacity(8), form, tells, tell);
         let auditor = Auditor::watch(vec![kernel.clone()]);
         std::thread::scope(|scope| {
             for sender in 0..SENDERS {
@@ -155,17 +168,21 @@ struct Urgent {
     number: u64,
 }
 
+crate::portable!(Urgent { number });
+
+async fn tells_urgent(
+    mut context: Context<Urgent, Number>,
+    tell: Tell<u64>,
+) -> Result<(), BoxError> {
+    while let Ok(urgent) = context.receive().await {
+        tell.send(urgent.number)?;
+    }
+    Ok(())
+}
+
 pub fn a_message_has_the_priority_of_its_type_unless_it_is_sent_with_another(stage: &Stage) {
     let (tell, seen) = channel();
-    let kernel = launch(stage.kernel("types"), move |mut context: Context<Urgent, Number>| {
-        let tell = tell.clone();
-        async move {
-            while let Ok(urgent) = context.receive().await {
-                tell.send(urgent.number)?;
-            }
-            Ok(())
-        }
-    });
+    let kernel = launch_with(stage.kernel("types"), tells_urgent, tell);
     kernel.deactivate().unwrap();
     kernel.try_send(Envelope::new(Urgent { number: 2 }).with_priority(HIGH)).unwrap();
     kernel.try_send(Urgent { number: 1 }).unwrap();
@@ -388,23 +405,26 @@ pub fn a_cancelled_receive_loses_no_reply_and_no_wake_up(stage: &Stage) {
     assert_eq!(kernel.reply_books().processed, 2);
 }
 
+/// How many messages wait for a kernel that does not.
+const COUNT: u64 = 1000;
+
+async fn never_waits(
+    mut context: Context<Number, Number>,
+    (tell, gate): (Tell<Option<u64>>, Gate),
+) -> Result<(), BoxError> {
+    gate.pass().await;
+    for _ in 0..COUNT {
+        let outcome = context.receive_timeout(Duration::ZERO).await;
+        tell.send(outcome.map(|number| number.0).ok())?;
+    }
+    Ok(())
+}
+
 pub fn a_timed_receive_does_not_time_out_while_a_message_waits(stage: &Stage) {
-    const COUNT: u64 = 1000;
     let (tell, seen) = channel();
     let gate = Gate::default();
-    let inside = gate.clone();
     let kernel: KernelRef<Number, Number> =
-        launch(stage.kernel("patient"), move |mut context: Context<Number, Number>| {
-            let (tell, gate) = (tell.clone(), inside.clone());
-            async move {
-                gate.pass().await;
-                for _ in 0..COUNT {
-                    let outcome = context.receive_timeout(Duration::ZERO).await;
-                    tell.send(outcome.map(|number| number.0).ok())?;
-                }
-                Ok(())
-            }
-        });
+        launch_with(stage.kernel("patient"), never_waits, (tell, gate));
     for number in 0..COUNT {
         kernel.try_send(Number(number)).unwrap();
     }
@@ -415,18 +435,19 @@ pub fn a_timed_receive_does_not_time_out_while_a_message_waits(stage: &Stage) {
     balanced(&kernel);
 }
 
+async fn blocks(mut context: Context<Number, Number>) -> Result<(), BoxError> {
+    let brief = Some(Duration::from_millis(1));
+    loop {
+        match context.receive_blocking(brief) {
+            Ok(&number) => context.reply_blocking(number)?,
+            Err(ReceiveError::Timeout { .. }) => {}
+            Err(_stopped) => return Ok(()),
+        }
+    }
+}
+
 pub fn a_body_may_receive_on_its_thread(stage: &Stage) {
-    let kernel =
-        launch(stage.kernel("blocks"), |mut context: Context<Number, Number>| async move {
-            let brief = Some(Duration::from_millis(1));
-            loop {
-                match context.receive_blocking(brief) {
-                    Ok(&number) => context.reply_blocking(number)?,
-                    Err(ReceiveError::Timeout { .. }) => {}
-                    Err(_stopped) => return Ok(()),
-                }
-            }
-        });
+    let kernel = launch(stage.kernel("blocks"), blocks);
     for number in 0..300 {
         kernel.send_blocking(Number(number), None).unwrap();
         let reply = kernel.receive_blocking(None).unwrap();
@@ -443,7 +464,7 @@ pub fn kernels_send_to_each_other_by_address(stage: &Stage) {
     let ring: Vec<KernelRef<Number, Number>> = (0..KERNELS)
         .map(|index| {
             let next = format!("ring {}", (index + 1) % KERNELS);
-            launch(stage.kernel(&format!("ring {index}")), move |mut context| {
+            launch_closure(stage.kernel(&format!("ring {index}")), move |mut context| {
                 let next = next.clone();
                 async move {
                     while let Ok(&Number(left)) = context.receive().await {
@@ -488,7 +509,8 @@ pub fn a_handler_sends_to_other_kernels_by_name(stage: &Stage) {
 
     let next = launch(stage.kernel("next"), echo);
     let launch = |name: &str, next: &'static str| {
-        let kernel = stage.kernel(name).launch_handler(move || SendsOn(next.into())).unwrap();
+        let part = stage.kernel(name);
+        let kernel = part.launch_handler(move || SendsOn(next.into())).unwrap();
         kernel.activate().unwrap();
         kernel
     };
@@ -521,23 +543,23 @@ pub fn an_address_takes_batches(stage: &Stage) {
     quiet(&gated.kernel);
 }
 
+async fn takes(
+    mut context: Context<Number, Number>,
+    (tell, gate): (Tell<(Option<u64>, bool)>, Gate),
+) -> Result<(), BoxError> {
+    while context.receive().await.is_ok() {
+        let number = context.take().map(|number| number.0);
+        tell.send((number, context.take().is_none()))?;
+        gate.pass().await;
+        context.reply(Number(number.unwrap_or(0))).await?;
+    }
+    Ok(())
+}
+
 pub fn a_message_taken_out_of_its_envelope_is_in_hand_until_the_next_receive(stage: &Stage) {
     let (tell, taken) = channel();
     let gate = Gate::default();
-    let inside = gate.clone();
-    let kernel: KernelRef<Number, Number> =
-        launch(stage.kernel("takes"), move |mut context: Context<Number, Number>| {
-            let (tell, gate) = (tell.clone(), inside.clone());
-            async move {
-                while context.receive().await.is_ok() {
-                    let number = context.take().map(|number| number.0);
-                    tell.send((number, context.take().is_none()))?;
-                    gate.pass().await;
-                    context.reply(Number(number.unwrap_or(0))).await?;
-                }
-                Ok(())
-            }
-        });
+    let kernel: KernelRef<Number, Number> = launch_with(stage.kernel("takes"), takes, (tell, gate));
     let asker = kernel.clone();
     let ask = Waiter::start(async move { asker.ask(Number(5)).await });
     assert_eq!(taken.recv(), Ok((Some(5), true)));

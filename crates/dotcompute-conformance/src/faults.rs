@@ -2,7 +2,7 @@
 
 use std::error::Error;
 use std::panic::panic_any;
-use std::sync::mpsc::{Receiver, channel};
+use std::sync::mpsc::{Receiver, channel as std_channel};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -14,11 +14,31 @@ use dotcompute::{
     Terminate, Termination,
 };
 
+#[cfg(target_os = "linux")]
+use crate::roles::Roles;
+use crate::signals::{Portable, Slate, Tell, channel};
 use crate::stage::{
-    Auditor, Form, Gate, Number, Stage, Token, Waiter, balanced, eventually, launch, poll_once,
-    quiet, serve,
+    Auditor, Form, Gate, Number, Outcome, Stage, Token, Waiter, balanced, echo, eventually, launch,
+    launch_closure, launch_with, poll_once, quiet, serve,
 };
 use crate::termination::TIME_TO_CANCEL;
+
+#[cfg(target_os = "linux")]
+pub(crate) fn roles(roles: Roles) -> Roles {
+    roles
+        .serving(fails_when_let)
+        .serving(fails_at_four)
+        .serving(says_no)
+        .body(takes_and_fails)
+        .body_with(runs_thrice)
+        .handler(emits)
+        .serving(always_fails)
+        .serving(fails_once_more)
+        .serving(no_state)
+        .body(owns)
+        .body_with(owns_and_waits)
+        .body_with(stops)
+}
 
 /// The ways for a kernel to fail at a message.
 #[derive(Clone, Copy, Debug)]
@@ -58,22 +78,35 @@ impl Way {
     }
 }
 
+fn fails_when_let(
+    (tell, gate, way): (Tell<u64>, Gate, Way),
+) -> impl FnMut(u64) -> Outcome + Send + 'static {
+    move |number| {
+        tell.send(number)?;
+        gate.pass_blocking();
+        Err(way.fail())
+    }
+}
+
+/// By its place in [`Way::ALL`].
+impl Portable for Way {
+    fn put(&self, out: &mut Vec<u8>) {
+        (*self as u8).put(out);
+    }
+
+    fn take(from: &mut &[u8]) -> Option<Self> {
+        Self::ALL.get(usize::from(u8::take(from)?)).copied()
+    }
+}
+
 /// Everyone who waits, on both sides, is told the cause; so is everyone who comes later.
 pub fn a_fault_reaches_every_pending_and_later_receive_ask_and_send(stage: &Stage) {
     for form in Form::BOTH {
         for way in Way::ALL {
             let (tell, arrived) = channel();
             let gate = Gate::default();
-            let inside = gate.clone();
             let builder = stage.kernel(&format!("{form:?} {way:?}")).capacity(2);
-            let kernel = serve(builder, form, move || {
-                let (tell, gate) = (tell.clone(), inside.clone());
-                move |number| {
-                    tell.send(number)?;
-                    gate.pass_blocking();
-                    Err(way.fail())
-                }
-            });
+            let kernel = serve(builder, form, fails_when_let, (tell, gate, way));
             let asker = || {
                 let kernel = kernel.clone();
                 Waiter::start(async move { kernel.ask(Number(1)).await.map(|_| ()) })
@@ -151,14 +184,16 @@ pub fn a_fault_reaches_every_pending_and_later_receive_ask_and_send(stage: &Stag
     }
 }
 
+fn fails_at_four((): ()) -> impl FnMut(u64) -> Outcome + Send + 'static {
+    |number| match number {
+        4 => Err("four".into()),
+        number => Ok(Some(number)),
+    }
+}
+
 pub fn replies_made_before_a_fault_are_read_first(stage: &Stage) {
     for form in Form::BOTH {
-        let kernel = serve(stage.kernel(&format!("{form:?}")), form, || {
-            |number| match number {
-                4 => Err("four".into()),
-                number => Ok(Some(number)),
-            }
-        });
+        let kernel = serve(stage.kernel(&format!("{form:?}")), form, fails_at_four, ());
         for number in 1..=5 {
             // The last ones may come too late.
             let _ = kernel.try_send(Number(number));
@@ -173,10 +208,14 @@ pub fn replies_made_before_a_fault_are_read_first(stage: &Stage) {
     }
 }
 
+fn says_no((): ()) -> impl FnMut(u64) -> Outcome + Send + 'static {
+    |_| Err("no".into())
+}
+
 pub fn the_message_in_hand_at_a_fault_is_a_dead_letter(stage: &Stage) {
     for form in Form::BOTH {
         let name = format!("{form:?}");
-        let kernel = serve(stage.kernel(&name), form, || |_| Err("no".into()));
+        let kernel = serve(stage.kernel(&name), form, says_no, ());
         let sent = Envelope::new(Number(1)).with_priority(200).with_correlation(MESSAGE);
         let id = sent.id;
         kernel.try_send(sent).unwrap();
@@ -198,12 +237,14 @@ pub fn the_message_in_hand_at_a_fault_is_a_dead_letter(stage: &Stage) {
 
 const MESSAGE: dotcompute::MessageId = dotcompute::MessageId::from_u128(7);
 
+async fn takes_and_fails(mut context: Context<Number, Number>) -> Result<(), BoxError> {
+    context.receive().await?;
+    let taken = context.take();
+    Err(format!("took {taken:?}").into())
+}
+
 pub fn a_message_taken_by_a_body_that_fails_is_a_dead_letter_without_content(stage: &Stage) {
-    let kernel = launch(stage.kernel("takes"), |mut context: Context<Number, Number>| async move {
-        context.receive().await?;
-        let taken = context.take();
-        Err(format!("took {taken:?}").into())
-    });
+    let kernel = launch(stage.kernel("takes"), takes_and_fails);
     let asker = kernel.clone();
     let sent = Envelope::new(Number(1));
     let id = sent.id;
@@ -218,31 +259,34 @@ pub fn a_message_taken_by_a_body_that_fails_is_a_dead_letter_without_content(sta
     assert_eq!(kernel.books().dead_lettered, 1);
 }
 
+async fn runs_thrice(
+    mut context: Context<Number, Number>,
+    (tell, started): (Tell<u64>, Slate),
+) -> Result<(), BoxError> {
+    let run = started.count()?;
+    tell.send(run)?;
+    match run {
+        1 => {
+            context.receive().await?;
+            context.take();
+            Ok(())
+        }
+        2 => Err("nothing in hand".into()),
+        _ => {
+            context.stopping().await;
+            Ok(())
+        }
+    }
+}
+
 /// A message that the body took before it returned is done with, and no letter of a later run.
 pub fn a_fault_with_nothing_in_hand_makes_no_dead_letter(stage: &Stage) {
     let (tell, runs) = channel();
-    let mut run = 0;
-    let kernel = launch(
+    let started = Slate::default();
+    let kernel = launch_with(
         stage.kernel("idle").restart(RestartPolicy::Always),
-        move |mut context: Context<Number, Number>| {
-            run += 1;
-            let (tell, run) = (tell.clone(), run);
-            async move {
-                tell.send(run)?;
-                match run {
-                    1 => {
-                        context.receive().await?;
-                        context.take();
-                        Ok(())
-                    }
-                    2 => Err("nothing in hand".into()),
-                    _ => {
-                        context.stopping().await;
-                        Ok(())
-                    }
-                }
-            }
-        },
+        runs_thrice,
+        (tell, started),
     );
     kernel.try_send(Number(1)).unwrap();
     assert_eq!(runs.iter().take(3).collect::<Vec<_>>(), [1, 2, 3]);
@@ -272,9 +316,13 @@ impl Handler for Emits {
     }
 }
 
+fn emits() -> Emits {
+    Emits
+}
+
 pub fn what_a_handler_emitted_for_the_message_it_failed_at_is_discarded(stage: &Stage) {
     let builder = stage.kernel("emits").restart(RestartPolicy::OnFault);
-    let kernel = builder.launch_handler(|| Emits).unwrap();
+    let kernel = builder.launch_handler(emits).unwrap();
     kernel.activate().unwrap();
     for number in 1..=4 {
         kernel.try_send(Number(number)).unwrap();
@@ -289,7 +337,7 @@ pub fn what_a_handler_emitted_for_the_message_it_failed_at_is_discarded(stage: &
 /// Never replies.
 fn forgets(stage: &Stage, name: &str, take: bool) -> KernelRef<Token, Number> {
     let builder = stage.kernel(name).restart(RestartPolicy::OnFault);
-    launch(builder, move |mut context: Context<Token, Number>| async move {
+    launch_closure(builder, move |mut context: Context<Token, Number>| async move {
         loop {
             let number = context.receive().await?.number;
             let taken = take.then(|| context.take());
@@ -328,16 +376,17 @@ pub fn a_panic_in_the_destructor_of_a_message_is_a_fault_that_fails_its_ask(stag
 pub fn a_panic_in_a_destructor_keeps_nobody_from_being_told(stage: &Stage) {
     let alive: Arc<Mutex<i64>> = Arc::default();
     let lonely = stage.another();
-    let (tell, arrived) = channel();
-    let kernel = launch(lonely.kernel("lonely"), move |mut context: Context<Token, Number>| {
-        let tell = tell.clone();
-        async move {
-            context.receive().await?;
-            tell.send(())?;
-            // Not reached by a stop: it is cancelled.
-            std::future::pending().await
-        }
-    });
+    let (tell, arrived) = std_channel();
+    let kernel =
+        launch_closure(lonely.kernel("lonely"), move |mut context: Context<Token, Number>| {
+            let tell = tell.clone();
+            async move {
+                context.receive().await?;
+                tell.send(())?;
+                // Not reached by a stop: it is cancelled.
+                std::future::pending().await
+            }
+        });
     let ask = |number| {
         let kernel = kernel.clone();
         let token = Token::new(number, &alive).armed();
@@ -363,12 +412,20 @@ pub fn a_panic_in_a_destructor_keeps_nobody_from_being_told(stage: &Stage) {
     assert_eq!(*lock(&alive), 0);
 }
 
+fn always_fails((): ()) -> impl FnMut(u64) -> Outcome + Send + 'static {
+    |_| Err("always".into())
+}
+
+fn fails_once_more((): ()) -> impl FnMut(u64) -> Outcome + Send + 'static {
+    |_| Err("once more".into())
+}
+
 /// Whoever is told of a fault finds it: state, cause and dead letter, with nothing to wait for.
 pub fn who_is_told_of_a_fault_finds_the_kernel_as_told(stage: &Stage) {
     for form in Form::BOTH {
         for round in 0..20 {
             let builder = stage.kernel(&format!("{form:?} {round}"));
-            let kernel = serve(builder, form, || |_| Err("always".into()));
+            let kernel = serve(builder, form, always_fails, ());
             let told = block_on(kernel.ask(Number(1)));
             let (state, fault) = (kernel.state(), kernel.fault());
             assert!(matches!(told, Err(AskError::Failed { .. })), "{told:?}");
@@ -384,10 +441,12 @@ pub fn who_is_told_of_a_fault_finds_the_kernel_as_told(stage: &Stage) {
             backoff_max: long,
             ..Restart::default()
         };
-        let kernel =
-            serve(stage.kernel(&format!("{form:?} restarting")).restart(restart), form, || {
-                |_| Err("once more".into())
-            });
+        let kernel = serve(
+            stage.kernel(&format!("{form:?} restarting")).restart(restart),
+            form,
+            fails_once_more,
+            (),
+        );
         let told = block_on(kernel.ask(Number(1)));
         let (state, fault) = (kernel.state(), kernel.fault());
         assert!(matches!(told, Err(AskError::Failed { .. })), "{told:?}");
@@ -396,14 +455,16 @@ pub fn who_is_told_of_a_fault_finds_the_kernel_as_told(stage: &Stage) {
     }
 }
 
+fn no_state((): ()) -> impl FnMut(u64) -> Outcome + Send + 'static {
+    if true {
+        panic!("no state");
+    }
+    |_| Ok(None)
+}
+
 pub fn a_panic_in_the_factory_is_a_fault(stage: &Stage) {
     for form in Form::BOTH {
-        let kernel = serve(stage.kernel(&format!("{form:?}")), form, || {
-            if true {
-                panic!("no state");
-            }
-            |_| Ok(None)
-        });
+        let kernel = serve(stage.kernel(&format!("{form:?}")), form, no_state, ());
         let fault = block_on(kernel.ended()).unwrap_err();
         assert_eq!((fault.kind(), fault.message()), (FaultKind::Panic, "no state"));
         assert_eq!(kernel.state(), KernelState::Failed);
@@ -422,62 +483,67 @@ impl Drop for Mine {
     }
 }
 
+async fn owns(mut context: Context<Number, Number>) -> Result<(), BoxError> {
+    let _mine = Mine;
+    context.receive().await?;
+    Ok(())
+}
+
+async fn owns_and_waits(_context: Context<Number, Number>, tell: Tell<()>) -> Result<(), BoxError> {
+    let _mine = Mine;
+    tell.send(())?;
+    std::future::pending().await
+}
+
 pub fn a_panic_in_a_destructor_of_the_body_is_a_fault(stage: &Stage) {
-    let kernel = launch(stage.kernel("owner"), |mut context: Context<Number, Number>| async move {
-        let _mine = Mine;
-        context.receive().await?;
-        Ok(())
-    });
+    let kernel = launch(stage.kernel("owner"), owns);
     kernel.try_send(Number(1)).unwrap();
     let fault = block_on(kernel.ended()).unwrap_err();
     assert_eq!((fault.kind(), fault.message()), (FaultKind::Panic, "mine"));
 
     // And where the kernel is cancelled it ends all the same.
     let (tell, arrived) = channel();
-    let kernel = launch(stage.kernel("stuck"), move |_: Context<Number, Number>| {
-        let tell = tell.clone();
-        async move {
-            let _mine = Mine;
-            tell.send(())?;
-            std::future::pending().await
-        }
-    });
+    let kernel = launch_with(stage.kernel("stuck"), owns_and_waits, tell);
     arrived.recv().unwrap();
     let how = Terminate::now().within(TIME_TO_CANCEL);
-    assert_eq!(kernel.terminate_blocking(how), Termination::Cancelled);
+    assert_eq!(kernel.terminate_blocking(how), Termination::Cancelled, "{:?}", kernel.fault());
     assert_eq!(kernel.state(), KernelState::Terminated);
+}
+
+async fn stops(
+    mut context: Context<Number, Number>,
+    (tell, way): (Tell<()>, u32),
+) -> Result<(), BoxError> {
+    tell.send(())?;
+    match way {
+        0 => context.receive().await?,
+        1 => context.receive_timeout(Duration::from_secs(50)).await?,
+        _ => context.receive_blocking(None)?,
+    };
+    Ok(())
 }
 
 /// The kernel's end comes to a body as an error; to return it is no fault, however it comes.
 pub fn the_error_that_a_stop_gives_is_no_fault(stage: &Stage) {
-    fn stops(stage: &Stage, name: &str, way: u32) -> (KernelRef<Number, Number>, Receiver<()>) {
+    fn stopping(stage: &Stage, name: &str, way: u32) -> (KernelRef<Number, Number>, Receiver<()>) {
         let (tell, started) = channel();
-        let kernel = launch(stage.kernel(name), move |mut context: Context<Number, Number>| {
-            let tell = tell.clone();
-            async move {
-                tell.send(())?;
-                match way {
-                    0 => context.receive().await?,
-                    1 => context.receive_timeout(Duration::from_secs(50)).await?,
-                    _ => context.receive_blocking(None)?,
-                };
-                Ok(())
-            }
-        });
+        let kernel = launch_with(stage.kernel(name), stops, (tell, way));
         (kernel, started)
     }
     for (name, way) in [("receives", 0), ("with a timeout", 1), ("on its thread", 2)] {
-        let (kernel, started) = stops(stage, name, way);
+        let (kernel, started) = stopping(stage, name, way);
         started.recv().unwrap();
         assert_eq!(kernel.terminate_blocking(Terminate::now()), Termination::Clean, "{name}");
         assert_eq!(kernel.telemetry().faults, 0, "{name}");
         assert!(kernel.fault().is_none(), "{name}");
     }
-    // That another kernel has stopped is a fault like any other.
-    let (other, started) = stops(stage, "other", 0);
-    started.recv().unwrap();
+}
+
+/// That another kernel has stopped is a fault like any other.
+pub fn the_error_that_the_stop_of_another_kernel_gives_is_a_fault(stage: &Stage) {
+    let other = launch(stage.kernel("other"), echo);
     other.terminate_blocking(Terminate::now());
-    let kernel = launch(stage.kernel("depends"), move |_: Context<Number, Number>| {
+    let kernel = launch_closure(stage.kernel("depends"), move |_: Context<Number, Number>| {
         let other = other.clone();
         async move {
             other.send(Number(1)).await?;
@@ -489,9 +555,9 @@ pub fn the_error_that_a_stop_gives_is_no_fault(stage: &Stage) {
 }
 
 pub fn a_context_that_escapes_from_its_body_is_reported(stage: &Stage) {
-    let (escape, escaped) = channel();
+    let (escape, escaped) = std_channel();
     let builder = stage.kernel("escapes").restart(RestartPolicy::Always);
-    let kernel = launch(builder, move |mut context: Context<Number, Number>| {
+    let kernel = launch_closure(builder, move |mut context: Context<Number, Number>| {
         let escape = escape.clone();
         async move {
             context.receive().await?;

@@ -5,6 +5,25 @@
 //! suite with a few lines. No test sleeps where an event will do, and none can hang: a watchdog
 //! fails it by name.
 //!
+//! # What an executor is asked
+//!
+//! A promise says what its kernels run by naming a *role*: a function, whose arguments are bytes, and
+//! which shares with the test what [`signals`] has. So the same promise is tested where kernels are
+//! closures of the test's own process and where they are known by name and run in others; see
+//! [`roles`]. Every executor is asked all of them, but for those that the list of promises marks with a
+//! [`Need`], which kernels in [other places](Place) do not have, by their nature and for the
+//! [reason](Need::reason) that it gives:
+//!
+//! | need | what a kernel in another process does not have |
+//! |---|---|
+//! | [`Messages`](Need::Messages) | the messages themselves, with their destructors: it gets copies |
+//! | [`Runtime`](Need::Runtime) | handles and names of the kernels of the parent's runtime |
+//! | [`Mailbox`](Need::Mailbox) | a look into its mailbox that takes no time |
+//! | [`Context`](Need::Context) | a context that could leave its body, and replies that the parent sees made |
+//!
+//! One promise has two outcomes: a kernel that blocks for ever is killed where it can be, and given up
+//! where it cannot ([`Stage::end_of_the_blocked`]).
+//!
 //! One promise is kept by the compiler, for all executors at once: a kernel is not sent what it
 //! does not take.
 //!
@@ -51,8 +70,15 @@ pub mod telemetry;
 #[allow(missing_docs, reason = "the name of a promise is its documentation")]
 pub mod termination;
 
+pub mod handlers;
+pub mod roles;
+pub mod signals;
 pub mod stage;
 mod suite;
 
+#[cfg(target_os = "linux")]
+pub use roles::Roles;
+pub use roles::{Need, Place};
+pub use signals::Portable;
 pub use stage::{Fixture, Stage, WATCHDOG, run, within};
 pub use suite::{PROMISES, Promise};

@@ -1,17 +1,32 @@
 //! Launch, activation, pauses, names, and the ends that are nobody's request.
 
-use std::sync::mpsc::{Receiver, channel};
+use std::sync::mpsc::Receiver;
 use std::time::Duration;
 
 use dotcompute::mailbox::wait::block_on;
 use dotcompute::{
-    AskError, CAPACITY_MAX, Context, DeadLetterReason, KernelRef, KernelState, LaunchError,
-    LookupError, ReceiveError, SendError, Terminate, Termination,
+    AskError, BoxError, CAPACITY_MAX, Context, DeadLetterReason, KernelRef, KernelState,
+    LaunchError, LookupError, ReceiveError, SendError, Terminate, Termination,
 };
 
+#[cfg(target_os = "linux")]
+use crate::roles::Roles;
+use crate::signals::{Tell, channel};
 use crate::stage::{
-    Gated, Number, Stage, Token, Waiter, balanced, echo, eventually, launch, quiet,
+    Gate, Gated, Number, Stage, Token, Waiter, balanced, echo, eventually, launch, launch_with,
+    quiet,
 };
+
+#[cfg(target_os = "linux")]
+pub(crate) fn roles(roles: Roles) -> Roles {
+    roles
+        .body_with(ticking)
+        .body_with(tells)
+        .body_with(returns_when_let)
+        .body(returns_after_one)
+        .body(fails)
+        .body(waits_for_ever)
+}
 
 pub fn a_kernel_takes_no_part_before_it_is_activated(stage: &Stage) {
     let kernel = stage.kernel("later").launch(echo).unwrap();
@@ -66,22 +81,24 @@ pub fn a_step_that_the_state_does_not_allow_is_an_error_that_names_both(stage: &
     }
 }
 
+async fn ticking(
+    mut context: Context<Number, Number>,
+    tell: Tell<Option<u64>>,
+) -> Result<(), BoxError> {
+    loop {
+        match context.receive_timeout(Duration::from_millis(10)).await {
+            Ok(&Number(number)) => tell.send(Some(number))?,
+            Err(ReceiveError::Timeout { .. }) => tell.send(None)?,
+            Err(stopped) => return Err(stopped.into()),
+        }
+    }
+}
+
 /// A kernel that tells of each number, and of each timeout of 10 ms.
 fn ticks(stage: &Stage) -> (KernelRef<Number, Number>, Receiver<Option<u64>>) {
     let (tell, seen) = channel();
     let builder = stage.kernel("ticks").capacity(4);
-    let kernel = launch(builder, move |mut context: Context<Number, Number>| {
-        let tell = tell.clone();
-        async move {
-            loop {
-                match context.receive_timeout(Duration::from_millis(10)).await {
-                    Ok(&Number(number)) => tell.send(Some(number))?,
-                    Err(ReceiveError::Timeout { .. }) => tell.send(None)?,
-                    Err(stopped) => return Err(stopped.into()),
-                }
-            }
-        }
-    });
+    let kernel = launch_with(builder, ticking, tell);
     (kernel, seen)
 }
 
@@ -131,18 +148,17 @@ pub fn an_ask_of_a_deactivated_kernel_times_out_and_its_replies_can_be_read(stag
     assert_eq!(kernel.books().expired, 1);
 }
 
+async fn tells(mut context: Context<Number, Number>, tell: Tell<u64>) -> Result<(), BoxError> {
+    while let Ok(&Number(number)) = context.receive().await {
+        tell.send(number)?;
+    }
+    Ok(())
+}
+
 /// From the instant at which `deactivate` returns, at whatever the kernel is.
 pub fn deactivate_takes_effect_before_it_returns(stage: &Stage) {
     let (tell, seen) = channel();
-    let kernel = launch(stage.kernel("busy"), move |mut context: Context<Number, Number>| {
-        let tell = tell.clone();
-        async move {
-            while let Ok(&Number(number)) = context.receive().await {
-                tell.send(number)?;
-            }
-            Ok(())
-        }
-    });
+    let kernel = launch_with(stage.kernel("busy"), tells, tell);
     let mut next = 0;
     for _ in 0..50 {
         for _ in 0..40 {
@@ -176,20 +192,21 @@ pub fn a_deactivated_kernel_can_be_terminated_and_drained(stage: &Stage) {
     }
 }
 
+async fn returns_when_let(
+    mut context: Context<Number, Number>,
+    gate: Gate,
+) -> Result<(), BoxError> {
+    let number = *context.receive().await?;
+    context.reply(number).await?;
+    context.receive().await?;
+    gate.pass().await;
+    Ok(())
+}
+
 pub fn a_body_that_returns_ends_its_kernel_and_tells_everyone_who_waits(stage: &Stage) {
-    let gate = crate::stage::Gate::default();
-    let inside = gate.clone();
+    let gate = Gate::default();
     let builder = stage.kernel("returns").capacity(3);
-    let kernel = launch(builder, move |mut context: Context<Number, Number>| {
-        let gate = inside.clone();
-        async move {
-            let number = *context.receive().await?;
-            context.reply(number).await?;
-            context.receive().await?;
-            gate.pass().await;
-            Ok(())
-        }
-    });
+    let kernel = launch_with(builder, returns_when_let, gate);
     kernel.try_send(Number(1)).unwrap();
     kernel.try_send(Number(2)).unwrap();
     eventually(|| kernel.books().in_hand == 1 && kernel.books().processed == 1);
@@ -225,12 +242,13 @@ pub fn a_body_that_returns_ends_its_kernel_and_tells_everyone_who_waits(stage: &
     assert!(kernel.fault().is_none());
 }
 
+async fn returns_after_one(mut context: Context<Number, Number>) -> Result<(), BoxError> {
+    context.receive().await?;
+    Ok(())
+}
+
 pub fn a_receiver_is_told_when_the_body_returns(stage: &Stage) {
-    let kernel =
-        launch(stage.kernel("returns"), |mut context: Context<Number, Number>| async move {
-            context.receive().await?;
-            Ok(())
-        });
+    let kernel = launch(stage.kernel("returns"), returns_after_one);
     let receiver = kernel.clone();
     let receiver = Waiter::start(async move { receiver.receive().await });
     let blocking = kernel.clone();
@@ -268,6 +286,10 @@ pub fn an_unknown_executor_is_refused_and_the_known_ones_are_named(stage: &Stage
     assert_eq!(stage.runtime.kernel_ids(), []);
 }
 
+async fn fails(_context: Context<Number, Number>) -> Result<(), BoxError> {
+    Err("fails".into())
+}
+
 pub fn a_name_in_use_is_refused_until_its_kernel_was_terminated(stage: &Stage) {
     let refused = |state: KernelState| {
         let refused = stage.kernel("name").launch(echo);
@@ -282,8 +304,7 @@ pub fn a_name_in_use_is_refused_until_its_kernel_was_terminated(stage: &Stage) {
     refused(KernelState::Active);
     kernel.terminate_blocking(Terminate::now());
     // One that failed can be looked at until it is terminated.
-    let failing = |_: Context<Number, Number>| async move { Err("fails".into()) };
-    let kernel = launch(stage.kernel("name"), failing);
+    let kernel = launch(stage.kernel("name"), fails);
     assert!(block_on(kernel.ended()).is_err());
     refused(KernelState::Failed);
     kernel.terminate_blocking(Terminate::now());
@@ -333,6 +354,10 @@ pub fn a_kernel_runs_on_without_its_handles(stage: &Stage) {
     assert_eq!(kernel.ask_blocking(Number(1), None).unwrap().message, Number(1));
 }
 
+async fn waits_for_ever(_context: Context<Number, Number>) -> Result<(), BoxError> {
+    std::future::pending().await
+}
+
 pub fn a_scoped_kernel_ends_with_its_scope(stage: &Stage) {
     // In order.
     let scoped = launch(stage.kernel("closed"), echo).scoped();
@@ -343,9 +368,7 @@ pub fn a_scoped_kernel_ends_with_its_scope(stage: &Stage) {
     // By an early return or a panic: whatever it is at is dropped, at the next await.
     let mut ended = Vec::new();
     for panics in [false, true] {
-        let kernel = launch(stage.kernel(&format!("dropped {panics}")), |_| async move {
-            std::future::pending().await
-        });
+        let kernel = launch(stage.kernel(&format!("dropped {panics}")), waits_for_ever);
         ended.push(kernel.clone());
         let scope = std::thread::spawn(move || {
             let _scoped: dotcompute::ScopedKernel<Number, Number> = kernel.scoped();

@@ -1,26 +1,51 @@
 //! Kernels connected to kernels.
 
-use std::sync::mpsc::channel;
-use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use dotcompute::mailbox::sync::lock;
 use dotcompute::{
-    AskError, Backpressure, ConnectError, Context, DeadLetterReason, Envelope, Handler,
-    HandlerContext, KernelRef, KernelState, Message, Pipeline, ReceiveError, Restart,
+    AskError, Backpressure, BoxError, ConnectError, Context, DeadLetterReason, Envelope, Handler,
+    HandlerContext, KernelRef, KernelState, Message, MessageId, Pipeline, ReceiveError, Restart,
     RestartPolicy, SendError, Terminate, Termination,
 };
 
+#[cfg(target_os = "linux")]
+use crate::roles::Roles;
+use crate::signals::{Slate, Tell, channel};
 use crate::stage::{
-    Auditor, Form, Gate, Gated, Number, Stage, Waiter, balanced, echo, eventually, launch,
-    poll_once, quiet, serve,
+    Auditor, Form, Gate, Gated, Number, Outcome, Stage, Waiter, balanced, echo, eventually, launch,
+    launch_with, poll_once, quiet, serve,
 };
+
+#[cfg(target_os = "linux")]
+pub(crate) fn roles(roles: Roles) -> Roles {
+    roles
+        .serving(adding)
+        .serving(doubling)
+        .body(spells)
+        .handler(thrice)
+        .body_with(tells_of_ids)
+        .body_with(tells_what_comes)
+        .body_with(fails_when_let)
+        .serving(says_no)
+        .serving(fails_at_sevens)
+        .body(returns_at_the_last)
+        .serving(counting_down)
+        .body(reads_texts)
+}
 
 type Kernel = KernelRef<Number, Number>;
 
 /// A kernel on the executor under test that adds `number`.
 fn adds(stage: &Stage, name: &str, number: u64) -> Kernel {
-    serve(stage.kernel(name), Form::Handler, move || move |n| Ok(Some(n + number)))
+    serve(stage.kernel(name), Form::Handler, adding, number)
+}
+
+fn adding(number: u64) -> impl FnMut(u64) -> Outcome + Send + 'static {
+    move |n| Ok(Some(n + number))
+}
+
+fn doubling((): ()) -> impl FnMut(u64) -> Outcome + Send + 'static {
+    |n| Ok(Some(n * 2))
 }
 
 fn receive(kernel: &Kernel, count: usize) -> Vec<u64> {
@@ -41,27 +66,24 @@ fn reasons(stage: &Stage) -> Vec<(String, String)> {
 }
 
 pub fn replies_go_straight_to_the_next_kernel_in_order_and_the_books_say_so(stage: &Stage) {
-    const COUNT: u64 = 5000;
+    let many = stage.many(5000);
     for (round, others) in ["async", "thread", stage.executor()].into_iter().enumerate() {
-        let builder = |name: &str| {
-            let name = format!("{name}{round}");
-            stage.runtime.kernel(name).executor(others).capacity(3)
-        };
-        let first = serve(builder("first"), Form::Body, || |n| Ok(Some(n + 1)));
+        let builder = |name: &str| stage.kernel_on(others, &format!("{name}{round}")).capacity(3);
+        let first = serve(builder("first"), Form::Body, adding, 1);
         let under_test = stage.kernel(&format!("second{round}")).capacity(3);
-        let second = serve(under_test, Form::Handler, || |n| Ok(Some(n * 2)));
-        let third = serve(builder("third"), Form::Body, || |n| Ok(Some(n + 5)));
+        let second = serve(under_test, Form::Handler, doubling, ());
+        let third = serve(builder("third"), Form::Body, adding, 5);
         let pipeline = first.connect(&second).unwrap().then(&third).unwrap();
         assert_eq!(first.connected_to().as_ref(), Some(second.id()));
         let kernels = [first, second, third];
         let auditor = Auditor::watch(kernels.to_vec());
         std::thread::scope(|scope| {
             scope.spawn(|| {
-                for number in 0..COUNT {
+                for number in 0..many {
                     pipeline.send_blocking(Number(number), None).unwrap();
                 }
             });
-            for number in 0..COUNT {
+            for number in 0..many {
                 let reply = kernels[2].receive_blocking(None).unwrap();
                 assert_eq!(reply.message.0, (number + 1) * 2 + 5);
             }
@@ -70,9 +92,9 @@ pub fn replies_go_straight_to_the_next_kernel_in_order_and_the_books_say_so(stag
         auditor.end();
         for (kernel, connected) in kernels.iter().zip([true, true, false]) {
             let (books, replies) = (kernel.books(), kernel.reply_books());
-            assert_eq!((books.accepted, books.processed), (COUNT, COUNT));
-            let [read, forwarded] = if connected { [0, COUNT] } else { [COUNT, 0] };
-            assert_eq!(replies.accepted, COUNT);
+            assert_eq!((books.accepted, books.processed), (many, many));
+            let [read, forwarded] = if connected { [0, many] } else { [many, 0] };
+            assert_eq!(replies.accepted, many);
             assert_eq!((replies.processed, replies.forwarded), (read, forwarded));
         }
     }
@@ -152,8 +174,8 @@ pub fn an_ask_of_a_pipeline_is_answered_by_its_last_kernel(stage: &Stage) {
     const ASKERS: u64 = 6;
     const EACH: u64 = 100;
     let first = adds(stage, "first", 1);
-    let middle = stage.runtime.kernel("middle").executor("thread").capacity(2);
-    let middle = serve(middle, Form::Body, || |n| Ok(Some(n * 2)));
+    let middle = stage.kernel_on("thread", "middle").capacity(2);
+    let middle = serve(middle, Form::Body, doubling, ());
     let last = adds(stage, "last", 5);
     let pipeline = first.connect(&middle).unwrap().then(&last).unwrap();
     std::thread::scope(|scope| {
@@ -188,18 +210,22 @@ pub fn an_ask_of_a_pipeline_is_answered_by_its_last_kernel(stage: &Stage) {
 /// A message that is no [`Number`].
 struct Text(String);
 
+crate::portable!(Text { 0 });
+
 impl Message for Text {
     const TYPE_NAME: &'static str = "Text";
 }
 
+async fn spells(mut context: Context<Number, Text>) -> Result<(), BoxError> {
+    while let Ok(&Number(number)) = context.receive().await {
+        context.reply(Text(number.to_string())).await?;
+    }
+    Ok(())
+}
+
 pub fn an_ask_through_a_kernel_gets_the_type_that_it_waits_for_or_an_error(stage: &Stage) {
     let numbers = launch(stage.kernel("numbers"), echo);
-    let texts = launch(stage.kernel("texts"), |mut context: Context<Number, Text>| async move {
-        while let Ok(&Number(number)) = context.receive().await {
-            context.reply(Text(number.to_string())).await?;
-        }
-        Ok(())
-    });
+    let texts = launch(stage.kernel("texts"), spells);
     let pipeline = numbers.connect(&texts).unwrap();
     assert_eq!(pipeline.ask_blocking(Number(7), None).unwrap().message.0, "7");
     let wrong = numbers.ask_blocking(Number(7), None).unwrap_err();
@@ -220,15 +246,19 @@ impl Handler for Thrice {
         &mut self,
         message: &Number,
         context: &mut HandlerContext<Number>,
-    ) -> Result<Option<Number>, dotcompute::BoxError> {
+    ) -> Result<Option<Number>, BoxError> {
         context.emit(Number(message.0));
         context.emit(Number(message.0 + 1));
         Ok(Some(Number(message.0 + 2)))
     }
 }
 
+fn thrice() -> Thrice {
+    Thrice
+}
+
 pub fn an_asker_gets_the_first_reply_and_later_ones_are_dead_letters(stage: &Stage) {
-    let first = stage.kernel("first").launch_handler(|| Thrice).unwrap();
+    let first = stage.kernel("first").launch_handler(thrice).unwrap();
     first.activate().unwrap();
     let last = launch(stage.kernel("last"), echo);
     let pipeline = first.connect(&last).unwrap();
@@ -248,8 +278,14 @@ pub fn a_stage_skips_the_message_of_an_ask_that_has_ended(stage: &Stage) {
     let last = Gated::busy(stage.kernel("last"));
     let pipeline = first.connect(&last.kernel).unwrap();
     let brief = Some(Duration::from_millis(5));
-    let outcome = pipeline.ask_blocking(Number(1), brief);
-    assert!(matches!(outcome, Err(AskError::Timeout { .. })), "{outcome:?}");
+    // Until it has come to the last one in time, however slow the first one is.
+    let mut time = Duration::from_millis(5);
+    while last.kernel.books().queued == 0 {
+        let outcome = pipeline.ask_blocking(Number(1), Some(time));
+        assert!(matches!(outcome, Err(AskError::Timeout { .. })), "{outcome:?}");
+        quiet(&first);
+        time *= 2;
+    }
     let mut cancelled = Box::pin(pipeline.ask(Number(2)));
     assert!(poll_once(&mut cancelled).is_pending());
     eventually(|| last.kernel.books().queued == 2);
@@ -267,35 +303,41 @@ pub fn a_stage_skips_the_message_of_an_ask_that_has_ended(stage: &Stage) {
     assert_eq!(first.kernel.books().expired, 1);
 }
 
+async fn tells_of_ids(
+    mut context: Context<Number, Number>,
+    tell: Tell<(MessageId, MessageId)>,
+) -> Result<(), BoxError> {
+    while let Ok(&number) = context.receive().await {
+        let asked = context.envelope().map(|envelope| envelope.id).ok_or("no envelope")?;
+        let priority = if number.0 == 2 { 255 } else { 0 };
+        let reply = Envelope::new(number).with_priority(priority).with_correlation(asked);
+        tell.send((reply.id, asked))?;
+        context.send(reply).await?;
+    }
+    Ok(())
+}
+
+/// Of an envelope: its id and its correlation.
+type Ids = (Option<MessageId>, Option<MessageId>);
+
+async fn tells_what_comes(
+    mut context: Context<Number, Number>,
+    (tell, gate): (Tell<(u64, Ids)>, Gate),
+) -> Result<(), BoxError> {
+    gate.pass().await;
+    while let Ok(&number) = context.receive().await {
+        let envelope = context.envelope().ok_or("no envelope")?;
+        tell.send((number.0, (Some(envelope.id), envelope.correlation_id)))?;
+    }
+    Ok(())
+}
+
 pub fn a_message_that_is_passed_on_has_the_priority_and_the_id_of_the_reply(stage: &Stage) {
     let (tell, ids) = channel();
-    let first = launch(stage.kernel("first"), move |mut context: Context<Number, Number>| {
-        let tell = tell.clone();
-        async move {
-            while let Ok(&number) = context.receive().await {
-                let asked = context.envelope().map(|envelope| envelope.id).ok_or("no envelope")?;
-                let priority = if number.0 == 2 { 255 } else { 0 };
-                let reply = Envelope::new(number).with_priority(priority).with_correlation(asked);
-                tell.send((reply.id, asked))?;
-                context.send(reply).await?;
-            }
-            Ok(())
-        }
-    });
+    let first = launch_with(stage.kernel("first"), tells_of_ids, tell);
     let (tell, seen) = channel();
     let gate = Gate::default();
-    let inside = gate.clone();
-    let next = launch(stage.kernel("next"), move |mut context: Context<Number, Number>| {
-        let (tell, gate) = (tell.clone(), inside.clone());
-        async move {
-            gate.pass().await;
-            while let Ok(&number) = context.receive().await {
-                let envelope = context.envelope().ok_or("no envelope")?;
-                tell.send((number.0, (Some(envelope.id), envelope.correlation_id)))?;
-            }
-            Ok(())
-        }
-    });
+    let next = launch_with(stage.kernel("next"), tells_what_comes, (tell, gate));
     first.connect(&next).unwrap();
     for number in 1..=2 {
         first.try_send(Envelope::new(Number(number)).with_priority(200)).unwrap();
@@ -341,21 +383,22 @@ pub fn the_next_kernels_policy_decides_and_an_ask_that_it_drops_is_told(stage: &
     }
 }
 
+async fn fails_when_let(
+    mut context: Context<Number, Number>,
+    (tell, gate): (Tell<()>, Gate),
+) -> Result<(), BoxError> {
+    context.receive().await?;
+    tell.send(())?;
+    gate.pass().await;
+    Err("the last one failed".into())
+}
+
 pub fn a_failed_stage_fails_the_asks_in_it_and_on_their_way(stage: &Stage) {
     let first = Gated::idle(stage.kernel("gated"));
     let middle = launch(stage.kernel("middle").capacity(4), echo);
     let (tell, arrived) = channel();
     let gate = Gate::default();
-    let inside = gate.clone();
-    let last = launch(stage.kernel("last"), move |mut context: Context<Number, Number>| {
-        let (tell, gate) = (tell.clone(), inside.clone());
-        async move {
-            context.receive().await?;
-            tell.send(())?;
-            gate.pass().await;
-            Err("the last one failed".into())
-        }
-    });
+    let last = launch_with(stage.kernel("last"), fails_when_let, (tell, gate));
     first.kernel.connect(&middle).unwrap().then(&last).unwrap();
     let from_middle = middle.clone();
     // In hand and queued in the last one, and queued in the first one.
@@ -383,9 +426,13 @@ pub fn a_failed_stage_fails_the_asks_in_it_and_on_their_way(stage: &Stage) {
     quiet(&first.kernel);
 }
 
+fn says_no((): ()) -> impl FnMut(u64) -> Outcome + Send + 'static {
+    |_| Err("no".into())
+}
+
 pub fn a_failed_stage_pauses_its_senders_until_it_is_terminated(stage: &Stage) {
     let first = adds(stage, "first", 10);
-    let next = serve(stage.kernel("next"), Form::Body, || |_| Err("no".into()));
+    let next = serve(stage.kernel("next"), Form::Body, says_no, ());
     first.connect(&next).unwrap();
     first.try_send(Number(0)).unwrap();
     eventually(|| next.state() == KernelState::Failed);
@@ -406,6 +453,13 @@ pub fn a_failed_stage_pauses_its_senders_until_it_is_terminated(stage: &Stage) {
     assert_eq!((books.accepted, books.dead_lettered), (1, 1));
 }
 
+fn fails_at_sevens(failed: Slate) -> impl FnMut(u64) -> Outcome + Send + 'static {
+    move |n| match n % 7 == 0 && failed.raise(n)? < n {
+        true => Err("again".into()),
+        false => Ok(Some(n)),
+    }
+}
+
 pub fn a_connection_outlives_restarts_of_either_kernel_and_nothing_is_lost(stage: &Stage) {
     const COUNT: u64 = 300;
     let restart = Restart {
@@ -418,18 +472,8 @@ pub fn a_connection_outlives_restarts_of_either_kernel_and_nothing_is_lost(stage
     };
     // Each fails at every seventh message that it has not failed at before.
     let flaky = |name: &str, capacity| {
-        let failed = Arc::new(Mutex::new(0));
-        serve(stage.kernel(name).capacity(capacity).restart(restart), Form::Body, move || {
-            let failed = Arc::clone(&failed);
-            move |n| {
-                let mut failed = lock(&failed);
-                if n % 7 == 0 && n > *failed {
-                    *failed = n;
-                    return Err("again".into());
-                }
-                Ok(Some(n))
-            }
-        })
+        let part = stage.kernel(name).capacity(capacity).restart(restart);
+        serve(part, Form::Body, fails_at_sevens, Slate::default())
     };
     let [first, next] = [flaky("first", 8), flaky("next", 2)];
     let pipeline = first.connect(&next).unwrap();
@@ -503,24 +547,23 @@ pub fn a_disconnected_kernel_keeps_its_replies_and_its_asks_fail(stage: &Stage) 
     assert_eq!(pipeline.ask_blocking(Number(6), None).unwrap().message, Number(16));
 }
 
+async fn returns_at_the_last(mut context: Context<Number, Number>) -> Result<(), BoxError> {
+    loop {
+        let number = *context.receive().await?;
+        context.reply(number).await?;
+        if number.0 == u64::MAX {
+            return Ok(());
+        }
+    }
+}
+
 pub fn a_stage_that_ends_is_disconnected_and_can_be_replaced_without_loss(stage: &Stage) {
     let first = launch(stage.kernel("first"), echo);
     let mut all = Vec::new();
     let mut sent = 0..;
     let ends = [Some(Terminate::drain()), Some(Terminate::drain()), None];
     for (round, end) in ends.into_iter().enumerate() {
-        let next = launch(
-            stage.kernel(&format!("next {round}")).capacity(4),
-            |mut context: Context<Number, Number>| async move {
-                loop {
-                    let number = *context.receive().await?;
-                    context.reply(number).await?;
-                    if number.0 == u64::MAX {
-                        return Ok(());
-                    }
-                }
-            },
-        );
+        let next = launch(stage.kernel(&format!("next {round}")).capacity(4), returns_at_the_last);
         first.connect(&next).unwrap();
         for number in sent.by_ref().take(20) {
             first.send_blocking(Number(number), None).unwrap();
@@ -561,7 +604,7 @@ pub fn a_stage_that_ends_is_disconnected_and_can_be_replaced_without_loss(stage:
 
 pub fn draining_a_pipeline_lets_all_come_out_at_the_end(stage: &Stage) {
     let kernels = ["first", "second", "third"]
-        .map(|name| serve(stage.kernel(name), Form::Handler, || |n| Ok(Some(n))));
+        .map(|name| serve(stage.kernel(name), Form::Handler, adding, 0));
     let [first, second, third] = &kernels;
     let pipeline = first.connect(second).unwrap().then(third).unwrap();
     assert_eq!(pipeline.stages().len(), 3);
@@ -613,15 +656,17 @@ pub fn a_stop_reaches_who_waits_for_room_in_the_next_kernel_and_every_asker(stag
     assert_eq!(next.release(1), [1], "what was passed on is the next one's");
 }
 
+async fn gives_up(mut context: Context<Number, Number>) -> Result<(), BoxError> {
+    while let Ok(&number) = context.receive().await {
+        let mut reply = Box::pin(context.reply(number));
+        let _ = poll_once(&mut reply);
+    }
+    Ok(())
+}
+
 /// Gives up each reply that does not get away at once.
 pub fn a_reply_that_its_body_gives_up_is_counted_exactly(stage: &Stage) {
-    let first = launch(stage.kernel("first"), |mut context: Context<Number, Number>| async move {
-        while let Ok(&number) = context.receive().await {
-            let mut reply = Box::pin(context.reply(number));
-            let _ = poll_once(&mut reply);
-        }
-        Ok(())
-    });
+    let first = launch(stage.kernel("first"), gives_up);
     let next = Gated::busy(stage.kernel("next").capacity(1));
     let pipeline = first.connect(&next.kernel).unwrap();
     for number in 1..=3 {
@@ -635,9 +680,12 @@ pub fn a_reply_that_its_body_gives_up_is_counted_exactly(stage: &Stage) {
     assert_eq!(first.reply_books().forwarded, next.kernel.books().accepted - 1);
 }
 
+fn counting_down((): ()) -> impl FnMut(u64) -> Outcome + Send + 'static {
+    |n| Ok((n > 0).then(|| n - 1))
+}
+
 pub fn a_cycle_of_kernels_that_wait_is_refused_unless_it_is_allowed(stage: &Stage) {
-    let [a, b] = ["a", "b"]
-        .map(|name| serve(stage.kernel(name), Form::Handler, || |n| Ok((n > 0).then(|| n - 1))));
+    let [a, b] = ["a", "b"].map(|name| serve(stage.kernel(name), Form::Handler, counting_down, ()));
     let refused = a.connect(&a).unwrap_err();
     assert!(matches!(refused, ConnectError::Cycle { .. }), "{refused}");
     a.connect(&b).unwrap();
@@ -657,15 +705,17 @@ pub fn a_cycle_of_kernels_that_wait_is_refused_unless_it_is_allowed(stage: &Stag
     assert_eq!(b.connected_to(), None);
 }
 
+async fn reads_texts(mut context: Context<Text, Text>) -> Result<(), BoxError> {
+    while context.receive().await.is_ok() {}
+    Ok(())
+}
+
 pub fn kernels_are_connected_by_name_if_their_types_agree(stage: &Stage) {
     let [first, next] = ["first", "next"].map(|name| launch(stage.kernel(name), echo));
     stage.runtime.connect("first", "next").unwrap();
     first.try_send(Number(3)).unwrap();
     assert_eq!(receive(&next, 1), [3]);
-    launch(stage.kernel("texts"), |mut context: Context<Text, Text>| async move {
-        while context.receive().await.is_ok() {}
-        Ok(())
-    });
+    launch(stage.kernel("texts"), reads_texts);
     let wrong = stage.runtime.connect("next", "texts").unwrap_err();
     assert!(matches!(wrong, ConnectError::WrongType { .. }), "{wrong}");
     let text = wrong.to_string();

@@ -1,18 +1,32 @@
 //! Kernels of one kind behind one name.
 
-use std::collections::HashMap;
-use std::sync::mpsc::channel;
-use std::sync::{Arc, Mutex};
+use std::collections::{BTreeSet, HashMap};
 use std::time::Duration;
 
-use dotcompute::mailbox::sync::lock;
 use dotcompute::{
     AskError, BoxError, ConnectError, Context, DeadLetterReason, KernelRef, KernelState,
     LaunchError, LookupError, Message, Pool, ReceiveError, Restart, RestartPolicy, SendError,
     Terminate, Termination,
 };
 
-use crate::stage::{Gate, Number, Stage, echo, eventually, launch, quiet};
+#[cfg(target_os = "linux")]
+use crate::roles::Roles;
+use crate::signals::{Tell, channel};
+use crate::stage::{Gate, Number, Stage, echo, eventually, launch, launch_with, quiet};
+
+#[cfg(target_os = "linux")]
+pub(crate) fn roles(roles: Roles) -> Roles {
+    roles
+        .body_with(echoes_but_zero_when_let)
+        .body(superstitious)
+        .body(fails_first_at_sevens)
+        .body_with(tells_and_adds)
+        .body(passes_on)
+        .body(works)
+        .body(tells_the_place)
+        .body_with(echoes_when_let)
+        .body(takes_orders)
+}
 
 type Numbers = Pool<Number, Number>;
 
@@ -51,23 +65,22 @@ pub fn a_pool_takes_turns_and_its_replies_come_out_in_one_place(stage: &Stage) {
     assert_eq!(stage.runtime.pool::<Number, Number>("pool").unwrap().id(), pool.id());
 }
 
+async fn echoes_but_zero_when_let(
+    mut context: Context<Number, Number>,
+    gate: Gate,
+) -> Result<(), BoxError> {
+    while let Ok(&number) = context.receive().await {
+        if number.0 == 0 {
+            gate.pass().await;
+        }
+        context.reply(number).await?;
+    }
+    Ok(())
+}
+
 pub fn a_worker_without_room_is_passed_over_while_another_has_room(stage: &Stage) {
     let gate = Gate::default();
-    let inside = gate.clone();
-    let pool = stage.kernel("pool").capacity(1).pool(2).launch(
-        move |mut context: Context<Number, Number>| {
-            let gate = inside.clone();
-            async move {
-                while let Ok(&number) = context.receive().await {
-                    if number.0 == 0 {
-                        gate.pass().await;
-                    }
-                    context.reply(number).await?;
-                }
-                Ok(())
-            }
-        },
-    );
+    let pool = stage.kernel("pool").capacity(1).pool(2).launch_with(echoes_but_zero_when_let, gate);
     let pool = pool.unwrap();
     pool.activate().unwrap();
     // One in hand and one queued with the first worker; all others go to the second.
@@ -95,35 +108,14 @@ impl Message for Order {
     const TYPE_NAME: &'static str = "Order";
 }
 
+crate::portable!(Order { customer, place });
+
 pub fn a_key_goes_to_one_worker_and_its_messages_keep_their_order(stage: &Stage) {
     const CUSTOMERS: u64 = 40;
     const EACH: u64 = 50;
-    let seen: Arc<Mutex<HashMap<u64, (String, u64)>>> = Arc::default();
-    let inside = Arc::clone(&seen);
-    let body = move |mut context: Context<Order, Order>| {
-        let seen = Arc::clone(&inside);
-        async move {
-            while let Ok(&order) = context.receive().await {
-                let here = context.id().to_string();
-                let broken = {
-                    let mut seen = lock(&seen);
-                    let known = seen.entry(order.customer).or_insert((here.clone(), 0));
-                    let broken = *known != (here, order.place);
-                    known.1 += 1;
-                    broken
-                };
-                if broken {
-                    return Err("out of order, or elsewhere".into());
-                }
-                context.reply(order).await?;
-            }
-            Ok(())
-        }
-    };
-    let pool = stage.kernel("pool").capacity(4).pool(4).launch(body).unwrap();
-    let pool = pool.by_key(|order: &Order| order.customer);
+    let pool = workers(stage, 4, 4).by_key(|order: &Order| order.customer);
     pool.activate().unwrap();
-    std::thread::scope(|scope| {
+    let worked = std::thread::scope(|scope| {
         // Each customer's orders come from one thread.
         for half in 0..2 {
             let pool = &pool;
@@ -135,14 +127,12 @@ pub fn a_key_goes_to_one_worker_and_its_messages_keep_their_order(stage: &Stage)
                 }
             });
         }
-        for _ in 0..CUSTOMERS * EACH {
-            pool.receive_blocking(None).unwrap();
-        }
+        let next = || pool.receive_blocking(None).unwrap().message;
+        (0..CUSTOMERS * EACH).map(|_| next()).collect::<Vec<_>>()
     });
-    let mut workers: Vec<_> = lock(&seen).values().map(|(worker, _)| worker.clone()).collect();
-    workers.sort_unstable();
-    workers.dedup();
-    assert_eq!(workers.len(), 4, "the keys are spread over the workers");
+    in_order(&worked, CUSTOMERS, EACH);
+    let spread: BTreeSet<_> = worked.iter().map(|worked| worked.worker).collect();
+    assert_eq!(spread.len(), 4, "the keys are spread over the workers");
 }
 
 pub fn a_pool_is_asked_as_one_kernel(stage: &Stage) {
@@ -217,6 +207,17 @@ pub fn a_key_whose_worker_failed_is_refused_and_all_others_go_on(stage: &Stage) 
     assert!((1..100).contains(&refused), "{refused} of 100 keys");
 }
 
+async fn fails_first_at_sevens(mut context: Context<Number, Number>) -> Result<(), BoxError> {
+    while let Ok(&number) = context.receive().await {
+        let again = context.envelope().is_some_and(|envelope| envelope.delivery_count() > 1);
+        if number.0 % 7 == 0 && !again {
+            return Err("again".into());
+        }
+        context.reply(number).await?;
+    }
+    Ok(())
+}
+
 pub fn a_worker_that_restarts_keeps_its_messages_and_their_order(stage: &Stage) {
     let restart = Restart {
         policy: RestartPolicy::OnFault,
@@ -226,17 +227,7 @@ pub fn a_worker_that_restarts_keeps_its_messages_and_their_order(stage: &Stage) 
         redeliver: true,
         ..Restart::default()
     };
-    let body = move |mut context: Context<Number, Number>| async move {
-        while let Ok(&number) = context.receive().await {
-            let again = context.envelope().is_some_and(|envelope| envelope.delivery_count() > 1);
-            if number.0 % 7 == 0 && !again {
-                return Err("again".into());
-            }
-            context.reply(number).await?;
-        }
-        Ok(())
-    };
-    let pool = stage.kernel("pool").restart(restart).pool(2).launch(body).unwrap();
+    let pool = stage.kernel("pool").restart(restart).pool(2).launch(fails_first_at_sevens).unwrap();
     let pool = pool.by_key(|&Number(number)| number % 2);
     pool.activate().unwrap();
     for number in 1..100 {
@@ -270,6 +261,17 @@ pub fn a_pool_ends_as_one_and_frees_its_names(stage: &Stage) {
     assert!(matches!(none, LaunchError::InvalidOption { .. }), "{none}");
 }
 
+async fn tells_and_adds(
+    mut context: Context<Number, Number>,
+    tell: Tell<u64>,
+) -> Result<(), BoxError> {
+    while let Ok(&Number(number)) = context.receive().await {
+        tell.send(number)?;
+        context.reply(Number(number + 1000)).await?;
+    }
+    Ok(())
+}
+
 pub fn the_replies_of_a_pool_go_to_the_kernel_that_it_is_connected_to(stage: &Stage) {
     let pool = pool(stage, 3);
     for number in 0..10 {
@@ -277,16 +279,7 @@ pub fn the_replies_of_a_pool_go_to_the_kernel_that_it_is_connected_to(stage: &St
     }
     eventually(|| pool.reply_books().queued == 10);
     let (tell, seen) = channel();
-    let next = launch(stage.kernel("next"), move |mut context: Context<Number, Number>| {
-        let tell = tell.clone();
-        async move {
-            while let Ok(&Number(number)) = context.receive().await {
-                tell.send(number)?;
-                context.reply(Number(number + 1000)).await?;
-            }
-            Ok(())
-        }
-    });
+    let next = launch_with(stage.kernel("next"), tells_and_adds, tell);
     pool.connect(&next).unwrap();
     assert!(matches!(pool.try_receive(), Err(ReceiveError::Connected { .. })));
     for number in 10..40 {
@@ -306,27 +299,30 @@ pub fn the_replies_of_a_pool_go_to_the_kernel_that_it_is_connected_to(stage: &St
     assert_eq!(receive(&pool, 1), [3]);
 }
 
+async fn passes_on(mut context: Context<Order, Order>) -> Result<(), BoxError> {
+    while let Ok(&order) = context.receive().await {
+        context.reply(order).await?;
+    }
+    Ok(())
+}
+
 /// A kernel that passes on what it gets.
 fn source(stage: &Stage) -> KernelRef<Order, Order> {
-    launch(stage.kernel("source"), |mut context: Context<Order, Order>| async move {
-        while let Ok(&order) = context.receive().await {
-            context.reply(order).await?;
-        }
-        Ok(())
-    })
+    launch(stage.kernel("source"), passes_on)
 }
 
 /// Workers that reply with their number and the order.
-fn workers(stage: &Stage, capacity: usize) -> Pool<Order, Worked> {
-    let body = |mut context: Context<Order, Worked>| async move {
-        let name = context.id().to_string();
-        let worker = name.chars().last().and_then(|digit| digit.to_digit(10)).unwrap_or(99);
-        while let Ok(&order) = context.receive().await {
-            context.reply(Worked { worker, order }).await?;
-        }
-        Ok(())
-    };
-    stage.kernel("pool").capacity(capacity).pool(3).launch(body).unwrap()
+fn workers(stage: &Stage, workers: usize, capacity: usize) -> Pool<Order, Worked> {
+    stage.kernel("pool").capacity(capacity).pool(workers).launch(works).unwrap()
+}
+
+async fn works(mut context: Context<Order, Worked>) -> Result<(), BoxError> {
+    let name = context.id().to_string();
+    let worker = name.chars().last().and_then(|digit| digit.to_digit(10)).unwrap_or(99);
+    while let Ok(&order) = context.receive().await {
+        context.reply(Worked { worker, order }).await?;
+    }
+    Ok(())
 }
 
 /// An order, and which worker had it.
@@ -339,6 +335,8 @@ struct Worked {
 impl Message for Worked {
     const TYPE_NAME: &'static str = "Worked";
 }
+
+crate::portable!(Worked { worker, order });
 
 /// Each customer's orders came from one worker, in order.
 fn in_order(worked: &[Worked], customers: u64, each: u64) {
@@ -364,7 +362,7 @@ pub fn a_kernel_connected_to_a_pool_keeps_each_key_with_one_worker_in_order(stag
         source.send_blocking(order, None).unwrap();
     }
     eventually(|| source.reply_books().queued == 10 * CUSTOMERS);
-    let pool = workers(stage, 8).by_key(|order: &Order| order.customer);
+    let pool = workers(stage, 3, 8).by_key(|order: &Order| order.customer);
     let pipeline = source.connect(&pool).unwrap();
     assert_eq!(source.connected_to().unwrap().as_str(), "pool");
     let names: Vec<_> = pipeline.stages().iter().map(ToString::to_string).collect();
@@ -387,15 +385,17 @@ pub fn a_kernel_connected_to_a_pool_keeps_each_key_with_one_worker_in_order(stag
     assert!(pool.workers().iter().all(|worker| worker.books().accepted > 0), "keys are spread");
 }
 
+async fn tells_the_place(mut context: Context<Worked, Number>) -> Result<(), BoxError> {
+    while let Ok(&worked) = context.receive().await {
+        context.reply(Number(worked.order.place)).await?;
+    }
+    Ok(())
+}
+
 pub fn an_ask_passes_through_a_pool_to_the_kernel_behind_it(stage: &Stage) {
     let source = source(stage);
-    let pool = workers(stage, 8);
-    let place = launch(stage.kernel("place"), |mut context: Context<Worked, Number>| async move {
-        while let Ok(&worked) = context.receive().await {
-            context.reply(Number(worked.order.place)).await?;
-        }
-        Ok(())
-    });
+    let pool = workers(stage, 3, 8);
+    let place = launch(stage.kernel("place"), tells_the_place);
     let through_pool = source.connect(&pool).unwrap();
     pool.activate().unwrap();
     // Of a pool that ends the pipeline any worker answers.
@@ -427,22 +427,18 @@ pub fn an_ask_passes_through_a_pool_to_the_kernel_behind_it(stage: &Stage) {
     assert!([place.books(), pool.books(), source.books()].iter().all(|books| books.balance()));
 }
 
+async fn echoes_when_let(mut context: Context<Number, Number>, gate: Gate) -> Result<(), BoxError> {
+    while let Ok(&number) = context.receive().await {
+        gate.pass().await;
+        context.reply(number).await?;
+    }
+    Ok(())
+}
+
 pub fn a_full_pool_pauses_the_kernel_that_is_connected_to_it(stage: &Stage) {
     let source = launch(stage.kernel("source").capacity(1), echo);
     let gate = Gate::default();
-    let inside = gate.clone();
-    let pool = stage.kernel("pool").capacity(1).pool(2).launch(
-        move |mut context: Context<Number, Number>| {
-            let gate = inside.clone();
-            async move {
-                while let Ok(&number) = context.receive().await {
-                    gate.pass().await;
-                    context.reply(number).await?;
-                }
-                Ok(())
-            }
-        },
-    );
+    let pool = stage.kernel("pool").capacity(1).pool(2).launch_with(echoes_when_let, gate);
     let pool = pool.unwrap();
     pool.activate().unwrap();
     source.connect(&pool).unwrap();
@@ -536,6 +532,56 @@ pub fn a_key_that_panics_fails_the_kernel_that_replies_and_its_ask(stage: &Stage
     assert_eq!(pool.ask_blocking(Number(2), None).unwrap().message.0, 2);
 }
 
+async fn takes_orders(_context: Context<Order, Order>) -> Result<(), BoxError> {
+    Ok(())
+}
+
+/// Replies that wait already, and those that the workers make meanwhile, all in order.
+pub fn a_pool_connected_to_a_pool_keeps_each_key_in_order(stage: &Stage) {
+    const CUSTOMERS: u64 = 12;
+    const EACH: u64 = 40;
+    let first = stage.kernel("first").capacity(4).pool(3).launch(passes_on).unwrap();
+    let first = first.by_key(|order: &Order| order.customer);
+    first.activate().unwrap();
+    let send = |places: std::ops::Range<u64>| {
+        for place in places {
+            for customer in 0..CUSTOMERS {
+                first.send_blocking(Order { customer, place }, None).unwrap();
+            }
+        }
+    };
+    send(0..10);
+    eventually(|| first.reply_books().queued == 10 * CUSTOMERS);
+    let pool = workers(stage, 3, 8).by_key(|order: &Order| order.customer);
+    pool.activate().unwrap();
+    let worked = std::thread::scope(|scope| {
+        scope.spawn(|| send(10..EACH));
+        first.connect(&pool).unwrap();
+        let next = || pool.receive_blocking(None).unwrap().message;
+        (0..CUSTOMERS * EACH).map(|_| next()).collect::<Vec<_>>()
+    });
+    in_order(&worked, CUSTOMERS, EACH);
+    first.workers().iter().for_each(quiet);
+    let replies = first.reply_books();
+    assert_eq!((replies.accepted, replies.forwarded), (CUSTOMERS * EACH, CUSTOMERS * EACH));
+}
+
+/// The others reply into the same output, which would be closed under their hands.
+pub fn a_worker_is_not_connected_without_the_others(stage: &Stage) {
+    let pool = pool(stage, 2);
+    let next = launch(stage.kernel("next"), echo);
+    for refused in [
+        pool.workers()[0].connect(&next).map(drop).unwrap_err(),
+        stage.runtime.connect("pool/1", "next").unwrap_err(),
+    ] {
+        assert!(matches!(refused, ConnectError::OfAPool { .. }), "{refused}");
+    }
+    for number in 0..4 {
+        pool.send_blocking(Number(number), None).unwrap();
+    }
+    assert_eq!(receive(&pool, 4), [0, 1, 2, 3]);
+}
+
 pub fn a_cycle_through_a_pool_is_refused_unless_it_is_allowed(stage: &Stage) {
     let source = launch(stage.kernel("source"), echo);
     let pool = pool(stage, 2);
@@ -549,8 +595,7 @@ pub fn a_cycle_through_a_pool_is_refused_unless_it_is_allowed(stage: &Stage) {
     stage.runtime.connect_allowing_cycle("pool", "source").unwrap();
     assert!(stage.runtime.disconnect("pool").unwrap());
     // By their names, where the compiler does not look.
-    let orders =
-        stage.kernel("orders").launch(|_: Context<Order, Order>| async { Ok(()) }).unwrap();
+    let orders = stage.kernel("orders").launch(takes_orders).unwrap();
     let wrong = stage.runtime.connect("orders", "pool").unwrap_err();
     assert!(matches!(wrong, ConnectError::WrongType { .. }), "{wrong}");
     orders.terminate_blocking(Terminate::now());

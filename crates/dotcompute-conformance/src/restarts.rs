@@ -1,19 +1,34 @@
 //! What a restart keeps, what it makes anew, and when there is none.
 
-use std::sync::mpsc::{Receiver, channel};
-use std::sync::{Arc, Mutex};
+use std::sync::mpsc::Receiver;
 use std::time::{Duration, Instant};
 
-use dotcompute::mailbox::sync::lock;
 use dotcompute::mailbox::wait::block_on;
 use dotcompute::{
-    AskError, Context, DELIVERIES_MAX, DeadLetterReason, Envelope, KernelRef, KernelState,
-    MessageId, Restart, RestartPolicy, StateError, Terminate, Termination,
+    AskError, BoxError, Context, DELIVERIES_MAX, DeadLetterReason, Envelope, KernelRef,
+    KernelState, MessageId, Restart, RestartPolicy, StateError, Terminate, Termination,
 };
 
+#[cfg(target_os = "linux")]
+use crate::roles::Roles;
+use crate::signals::{Tell, channel};
 use crate::stage::{
-    Auditor, Form, Gate, Number, Stage, Waiter, balanced, eventually, launch, quiet, serve,
+    Auditor, Form, Gate, Number, Outcome, Stage, Waiter, balanced, eventually, launch, launch_with,
+    quiet, serve,
 };
+
+#[cfg(target_os = "linux")]
+pub(crate) fn roles(roles: Roles) -> Roles {
+    roles
+        .body_with(ends_after_one)
+        .serving(counts_up_to_a_hundred)
+        .serving(fails_at_one_when_let)
+        .body_with(remembers)
+        .body_with(always_failing)
+        .body(returns)
+        .body_with(fails_again)
+        .handler(third)
+}
 
 /// A restart policy that comes back at once and as often as it takes.
 fn patient() -> Restart {
@@ -25,6 +40,11 @@ fn patient() -> Restart {
     }
 }
 
+async fn ends_after_one(mut context: Context<Number, Number>, fails: bool) -> Result<(), BoxError> {
+    context.receive().await?;
+    if fails { Err("fails".into()) } else { Ok(()) }
+}
+
 pub fn a_kernel_is_restarted_as_its_policy_says(stage: &Stage) {
     for (policy, at_fault, at_return) in [
         (RestartPolicy::Never, false, false),
@@ -34,10 +54,7 @@ pub fn a_kernel_is_restarted_as_its_policy_says(stage: &Stage) {
         for fails in [false, true] {
             let restart = Restart { policy, ..patient() };
             let builder = stage.kernel(&format!("{policy:?} {fails}")).restart(restart);
-            let kernel = launch(builder, move |mut context: Context<Number, Number>| async move {
-                context.receive().await?;
-                if fails { Err("fails".into()) } else { Ok(()) }
-            });
+            let kernel = launch_with(builder, ends_after_one, fails);
             let again = if fails { at_fault } else { at_return };
             for number in 0..3 {
                 kernel.send_blocking(Number(number), None).unwrap();
@@ -59,26 +76,28 @@ pub fn a_kernel_is_restarted_as_its_policy_says(stage: &Stage) {
     }
 }
 
+fn counts_up_to_a_hundred(
+    (tell, gate): (Tell<u64>, Gate),
+) -> impl FnMut(u64) -> Outcome + Send + 'static {
+    let mut seen = 0;
+    move |number| {
+        tell.send(number)?;
+        if number == 100 {
+            gate.pass_blocking();
+            return Err("a hundred".into());
+        }
+        seen += 1;
+        Ok(Some(seen))
+    }
+}
+
 pub fn a_restart_keeps_mailbox_replies_and_waiters_and_fails_only_the_ask_in_hand(stage: &Stage) {
     for form in Form::BOTH {
         let (tell, arrived) = channel();
         let gate = Gate::default();
-        let inside = gate.clone();
         let builder = stage.kernel(&format!("{form:?}")).restart(patient()).capacity(3);
         // Replies with how many messages this state has seen.
-        let kernel = serve(builder, form, move || {
-            let (tell, gate) = (tell.clone(), inside.clone());
-            let mut seen = 0;
-            move |number| {
-                tell.send(number)?;
-                if number == 100 {
-                    gate.pass_blocking();
-                    return Err("a hundred".into());
-                }
-                seen += 1;
-                Ok(Some(seen))
-            }
-        });
+        let kernel = serve(builder, form, counts_up_to_a_hundred, (tell, gate));
         let auditor = Auditor::watch(vec![kernel.clone()]);
         let ask = |number| {
             let kernel = kernel.clone();
@@ -118,36 +137,35 @@ pub fn a_restart_keeps_mailbox_replies_and_waiters_and_fails_only_the_ask_in_han
     }
 }
 
+async fn remembers(
+    mut context: Context<Number, Number>,
+    (tell, first): (Tell<u64>, MessageId),
+) -> Result<(), BoxError> {
+    loop {
+        let number = context.receive().await?.0;
+        tell.send(number)?;
+        match number {
+            2 => return Err("two".into()),
+            3 => context.send(Number(30)).await?,
+            4 => {
+                let named = Envelope::new(Number(10)).with_correlation(first);
+                context.send(named).await?;
+            }
+            _ => {}
+        }
+    }
+}
+
 /// An ask that an earlier run had received stays open, to a reply that names it.
 pub fn an_ask_received_before_the_fault_can_be_answered_after_the_restart(stage: &Stage) {
     let (tell, arrived) = channel();
     // What outlives the state of a run lies outside.
-    let first: Arc<Mutex<Option<MessageId>>> = Arc::default();
-    let kernel = launch(
-        stage.kernel("remembers").restart(patient()),
-        move |mut context: Context<Number, Number>| {
-            let (tell, first) = (tell.clone(), Arc::clone(&first));
-            async move {
-                loop {
-                    let number = context.receive().await?.0;
-                    let id = context.envelope().map(|envelope| envelope.id);
-                    let first = *lock(&first).get_or_insert(id.ok_or("no envelope")?);
-                    tell.send(number)?;
-                    match number {
-                        2 => return Err("two".into()),
-                        3 => context.send(Number(30)).await?,
-                        4 => {
-                            let named = Envelope::new(Number(10)).with_correlation(first);
-                            context.send(named).await?;
-                        }
-                        _ => {}
-                    }
-                }
-            }
-        },
-    );
+    let question = Envelope::new(Number(1));
+    let first = question.id;
+    let kernel =
+        launch_with(stage.kernel("remembers").restart(patient()), remembers, (tell, first));
     let asker = kernel.clone();
-    let asked = Waiter::start(async move { asker.ask(Number(1)).await });
+    let asked = Waiter::start(async move { asker.ask(question).await });
     assert_eq!(arrived.recv(), Ok(1));
     for number in 2..=4 {
         kernel.try_send(Number(number)).unwrap();
@@ -158,18 +176,25 @@ pub fn an_ask_received_before_the_fault_can_be_answered_after_the_restart(stage:
     quiet(&kernel);
 }
 
+fn fails_at_one_when_let(
+    (tell, gate): (Tell<u64>, Gate),
+) -> impl FnMut(u64) -> Outcome + Send + 'static {
+    move |number| {
+        tell.send(number)?;
+        gate.pass_blocking();
+        if number == 1 { Err("one".into()) } else { Ok(None) }
+    }
+}
+
 pub fn a_kernel_that_fails_while_deactivated_comes_back_paused(stage: &Stage) {
     let (tell, arrived) = channel();
     let gate = Gate::default();
-    let inside = gate.clone();
-    let kernel = serve(stage.kernel("paused").restart(patient()), Form::Body, move || {
-        let (tell, gate) = (tell.clone(), inside.clone());
-        move |number| {
-            tell.send(number)?;
-            gate.pass_blocking();
-            if number == 1 { Err("one".into()) } else { Ok(None) }
-        }
-    });
+    let kernel = serve(
+        stage.kernel("paused").restart(patient()),
+        Form::Body,
+        fails_at_one_when_let,
+        (tell, gate),
+    );
     kernel.try_send(Number(1)).unwrap();
     assert_eq!(arrived.recv(), Ok(1));
     kernel.try_send(Number(2)).unwrap();
@@ -182,23 +207,28 @@ pub fn a_kernel_that_fails_while_deactivated_comes_back_paused(stage: &Stage) {
     quiet(&kernel);
 }
 
+async fn always_failing(
+    mut context: Context<Number, Number>,
+    tell: Tell<()>,
+) -> Result<(), BoxError> {
+    tell.send(())?;
+    let number = context.receive().await?.0;
+    Err(format!("fault {number}").into())
+}
+
 /// Fails at every message, and tells of it.
 fn always_fails(
     stage: &Stage,
     name: &str,
     restart: Restart,
-) -> (KernelRef<Number, Number>, Receiver<Instant>) {
+) -> (KernelRef<Number, Number>, Receiver<()>) {
     let (tell, starts) = channel();
-    let kernel =
-        launch(stage.kernel(name).restart(restart), move |mut context: Context<Number, Number>| {
-            let tell = tell.clone();
-            async move {
-                tell.send(Instant::now())?;
-                let number = context.receive().await?.0;
-                Err(format!("fault {number}").into())
-            }
-        });
+    let kernel = launch_with(stage.kernel(name).restart(restart), always_failing, tell);
     (kernel, starts)
+}
+
+async fn returns(_context: Context<Number, Number>) -> Result<(), BoxError> {
+    Ok(())
 }
 
 pub fn more_restarts_than_the_intensity_allows_fail_the_kernel(stage: &Stage) {
@@ -218,7 +248,7 @@ pub fn more_restarts_than_the_intensity_allows_fail_the_kernel(stage: &Stage) {
     // To return all the time, where it should go on, is a fault in the end.
     let restart = Restart { policy: RestartPolicy::Always, max_restarts: 2, ..patient() };
     let builder = stage.kernel("returns").restart(restart);
-    let kernel = launch(builder, |_: Context<Number, Number>| async move { Ok(()) });
+    let kernel = launch(builder, returns);
     let fault = block_on(kernel.ended()).unwrap_err();
     assert!(fault.message().contains("restarted 2 times"), "{fault}");
     assert_eq!(kernel.telemetry().restarts, 2);
@@ -249,17 +279,17 @@ pub fn a_restart_waits_for_its_backoff_which_doubles_up_to_its_limit(stage: &Sta
         ..patient()
     };
     let (kernel, starts) = always_fails(stage, "waits", restart);
-    let mut last = starts.recv().unwrap();
+    starts.recv().unwrap();
     for (number, least) in [20, 40, 50, 50].into_iter().enumerate() {
+        let sent = Instant::now();
         kernel.send_blocking(Number(number as u64), None).unwrap();
-        let next = starts.recv().unwrap();
-        let pause = next.duration_since(last);
+        starts.recv().unwrap();
+        let pause = sent.elapsed();
         assert!(pause >= Duration::from_millis(least), "pause {number} took {pause:?}");
-        last = next;
     }
 }
 
-fn in_backoff(stage: &Stage, name: &str) -> (KernelRef<Number, Number>, Receiver<Instant>) {
+fn in_backoff(stage: &Stage, name: &str) -> (KernelRef<Number, Number>, Receiver<()>) {
     let restart = Restart { backoff: Duration::from_secs(3600), ..patient() };
     let restart = Restart { backoff_max: Duration::from_secs(3600), ..restart };
     let (kernel, starts) = always_fails(stage, name, restart);
@@ -286,7 +316,8 @@ pub fn a_kernel_in_its_backoff_accepts_messages_and_can_be_ended(stage: &Stage) 
 }
 
 pub fn a_kernel_deactivated_in_its_backoff_comes_back_paused(stage: &Stage) {
-    let restart = Restart { backoff: Duration::from_millis(30), ..patient() };
+    // Long enough for this thread to look, on any machine.
+    let restart = Restart { backoff: Duration::from_millis(500), ..patient() };
     let (kernel, starts) = always_fails(stage, "paused", restart);
     starts.recv().unwrap();
     kernel.try_send(Number(0)).unwrap();
@@ -302,23 +333,25 @@ pub fn a_kernel_deactivated_in_its_backoff_comes_back_paused(stage: &Stage) {
     balanced(&kernel);
 }
 
+async fn fails_again(
+    mut context: Context<Number, Number>,
+    tell: Tell<(u64, u8)>,
+) -> Result<(), BoxError> {
+    loop {
+        let number = context.receive().await?.0;
+        let delivery = context.envelope().map_or(0, |envelope| envelope.delivery_count());
+        tell.send((number, delivery))?;
+        match (number, delivery) {
+            (1, _) | (2, 1) => return Err("again".into()),
+            _ => context.reply(Number(number * 10)).await?,
+        }
+    }
+}
+
 pub fn a_message_is_redelivered_first_and_at_most_three_times(stage: &Stage) {
     let (tell, deliveries) = channel();
     let builder = stage.kernel("again").restart(Restart { redeliver: true, ..patient() });
-    let kernel = launch(builder, move |mut context: Context<Number, Number>| {
-        let tell = tell.clone();
-        async move {
-            loop {
-                let number = context.receive().await?.0;
-                let delivery = context.envelope().map_or(0, |envelope| envelope.delivery_count());
-                tell.send((number, delivery))?;
-                match (number, delivery) {
-                    (1, _) | (2, 1) => return Err("again".into()),
-                    _ => context.reply(Number(number * 10)).await?,
-                }
-            }
-        }
-    });
+    let kernel = launch_with(builder, fails_again, tell);
     let auditor = Auditor::watch(vec![kernel.clone()]);
     kernel.deactivate().unwrap();
     kernel.try_send(Number(1)).unwrap();
@@ -341,27 +374,34 @@ pub fn a_message_is_redelivered_first_and_at_most_three_times(stage: &Stage) {
 }
 
 pub fn a_handler_knows_which_delivery_it_is_at(stage: &Stage) {
-    struct Third;
-    impl dotcompute::Handler for Third {
-        type In = Number;
-        type Out = Number;
-        fn handle(
-            &mut self,
-            _message: &Number,
-            context: &mut dotcompute::HandlerContext<Number>,
-        ) -> Result<Option<Number>, dotcompute::BoxError> {
-            match context.delivery_count() {
-                DELIVERIES_MAX => Ok(Some(Number(u64::from(DELIVERIES_MAX)))),
-                early => panic!("delivery {early}"),
-            }
-        }
-    }
     let builder = stage.kernel("third").restart(Restart { redeliver: true, ..patient() });
-    let kernel = builder.launch_handler(|| Third).unwrap();
+    let kernel = builder.launch_handler(third).unwrap();
     kernel.activate().unwrap();
     assert_eq!(kernel.ask_blocking(Number(1), None).unwrap().message, Number(3));
     quiet(&kernel);
     assert_eq!(kernel.telemetry().faults, 2);
+}
+
+fn third() -> Third {
+    Third
+}
+
+/// Panics at every delivery before the last one.
+struct Third;
+
+impl dotcompute::Handler for Third {
+    type In = Number;
+    type Out = Number;
+    fn handle(
+        &mut self,
+        _message: &Number,
+        context: &mut dotcompute::HandlerContext<Number>,
+    ) -> Result<Option<Number>, dotcompute::BoxError> {
+        match context.delivery_count() {
+            DELIVERIES_MAX => Ok(Some(Number(u64::from(DELIVERIES_MAX)))),
+            early => panic!("delivery {early}"),
+        }
+    }
 }
 
 pub fn a_message_that_no_restart_follows_is_a_dead_letter_and_not_put_back(stage: &Stage) {

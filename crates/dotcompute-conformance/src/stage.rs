@@ -2,7 +2,7 @@
 
 use std::future::Future;
 use std::pin::Pin;
-use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel as std_channel};
 use std::sync::{Arc, Mutex};
 use std::task::{Context as TaskContext, Poll, Waker};
 use std::thread::JoinHandle;
@@ -11,10 +11,16 @@ use std::time::Duration;
 use dotcompute::mailbox::sync::lock;
 use dotcompute::mailbox::wait;
 use dotcompute::{
-    BoxError, Context, Handler, HandlerContext, KernelBuilder, KernelRef, Message, Runtime,
-    RuntimeBuilder, Termination,
+    BoxError, Context, Handler, HandlerContext, KernelRef, Message, Runtime, RuntimeBuilder,
+    Termination,
 };
-use tokio::sync::Semaphore;
+
+#[cfg(target_os = "linux")]
+use crate::roles::Roles;
+use crate::roles::{Part, Place};
+use crate::signals::{Portable, Tell, channel};
+
+pub use crate::signals::Gate;
 
 /// How long a test may take before it has failed.
 pub const WATCHDOG: Duration = Duration::from_secs(60);
@@ -27,6 +33,8 @@ pub struct Fixture {
     /// Settings for a runtime that offers it. It must be able to run two blocked kernels of the
     /// executor and go on with others.
     pub builder: fn() -> RuntimeBuilder,
+    /// Where its kernels run.
+    pub place: Place,
 }
 
 /// What a test is given: a fresh runtime and the executor to launch kernels on.
@@ -53,8 +61,38 @@ impl Stage {
     }
 
     /// Begins to describe a kernel on the executor under test.
-    pub fn kernel(&self, name: &str) -> KernelBuilder<'_> {
-        self.runtime.kernel(name).executor(self.fixture.executor)
+    pub fn kernel(&self, name: &str) -> Part<'_> {
+        let builder = self.runtime.kernel(name).executor(self.fixture.executor);
+        Part::new(builder, self.fixture.place)
+    }
+
+    /// The same on an executor that the runtime has beside the one under test: the one under test
+    /// too.
+    pub fn kernel_on(&self, executor: &str, name: &str) -> Part<'_> {
+        match executor == self.executor() {
+            true => self.kernel(name),
+            false => Part::new(self.runtime.kernel(name).executor(executor), Place::Here),
+        }
+    }
+
+    /// How many messages a promise about many sends: fewer where each of them costs switches between
+    /// processes, of which a machine with more to do than it can makes some hundred a second.
+    pub fn many(&self, messages: u64) -> u64 {
+        match self.fixture.place {
+            Place::Here => messages,
+            #[cfg(target_os = "linux")]
+            Place::Processes(_) => messages / 10,
+        }
+    }
+
+    /// What becomes of a kernel that blocks its thread for ever, at the end of its deadline.
+    pub fn end_of_the_blocked(&self) -> Termination {
+        match self.fixture.place {
+            // A thread cannot be killed.
+            Place::Here => Termination::Abandoned,
+            #[cfg(target_os = "linux")]
+            Place::Processes(_) => Termination::Cancelled,
+        }
     }
 
     /// The test is over: whatever it left running has balanced books, and ends.
@@ -91,7 +129,7 @@ pub fn run(name: &'static str, fixture: Fixture, promise: fn(&Stage)) {
 /// If `test` does, or if it takes longer than `limit`. Its thread is left behind then: a test that
 /// hangs must not make the others hang.
 pub fn within(name: &str, limit: Duration, test: impl FnOnce() + Send + 'static) {
-    let (done, ended) = channel::<()>();
+    let (done, ended) = std_channel::<()>();
     let thread = std::thread::Builder::new()
         .name(name.to_owned())
         .spawn(move || {
@@ -116,6 +154,8 @@ pub struct Number(pub u64);
 impl Message for Number {
     const TYPE_NAME: &'static str = "Number";
 }
+
+crate::portable!(Number { 0 });
 
 /// A message that counts the living of its kind, and panics when it is dropped if it was armed.
 #[derive(Debug)]
@@ -156,37 +196,16 @@ impl Message for Token {
     const TYPE_NAME: &'static str = "Token";
 }
 
-/// Lets whoever passes it wait until it is opened, a given number of times.
-#[derive(Clone, Debug)]
-pub struct Gate(Arc<Semaphore>);
-
-impl Default for Gate {
-    fn default() -> Self {
-        Self(Arc::new(Semaphore::new(0)))
-    }
-}
-
-impl Gate {
-    /// Lets `times` passes through.
-    pub fn open(&self, times: usize) {
-        self.0.add_permits(times);
+/// In another process it counts for itself.
+impl Portable for Token {
+    fn put(&self, out: &mut Vec<u8>) {
+        (self.number, self.armed).put(out);
     }
 
-    /// Lets every pass through, from now on.
-    pub fn remove(&self) {
-        self.0.close();
-    }
-
-    /// Waits until the gate is open for this pass.
-    pub async fn pass(&self) {
-        if let Ok(permit) = self.0.acquire().await {
-            permit.forget();
-        }
-    }
-
-    /// Waits on the calling thread, which is blocked.
-    pub fn pass_blocking(&self) {
-        wait::block_on(self.pass());
+    fn take(from: &mut &[u8]) -> Option<Self> {
+        let (number, armed): (u64, bool) = Portable::take(from)?;
+        let token = Self::new(number, &Arc::default());
+        Some(if armed { token.armed() } else { token })
     }
 }
 
@@ -202,6 +221,14 @@ pub enum Form {
 impl Form {
     /// Both.
     pub const BOTH: [Self; 2] = [Self::Body, Self::Handler];
+
+    /// What a role of this form adds to its name.
+    pub(crate) const fn name(self) -> &'static str {
+        match self {
+            Self::Body => " as a body",
+            Self::Handler => " as a handler",
+        }
+    }
 }
 
 /// What a kernel made by [`serve`] does with a number: `Some` reply, none, or a fault.
@@ -209,34 +236,33 @@ pub type Outcome = Result<Option<u64>, BoxError>;
 
 /// Launches and activates a kernel that calls, per message, the function that `make` returns at
 /// each of its starts.
-pub fn serve<F>(
-    builder: KernelBuilder<'_>,
+pub fn serve<A: Portable + Clone, E>(
+    part: Part<'_>,
     form: Form,
-    mut make: impl FnMut() -> F + Send + 'static,
+    make: impl Fn(A) -> E + Send + 'static,
+    args: A,
 ) -> KernelRef<Number, Number>
 where
-    F: FnMut(u64) -> Outcome + Send + 'static,
+    E: FnMut(u64) -> Outcome + Send + 'static,
 {
-    let kernel = match form {
-        Form::Body => builder.launch(move |mut context: Context<Number, Number>| {
-            let mut each = make();
-            async move {
-                while let Ok(&Number(number)) = context.receive().await {
-                    if let Some(reply) = each(number)? {
-                        context.reply(Number(reply)).await?;
-                    }
-                }
-                Ok(())
-            }
-        }),
-        Form::Handler => builder.launch_handler(move || Each(make())),
-    };
-    let kernel = kernel.unwrap();
+    let kernel = part.launch_serving(form, make, args).unwrap();
     kernel.activate().unwrap();
     kernel
 }
 
-struct Each<F>(F);
+pub(crate) async fn each_body<E: FnMut(u64) -> Outcome>(
+    mut context: Context<Number, Number>,
+    mut each: E,
+) -> Result<(), BoxError> {
+    while let Ok(&Number(number)) = context.receive().await {
+        if let Some(reply) = each(number)? {
+            context.reply(Number(reply)).await?;
+        }
+    }
+    Ok(())
+}
+
+pub(crate) struct Each<F>(pub(crate) F);
 
 impl<F: FnMut(u64) -> Outcome + Send + 'static> Handler for Each<F> {
     type In = Number;
@@ -265,24 +291,18 @@ pub struct Gated {
 impl Gated {
     /// Launches it with a message of its own in hand, number 0, so that it takes no other until
     /// the gate opens.
-    pub fn busy(builder: KernelBuilder<'_>) -> Self {
-        let gated = Self::idle(builder);
+    pub fn busy(part: Part<'_>) -> Self {
+        let gated = Self::idle(part);
         gated.kernel.try_send(Number(0)).unwrap();
         gated.arrives(0);
         gated
     }
 
     /// Launches it with nothing in hand.
-    pub fn idle(builder: KernelBuilder<'_>) -> Self {
+    pub fn idle(part: Part<'_>) -> Self {
         let gate = Gate::default();
         let (tell, arrived) = channel();
-        let inside = gate.clone();
-        let kernel = builder
-            .launch(move |context: Context<Number, Number>| {
-                stop_and_go(context, tell.clone(), inside.clone())
-            })
-            .unwrap();
-        kernel.activate().unwrap();
+        let kernel = launch_with(part, stop_and_go, (tell, gate));
         Self { kernel, arrived, gate }
     }
 
@@ -307,8 +327,7 @@ impl Drop for Gated {
 
 async fn stop_and_go(
     mut context: Context<Number, Number>,
-    tell: Sender<u64>,
-    gate: Gate,
+    (tell, gate): (Tell<u64>, Gate),
 ) -> Result<(), BoxError> {
     while let Ok(&Number(number)) = context.receive().await {
         // The test may have stopped to listen.
@@ -332,15 +351,50 @@ pub async fn echo(mut context: Context<Number, Number>) -> Result<(), BoxError> 
 
 /// Launches and activates a kernel with `body`.
 pub fn launch<M: Message, R: Message, F>(
-    builder: KernelBuilder<'_>,
+    part: Part<'_>,
+    body: impl Fn(Context<M, R>) -> F + Send + 'static,
+) -> KernelRef<M, R>
+where
+    F: Future<Output = Result<(), BoxError>> + Send + 'static,
+{
+    active(part.launch(body))
+}
+
+/// Launches and activates a kernel with a body that has arguments.
+pub fn launch_with<M: Message, R: Message, A: Portable + Clone, F>(
+    part: Part<'_>,
+    body: impl Fn(Context<M, R>, A) -> F + Send + 'static,
+    args: A,
+) -> KernelRef<M, R>
+where
+    F: Future<Output = Result<(), BoxError>> + Send + 'static,
+{
+    active(part.launch_with(body, args))
+}
+
+/// Launches and activates a kernel with any closure: see [`Part::launch_closure`].
+pub fn launch_closure<M: Message, R: Message, F>(
+    part: Part<'_>,
     body: impl FnMut(Context<M, R>) -> F + Send + 'static,
 ) -> KernelRef<M, R>
 where
     F: Future<Output = Result<(), BoxError>> + Send + 'static,
 {
-    let kernel = builder.launch(body).unwrap();
+    active(part.launch_closure(body))
+}
+
+fn active<M: Message, R: Message>(
+    launched: Result<KernelRef<M, R>, dotcompute::LaunchError>,
+) -> KernelRef<M, R> {
+    let kernel = launched.unwrap();
     kernel.activate().unwrap();
     kernel
+}
+
+/// The roles that many promises have.
+#[cfg(target_os = "linux")]
+pub(crate) fn roles(roles: Roles) -> Roles {
+    roles.body(echo).body_with(stop_and_go)
 }
 
 /// Polls `future` once, without anyone to be woken.
@@ -355,7 +409,7 @@ pub struct Waiter<T>(JoinHandle<T>);
 impl<T: Send + 'static> Waiter<T> {
     /// Starts `future`, and returns when it waits.
     pub fn start(future: impl Future<Output = T> + Send + 'static) -> Self {
-        let (tell, polled) = channel();
+        let (tell, polled) = std_channel();
         let mut future = Box::pin(future);
         let told = std::future::poll_fn(move |cx| {
             let outcome = future.as_mut().poll(cx);
@@ -411,7 +465,7 @@ pub struct Auditor {
 impl Auditor {
     /// Begins to look.
     pub fn watch<M: Message, R: Message>(kernels: Vec<KernelRef<M, R>>) -> Self {
-        let (stop, stopped) = channel();
+        let (stop, stopped) = std_channel();
         let thread = std::thread::spawn(move || {
             while stopped.recv_timeout(Duration::from_micros(50)) == Err(RecvTimeoutError::Timeout)
             {

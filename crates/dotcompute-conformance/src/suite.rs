@@ -1,6 +1,6 @@
 //! The list of all promises.
 
-use crate::{Fixture, Stage, run};
+use crate::{Fixture, Need, Stage, run};
 
 /// Makes a `#[test]` of every promise, for the executor that the [`Fixture`](crate::Fixture)
 /// names.
@@ -9,10 +9,21 @@ use crate::{Fixture, Stage, run};
 /// dotcompute_conformance::conformance_suite!(dotcompute_conformance::Fixture {
 ///     executor: "thread",
 ///     builder: dotcompute::Runtime::builder,
+///     place: dotcompute_conformance::Place::Here,
 /// });
 /// ```
+///
+/// With `by_name:` before the fixture, of every promise that an executor can keep whose kernels run
+/// in other [places](crate::Place): not of those that are marked with a [`Need`] in the list.
 #[macro_export]
 macro_rules! conformance_suite {
+    (by_name: $fixture:expr) => {
+        fn fixture() -> $crate::Fixture {
+            $fixture
+        }
+
+        $crate::conformance_suite! { @list tests_by_name }
+    };
     ($fixture:expr) => {
         fn fixture() -> $crate::Fixture {
             $fixture
@@ -37,10 +48,10 @@ macro_rules! conformance_suite {
                 a_batch_is_sent_in_order_and_what_finds_no_room_is_left
                 a_batch_receive_takes_what_is_there
                 a_cancelled_receive_loses_no_reply_and_no_wake_up
-                a_timed_receive_does_not_time_out_while_a_message_waits
+                a_timed_receive_does_not_time_out_while_a_message_waits [Mailbox]
                 a_body_may_receive_on_its_thread
-                kernels_send_to_each_other_by_address
-                a_handler_sends_to_other_kernels_by_name
+                kernels_send_to_each_other_by_address [Runtime]
+                a_handler_sends_to_other_kernels_by_name [Runtime]
                 an_address_takes_batches
                 a_message_taken_out_of_its_envelope_is_in_hand_until_the_next_receive
             }
@@ -68,22 +79,23 @@ macro_rules! conformance_suite {
                 an_ask_that_ended_before_its_turn_is_skipped_and_counted_expired
                 an_ask_cancelled_while_it_waits_for_room_sends_nothing
                 an_ask_that_was_not_sent_gives_back_a_message_that_can_be_sent
-                kernels_ask_each_other
+                kernels_ask_each_other [Runtime]
             }
             faults {
                 a_fault_reaches_every_pending_and_later_receive_ask_and_send
                 replies_made_before_a_fault_are_read_first
                 the_message_in_hand_at_a_fault_is_a_dead_letter
-                a_message_taken_by_a_body_that_fails_is_a_dead_letter_without_content
+                a_message_taken_by_a_body_that_fails_is_a_dead_letter_without_content [Messages]
                 a_fault_with_nothing_in_hand_makes_no_dead_letter
                 what_a_handler_emitted_for_the_message_it_failed_at_is_discarded
-                a_panic_in_the_destructor_of_a_message_is_a_fault_that_fails_its_ask
-                a_panic_in_a_destructor_keeps_nobody_from_being_told
+                a_panic_in_the_destructor_of_a_message_is_a_fault_that_fails_its_ask [Messages]
+                a_panic_in_a_destructor_keeps_nobody_from_being_told [Messages]
                 a_panic_in_the_factory_is_a_fault
                 a_panic_in_a_destructor_of_the_body_is_a_fault
                 the_error_that_a_stop_gives_is_no_fault
+                the_error_that_the_stop_of_another_kernel_gives_is_a_fault [Runtime]
                 who_is_told_of_a_fault_finds_the_kernel_as_told
-                a_context_that_escapes_from_its_body_is_reported
+                a_context_that_escapes_from_its_body_is_reported [Context]
             }
             restarts {
                 a_kernel_is_restarted_as_its_policy_says
@@ -122,15 +134,15 @@ macro_rules! conformance_suite {
                 replies_that_nobody_read_are_dead_letters
                 a_body_that_ignores_its_end_at_an_await_is_cancelled_at_the_deadline
                 a_message_whose_reply_was_made_is_processed_though_its_body_is_cancelled
-                a_body_that_blocks_its_thread_is_abandoned_at_the_deadline
+                a_body_that_blocks_its_thread_is_abandoned_at_the_deadline_or_killed
                 a_drain_that_does_not_end_in_time_is_cut_off
                 a_drain_that_waits_for_a_reader_goes_on_when_there_is_one
                 a_drain_right_after_the_activation_processes_what_was_sent
                 a_fault_in_a_drain_restarts_the_kernel_if_that_is_its_policy
                 a_stop_at_once_overrides_a_drain_that_goes_on
                 concurrent_terminates_all_return
-                a_kernel_that_terminates_itself_does_not_wait_for_itself
-                a_kernel_may_end_another_one_and_the_runtime
+                a_kernel_that_terminates_itself_does_not_wait_for_itself [Runtime]
+                a_kernel_may_end_another_one_and_the_runtime [Runtime]
                 a_body_can_see_that_it_is_to_stop
                 a_cancelled_terminate_leaves_its_request_standing
                 a_shutdown_ends_all_kernels_within_one_deadline_also_stuck_ones
@@ -145,7 +157,7 @@ macro_rules! conformance_suite {
                 a_dead_letter_that_is_sent_on_answers_nobodys_ask
                 what_cannot_be_replayed_stays_a_dead_letter
                 a_replay_obeys_the_policy_of_its_mailbox
-                no_message_outlives_the_runtime_or_is_dropped_twice
+                no_message_outlives_the_runtime_or_is_dropped_twice [Messages]
             }
             pipelines {
                 replies_go_straight_to_the_next_kernel_in_order_and_the_books_say_so
@@ -168,7 +180,7 @@ macro_rules! conformance_suite {
                 a_stage_that_ends_is_disconnected_and_can_be_replaced_without_loss
                 draining_a_pipeline_lets_all_come_out_at_the_end
                 a_stop_reaches_who_waits_for_room_in_the_next_kernel_and_every_asker
-                a_reply_that_its_body_gives_up_is_counted_exactly
+                a_reply_that_its_body_gives_up_is_counted_exactly [Context]
                 a_cycle_of_kernels_that_wait_is_refused_unless_it_is_allowed
                 kernels_are_connected_by_name_if_their_types_agree
                 what_cannot_be_connected_is_refused_and_changes_nothing
@@ -189,6 +201,8 @@ macro_rules! conformance_suite {
                 a_connected_kernel_passes_over_failed_workers_and_waits_for_a_failed_pool
                 a_reply_whose_worker_failed_is_a_dead_letter_and_all_others_go_on
                 a_key_that_panics_fails_the_kernel_that_replies_and_its_ask
+                a_pool_connected_to_a_pool_keeps_each_key_in_order
+                a_worker_is_not_connected_without_the_others
                 a_cycle_through_a_pool_is_refused_unless_it_is_allowed
             }
             telemetry {
@@ -206,23 +220,34 @@ macro_rules! conformance_suite {
             }
         }
     };
-    (@tests $($module:ident { $($promise:ident)* })*) => {
+    (@tests $($module:ident { $($promise:ident $([$need:ident])?)* })*) => {
         $(mod $module {
-            $(
-                #[test]
-                fn $promise() {
-                    $crate::run(stringify!($promise), super::fixture(), $crate::$module::$promise);
-                }
-            )*
+            $($crate::conformance_suite! { @test $module $promise })*
         })*
     };
-    (@table $($module:ident { $($promise:ident)* })*) => {
+    (@tests_by_name $($module:ident { $($promise:ident $([$need:ident])?)* })*) => {
+        $(mod $module {
+            $($crate::conformance_suite! { @test $module $promise $($need)? })*
+        })*
+    };
+    (@test $module:ident $promise:ident) => {
+        #[test]
+        fn $promise() {
+            $crate::run(stringify!($promise), super::fixture(), $crate::$module::$promise);
+        }
+    };
+    // What it needs is not there: see `Need::reason`.
+    (@test $module:ident $promise:ident $need:ident) => {};
+    (@table $($module:ident { $($promise:ident $([$need:ident])?)* })*) => {
         &[$($(Promise {
             module: stringify!($module),
             name: stringify!($promise),
+            need: $crate::conformance_suite! { @need $($need)? },
             keep: $crate::$module::$promise,
         },)*)*]
     };
+    (@need) => { None };
+    (@need $need:ident) => { Some($crate::Need::$need) };
 }
 
 /// One promise of the suite.
@@ -232,6 +257,8 @@ pub struct Promise {
     pub module: &'static str,
     /// What is promised.
     pub name: &'static str,
+    /// What not every executor has that it is about.
+    pub need: Option<Need>,
     keep: fn(&Stage),
 }
 
@@ -240,8 +267,11 @@ impl Promise {
     ///
     /// # Panics
     ///
-    /// If it is not kept.
+    /// If it is not kept, or needs what kernels of this executor do not have.
     pub fn test(&self, fixture: Fixture) {
+        if let Some(need) = self.need.filter(|need| !fixture.place.has(*need)) {
+            panic!("{} is not for such an executor: {}", self.name, need.reason());
+        }
         run(self.name, fixture, self.keep);
     }
 }
@@ -275,7 +305,8 @@ mod tests {
             });
             let mut count = 0;
             for promise in promises {
-                assert!(list.lines().any(|line| line.trim() == promise), "{module}::{promise}");
+                let listed = |line: &str| line.split_whitespace().next() == Some(promise);
+                assert!(list.lines().any(listed), "{module}::{promise}");
                 count += 1;
             }
             assert!(count > 0, "{module} has promises");

@@ -7,27 +7,38 @@ use std::time::{Duration, Instant};
 use dotcompute::mailbox::STAMP_EVERY;
 use dotcompute::mailbox::sync::lock;
 use dotcompute::mailbox::wait::block_on;
-use dotcompute::{Backpressure, KernelState, Restart, RestartPolicy, Terminate, Termination};
+use dotcompute::{
+    Backpressure, BoxError, Context, KernelState, Restart, RestartPolicy, Terminate, Termination,
+};
 use metrics::{
     Counter, CounterFn, Gauge, GaugeFn, Histogram, Key, KeyName, Metadata, Recorder, SharedString,
     Unit,
 };
 
+#[cfg(target_os = "linux")]
+use crate::roles::Roles;
 use crate::stage::{
-    Auditor, Form, Gated, Number, Stage, balanced, echo, eventually, launch, quiet, serve,
+    Auditor, Form, Gated, Number, Outcome, Stage, balanced, echo, eventually, launch, quiet, serve,
 };
 use crate::termination::TIME_TO_CANCEL;
+
+#[cfg(target_os = "linux")]
+pub(crate) fn roles(roles: Roles) -> Roles {
+    roles.serving(fails_at_nines).serving(says_nothing).body(fails)
+}
+
+fn fails_at_nines((): ()) -> impl FnMut(u64) -> Outcome + Send + 'static {
+    |number| match number % 1000 {
+        999 => Err("nine".into()),
+        number => Ok((number % 2 == 0).then_some(number)),
+    }
+}
 
 pub fn counts_are_exact(stage: &Stage) {
     for form in Form::BOTH {
         let restart = Restart { backoff: Duration::ZERO, ..RestartPolicy::OnFault.into() };
         let builder = stage.kernel(&format!("{form:?}")).capacity(16).restart(restart);
-        let kernel = serve(builder, form, || {
-            |number| match number % 1000 {
-                999 => Err("nine".into()),
-                number => Ok((number % 2 == 0).then_some(number)),
-            }
-        });
+        let kernel = serve(builder, form, fails_at_nines, ());
         let auditor = Auditor::watch(vec![kernel.clone()]);
         for number in 0..2000 {
             match number % 4 {
@@ -54,9 +65,13 @@ pub fn counts_are_exact(stage: &Stage) {
     }
 }
 
+fn says_nothing((): ()) -> impl FnMut(u64) -> Outcome + Send + 'static {
+    |_| Ok(None)
+}
+
 pub fn times_are_taken_for_the_first_message_and_every_64th(stage: &Stage) {
     const COUNT: u64 = 1000;
-    let kernel = serve(stage.kernel("timed"), Form::Handler, || |_| Ok(None));
+    let kernel = serve(stage.kernel("timed"), Form::Handler, says_nothing, ());
     for number in 0..COUNT {
         kernel.send_blocking(Number(number), None).unwrap();
     }
@@ -259,16 +274,18 @@ impl Recorder for Kept {
     }
 }
 
+async fn fails(mut context: Context<Number, Number>) -> Result<(), BoxError> {
+    context.receive().await?;
+    Err("fails".into())
+}
+
 pub fn telemetry_is_published_through_the_metrics_facade(stage: &Stage) {
     let builder = stage.kernel("published").capacity(2).backpressure(Backpressure::DropNewest);
     let gated = Gated::busy(builder);
     for number in 1..=5 {
         gated.kernel.try_send(Number(number)).unwrap();
     }
-    let failing = launch(stage.kernel("fails"), |mut context| async move {
-        dotcompute::Context::<Number, Number>::receive(&mut context).await?;
-        Err("fails".into())
-    });
+    let failing = launch(stage.kernel("fails"), fails);
     failing.try_send(Number(1)).unwrap();
     assert!(block_on(failing.ended()).is_err());
     let recorder = Kept::default();

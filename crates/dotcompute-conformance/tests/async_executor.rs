@@ -4,16 +4,20 @@
 // Each runtime has three workers to go on with where two kernels block theirs.
 mod own_workers {
     use dotcompute::Runtime;
-    use dotcompute_conformance::{Fixture, conformance_suite};
+    use dotcompute_conformance::{Fixture, Place, conformance_suite};
 
-    conformance_suite!(Fixture { executor: "async", builder: || Runtime::builder().workers(3) });
+    conformance_suite!(Fixture {
+        executor: "async",
+        builder: || Runtime::builder().workers(3),
+        place: Place::Here
+    });
 }
 
 mod given_tokio {
     use std::sync::LazyLock;
 
     use dotcompute::Runtime;
-    use dotcompute_conformance::{Fixture, conformance_suite};
+    use dotcompute_conformance::{Fixture, Place, conformance_suite};
 
     /// One for all tests, of which a few run at a time.
     static TOKIO: LazyLock<tokio::runtime::Runtime> = LazyLock::new(|| {
@@ -26,6 +30,7 @@ mod given_tokio {
     conformance_suite!(Fixture {
         executor: "async",
         builder: || Runtime::builder().tokio(TOKIO.handle().clone()),
+        place: Place::Here,
     });
 }
 

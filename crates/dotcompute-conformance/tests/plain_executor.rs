@@ -16,11 +16,12 @@ use dotcompute::{
     ReceiveError, Runtime, SendError, Terminate, Termination,
 };
 use dotcompute_conformance::stage::{Gate, Number, Waiter, balanced, echo, within};
-use dotcompute_conformance::{Fixture, conformance_suite};
+use dotcompute_conformance::{Fixture, Place, conformance_suite};
 
 conformance_suite!(Fixture {
     executor: "plain",
     builder: || Runtime::builder().executor(Arc::new(Plain)),
+    place: Place::Here,
 });
 
 /// A thread for each kernel, which the standard library parks.
@@ -99,18 +100,14 @@ fn a_kernel_that_its_executor_drops_fails_and_tells_everyone_who_waits() {
         let (keep, kept) = channel();
         let runtime = Runtime::builder().executor(Arc::new(Keeps(Mutex::new(keep)))).build();
         let gate = Gate::default();
-        let inside = gate.clone();
         let kernel = runtime
             .kernel("k")
             .executor("keeps")
             .capacity(1)
-            .launch(move |mut context: dotcompute::Context<Number, Number>| {
-                let gate = inside.clone();
-                async move {
-                    context.receive().await?;
-                    gate.pass().await;
-                    Ok(())
-                }
+            .launch(move |mut context: dotcompute::Context<Number, Number>| async move {
+                context.receive().await?;
+                gate.pass().await;
+                Ok(())
             })
             .unwrap();
         kernel.activate().unwrap();

@@ -63,7 +63,7 @@ use std::sync::Arc;
 
 use dotcompute_abi as abi;
 
-pub use batch::{RecordBatch, RecordMessage, RecordReply, Records};
+pub use batch::{KeyError, RecordBatch, RecordMessage, RecordReply, Records};
 pub(crate) use body::run;
 pub use call::Call;
 pub use code::HandlerCode;

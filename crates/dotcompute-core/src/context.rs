@@ -234,13 +234,15 @@ impl<M: Message, R: Message> Context<M, R> {
     #[inline]
     fn send_out(&mut self, reply: Envelope<R>) -> Result<bool, Envelope<R>> {
         self.look_at_link();
-        let sent_on = match &self.outlet {
-            Outlet::Mailbox => return self.cell.try_output(reply),
-            Outlet::Kernel(kernel) => self.cell.try_forward(&**kernel, reply)?,
-            Outlet::Pool(link) => self.cell.try_forward_by(link, reply)?,
+        let Self { cell, outlet, sent_on, .. } = self;
+        let count = || {
+            *sent_on = sent_on.wrapping_add(1);
+            cell.set_sent_on(*sent_on);
         };
-        if sent_on {
-            self.add_sent_on(1);
+        match outlet {
+            Outlet::Mailbox => return cell.try_output(reply),
+            Outlet::Kernel(kernel) => cell.try_forward(&**kernel, reply, count)?,
+            Outlet::Pool(link) => cell.try_forward_by(link, reply, count)?,
         }
         Ok(true)
     }

@@ -503,6 +503,13 @@ pub enum ConnectError {
         /// The kernel.
         kernel: KernelId,
     },
+    /// The kernel is one of several workers of a pool, whose replies come out in one place: the pool
+    /// is connected as a whole.
+    #[error("ring kernel '{kernel}' is a worker of a pool: connect the pool")]
+    OfAPool {
+        /// The worker.
+        kernel: KernelId,
+    },
     /// The kernels belong to different runtimes.
     #[error("ring kernels '{from}' and '{to}' belong to different runtimes")]
     OtherRuntime {

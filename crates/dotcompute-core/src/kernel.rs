@@ -106,6 +106,11 @@ impl<R: Message> Output<R> {
         self.workers.fetch_add(1, Ordering::Relaxed);
         Arc::clone(&self.replies)
     }
+
+    fn workers(&self) -> u64 {
+        // Relaxed: a count.
+        self.workers.load(Ordering::Relaxed)
+    }
 }
 
 impl<M: Message, R: Message> Cell<M, R> {

@@ -277,7 +277,9 @@ impl<M: Message, R: Message> Pool<M, R> {
 
     /// Sends messages to the workers by their keys from now on: equal keys to one worker. `key` runs
     /// in whoever sends, or replies where that is connected to the pool; it should be quick. If it
-    /// panics, it does so there. To be called before the pool is used: the first `key`
+    /// panics, it does so there: a kernel that replies fails, and the reply is a dead letter. A batch
+    /// of records goes to one worker as a whole: [`RecordBatch::key`](crate::RecordBatch::key) says
+    /// the key of all its records, or that they do not agree. To be called before the pool is used: the first `key`
     /// that is given holds.
     #[must_use]
     pub fn by_key(self, key: impl Fn(&M) -> u64 + Send + Sync + 'static) -> Self {

@@ -160,6 +160,31 @@ pub enum ElementType {
     Record(&'static RecordLayout),
 }
 
+impl ElementType {
+    /// What reads an integer of this type, in 64 bits, from its bytes; none if it is no integer.
+    pub(crate) fn as_integer(self) -> Option<fn(&[u8]) -> u64> {
+        macro_rules! read {
+            ($number:ty, $wide:ty) => {
+                |bytes| {
+                    let number = bytes.try_into().map_or(0, <$number>::from_ne_bytes);
+                    <$wide>::from(number) as u64
+                }
+            };
+        }
+        Some(match self {
+            Self::U8 => read!(u8, u64),
+            Self::U16 => read!(u16, u64),
+            Self::U32 => read!(u32, u64),
+            Self::U64 => read!(u64, u64),
+            Self::I8 => read!(i8, i64),
+            Self::I16 => read!(i16, i64),
+            Self::I32 => read!(i32, i64),
+            Self::I64 => read!(i64, i64),
+            Self::F32 | Self::F64 | Self::Array { .. } | Self::Record(_) => return None,
+        })
+    }
+}
+
 /// A type that a field of a record can have: numbers of a fixed size, arrays of them, and other
 /// records.
 ///

@@ -7,7 +7,7 @@ use std::sync::mpsc;
 use std::time::Duration;
 
 use dotcompute_core::abi::{HandlerContext, codes};
-use dotcompute_core::compiled::{CompiledHandler, RecordBatch};
+use dotcompute_core::compiled::{CompiledHandler, KeyError, RecordBatch};
 use dotcompute_core::{
     AskError, DeadLetterReason, Envelope, Fault, FaultKind, KernelRef, LaunchError, Message,
     ReceiveError, Record, RestartPolicy, Runtime, Terminate,
@@ -115,6 +115,40 @@ fn whoever_asks_with_a_batch_gets_one_even_if_it_is_empty() {
     assert_eq!(values(&kernel.ask_blocking(batch([2, 4]), LONG).unwrap().message), []);
     assert_eq!(values(&kernel.ask_blocking(batch([]), LONG).unwrap().message), []);
     assert_eq!(values(&kernel.ask_blocking(batch([5]), LONG).unwrap().message), [5]);
+}
+
+#[test]
+fn a_batch_has_a_key_if_its_records_agree() {
+    assert_eq!(batch([-7, -7]).key("value"), Ok((-7_i64).cast_unsigned()));
+    assert_eq!(batch([]).key("value"), Ok(0));
+    let several = batch([7, 7, 8]).key("value").unwrap_err();
+    assert_eq!(several, KeyError::Several { field: "value".into(), at: 2 });
+    let none = batch([1]).key("price").unwrap_err();
+    assert!(none.to_string().contains("'price' of records 'Number'"), "{none}");
+}
+
+/// Replies of different keys in one batch: not to the worker of the first one.
+#[test]
+fn a_batch_of_several_keys_that_is_forwarded_to_a_pool_fails_the_kernel_and_reaches_no_worker() {
+    let runtime = Runtime::builder().build();
+    let source = launch(&runtime, summing());
+    let pool = runtime.kernel("pool").executor("thread").pool(2);
+    let pool = pool
+        .launch_each(|worker| worker.launch_compiled::<RecordBatch, RecordBatch>(summing()))
+        .unwrap()
+        .by_key(|batch: &RecordBatch| batch.key("value").unwrap());
+    pool.activate().unwrap();
+    let pipeline = source.connect(&pool).unwrap();
+    // One reply each: they agree.
+    assert_eq!(values(&pipeline.ask_blocking(batch([3, 4]), LONG).unwrap().message), [3]);
+    let refused = pipeline.ask_blocking(batch([1, 3]), LONG).unwrap_err();
+    assert!(matches!(refused, AskError::Dropped { .. } | AskError::Failed { .. }), "{refused}");
+    let fault = dotcompute_mailbox::wait::block_on(source.ended()).unwrap_err();
+    assert!(fault.message().contains("Several"), "{fault}");
+    assert_eq!(pool.books().accepted, 1);
+    let letters = runtime.take_dead_letters(|letter| !letter.to_kernel);
+    assert!(matches!(letters[0].reason, DeadLetterReason::Unreachable), "{letters:?}");
+    assert_eq!(values(letters[0].message().unwrap()), [4, 7]);
 }
 
 #[test]

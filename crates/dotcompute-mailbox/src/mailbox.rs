@@ -288,8 +288,51 @@ impl<T> Mailbox<T> {
         let locked = self.lock();
         match locked.takes_more() {
             true => Ok(locked.admit_alone(band, value)),
-            false => locked.offer_rarely(band, value),
+            false => locked.offer_rarely(band, value, || ()),
         }
+    }
+
+    /// [`offer`](Self::offer) that calls `count` when the message is admitted, before anybody can
+    /// have received it: under the lock, so it is to count and do nothing else.
+    ///
+    /// # Errors
+    ///
+    /// As [`try_send`](Self::try_send); `count` was not called then.
+    #[inline]
+    pub fn offer_counted(
+        &self,
+        band: Band,
+        value: T,
+        count: impl FnOnce(),
+    ) -> Result<Admission<T>, TrySendError<T>> {
+        let locked = self.lock();
+        match locked.takes_more() {
+            true => {
+                count();
+                Ok(locked.admit_alone(band, value))
+            }
+            false => locked.offer_rarely(band, value, count),
+        }
+    }
+
+    /// Accepts a message whatever its capacity and its policy are, as [`divert`](Self::divert) does
+    /// many.
+    ///
+    /// # Errors
+    ///
+    /// Gives it back if the mailbox is closed.
+    pub fn add(&self, band: Band, value: T) -> Result<(), T> {
+        let waker = {
+            let mut locked = self.lock();
+            if locked.closed.is_some() {
+                return Err(value);
+            }
+            locked.admit(band, value)
+        };
+        if let Some(waker) = waker {
+            waker.wake();
+        }
+        Ok(())
     }
 
     /// Sends, waiting for room under [`Backpressure::Block`]. The message enters the mailbox, or
@@ -781,9 +824,17 @@ impl<T> Locked<'_, T> {
     }
 
     #[cold]
-    fn offer_rarely(mut self, band: Band, value: T) -> Result<Admission<T>, TrySendError<T>> {
+    fn offer_rarely(
+        mut self,
+        band: Band,
+        value: T,
+        count: impl FnOnce(),
+    ) -> Result<Admission<T>, TrySendError<T>> {
         let mut wakes = Wakes::default();
         let outcome = self.offer(band, value, &mut wakes);
+        if outcome.is_ok() {
+            count();
+        }
         // Before the wakes, which were declared after it.
         drop(self);
         outcome

@@ -314,6 +314,9 @@ impl Reader {
             flag: about[2] != 0,
             target: self.target(),
         };
+        if arrays == 0 {
+            return Ok((prefix, &self.bytes[start..], Vec::new()));
+        }
         let end = bytes.len().checked_sub(arrays * BLOCK_BYTES).filter(|end| *end >= start);
         let end = end.ok_or(Broken("a message without its arrays"))?;
         let blocks = bytes[end..].chunks_exact(BLOCK_BYTES).map(Block::from_bytes);

@@ -22,12 +22,14 @@ use crate::coder::{Coder, Outgoing};
 use crate::frame::{FromRing, Prefix, Reader, ToRing, Writer};
 use crate::memory::Memory;
 use crate::output::ToParent;
-use crate::segment::{DRAIN, FROM_CHILD, ParentBell, RUN, STOP, Segment, TO_CHILD};
+use crate::segment::{DRAIN, FROM_CHILD, HOLD, ParentBell, RUN, STOP, Segment, TO_CHILD, is_end};
 use crate::socket::{self, Report, Setup};
 use crate::state::SharedState;
 
 /// How many messages a handler handles before it publishes what came of them, where more are there.
 const ACKNOWLEDGE_EVERY: u64 = 32;
+/// How long the parent may be left unaware of what a handler acknowledged, if nothing else tells it.
+const TELL_WITHIN: Duration = Duration::from_micros(200);
 
 /// A child's ends of what joins it with its parent.
 #[derive(Debug)]
@@ -46,6 +48,9 @@ pub struct Host {
     received: u64,
     /// What was acknowledged last.
     acknowledged: u64,
+    /// What of that the parent was woken for, and when.
+    told: u64,
+    told_at: Instant,
     demand: u64,
     /// Whether the parent knows that this process came to what it was started for.
     started: bool,
@@ -206,6 +211,8 @@ impl Host {
             waiting: Waiting::default(),
             received: 0,
             acknowledged: 0,
+            told: 0,
+            told_at: Instant::now(),
             demand: 0,
             started: false,
             state: state.map(|shared| KeptState {
@@ -246,6 +253,13 @@ impl Host {
             // Without a parent there is nobody to tell.
             let _ = socket::send_report(self.socket.as_fd(), &Report::Started);
         }
+    }
+
+    /// Waits until the kernel is activated in the parent: nothing of a body runs before, as with
+    /// every executor. (A handler may be made before; it handles nothing.)
+    pub fn wait_for_activation(&mut self) {
+        self.started();
+        self.wait(|host| host.segment.command() != HOLD);
     }
 
     /// Logs to the parent, from any thread.
@@ -353,15 +367,15 @@ impl Host {
                 // After a fault one by one, so that it is known whose it is.
                 let since = self.received - self.acknowledged;
                 if since >= every || message.delivery_count() > 1 {
-                    self.acknowledge(self.received, self.received + window);
+                    self.acknowledge_quietly(self.received, self.received + window);
                 }
             }
-            if self.received > self.acknowledged {
+            if self.received > self.told {
                 self.acknowledge(self.received, self.received + window);
-            } else if command != RUN {
+            } else if is_end(command) {
                 return Ok(());
             }
-            self.wait(|host| host.segment.command() != RUN || !host.from_parent.is_empty());
+            self.wait(|host| is_end(host.segment.command()) || !host.from_parent.is_empty());
         }
     }
 
@@ -492,8 +506,11 @@ impl Host {
     ) -> Result<(), Fault> {
         self.writer.begin(token, prefix, fill).map_err(Fault::from_error)?;
         while !self.writer.stage(&self.to_parent) {
+            // Before the parent is told: it rings when it has read what it is told of.
+            self.segment.set_wants_room(true);
             self.publish(false);
             self.wait(|host| host.to_parent.free() == host.to_parent.capacity());
+            self.segment.set_wants_room(false);
         }
         Ok(())
     }
@@ -507,13 +524,37 @@ impl Host {
         self.publish(true);
     }
 
+    /// The same while there are more messages. It wakes the parent only for replies, when half of the
+    /// window is done, or when that has taken long: to wake it costs more than to handle a message.
+    fn acknowledge_quietly(&mut self, processed: u64, demand: u64) {
+        self.acknowledged = processed.max(self.acknowledged);
+        self.demand = demand.max(self.demand);
+        if self.put_down(true)
+            || (self.acknowledged - self.told) * 2 >= self.window() as u64
+            || self.told_at.elapsed() >= TELL_WITHIN
+        {
+            self.tell();
+        }
+    }
+
     /// Publishes what is staged. `whole`: that is all that was made of the messages so far.
     fn publish(&mut self, whole: bool) {
+        self.put_down(whole);
+        self.tell();
+    }
+
+    /// Publishes it without a word to the parent; whether there were replies.
+    fn put_down(&mut self, whole: bool) -> bool {
         if let Some(state) = &mut self.state {
             state.commit(whole);
         }
-        self.writer.publish(&mut self.to_parent);
+        let replied = self.writer.publish(&mut self.to_parent);
         self.segment.set_progress(self.acknowledged, self.demand);
+        replied
+    }
+
+    fn tell(&mut self) {
+        (self.told, self.told_at) = (self.acknowledged, Instant::now());
         self.segment.tell();
         self.parent.bell().ring();
     }

@@ -6,6 +6,7 @@ use std::env;
 use std::fmt;
 use std::future::Future;
 use std::os::fd::{AsFd, OwnedFd};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::process::Command;
 use std::sync::Arc;
 use std::time::Duration;
@@ -165,6 +166,7 @@ impl Kernels {
                 .keep_replies()
                 .launch(move |context| body(context, args.clone()))
                 .map_err(|error| Fault::from_error(error.into()))?;
+            host.wait_for_activation();
             kernel.activate().map_err(|error| Fault::from_error(error.into()))?;
             host.run_kernel(&kernel, &messages, &replies)
         })
@@ -243,7 +245,9 @@ impl Kernels {
         let outcome = match self.entries.get(host.entry()) {
             Some(entry) => {
                 host.started();
-                (entry.serve)(&mut host)
+                // What makes a handler may panic too: the parent is told of it as of any fault.
+                let serve = AssertUnwindSafe(|| (entry.serve)(&mut host));
+                catch_unwind(serve).unwrap_or_else(|panic| Err(Fault::from_panic(panic)))
             }
             None => Err(Fault::new(format!(
                 "the program has no kernel '{}' registered for its processes",

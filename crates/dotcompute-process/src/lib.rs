@@ -35,6 +35,8 @@
 //! modulo 2^32. Ids, bands and askers stay in the parent: the proxy takes an envelope out of the
 //! mailbox into a table, in which it is *in hand*, and writes a copy into the ring.
 //!
+//! 0. Nothing is handed over, and no body begins, before the kernel is active: then the proxy begins, and
+//!    says so.
 //! 1. The child says what it is ready for (`demand`). With a [window](Process::window) of 1, the
 //!    default, that is one message, and only while its kernel waits for one. So a message is either
 //!    queued in the mailbox, where policies, bands and a deactivation see it, or in hand: never in
@@ -42,7 +44,9 @@
 //! 2. The proxy writes the message and rings. A ring is a window: nothing is taken back out of it.
 //! 3. The host notes the position (`received`) *before* its kernel sees the message.
 //! 4. Replies go into the other ring under the token of the message they answer. Then, in this
-//!    order: the tail of that ring, `processed` with the new `demand` (one word), and the bell.
+//!    order: the tail of that ring, `processed` with the new `demand` (one word), and the bell. The bell
+//!    waits where there are no replies and there is more to do: until half of the window is done, the
+//!    ring is empty, or 200 us have passed; to wake a thread costs more than to handle a message.
 //! 5. The proxy reads `processed`, then the replies, routes these, and settles the messages. While a
 //!    reply waits for room in the output mailbox its message stays in hand.
 //!

@@ -70,7 +70,7 @@ impl<M: Message, R: Message> Proxy<M, R> {
     ) -> Self {
         desk.watch(Some(&session.segment));
         let stop = Box::pin(context.stop_at_once());
-        Self {
+        let proxy = Self {
             context,
             writer: Writer::new(&session.segment, TO_CHILD),
             reader: Reader::new(&session.segment, FROM_CHILD),
@@ -86,7 +86,10 @@ impl<M: Message, R: Message> Proxy<M, R> {
             near,
             ways: HashMap::new(),
             stop: Some(stop),
-        }
+        };
+        // This is the body of the kernel, which is active by now.
+        proxy.command(RUN);
+        proxy
     }
 
     /// Does all that can be done now; ready when the child has ended and everything of it was read.
@@ -157,20 +160,15 @@ impl<M: Message, R: Message> Proxy<M, R> {
     /// Takes the replies out of their ring and sends each where it belongs. Pending while one waits
     /// for room there.
     fn bring_replies(&mut self, cx: &mut TaskContext<'_>) -> Poll<Result<(), BoxError>> {
-        let mut any = false;
-        let brought = self.bring_each(cx, &mut any);
-        if any || self.reader.is_inside() {
-            // Room for more: the child may wait for it, also while a reply waits here.
+        let brought = self.bring_each(cx);
+        // Also while a reply waits here.
+        if self.session.segment.wants_room() {
             self.session.segment.child_bell().ring();
         }
         brought
     }
 
-    fn bring_each(
-        &mut self,
-        cx: &mut TaskContext<'_>,
-        any: &mut bool,
-    ) -> Poll<Result<(), BoxError>> {
+    fn bring_each(&mut self, cx: &mut TaskContext<'_>) -> Poll<Result<(), BoxError>> {
         loop {
             match &mut self.blocked {
                 None => {}
@@ -191,7 +189,6 @@ impl<M: Message, R: Message> Proxy<M, R> {
                 Ok(false) => break,
                 Err(error) => return Poll::Ready(Err(self.lost(&error.to_string()))),
             }
-            *any = true;
             match self.sent_to_target() {
                 Ok(false) => {}
                 Ok(true) => continue,
@@ -284,7 +281,9 @@ impl<M: Message, R: Message> Future for Proxy<M, R> {
 
 impl<M: Message, R: Message> Drop for Proxy<M, R> {
     fn drop(&mut self) {
-        // Dropped while its child runs: whatever that had received may have had its effects.
+        // Dropped while its child runs: a reply acknowledges its message all the same, and whatever
+        // else the child had received may have had its effects.
+        self.settle(self.replied.min(self.begun));
         let received = self.session.segment.received();
         let received = received.min(self.begun).saturating_sub(self.settled);
         self.context.mark_delivered(received as usize);

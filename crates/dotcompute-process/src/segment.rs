@@ -12,12 +12,19 @@ use rustix::io;
 use crate::arena;
 use crate::memory::Memory;
 
+/// The kernel is not activated yet: a body does not begin.
+pub(crate) const HOLD: u32 = 0;
 /// Go on.
-pub(crate) const RUN: u32 = 0;
+pub(crate) const RUN: u32 = 1;
 /// End once everything that was handed over is processed.
-pub(crate) const DRAIN: u32 = 1;
+pub(crate) const DRAIN: u32 = 2;
 /// End after the message in hand.
-pub(crate) const STOP: u32 = 2;
+pub(crate) const STOP: u32 = 3;
+
+/// Whether the kernel is to end.
+pub(crate) const fn is_end(command: u32) -> bool {
+    matches!(command, DRAIN | STOP)
+}
 
 /// `dotcproc` in ASCII: the first word of a segment, written last.
 const MAGIC: u64 = u64::from_le_bytes(*b"dotcproc");
@@ -65,6 +72,8 @@ struct ChildWords {
     progress: AtomicU64,
     /// Counts what the child published, in the rings and in these words.
     news: AtomicU64,
+    /// Not 0: the child waits until the ring of its replies is empty.
+    wants_room: AtomicU32,
 }
 
 /// Written by the child only, and read when it has ended.
@@ -234,6 +243,19 @@ impl Segment {
         // SYNC(process.news) release: pairs with the acquire in `news`. Makes visible what it is
         // news of.
         news.store(next, Ordering::Release);
+    }
+
+    /// For the child; `true` before it tells, and waits.
+    pub(crate) fn set_wants_room(&self, wants: bool) {
+        // Relaxed: the news publish that it is wanted, and to hear late that it is not costs a ring.
+        self.words().child.wants_room.store(wants.into(), Ordering::Relaxed);
+    }
+
+    /// Whether the child's bell is to be rung when its replies were read: looked at after the news,
+    /// each time that there are some.
+    pub(crate) fn wants_room(&self) -> bool {
+        // Relaxed: the news made it visible, if it had to be.
+        self.words().child.wants_room.load(Ordering::Relaxed) != 0
     }
 
     pub(crate) fn news(&self) -> u64 {

@@ -5,6 +5,9 @@ that is resident there, and its state lies in the device's memory. What runs the
 handler: a Python function with ``state=``, which numba-cuda compiles (`compile_for_cuda`), or CUDA
 C++ source (`cuda_handler`). Messages and replies have at most 40 bytes.
 
+Kernels of the same handler share grids, and there `runtime.connect` lets the replies of one go
+straight into the inbox of the next on the device; those of others, and arrays, go by the host.
+
 This has run on a stand-in for NVIDIA's libraries, and not on a GPU yet.
 """
 

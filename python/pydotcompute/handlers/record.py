@@ -122,6 +122,7 @@ class RecordType:
                 (field.name, field.inner.layout if field.inner else field.code, list(field.shape))
                 for field in fields
             ],
+            f"{cls.__module__}.{cls.__qualname__}",
         )
         self.fields = tuple(
             dataclasses.replace(field, offset=offset)
@@ -461,7 +462,7 @@ def _name(annotation: Any) -> str:
     return annotation.__name__ if isinstance(annotation, type) else str(annotation)
 
 
-#: Of each layout the record class that was made last.
+#: Of each layout the record class; of one that is defined again, the last definition.
 _types: dict[_native.RecordLayout, RecordType] = {}
 
 

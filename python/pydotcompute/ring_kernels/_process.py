@@ -236,6 +236,7 @@ async def _serve(
     kernel: RingKernel[Any, Any] = RingKernel(host.kernel_id, function, config=config)
     kernel._far_side = True
     await kernel.launch()
+    host.wait_for_activation()
     await kernel.activate()
     # A thread of its own, which carries messages while the loop runs the function.
     ended: asyncio.Future[str | None] = asyncio.get_running_loop().create_future()

@@ -463,6 +463,7 @@ def events(
     values
         The measurements.
     times
+        Numbers, or ``datetime64`` (as a column of timestamps is), which become seconds since 1970.
         By default they have none.
     sequence
         By default their places in the array.
@@ -471,9 +472,17 @@ def events(
     made = np.zeros(len(values), record_dtype(Event))
     made["key"] = keys
     made["value"] = values
-    made["time"] = math.nan if times is None else times
+    made["time"] = math.nan if times is None else _seconds(np.asarray(times))
     made["sequence"] = np.arange(len(values)) if sequence is None else sequence
     return made
+
+
+def _seconds(times: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    if times.dtype.kind != "M":
+        return times
+    # Whatever they are counted in; what is no time is NaN.
+    seconds: npt.NDArray[Any] = (times - np.datetime64(0, "s")) / np.timedelta64(1, "s")
+    return seconds
 
 
 class KeyTable:

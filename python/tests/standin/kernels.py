@@ -61,6 +61,20 @@ async def main():
         runtime.connect("a", "b")
         answer = await runtime.send_and_receive("a", Amount(value=1), timeout=60)
         assert answer.value == 416
+        # What is sent to the first comes out of the second, in order: one by one on the device, and
+        # arrays, which go by the host.
+        a, b, ones = 416, 416, np.zeros(7, record_dtype(Amount))
+        ones["value"] = 1
+        for turn in range(60):
+            await runtime.send("a", ones if turn % 10 == 9 else Amount(value=1))
+        for turn in range(60):
+            received = await runtime.receive("b", timeout=60)
+            got = received["value"].tolist() if turn % 10 == 9 else [received.value]
+            for value in got:
+                a += 1
+                b += a
+                assert value == b, (turn, value, b)
+        assert kernel.read_state(timeout=60).balance == a
         runtime.disconnect("a")
         with pytest.raises(PyDotComputeError, match="overdrawn"):
             await runtime.send_and_receive("b", Amount(value=-1), timeout=60)

@@ -153,6 +153,64 @@ impl RecordBatch {
     }
 }
 
+impl RecordBatch {
+    /// The key that all records have, of an integer field: its value in 64 bits; 0 of no records. For
+    /// [`Pool::by_key`](crate::Pool::by_key): a batch goes to one worker, as a whole.
+    ///
+    /// # Errors
+    ///
+    /// If there is no such field, it is no integer, or the records do not agree.
+    pub fn key(&self, field: &str) -> Result<u64, KeyError> {
+        let record = self.layout.name;
+        let Some(found) = self.layout.fields.iter().find(|found| found.name == field) else {
+            return Err(KeyError::NoField { record, field: field.into() });
+        };
+        let Some(read) = found.element.as_integer() else {
+            return Err(KeyError::NoInteger { record, field: field.into() });
+        };
+        let keys = self.bytes().chunks_exact(self.layout.bytes);
+        let mut keys = keys.map(|record| read(&record[found.offset..][..found.bytes]));
+        let first = keys.next().unwrap_or(0);
+        match keys.position(|key| key != first) {
+            None => Ok(first),
+            Some(at) => Err(KeyError::Several { field: field.into(), at: at + 1 }),
+        }
+    }
+}
+
+/// Why records have no key.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum KeyError {
+    /// No field of that name.
+    #[error("the key '{field}' of records '{record}' is none of their fields")]
+    NoField {
+        /// The record.
+        record: &'static str,
+        /// The name.
+        field: String,
+    },
+    /// A field of another type.
+    #[error("the key '{field}' of records '{record}' is no integer")]
+    NoInteger {
+        /// The record.
+        record: &'static str,
+        /// The name.
+        field: String,
+    },
+    /// A batch whose records belong to different workers.
+    #[error(
+        "an array goes to one worker, and record {at} has another '{field}' than record 0: send the \
+         records of each key by themselves"
+    )]
+    Several {
+        /// The name of the field.
+        field: String,
+        /// The first record with another key.
+        at: usize,
+    },
+}
+
 impl Message for RecordBatch {
     const TYPE_NAME: &'static str = "records";
 

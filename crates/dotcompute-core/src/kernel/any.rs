@@ -20,6 +20,10 @@ use crate::relay::{Origin, tell_all};
 use crate::runtime::Shared;
 use crate::telemetry::{KernelTelemetry, Telemetry};
 
+/// Brings the replies of before a connection where they go now: to be called once all kernels of the
+/// stage are connected.
+pub(crate) type Carry = Box<dyn FnOnce()>;
+
 /// What a runtime needs of a kernel without knowing its message types.
 pub(crate) trait AnyCell: Send + Sync {
     fn id(&self) -> &KernelId;
@@ -49,7 +53,13 @@ pub(crate) trait AnyCell: Send + Sync {
     /// What others are connected to.
     fn next(self: Arc<Self>) -> AnyNext;
     /// Connects it to what takes its replies: see [`KernelRef::connect`].
-    fn connect(self: Arc<Self>, to: &AnyNext, allow_cycle: bool) -> Result<(), ConnectError>;
+    fn connect(
+        self: Arc<Self>,
+        to: &AnyNext,
+        allow_cycle: bool,
+    ) -> Result<Option<Carry>, ConnectError>;
+    /// Whether others that have not ended reply into the same output.
+    fn shares_output(&self) -> bool;
     /// Its replies go to its output mailbox from now on.
     fn unlink(&self);
     /// Fails the asks that wait elsewhere and are not past this kernel.
@@ -152,7 +162,11 @@ impl<M: Message, R: Message> AnyCell for Cell<M, R> {
         AnyNext { stage, way: Box::new(way), types }
     }
 
-    fn connect(self: Arc<Self>, to: &AnyNext, allow_cycle: bool) -> Result<(), ConnectError> {
+    fn connect(
+        self: Arc<Self>,
+        to: &AnyNext,
+        allow_cycle: bool,
+    ) -> Result<Option<Carry>, ConnectError> {
         let Some(way) = to.way.downcast_ref::<Way<R>>() else {
             return Err(ConnectError::WrongType {
                 from: self.id.clone(),
@@ -161,7 +175,12 @@ impl<M: Message, R: Message> AnyCell for Cell<M, R> {
                 takes: to.types.clone(),
             });
         };
-        self.connect_to(way.clone(), &to.stage, allow_cycle)
+        let carry = self.connect_to(way.clone(), &to.stage, allow_cycle)?;
+        Ok(carry.map(|carry| -> Carry { Box::new(|| carry.run()) }))
+    }
+
+    fn shares_output(&self) -> bool {
+        self.output.as_ref().is_some_and(|output| output.workers() > 1)
     }
 
     fn unlink(&self) {

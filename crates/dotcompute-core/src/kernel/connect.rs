@@ -126,8 +126,11 @@ impl<M: Message, R: Message> KernelRef<M, R> {
         allow_cycle: bool,
     ) -> Result<Pipeline<M, N::Reply>, ConnectError> {
         let (way, stage) = next.next();
-        self.cell.connect_to(way, &stage, allow_cycle)?;
         let cell: Arc<dyn AnyCell> = self.cell.clone();
+        alone(&*cell)?;
+        if let Some(carry) = self.cell.connect_to(way, &stage, allow_cycle)? {
+            carry.run();
+        }
         Ok(Pipeline {
             first: self.address(),
             stages: vec![cell.next().stage, stage],
@@ -150,12 +153,12 @@ impl<M: Message, R: Message> KernelRef<M, R> {
 }
 
 impl<M: Message, R: Message> Cell<M, R> {
-    pub(crate) fn connect_to(
+    pub(super) fn connect_to(
         self: &Arc<Self>,
         way: Way<R>,
         next: &Stage,
         allow_cycle: bool,
-    ) -> Result<(), ConnectError> {
+    ) -> Result<Option<CarryOver<M, R>>, ConnectError> {
         let runtime = self.runtime.upgrade();
         let theirs = next.cells.first().and_then(|cell| cell.runtime().upgrade());
         let (Some(runtime), Some(theirs)) = (runtime, theirs) else {
@@ -172,10 +175,7 @@ impl<M: Message, R: Message> Cell<M, R> {
         // Out of the locks.
         drop(diverted);
         self.change(|_| ());
-        if let Some(replies) = replies {
-            CarryOver { cell: self, link, replies }.run();
-        }
-        Ok(())
+        Ok(replies.map(|replies| CarryOver { cell: Arc::clone(self), link, replies }))
     }
 
     #[allow(clippy::type_complexity, reason = "for the function above")]
@@ -397,17 +397,41 @@ pub(crate) fn connect_stage(
         let kernel = from.first().map_or_else(|| to.stage.id.clone(), |cell| cell.id().clone());
         return Err(ConnectError::Stopped { kernel });
     }
-    for (at, cell) in living.iter().enumerate() {
-        if let Err(error) = Arc::clone(cell).connect(to, allow_cycle) {
-            for connected in &living[..at] {
-                if let Some(runtime) = connected.runtime().upgrade() {
-                    runtime.pipelines.disconnect(connected);
-                }
+    if single {
+        alone(&**living[0])?;
+    }
+    // All are connected before any reply is brought there: what a worker of a pool makes meanwhile
+    // waits, as does what others make, until the replies of before, which may be its own, are there.
+    let mut carries = Vec::new();
+    let mut refused = Ok(());
+    let mut connected = 0;
+    for cell in &living {
+        match Arc::clone(cell).connect(to, allow_cycle) {
+            Ok(carry) => carries.extend(carry),
+            Err(error) => {
+                refused = Err(error);
+                break;
             }
-            return Err(error);
+        }
+        connected += 1;
+    }
+    carries.into_iter().for_each(|carry| carry());
+    if refused.is_err() {
+        for cell in &living[..connected] {
+            if let Some(runtime) = cell.runtime().upgrade() {
+                runtime.pipelines.disconnect(cell);
+            }
         }
     }
-    Ok(())
+    refused
+}
+
+/// A worker of a pool is not connected without the others: they share what would be closed.
+fn alone(cell: &dyn AnyCell) -> Result<(), ConnectError> {
+    match cell.shares_output() {
+        true => Err(ConnectError::OfAPool { kernel: cell.id().clone() }),
+        false => Ok(()),
+    }
 }
 
 /// Asks the kernels of stages to end. What is connected to them is cut off first, so that a pool

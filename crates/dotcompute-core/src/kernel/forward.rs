@@ -1,6 +1,7 @@
 //! The way of a reply from a kernel that is connected straight into the mailbox of the next one.
 
 use std::future::Future;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context as TaskContext, Poll};
@@ -92,78 +93,33 @@ pub(crate) enum Outlet<R> {
     Pool(Arc<Link<R>>),
 }
 
-/// A reply whose worker is being chosen by the user's code: if that panics it becomes a dead letter.
-struct Choosing<'a, M: Message, R: Message> {
-    cell: &'a Cell<M, R>,
-    reply: Option<Envelope<R>>,
-}
-
-impl<'a, M: Message, R: Message> Choosing<'a, M, R> {
-    fn choose<'p>(
-        cell: &'a Cell<M, R>,
-        pool: &'p dyn Spread<R>,
-        reply: Envelope<R>,
-    ) -> (&'p dyn Accept<R>, Envelope<R>) {
-        let mut held = Self { cell, reply: Some(reply) };
-        match &held.reply {
-            Some(reply) => {
-                let to = pool.worker_for(&reply.message);
-                match held.reply.take() {
-                    Some(reply) => (to, reply),
-                    None => unreachable!("it was just put in"),
-                }
-            }
-            None => unreachable!("it was just put in"),
-        }
-    }
-}
-
-impl<M: Message, R: Message> Drop for Choosing<'_, M, R> {
-    fn drop(&mut self) {
-        let Some(mut reply) = self.reply.take() else { return };
-        if let Some(token) = reply.ask.take() {
-            self.cell.fail_ask(token, AskFailure::Dropped);
-        }
-        self.cell.dead_reply(reply, DeadLetterReason::Unreachable);
-    }
-}
-
 /// Replies that were made before their kernel was connected to a pool, on their way there.
-pub(super) struct CarryOver<'a, M: Message, R: Message> {
-    pub(super) cell: &'a Cell<M, R>,
+pub(super) struct CarryOver<M: Message, R: Message> {
+    pub(super) cell: Arc<Cell<M, R>>,
     pub(super) link: Arc<Link<R>>,
     pub(super) replies: Arc<Mailbox<Envelope<R>>>,
 }
 
-impl<M: Message, R: Message> CarryOver<'_, M, R> {
+impl<M: Message, R: Message> CarryOver<M, R> {
     /// Brings them to the workers, in order, also beyond the capacity of these.
     pub(super) fn run(self) {
         let Way::Pool(pool) = &self.link.way else { return };
         while let Ok(mut reply) = self.replies.try_receive() {
             loop {
-                let (to, chosen) = Choosing::choose(self.cell, &**pool, reply);
+                let (to, chosen) = self.cell.choose(&**pool, reply);
                 let band = Band::from_priority(chosen.priority);
-                let one = Mailbox::new(1, Backpressure::Reject);
-                let moved = match one.try_send(band, chosen) {
-                    Ok(_) => one.divert(to.mailbox()),
-                    Err(_) => unreachable!("there is room for one"),
-                };
-                if moved.is_ok() {
+                let Err(back) = to.mailbox().add(band, chosen) else { break };
+                if !(pool.takes_turns() && pool.is_living()) {
+                    self.cell.dead_reply(back, DeadLetterReason::Unreachable);
                     break;
                 }
-                let Ok(back) = one.try_receive() else { break };
-                if pool.takes_turns() && pool.is_living() {
-                    reply = back;
-                    continue;
-                }
-                self.cell.dead_reply(back, DeadLetterReason::Unreachable);
-                break;
+                reply = back;
             }
         }
     }
 }
 
-impl<M: Message, R: Message> Drop for CarryOver<'_, M, R> {
+impl<M: Message, R: Message> Drop for CarryOver<M, R> {
     fn drop(&mut self) {
         // Nothing is left, unless the choice of a worker has panicked.
         while let Ok(reply) = self.replies.try_receive() {
@@ -213,31 +169,51 @@ impl<M: Message, R: Message> Cell<M, R> {
         (self.link_word(), link.clone())
     }
 
-    /// Forwards a reply as far as that takes no waiting, whether it was sent on, for the caller to
-    /// count, or became a dead letter; else it comes back, for [`forward`](Self::forward).
+    /// The worker that the reply is for. That may be the user's code: if it panics, the reply is a
+    /// dead letter.
+    fn choose<'p>(
+        &self,
+        pool: &'p dyn Spread<R>,
+        mut reply: Envelope<R>,
+    ) -> (&'p dyn Accept<R>, Envelope<R>) {
+        match catch_unwind(AssertUnwindSafe(|| pool.worker_for(&reply.message))) {
+            Ok(to) => (to, reply),
+            Err(panic) => {
+                if let Some(token) = reply.ask.take() {
+                    self.fail_ask(token, AskFailure::Dropped);
+                }
+                self.dead_reply(reply, DeadLetterReason::Unreachable);
+                resume_unwind(panic)
+            }
+        }
+    }
+
+    /// Forwards a reply as far as that takes no waiting; `count` is called if it is sent on, before
+    /// the next kernel can have it. It comes back if it has to wait, for [`forward`](Self::forward).
     pub(crate) fn try_forward(
         &self,
         to: &dyn Accept<R>,
         mut reply: Envelope<R>,
-    ) -> Result<bool, Envelope<R>> {
+        count: impl FnOnce(),
+    ) -> Result<(), Envelope<R>> {
         if reply.ask.is_some() {
-            let Some(handed_over) = self.hand_over(to, reply) else { return Ok(false) };
+            let Some(handed_over) = self.hand_over(to, reply) else { return Ok(()) };
             reply = handed_over;
         }
         let band = Band::from_priority(reply.priority);
-        match to.mailbox().offer(band, reply) {
+        match to.mailbox().offer_counted(band, reply, count) {
             Ok(admission) => {
                 admitted(to, admission);
-                Ok(true)
+                Ok(())
             }
             Err(mailbox::TrySendError::Full(reply))
                 if to.mailbox().backpressure() == Backpressure::Reject =>
             {
                 self.no_room(to, reply);
-                Ok(false)
+                Ok(())
             }
             Err(mailbox::TrySendError::Full(reply) | mailbox::TrySendError::Closed(reply)) => {
-                self.take_back(to, reply).map_or(Ok(false), Err)
+                self.take_back(to, reply).map_or(Ok(()), Err)
             }
         }
     }
@@ -247,13 +223,14 @@ impl<M: Message, R: Message> Cell<M, R> {
         &self,
         link: &Link<R>,
         reply: Envelope<R>,
-    ) -> Result<bool, Envelope<R>> {
+        count: impl FnOnce(),
+    ) -> Result<(), Envelope<R>> {
         match &link.way {
-            Way::Kernel(to) => self.try_forward(&**to, reply),
+            Way::Kernel(to) => self.try_forward(&**to, reply, count),
             Way::Pool(_) if link.is_carrying() => Err(reply),
             Way::Pool(pool) => {
-                let (to, reply) = Choosing::choose(self, &**pool, reply);
-                self.try_forward(to, reply)
+                let (to, reply) = self.choose(&**pool, reply);
+                self.try_forward(to, reply, count)
             }
         }
     }
@@ -282,7 +259,7 @@ impl<M: Message, R: Message> Cell<M, R> {
             }
             let (to, chosen) = match &link.way {
                 Way::Kernel(to) => (&**to, reply),
-                Way::Pool(pool) => Choosing::choose(self, &**pool, reply),
+                Way::Pool(pool) => self.choose(&**pool, reply),
             };
             let Some(handed_over) = self.hand_over(to, chosen) else { return true };
             let band = Band::from_priority(handed_over.priority);
@@ -475,6 +452,8 @@ impl<M: Message, R: Message> Forwarding<'_, M, R> {
         Some(self.count(sent))
     }
 
+    /// Counts a reply that waited for room, which the next kernel may have by now: whoever looks at
+    /// both in between finds it there and not yet counted here.
     fn count(&self, sent: Sent<R>) -> Forwarded<R> {
         let admission = sent?;
         Telemetry::count(&self.cell.forwarded);

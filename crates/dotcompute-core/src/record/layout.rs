@@ -12,7 +12,7 @@ const BYTES_MAX: usize = 1 << 30;
 
 /// Layouts made at run time. They live as long as the program, as those of derived records do, so
 /// that one can be named by a plain reference from anywhere; equal ones are one.
-static LAYOUTS: Mutex<Vec<&'static RecordLayout>> = Mutex::new(Vec::new());
+static LAYOUTS: Mutex<Vec<(String, &'static RecordLayout)>> = Mutex::new(Vec::new());
 
 /// Words that no field or struct of C and C++ can be named.
 const C_WORDS: &[&str] = &[
@@ -211,6 +211,20 @@ impl RecordLayout {
     ///
     /// See [`LayoutError`]: it names the field.
     pub fn c(name: &str, fields: &[(&str, ElementType)]) -> Result<&'static Self, LayoutError> {
+        Self::c_of("", name, fields)
+    }
+
+    /// [`c`](Self::c) of a type that is known as `owner`, its whole path: two types may have the same
+    /// name and the same fields, and their layouts are two, which [agree](Self::agrees_with).
+    ///
+    /// # Errors
+    ///
+    /// See [`LayoutError`]: it names the field.
+    pub fn c_of(
+        owner: &str,
+        name: &str,
+        fields: &[(&str, ElementType)],
+    ) -> Result<&'static Self, LayoutError> {
         let record = || name.to_owned();
         if fields.is_empty() {
             return Err(LayoutError::Empty { record: record() });
@@ -245,14 +259,15 @@ impl RecordLayout {
         let bytes = end.next_multiple_of(align_bytes);
 
         let mut layouts = lock(&LAYOUTS);
-        let same = |known: &&&'static Self| {
-            known.name == name
+        let same = |(of, known): &&(String, &'static Self)| {
+            of == owner
+                && known.name == name
                 && known.fields.len() == laid_out.len()
                 && known.fields.iter().zip(&laid_out).all(|(known, (field, element, ..))| {
                     known.name == field && known.element == *element
                 })
         };
-        if let Some(known) = layouts.iter().find(same) {
+        if let Some((_, known)) = layouts.iter().find(same) {
             return Ok(known);
         }
         let fields: Vec<RecordField> = laid_out
@@ -270,7 +285,7 @@ impl RecordLayout {
             align_bytes,
             fields: fields.leak(),
         }));
-        layouts.push(layout);
+        layouts.push((owner.to_owned(), layout));
         Ok(layout)
     }
 

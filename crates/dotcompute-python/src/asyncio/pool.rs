@@ -3,9 +3,9 @@
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 
+use dotcompute::compiled::KeyError;
 use dotcompute::mailbox::sync::lock;
-use dotcompute::record::ElementType;
-use dotcompute::{Envelope, KernelBuilder, LaunchError, Pool, RecordBatch, Terminate};
+use dotcompute::{Envelope, KernelBuilder, LaunchError, Pool, Terminate};
 use pyo3::exceptions::{PyTypeError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyList};
@@ -39,10 +39,14 @@ impl Key {
         }
     }
 
-    /// Equal numbers where the keys are equal.
+    /// Equal numbers where the keys are equal; an error if a message has no key, or records have
+    /// several.
     fn of(&self, message: &PyMessage) -> PyResult<u64> {
         match (message.batch(), self) {
-            (Some(batch), Self::Named(name)) => of_record(batch, name, 0),
+            (Some(batch), Self::Named(name)) => batch.key(name).map_err(|error| match error {
+                KeyError::Several { .. } => PyValueError::new_err(error.to_string()),
+                _ => PyTypeError::new_err(error.to_string()),
+            }),
             (Some(batch), Self::Call(_)) => Err(PyTypeError::new_err(format!(
                 "messages are records '{}': give the name of a field as the key",
                 batch.layout().name
@@ -73,53 +77,6 @@ impl Key {
             Err(_) => Ok(key.hash()?.cast_unsigned() as u64),
         }
     }
-
-    /// Refuses a message that has no key, or records with several.
-    fn check(&self, message: &PyMessage) -> PyResult<()> {
-        let first = self.of(message)?;
-        let (Some(batch), Self::Named(name)) = (message.batch(), self) else { return Ok(()) };
-        for record in 1..batch.len() {
-            if of_record(batch, name, record)? != first {
-                return Err(PyValueError::new_err(format!(
-                    "an array goes to one worker, and record {record} has another '{name}' than \
-                     record 0: send the records of each key by themselves"
-                )));
-            }
-        }
-        Ok(())
-    }
-}
-
-/// The key of a record: an integer, as it is in 64 bits.
-fn of_record(batch: &RecordBatch, name: &str, record: usize) -> PyResult<u64> {
-    let layout = batch.layout();
-    let refused = |reason: &str| {
-        let text = format!("the key '{name}' of records '{}' {reason}", layout.name);
-        Err(PyTypeError::new_err(text))
-    };
-    let Some(field) = layout.fields.iter().find(|field| field.name == name) else {
-        return refused("is none of their fields");
-    };
-    if batch.is_empty() {
-        return Ok(0);
-    }
-    let start = record * layout.bytes + field.offset;
-    let bytes = |count: usize| &batch.bytes()[start..start + count];
-    let word = |count: usize| {
-        let mut word = [0; 8];
-        word[..count].copy_from_slice(bytes(count));
-        u64::from_ne_bytes(word)
-    };
-    Ok(match field.element {
-        ElementType::U8 => word(1),
-        ElementType::U16 => word(2),
-        ElementType::U32 => word(4),
-        ElementType::U64 | ElementType::I64 => word(8),
-        ElementType::I8 => i64::from(word(1) as i8).cast_unsigned(),
-        ElementType::I16 => i64::from(word(2) as i16).cast_unsigned(),
-        ElementType::I32 => i64::from(word(4) as i32).cast_unsigned(),
-        _ => return refused("is no integer"),
-    })
 }
 
 /// See the module.
@@ -184,7 +141,7 @@ impl NativePool {
         }
         let envelope = self.first().envelope(message.bind(py), asking)?;
         if let Some(key) = self.key.get() {
-            key.check(&envelope.message)?;
+            key.of(&envelope.message)?;
         }
         Ok((core, envelope, within, self.first().capacity()))
     }

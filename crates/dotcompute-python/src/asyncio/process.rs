@@ -256,6 +256,16 @@ impl ProcessHost {
         py.detach(|| self.log.send(level, target, text));
     }
 
+    /// Waits until the kernel is activated in the parent: the function begins then.
+    fn wait_for_activation(&self, py: Python<'_>) -> PyResult<()> {
+        let mut host = self.take()?;
+        py.detach(|| {
+            host.wait_for_activation();
+            *lock(&self.host) = Some(host);
+        });
+        Ok(())
+    }
+
     /// Carries messages and replies between the parent and a kernel of this process, on the calling
     /// thread, until the kernel ends; how, the parent is told by [`end`](Self::end).
     fn run(&self, py: Python<'_>, actor: &Bound<'_, Actor>) -> PyResult<Option<String>> {

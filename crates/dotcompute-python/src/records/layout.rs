@@ -13,9 +13,14 @@ pub(crate) struct RecordLayout {
 #[pymethods]
 impl RecordLayout {
     /// `fields`: for each its name, its type (a numpy code such as "i8", or a layout) and the
-    /// lengths of its dimensions.
+    /// lengths of its dimensions. `owner`: the path of the class that it is the layout of.
     #[new]
-    fn new(name: &str, fields: Vec<(String, Bound<'_, PyAny>, Vec<usize>)>) -> PyResult<Self> {
+    #[pyo3(signature = (name, fields, owner = ""))]
+    fn new(
+        name: &str,
+        fields: Vec<(String, Bound<'_, PyAny>, Vec<usize>)>,
+        owner: &str,
+    ) -> PyResult<Self> {
         let mut elements = Vec::with_capacity(fields.len());
         for (field, kind, dimensions) in &fields {
             let mut element = element_of(kind)?;
@@ -24,7 +29,7 @@ impl RecordLayout {
             }
             elements.push((field.as_str(), element));
         }
-        match Core::c(name, &elements) {
+        match Core::c_of(owner, name, &elements) {
             Ok(core) => Ok(Self { core }),
             Err(error) => Err(PyTypeError::new_err(error.to_string())),
         }

@@ -166,6 +166,7 @@ pub(crate) fn throughput(check: &mut Check) -> Result<(), Failure> {
     port.command(COMMAND_STOP);
     resident.end(LONG)?;
     drop(port);
+    between_kernels(check, &gpu)?;
 
     let stage = handlers::executor(check, &gpu, 31, Some(Duration::from_millis(250)))?;
     let batch = |size: usize| RecordBatch::from_vec(vec![Number { value: 1 }; size]);
@@ -225,6 +226,44 @@ pub(crate) fn throughput(check: &mut Check) -> Result<(), Failure> {
 }
 
 /// Answers go on over changes of lease: what the slowest of them take.
+/// Pairs of kernels that play several balls each: messages that never leave the device.
+fn between_kernels(check: &mut Check, gpu: &Gpu) -> Result<(), Failure> {
+    // A rehearsal has a thread for each.
+    let seats: u32 = if check.quick { 8 } else { 128 };
+    let residency = Residency { lease: None, ..Residency::default() };
+    let (resident, image) = handlers::grid(check, gpu, seats, residency)?;
+    let left = check.count(200_000) as i64;
+    let balls = 4;
+    let mut ports = Vec::new();
+    for seat in 0..seats {
+        // Its share is all balls of the pair, so that nobody ever waits for room.
+        let edge = EdgePlan { to: seat ^ 1, number: 0, share: 2 * balls, record_bytes: 16 };
+        let mut plan = handlers::plan(&image, "hop", 16)?;
+        plan.max_emit = 1;
+        plan.edges.push(edge);
+        let mut port = resident.seat(seat, plan)?;
+        for ball in 0..balls {
+            let sent = port.send(Band::Normal, record(ball, &Ball { left, hops: 0 })?);
+            sent.map_err(|_| "no room")?;
+        }
+        ports.push(port);
+    }
+    let start = Instant::now();
+    ports.iter().for_each(|port| port.command(COMMAND_RUN));
+    let mut hops = 0;
+    for _ in 0..seats * balls {
+        let reply = until(|| ports.iter_mut().find_map(Port::receive))?;
+        hops += received::<Ball>(&reply)?.hops;
+    }
+    let rate = hops as f64 / start.elapsed().as_secs_f64();
+    let wanted = i64::from(seats * balls) * left;
+    check.results.fact("no hop is lost", hops == wanted, &format!("{hops} of {wanted}"))?;
+    let what = format!("{seats} kernels, device to device");
+    check.results.figure(&what, rate, "/s", Some(Goal::AtLeast(1e8)))?;
+    ports.iter().for_each(|port| port.command(COMMAND_STOP));
+    Ok(resident.end(LONG)?)
+}
+
 pub(crate) fn lease(check: &mut Check) -> Result<(), Failure> {
     let gpu = Gpu::open(check)?;
     for (lease, goal) in [(None, None), (Some(Duration::from_millis(5)), Some(Goal::AtMost(20.0)))]
