@@ -28,7 +28,8 @@ else:
                 "ComputeOrchestrator",
                 "MemoryPool",
                 "UnifiedBuffer",
-            ]
+            ],
+            "handlers": [],
         },
     )
 

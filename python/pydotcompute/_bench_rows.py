@@ -167,6 +167,17 @@ async def bare_futures(count: int) -> Figures:
     return quantiles(times[count // 10 :])
 
 
+async def spin(count: int) -> Figures:
+    """The floor of a 99th percentile: a microsecond in which nothing is done but by the machine."""
+    times = []
+    for _ in range(count):
+        begun = clock()
+        while (taken := clock() - begun) < 1000:
+            pass
+        times.append(taken)
+    return quantiles(times[count // 10 :])
+
+
 async def pipelined(count: int) -> Figures:
     runtime = await started(echo)
     request = message_types()[0](value=1.0)
@@ -492,6 +503,7 @@ ROWS: dict[str, tuple[Measure, int]] = {
     "round_trip_made": (round_trip_made, 1),
     "round_trip_timeout": (round_trip_timeout, 1),
     "bare_futures": (bare_futures, 1),
+    "spin": (spin, 1),
     "pipelined": (pipelined, 1),
     "pipelined_made": (pipelined_made, 1),
     "put_and_get": (put_and_get, 1),

@@ -77,6 +77,7 @@ def _rows() -> list[Row]:
         rows += [
             Row(f"asyncio.round_trip.{loop}", "round_trip", "peer", 1 / 10, loop),
             Row(f"asyncio.round_trip_p99.{loop}", "round_trip", "peer", 1 / 10, loop, "p99"),
+            Row(f"asyncio.round_trip_p99_floor.{loop}", "round_trip", "spin", None, loop, "p99"),
             Row(f"asyncio.round_trip_floor.{loop}", "round_trip", "bare_futures", 0.6, loop),
             Row(f"asyncio.round_trip_made.{loop}", "round_trip_made", "peer", 1 / 8, loop),
             Row(f"asyncio.round_trip_timeout.{loop}", "round_trip_timeout", "peer", 1 / 15, loop),

@@ -19,6 +19,7 @@ from pydotcompute.exceptions import (
     KernelStoppedError,
     QueueTimeoutError,
 )
+from pydotcompute.ring_kernels import FastMessageQueue
 from pydotcompute.ring_kernels.lifecycle import RingKernelConfig
 
 LIMIT_S = 20
@@ -185,8 +186,8 @@ async def test_a_ticker_goes_on_beside_a_flat_out_ping_pong(runtime):
         await runtime.send("echo", number)
         assert await runtime.receive("echo") == number
     task.cancel()
-    # Four awaits a round, at most 512 in a turn of the loop; the first and the last may not count.
-    assert ticks >= 5000 * 4 // 512 - 2
+    # Two sends a round, at most 256 in a turn of the loop; the first and the last may not count.
+    assert ticks >= 5000 * 2 // 256 - 2
 
 
 async def test_completed_sends_yield_to_the_loop(runtime):
@@ -195,8 +196,8 @@ async def test_completed_sends_yield_to_the_loop(runtime):
     await runtime.launch("sink", echo, config=config)
     await runtime.activate("sink")
     asyncio.get_running_loop().call_soon(order.append, "tick")
-    # A turn is at most 512 awaits; the first one may be under way.
-    for _ in range(1100):
+    # A turn is at most 256 awaits; the first one may be under way.
+    for _ in range(550):
         await runtime.send("sink", 1)
     assert order == ["tick"]
 
@@ -509,3 +510,43 @@ async def test_a_stopped_kernel_ends_waits_on_either_side(runtime):
         await waiter
     assert told == ["waits"]
     assert kernel.error is None
+
+
+async def test_an_awaitable_that_was_awaited_and_kept_is_not_used_again():
+    queue = FastMessageQueue(8)
+    first = queue.put(1)
+    await first
+    others = [queue.put(2), queue.get(), queue.get()]
+    assert all(other is not first for other in others)
+    with pytest.raises(RuntimeError, match="cannot reuse"):
+        await first
+    assert [await other for other in others] == [True, 1, 2]
+    with pytest.raises(RuntimeError, match="cannot reuse"):
+        await first
+
+
+async def test_what_was_awaited_holds_nothing():
+    class Message:
+        pass
+
+    queue, message = FastMessageQueue(8), Message()
+    gone = weakref.ref(message)
+    kept = [queue.put(message), queue.get()]
+    for awaitable in kept:
+        await awaitable
+    del message
+    assert gone() is None
+    gone = weakref.ref(queue)
+    del queue
+    assert gone() is None
+
+
+async def test_what_was_never_awaited_is_let_go_of_at_once():
+    class Message:
+        pass
+
+    message = Message()
+    gone = weakref.ref(message)
+    FastMessageQueue(8).put(message)
+    del message
+    assert gone() is None

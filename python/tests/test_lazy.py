@@ -19,7 +19,8 @@ def in_a_new_process(code):
 def test_what_is_not_used_is_not_imported():
     in_a_new_process(
         "import sys, pydotcompute\n"
-        "for name in ('core', 'backends', 'ring_kernels.threaded_kernel', 'ring_kernels.queue'):\n"
+        "for name in ('core', 'backends', 'handlers', 'ring_kernels.threaded_kernel', \n"
+        "             'ring_kernels.queue'):\n"
         "    assert f'pydotcompute.{name}' not in sys.modules, name\n"
     )
 
@@ -30,6 +31,7 @@ def test_names_and_submodules_are_there_without_an_import_of_their_own():
         "assert pydotcompute.core.memory_pool.MemoryPool is pydotcompute.MemoryPool\n"
         "rings = pydotcompute.ring_kernels\n"
         "assert rings.queue.MessageQueue is rings.MessageQueue\n"
+        "assert pydotcompute.handlers.record is not None\n"
         "from pydotcompute import *\n"
         "assert UnifiedBuffer is pydotcompute.core.UnifiedBuffer\n"
     )

@@ -3,6 +3,7 @@
 import asyncio
 import functools
 import gc
+import queue
 import threading
 import weakref
 
@@ -248,6 +249,36 @@ async def test_a_plain_function_that_waits_is_woken_by_terminate():
     assert kernel.error is None
 
 
+async def test_a_context_that_a_thread_receives_from_refuses_other_threads():
+    outcomes = queue.SimpleQueue()
+
+    def use(ctx):
+        try:
+            outcomes.put(ctx.receive())
+        except RuntimeError as error:
+            outcomes.put(error)
+            with pytest.raises(RuntimeError, match="another thread is receiving"):
+                ctx.send("too early")
+            outcomes.put("refused")
+
+    def actor(ctx):
+        other = threading.Thread(target=use, args=(ctx,))
+        other.start()
+        use(ctx)
+        other.join()
+        ctx.send("done")
+
+    async with managed_kernel("k", actor) as kernel:
+        # Whoever of the two comes second.
+        error = await asyncio.to_thread(outcomes.get, True, 60)
+        assert isinstance(error, RuntimeError)
+        assert "another thread is receiving" in str(error)
+        assert await asyncio.to_thread(outcomes.get, True, 60) == "refused"
+        await kernel.send("message")
+        assert await asyncio.to_thread(outcomes.get, True, 60) == "message"
+        assert await kernel.receive(timeout=60) == "done"
+
+
 async def test_a_plain_function_that_fills_the_output_waits_for_its_reader():
     def actor(ctx):
         for number in range(50):
@@ -451,21 +482,22 @@ async def test_a_drain_processes_what_is_queued():
 
 
 async def test_an_actor_cleans_up_when_it_is_cancelled():
-    cleaned = []
+    cleaned = asyncio.Event()
 
     async def deaf(ctx):
         try:
             await asyncio.sleep(60)
         finally:
             await asyncio.sleep(0)
-            cleaned.append(1)
+            cleaned.set()
 
     kernel = RingKernel("k", deaf)
     await kernel.launch()
     await kernel.activate()
     await asyncio.sleep(0.01)
+    # On a busy machine the tenth of the time that is left for it may not be enough.
     await kernel.terminate(timeout=1.0)
-    assert cleaned == [1]
+    await asyncio.wait_for(cleaned.wait(), 60)
     assert kernel.state is KernelState.TERMINATED
 
 

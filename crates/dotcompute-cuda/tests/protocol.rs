@@ -209,6 +209,8 @@ fn a_kernel_that_is_to_hold_handles_one_more_message_at_most_of_those_that_it_ha
     running.port.command(COMMAND_RUN);
     until("it is busy", || running.port.report().busy == 1);
     running.port.command(COMMAND_HOLD);
+    // It holds as at first until it says that it runs; what it handled it says as it holds again.
+    until("it holds again", || running.port.report().processed > 0);
     running.state(STATE_HOLDING);
     assert!((1..=2).contains(&running.port.report().processed));
     running.port.command(COMMAND_DRAIN);

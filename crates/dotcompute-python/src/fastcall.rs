@@ -220,7 +220,7 @@ unsafe fn argument<'a, 'py>(
 }
 
 /// The value of an argument that may be None, with the argument named in an error about its type.
-#[inline]
+#[inline(always)]
 pub(crate) fn optional<'py, T>(
     argument: Option<Borrowed<'_, 'py, PyAny>>,
     name: &'static str,
@@ -229,15 +229,23 @@ where
     T: for<'a> FromPyObject<'a, 'py, Error = PyErr>,
 {
     match argument {
-        Some(value) if !value.is_none() => match value.extract::<T>() {
-            Ok(value) => Ok(Some(value)),
-            Err(error) if error.is_instance_of::<PyTypeError>(value.py()) => {
-                let text = format!("argument '{name}': {}", error.value(value.py()));
-                Err(PyTypeError::new_err(text).into())
-            }
-            Err(error) => Err(error.into()),
-        },
+        Some(value) if !value.is_none() => extracted(value, name).map(Some),
         _ => Ok(None),
+    }
+}
+
+#[inline(never)]
+fn extracted<'py, T>(value: Borrowed<'_, 'py, PyAny>, name: &'static str) -> Quick<T>
+where
+    T: for<'a> FromPyObject<'a, 'py, Error = PyErr>,
+{
+    match value.extract::<T>() {
+        Ok(value) => Ok(value),
+        Err(error) if error.is_instance_of::<PyTypeError>(value.py()) => {
+            let text = format!("argument '{name}': {}", error.value(value.py()));
+            Err(PyTypeError::new_err(text).into())
+        }
+        Err(error) => Err(error.into()),
     }
 }
 

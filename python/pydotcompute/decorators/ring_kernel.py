@@ -14,7 +14,6 @@ from pydotcompute.decorators.validators import (
     validate_queue_size,
 )
 from pydotcompute.exceptions import InvalidConfigurationError
-from pydotcompute.handlers.spec import python_handler
 
 __all__ = ["RingKernelBuilder", "get_ring_kernel_meta", "is_ring_kernel", "ring_kernel"]
 
@@ -126,6 +125,9 @@ def ring_kernel(
         name = kernel_id if kernel_id is not None else func.__name__
         input_class, output_class = input_type, output_type
         if state is not _NO_HANDLER:
+            # Most programs have no handlers.
+            from pydotcompute.handlers.spec import python_handler
+
             handler = python_handler(
                 func,
                 state=state,

@@ -26,10 +26,11 @@ from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar
 
 from pydotcompute import _native
 from pydotcompute.exceptions import InvalidConfigurationError, KernelStateError
-from pydotcompute.handlers.spec import handler_of
 
 if TYPE_CHECKING:
     from concurrent.futures import Future
+
+    from pydotcompute.handlers import Handler
 
 _logger = logging.getLogger("pydotcompute")
 
@@ -326,6 +327,13 @@ async def _await(awaitable: Awaitable[Any]) -> Any:
     return await awaitable
 
 
+def _handler_of(function: Callable[..., Any]) -> Handler | None:
+    """The handler that the function is or has. Whoever made one has imported what knows."""
+    spec = sys.modules.get("pydotcompute.handlers.spec")
+    handler: Handler | None = None if spec is None else spec.handler_of(function)
+    return handler
+
+
 def _current_task() -> asyncio.Task[Any] | None:
     try:
         return asyncio.current_task()
@@ -417,7 +425,7 @@ class RingKernel(_native.Actor, Generic[In, Out]):
         self._window = window
         #: Whether it is what a kernel of another process really runs.
         self._far_side = False
-        self._handler = handler_of(kernel_func)
+        self._handler = _handler_of(kernel_func)
         self._initial_state = state
         self._compiled: _native.CompiledHandler | _native.CudaKernel | None = None
         self._config = config if config is not None else RingKernelConfig(kernel_id)

@@ -130,12 +130,12 @@ impl Actor {
             return Ok(());
         }
         let py = message.py();
-        let expected = lock(&self.input_type).as_ref().map(|kind| kind.clone_ref(py));
+        let expected = lock(&self.input_type).as_ref().map(|kind| kind.bind(py).clone());
         match expected {
             None => Ok(()),
-            Some(expected) => Ok(check_type(message, expected.bind(py), || {
-                format!("message to kernel '{}'", self.id)
-            })?),
+            Some(expected) => {
+                Ok(check_type(message, &expected, || format!("message to kernel '{}'", self.id))?)
+            }
         }
     }
 

@@ -9,7 +9,7 @@ use std::cell::{Cell, UnsafeCell};
 use std::ffi::{CStr, c_int, c_void};
 use std::ptr::{null, null_mut};
 use std::sync::Arc;
-use std::task::{Context, Poll, Waker};
+use std::task::{Context, Poll};
 
 use pyo3::exceptions::{PyRuntimeError, PyStopIteration, PyTypeError, PyValueError};
 use pyo3::sync::PyOnceLock;
@@ -18,7 +18,7 @@ use pyo3::{ffi, intern, prelude::*};
 
 use super::held::Hold;
 use super::hub::{self, Hub};
-use super::object::{self, Memory, Native, guard, slot};
+use super::object::{self, Native, guard, guard_light, slot};
 use super::operation::Operation;
 use super::waiter;
 use crate::attached::Attached;
@@ -50,6 +50,8 @@ struct Wait {
 enum Stage {
     /// Nothing was done yet.
     Fresh,
+    /// The first try has not ended it.
+    Tried,
     /// Waits for a wake.
     Waiting,
     /// Lets the loop have its turn first.
@@ -87,8 +89,35 @@ unsafe fn awaitable<'a>(this: *mut ffi::PyObject) -> &'a Awaitable {
 }
 
 impl Awaitable {
+    /// The first try: what it returns, if it ends with that, as most do. Else [`step`](Self::step) goes
+    /// on.
+    #[inline(always)]
+    fn begin(&self, py: Python<'_>) -> Option<Py<PyAny>> {
+        if self.stage.get() != Stage::Fresh {
+            return None;
+        }
+        hub::with_budget(|| {
+            self.stage.set(Stage::Running);
+            // SAFETY: `Running` by this call: nobody else touches it before it has another stage.
+            let inner = unsafe { &mut *self.inner.get() };
+            let tried = inner.operation.as_mut().map_or(Ok(None), |it| it.at_once(py));
+            match tried {
+                Ok(Some(value)) => {
+                    if let Some(operation) = inner.operation.take() {
+                        operation.release(py);
+                    }
+                    self.stage.set(Stage::Done);
+                    return Some(value);
+                }
+                Ok(None) => {}
+                Err(error) => inner.error = Some(error),
+            }
+            self.stage.set(Stage::Tried);
+            None
+        })
+    }
+
     /// Drives it to its next suspension or to its end.
-    #[inline]
     fn step(&self, py: Python<'_>) -> Quick<Step> {
         let stage = self.stage.replace(Stage::Running);
         if matches!(stage, Stage::Running | Stage::Done) {
@@ -97,10 +126,7 @@ impl Awaitable {
         }
         // SAFETY: `Running` by this call: nobody else touches it before it has another stage.
         let inner = unsafe { &mut *self.inner.get() };
-        let (stage, outcome) = match stage {
-            Stage::Fresh if hub::has_budget() => inner.begin(py),
-            stage => inner.advance(py, stage),
-        };
+        let (stage, outcome) = inner.advance(py, stage);
         self.stage.set(stage);
         outcome
     }
@@ -136,25 +162,6 @@ fn misused(stage: Stage) -> Error {
 }
 
 impl Inner {
-    /// The first try. Most need no more.
-    #[inline(always)]
-    fn begin(&mut self, py: Python<'_>) -> Advanced {
-        let Some(operation) = &mut self.operation else {
-            return (Stage::Done, Err(misused(Stage::Done)));
-        };
-        match operation.poll(py, &mut Context::from_waker(Waker::noop()), false) {
-            Poll::Ready(Ok(value)) => {
-                hub::spend();
-                if let Some(operation) = self.operation.take() {
-                    operation.release(py);
-                }
-                (Stage::Done, Ok(Step::Return(value)))
-            }
-            Poll::Ready(Err(error)) => self.fail_later(py, error),
-            Poll::Pending => self.suspend(py),
-        }
-    }
-
     /// An error at once; before some are raised, the loop has its turn.
     #[cold]
     fn fail_later(&mut self, py: Python<'_>, error: Error) -> Advanced {
@@ -169,25 +176,37 @@ impl Inner {
 
     fn advance(&mut self, py: Python<'_>, stage: Stage) -> Advanced {
         match stage {
-            Stage::Fresh => return self.give_way(py),
-            Stage::Waiting => return self.go_on(py),
-            Stage::Yielded => self.waiter = None,
-            Stage::Failing => {
-                let Some(operation) = &mut self.operation else {
-                    return (Stage::Done, Err(misused(Stage::Done)));
-                };
-                let polled = operation.poll(py, &mut Context::from_waker(Waker::noop()), false);
-                let outcome = match (polled, self.error.take()) {
-                    (Poll::Ready(Ok(value)), _) => Ok(value),
-                    (Poll::Ready(Err(error)), None) => Err(error),
-                    (_, Some(error)) => Err(error),
-                    (Poll::Pending, None) => return self.suspend(py),
-                };
-                return self.finish(outcome);
+            Stage::Fresh => self.give_way(py),
+            Stage::Tried => match self.error.take() {
+                Some(error) => self.fail_later(py, error),
+                None => self.suspend(py),
+            },
+            Stage::Waiting => self.go_on(py),
+            Stage::Yielded => {
+                self.waiter = None;
+                match self.at_once(py) {
+                    Ok(None) => self.suspend(py),
+                    Ok(Some(value)) => {
+                        hub::with_budget(|| Some(()));
+                        self.finish(Ok(value))
+                    }
+                    Err(error) => self.fail_later(py, error),
+                }
             }
-            Stage::Running | Stage::Done => return (stage, Err(misused(stage))),
+            Stage::Failing => match (self.at_once(py), self.error.take()) {
+                (Ok(Some(value)), _) => self.finish(Ok(value)),
+                (_, Some(error)) | (Err(error), None) => self.finish(Err(error)),
+                (Ok(None), None) => self.suspend(py),
+            },
+            Stage::Running | Stage::Done => (stage, Err(misused(stage))),
         }
-        self.begin(py)
+    }
+
+    fn at_once(&mut self, py: Python<'_>) -> Quick<Option<Py<PyAny>>> {
+        match &mut self.operation {
+            Some(operation) => operation.at_once(py),
+            None => Err(misused(Stage::Done)),
+        }
     }
 
     /// Woken, or asked although it was not.
@@ -197,7 +216,7 @@ impl Inner {
         };
         // The waiter's waker is the one that is registered already.
         let waker = waiter::waker(py, &wait.waiter);
-        match operation.poll(py, &mut Context::from_waker(&waker), true) {
+        match operation.poll(py, &mut Context::from_waker(&waker)) {
             Poll::Ready(outcome) => self.finish(outcome),
             Poll::Pending => {
                 waiter::yielded(py, &wait.waiter);
@@ -247,18 +266,18 @@ impl Inner {
         let Some(operation) = &mut self.operation else {
             return (Stage::Done, Err(misused(Stage::Done)));
         };
-        if operation.may_help() && hub.help(py, event_loop) {
-            let mut noop = Context::from_waker(Waker::noop());
-            if let Poll::Ready(outcome) = operation.poll(py, &mut noop, false) {
-                return self.finish(outcome);
-            }
+        if operation.may_help()
+            && hub.help(py, event_loop)
+            && let Some(outcome) = operation.at_once(py).transpose()
+        {
+            return self.finish(outcome);
         }
         let waiter = match hub.waiter(py, event_loop) {
             Ok(waiter) => waiter,
             Err(error) => return self.finish(Err(error)),
         };
         let waker = waiter::waker(py, &waiter);
-        match operation.poll(py, &mut Context::from_waker(&waker), true) {
+        match operation.poll(py, &mut Context::from_waker(&waker)) {
             Poll::Ready(outcome) => self.finish(outcome),
             Poll::Pending => {
                 waiter::yielded(py, &waiter);
@@ -272,7 +291,6 @@ impl Inner {
     }
 
     fn finish(&mut self, outcome: Quick<Py<PyAny>>) -> Advanced {
-        hub::spend();
         self.operation = None;
         self.waiter = None;
         (Stage::Done, outcome.map(Step::Return))
@@ -328,14 +346,9 @@ impl Native for Awaitable {
         }
     }
 
-    fn kept() -> Option<&'static Attached<Vec<Memory>>> {
-        static KEPT: Attached<Vec<Memory>> = Attached::new(Vec::new());
+    fn kept() -> Option<&'static Attached<Vec<Py<PyAny>>>> {
+        static KEPT: Attached<Vec<Py<PyAny>>> = Attached::new(Vec::new());
         Some(&KEPT)
-    }
-
-    fn is_empty(&self) -> bool {
-        // At its end it has let go of everything.
-        self.stage.get() == Stage::Done
     }
 
     unsafe fn clear(value: &UnsafeCell<Self>) -> Box<dyn Any> {
@@ -370,8 +383,14 @@ unsafe extern "C" fn am_send(
 ) -> ffi::PySendResult {
     // SAFETY: the interpreter's place for the result.
     unsafe { result.write(null_mut()) };
+    // SAFETY: the interpreter is calling a slot.
+    if let Some(value) = unsafe { begun(this) } {
+        // SAFETY: as above.
+        unsafe { result.write(value.into_ptr()) };
+        return ffi::PySendResult::PYGEN_RETURN;
+    }
     guard(ffi::PySendResult::PYGEN_ERROR, |py| {
-        let (value, outcome) = match this!(this).step(py)? {
+        let (value, outcome) = match stepped(py, this)? {
             Step::Return(value) => (value, ffi::PySendResult::PYGEN_RETURN),
             Step::Yield(value) => (value, ffi::PySendResult::PYGEN_NEXT),
         };
@@ -381,21 +400,58 @@ unsafe extern "C" fn am_send(
     })
 }
 
+/// The first try, where there was none yet.
+///
+/// # Safety
+///
+/// The interpreter is calling a slot or a method of `this`, an awaitable.
+#[inline(always)]
+unsafe fn begun(this: *mut ffi::PyObject) -> Option<Py<PyAny>> {
+    let try_it = |py: Python<'_>| {
+        let begun = this!(this).begin(py);
+        if begun.is_some() {
+            // SAFETY: an awaitable that has just ended.
+            unsafe { object::keep::<Awaitable>(py, this) };
+        }
+        Ok(begun)
+    };
+    // SAFETY: the caller's promise.
+    unsafe { guard_light(None, try_it) }
+}
+
+/// Goes on after that.
+fn stepped(py: Python<'_>, this: *mut ffi::PyObject) -> Quick<Step> {
+    let step = this!(this).step(py)?;
+    if let Step::Return(_) = step {
+        // SAFETY: an awaitable that has just ended.
+        unsafe { object::keep::<Awaitable>(py, this) };
+    }
+    Ok(step)
+}
+
 /// `send` and `next`: a return becomes a `StopIteration`.
-fn stepped(this: *mut ffi::PyObject) -> *mut ffi::PyObject {
-    guard(null_mut(), |py| match this!(this).step(py)? {
-        Step::Yield(value) => Ok(value.into_ptr()),
-        // As an instance: a tuple or an exception as the value would be taken apart otherwise.
-        Step::Return(value) => Err(Error::from(PyStopIteration::new_err((value,)))),
+fn driven(this: *mut ffi::PyObject) -> *mut ffi::PyObject {
+    // SAFETY: the interpreter is calling a slot or a method.
+    let begun = unsafe { begun(this) };
+    guard(null_mut(), |py| {
+        let step = match begun {
+            Some(value) => Step::Return(value),
+            None => stepped(py, this)?,
+        };
+        match step {
+            Step::Yield(value) => Ok(value.into_ptr()),
+            // As an instance: a tuple or an exception as the value would be taken apart otherwise.
+            Step::Return(value) => Err(Error::from(PyStopIteration::new_err((value,)))),
+        }
     })
 }
 
 unsafe extern "C" fn next(this: *mut ffi::PyObject) -> *mut ffi::PyObject {
-    stepped(this)
+    driven(this)
 }
 
 unsafe extern "C" fn send(this: *mut ffi::PyObject, _: *mut ffi::PyObject) -> *mut ffi::PyObject {
-    stepped(this)
+    driven(this)
 }
 
 unsafe extern "C" fn throw(

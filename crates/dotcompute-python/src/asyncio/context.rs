@@ -101,11 +101,11 @@ impl Shared {
     }
 
     /// What replies have to be instances of, and of whom.
-    fn types(&self, py: Python<'_>) -> [Option<Py<PyAny>>; 2] {
-        let own = lock(&self.output_type).as_ref().map(|kind| kind.clone_ref(py));
+    fn types<'py>(&self, py: Python<'py>) -> [Option<Bound<'py, PyAny>>; 2] {
+        let own = lock(&self.output_type).as_ref().map(|kind| kind.bind(py).clone());
         let next = lock(&self.next);
         let theirs = next.as_ref().and_then(|next| next.input_type.as_ref());
-        [own, theirs.map(|kind| kind.clone_ref(py))]
+        [own, theirs.map(|kind| kind.bind(py).clone())]
     }
 }
 
@@ -276,13 +276,13 @@ impl ContextCell {
         let py = message.py();
         let [own, theirs] = self.shared.types(py);
         if let Some(own) = own {
-            check_type(message, own.bind(py), || format!("reply of kernel '{}'", self.id()))?;
+            check_type(message, &own, || format!("reply of kernel '{}'", self.id()))?;
         }
         if let Some(theirs) = theirs
             && let Some(next) = self.kernel.connected_to()
         {
             let context = || format!("reply of kernel '{}' to kernel '{next}'", self.id());
-            check_type(message, theirs.bind(py), context)?;
+            check_type(message, &theirs, context)?;
         }
         if let Some(key) = self.shared.key()
             && self.kernel.connected_to().is_some()
@@ -298,14 +298,14 @@ impl ContextCell {
         let py = message.py();
         let mut reply = full_envelope(message)?;
         let in_hand = self.inner.with(py, |inner| match &inner.core {
-            Place::Here(core) => {
-                core.envelope().map(|envelope| (envelope.id, envelope.message.object(py)))
-            }
+            Place::Here(core) => core
+                .envelope()
+                .map(|envelope| (envelope.id, envelope.message.object(py).into_bound(py))),
             Place::Away | Place::Gone => None,
         });
         if let Some((id, in_hand)) = in_hand {
             // Sent before the first ask, a message travels under another name than its own.
-            let named = message_id_of(in_hand.bind(py))?;
+            let named = message_id_of(&in_hand)?;
             if named.is_some() && named != Some(id) {
                 if reply.correlation_id == named {
                     reply.correlation_id = Some(id);
@@ -570,7 +570,7 @@ fastcall! {
             return Ok(this.cell.receive_blocking(py, timeout)?.into_ptr());
         }
         awaitable::new(py, || {
-            let context = context.clone().unbind();
+            let context = Some(context.clone().unbind());
             Operation::ContextReceive(ContextReceive { context, timeout, ticket: 0, sleep: None })
         })
     }

@@ -29,8 +29,9 @@ use super::waiter::{self, Slot};
 use crate::attached::Attached;
 use crate::quick::Quick;
 
-/// How many awaits may be completed, and how many wakes worked off, before the loop has its turn.
-const BUDGET: u32 = 512;
+/// How many awaits may be completed at once, and how many wakes worked off, before the loop has its
+/// turn. What is completed after a wake counts as that wake.
+const BUDGET: u32 = 256;
 /// How many wakes awaits may help with in one turn of the loop.
 const HELPS: u32 = 128;
 /// How long wakes are worked off and helped with in one turn of the loop. The clock is read every
@@ -94,16 +95,23 @@ thread_local! {
         const { Cell::new((null(), null_mut())) };
 }
 
-/// How many awaits may still be completed in this turn of this thread's loop.
+/// Whether awaits may still be completed in this turn of this thread's loop.
 #[inline]
-pub(super) fn has_budget() -> bool {
+fn has_budget() -> bool {
     LEFT.get() > 0
 }
 
-/// One await was completed.
-#[inline]
-pub(super) fn spend() {
-    LEFT.set(LEFT.get().saturating_sub(1));
+/// Calls `f`, which completes an await or does not, if there is budget for it.
+#[inline(always)]
+pub(super) fn with_budget<T>(f: impl FnOnce() -> Option<T>) -> Option<T> {
+    LEFT.with(|left| {
+        if left.get() == 0 {
+            return None;
+        }
+        let completed = f()?;
+        left.set(left.get().saturating_sub(1));
+        Some(completed)
+    })
 }
 
 /// A new turn of the loop has begun.
@@ -258,7 +266,7 @@ impl Hub {
 
     /// Puts the drain on the loop.
     pub(super) fn schedule(self: &Arc<Self>, py: Python<'_>) {
-        let drain = lock(&self.state).drain.as_ref().map(|drain| drain.clone_ref(py));
+        let drain = lock(&self.state).drain.as_ref().map(|drain| drain.bind(py).clone());
         let (Some(drain), Some(event_loop)) = (drain, self.event_loop(py)) else { return };
         // What runs from now on belongs to the turn that ends with the drain, or to the drain.
         self.began.with(py, |began| *began = None);

@@ -16,14 +16,8 @@ use super::scope::scope;
 use crate::attached::Attached;
 use crate::quick::Quick;
 
-/// How many objects' memory is kept, at most, for each type that does.
+/// How many objects are kept, at most, for each type that does.
 const KEPT_MAX: usize = 64;
-
-/// The memory of an object that was given up.
-pub(super) struct Memory(*mut ffi::PyObject);
-
-// SAFETY: nobody else knows of the memory, and Python's objects belong to no thread.
-unsafe impl Send for Memory {}
 
 /// What a hand-made type is made of.
 pub(super) trait Native: Sized + 'static {
@@ -41,17 +35,12 @@ pub(super) trait Native: Sized + 'static {
     ///
     /// The interpreter is attached, and no reference to the value is in use.
     unsafe fn clear(value: &UnsafeCell<Self>) -> Box<dyn Any>;
-    /// Where the memory of objects is kept for the next ones; objects of the type are then dropped
-    /// without their memory. `None`: nowhere.
-    fn kept() -> Option<&'static Attached<Vec<Memory>>> {
+    /// Where objects at their end are kept, to be used again. `None`: nowhere.
+    fn kept() -> Option<&'static Attached<Vec<Py<PyAny>>>> {
         None
     }
     /// The object goes away.
     fn gone(&mut self, _py: Python<'_>) {}
-    /// Whether dropping it does nothing.
-    fn is_empty(&self) -> bool {
-        false
-    }
 }
 
 /// A Python object that holds a `T`.
@@ -122,34 +111,55 @@ fn make<T: Native>(py: Python<'_>) -> PyResult<Py<PyType>> {
     Ok(made.cast_into::<PyType>()?.unbind())
 }
 
-/// A new object that holds what `make` makes, in its place: a value that is moved there costs more than
-/// the rest. `make` runs no Python code.
+/// An object that holds what `make` makes, in its place: a value that is moved there costs more than the
+/// rest. `make` runs no Python code.
 #[inline(always)]
 pub(super) fn new<T: Native>(py: Python<'_>, make: impl FnOnce() -> T) -> Quick<Py<PyAny>> {
-    let class = type_of::<T>(py)?.as_ptr().cast::<ffi::PyTypeObject>();
-    let kept = T::kept().and_then(|kept| kept.with(py, Vec::pop));
-    let object = match &kept {
-        Some(kept) => {
-            // SAFETY: memory of an object of this very type that was given up: untracked, without
-            // references, and with nothing in it.
-            unsafe { ffi::PyObject_Init(kept.0, class) }
+    if let Some(kept) = T::kept().and_then(|kept| kept.with(py, Vec::pop)) {
+        // SAFETY: an object that we own a reference to.
+        let references = unsafe { ffi::Py_REFCNT(kept.as_ptr()) };
+        if references == 1 {
+            // SAFETY: an object of this type, as `keep` was promised.
+            let cell = unsafe { cell::<T>(kept.as_ptr()) };
+            // SAFETY: nobody else refers to the object, and dropping what it holds would do nothing.
+            unsafe { cell.get().write(make()) };
+            return Ok(kept);
         }
-        // SAFETY: a type of ours, which is alive for ever.
-        None => unsafe { ffi::PyType_GenericAlloc(class, 0) },
-    };
-    if object.is_null() {
-        return Err(PyErr::fetch(py).into());
+        drop(kept.into_bound(py));
     }
+    let object = allocate::<T>(py)?;
     // SAFETY: the object was allocated with room for an `Object<T>`.
-    let cell = unsafe { &raw const (*object.cast::<Object<T>>()).value };
+    let cell = unsafe { &raw const (*object.as_ptr().cast::<Object<T>>()).value };
     // SAFETY: nobody has read the value yet: the collector does not run before this.
     unsafe { UnsafeCell::raw_get(cell).write(make()) };
-    if kept.is_some() {
-        // SAFETY: complete, and not tracked yet.
-        unsafe { ffi::PyObject_GC_Track(object.cast()) };
-    }
-    // SAFETY: the only reference, which the allocation gave us.
-    Ok(unsafe { Bound::from_owned_ptr(py, object) }.unbind())
+    Ok(object)
+}
+
+#[cold]
+#[inline(never)]
+fn allocate<T: Native>(py: Python<'_>) -> Quick<Py<PyAny>> {
+    let class = type_of::<T>(py)?.as_ptr().cast::<ffi::PyTypeObject>();
+    // SAFETY: a type of ours, which is alive for ever.
+    let object = unsafe { ffi::PyType_GenericAlloc(class, 0) };
+    // SAFETY: a new reference, or null with an error set.
+    Ok(unsafe { Bound::from_owned_ptr_or_err(py, object) }?.unbind())
+}
+
+/// Keeps an object for [`new`], which uses it again if nobody else refers to it by then: that spares to
+/// make one and to tell the collector of it.
+///
+/// # Safety
+///
+/// It is an object of `T`, alive, which holds nothing any more and is not kept yet.
+#[inline(always)]
+pub(super) unsafe fn keep<T: Native>(py: Python<'_>, object: *mut ffi::PyObject) {
+    let Some(kept) = T::kept() else { return };
+    kept.with(py, |kept| {
+        if kept.len() < KEPT_MAX {
+            // SAFETY: the caller's promise.
+            kept.push(unsafe { Bound::from_borrowed_ptr(py, object) }.unbind());
+        }
+    });
 }
 
 unsafe extern "C" fn dealloc<T: Native>(object: *mut ffi::PyObject) {
@@ -159,24 +169,11 @@ unsafe extern "C" fn dealloc<T: Native>(object: *mut ffi::PyObject) {
     let inner = unsafe { value::<T>(object) };
     // SAFETY: the interpreter itself is calling.
     let py = unsafe { Python::assume_attached() };
-    if !inner.is_empty() {
-        release(py, inner);
-    }
+    release(py, inner);
     // SAFETY: the object is still allocated; its type is valid.
     let class = unsafe { ffi::Py_TYPE(object) };
-    let kept = T::kept().is_some_and(|kept| {
-        kept.with(py, |kept| {
-            let room = kept.len() < KEPT_MAX;
-            if room {
-                kept.push(Memory(object));
-            }
-            room
-        })
-    });
-    if !kept {
-        // SAFETY: allocated by `PyType_GenericAlloc` as an object with collector's head.
-        unsafe { ffi::PyObject_GC_Del(object.cast()) };
-    }
+    // SAFETY: allocated by `PyType_GenericAlloc` as an object with collector's head.
+    unsafe { ffi::PyObject_GC_Del(object.cast()) };
     // SAFETY: an object of a heap type owns a reference to it.
     unsafe { ffi::Py_DECREF(class.cast()) };
 }
@@ -240,8 +237,9 @@ pub(super) fn guard<R>(failed: R, f: impl FnOnce(Python<'_>) -> Quick<R>) -> R {
     attached(|py| caught(py, failed, f))
 }
 
-/// [`guard`] for an `f` that drops no object, but where it fails: PyO3 is not told that the interpreter
-/// is attached, so it would put that off.
+/// [`guard`] for an `f` that drops each object as a `Bound`, but where it fails or leaves more to be
+/// done by `guard`: PyO3 is not told that the interpreter is attached, so it would put off the drop of a
+/// `Py` until it is.
 ///
 /// # Safety
 ///

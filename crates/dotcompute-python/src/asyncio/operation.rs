@@ -14,7 +14,7 @@ use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 
 use super::actor::{Actor, Kernel};
-use super::context::ActorContext;
+use super::context::{ActorContext, ContextCell};
 use super::errors;
 use super::held::Held;
 use super::message::{PyMessage, plain_envelope};
@@ -96,7 +96,8 @@ impl Receive {
 
 /// A receive of an actor, and its place among those of its context.
 pub(super) struct ContextReceive {
-    pub(super) context: Py<ActorContext>,
+    /// `None` once it is over.
+    pub(super) context: Option<Py<ActorContext>>,
     pub(super) timeout: Option<f64>,
     /// 0: not in line.
     pub(super) ticket: u64,
@@ -106,8 +107,10 @@ pub(super) struct ContextReceive {
 
 impl Drop for ContextReceive {
     fn drop(&mut self) {
-        if self.ticket != 0 {
-            self.context.get().cell.leave(self.ticket);
+        if let Some(context) = &self.context
+            && self.ticket != 0
+        {
+            context.get().cell.leave(self.ticket);
         }
     }
 }
@@ -139,22 +142,50 @@ fn poll_waiting(
 }
 
 impl Operation {
-    /// Goes on as far as it can. `wait`: the waker is a real one, and is woken when there is more.
-    #[inline]
-    pub(super) fn poll(
-        &mut self,
-        py: Python<'_>,
-        cx: &mut Context<'_>,
-        wait: bool,
-    ) -> Poll<Quick<Py<PyAny>>> {
-        let polled = match self {
-            Self::Send { target, message, timeout, waiting } => {
-                if waiting.is_some() {
-                    return poll_waiting(py, waiting, cx);
-                }
-                poll_send(py, target, message, *timeout, waiting, cx, wait)
+    /// What it ends with, if that takes no waiting. After an error it may be tried again.
+    #[inline(always)]
+    pub(super) fn at_once(&mut self, py: Python<'_>) -> Quick<Option<Py<PyAny>>> {
+        match self {
+            Self::Queue(operation) => operation.at_once(py),
+            Self::Send { target, message, timeout, waiting: None } => {
+                send_at_once(py, target, message, *timeout)
             }
-            Self::Receive(receive) => poll_receive(py, receive, cx, wait),
+            Self::Receive(receive) if receive.waiting.is_none() => receive_at_once(py, receive),
+            Self::ContextReceive(receive) => context_receive_at_once(py, receive),
+            Self::ContextSend { context, message, waiting } if waiting.is_none() => {
+                let cell = &context.get().cell;
+                *waiting = cell.start_send(py, message.bind(py))?;
+                Ok(waiting.is_none().then(|| py.None()))
+            }
+            _ => self.polled_once(py),
+        }
+    }
+
+    /// Of one that is a future by now.
+    fn polled_once(&mut self, py: Python<'_>) -> Quick<Option<Py<PyAny>>> {
+        match self.poll(py, &mut Context::from_waker(Waker::noop())) {
+            Poll::Ready(outcome) => outcome.map(Some),
+            Poll::Pending => Ok(None),
+        }
+    }
+
+    /// Goes on as far as it can; the waker is woken when there is more.
+    #[inline]
+    pub(super) fn poll(&mut self, py: Python<'_>, cx: &mut Context<'_>) -> Poll<Quick<Py<PyAny>>> {
+        match self {
+            Self::Send { target, message, timeout, waiting } => {
+                if waiting.is_none() {
+                    match wait_to_send(py, target, message, *timeout) {
+                        Ok(future) => *waiting = Some(future),
+                        Err(error) => return Poll::Ready(Err(error)),
+                    }
+                }
+                poll_waiting(py, waiting, cx)
+            }
+            Self::Receive(receive) => match poll_receive(py, receive, cx) {
+                Ok(polled) => polled.map(Ok),
+                Err(error) => Poll::Ready(Err(error)),
+            },
             Self::Ask { target, message, timeout, waiting } => {
                 if waiting.is_none() {
                     let (kernel, future) = match ask(py, target, message, *timeout) {
@@ -167,9 +198,9 @@ impl Operation {
                         return Poll::Ready(answered.map_err(Into::into));
                     }
                 }
-                return poll_waiting(py, waiting, cx);
+                poll_waiting(py, waiting, cx)
             }
-            Self::ContextReceive(receive) => return poll_context_receive(py, receive, cx, wait),
+            Self::ContextReceive(receive) => poll_context_receive(py, receive, cx),
             Self::ContextSend { context, message, waiting } => {
                 if waiting.is_none() {
                     match context.get().cell.start_send(py, message.bind(py)) {
@@ -178,16 +209,10 @@ impl Operation {
                         Err(error) => return Poll::Ready(Err(error)),
                     }
                 }
-                return poll_waiting(py, waiting, cx);
+                poll_waiting(py, waiting, cx)
             }
-            Self::Queue(operation) => return operation.poll(py, cx, wait),
-            Self::Future(future) => {
-                return scope(py, || future.as_mut().poll(cx)).map_err(Into::into);
-            }
-        };
-        match polled {
-            Ok(polled) => polled.map(Ok),
-            Err(error) => Poll::Ready(Err(error)),
+            Self::Queue(operation) => operation.poll(py, cx),
+            Self::Future(future) => scope(py, || future.as_mut().poll(cx)).map_err(Into::into),
         }
     }
 
@@ -200,6 +225,9 @@ impl Operation {
                 drop(message.into_bound(py));
             }
             Self::Receive(Receive { target, waiting: None, .. }) => target.release(py),
+            Self::ContextReceive(mut receive) if receive.ticket == 0 => {
+                drop(receive.context.take().map(|context| context.into_bound(py)));
+            }
             Self::ContextSend { context, message, waiting: None } => {
                 drop((context.into_bound(py), message.into_bound(py)));
             }
@@ -225,8 +253,8 @@ impl Operation {
         match self {
             Self::Send { target, .. } | Self::Ask { target, .. } => Some(target.held()),
             Self::Receive(receive) => Some(receive.target.held()),
-            Self::ContextReceive(ContextReceive { context, .. })
-            | Self::ContextSend { context, .. } => Some(&context.get().held),
+            Self::ContextReceive(receive) => Some(&receive.context.as_ref()?.get().held),
+            Self::ContextSend { context, .. } => Some(&context.get().held),
             Self::Queue(operation) => Some(operation.held()),
             Self::Future(_) => None,
         }
@@ -242,7 +270,9 @@ impl Operation {
                 both(visit(message), &mut || target.traverse(visit))
             }
             Self::Receive(receive) => receive.target.traverse(visit),
-            Self::ContextReceive(receive) => visit(receive.context.as_any()),
+            Self::ContextReceive(receive) => {
+                receive.context.as_ref().map_or(0, |context| visit(context.as_any()))
+            }
             Self::ContextSend { context, message, .. } => {
                 both(visit(message), &mut || visit(context.as_any()))
             }
@@ -253,45 +283,52 @@ impl Operation {
 }
 
 #[inline]
-fn poll_send(
+fn send_at_once(
     py: Python<'_>,
     target: &Target,
     message: &Py<PyAny>,
     timeout: Option<f64>,
-    waiting: &mut Option<Pending>,
-    cx: &mut Context<'_>,
-    wait: bool,
-) -> Quick<Poll<Py<PyAny>>> {
+) -> Quick<Option<Py<PyAny>>> {
     let actor = target.resolve(py)?;
     let actor = actor.get();
     let message = message.bind(py);
     let kernel = actor.kernel(py, "send message")?;
-    if !wait {
-        let offered = match actor.plain_priority(message)? {
-            // Made where it is put: to move it there costs more.
-            Some(priority) => scope(py, || match kernel.offer(plain_envelope(message, priority)) {
-                Ok(None) => Ok(None),
-                refused => Err(Box::new(refused)),
-            })
-            .or_else(|refused| *refused),
-            None => {
-                let envelope = actor.envelope(message, false)?;
-                scope(py, || kernel.offer(envelope))
-            }
-        };
-        return match offered {
-            Ok(None) => Ok(Poll::Ready(py.None())),
-            Err(error) => Err(errors::send(py, error, timeout, actor.capacity()).into()),
-            Ok(Some(_)) if duration(timeout)? == Some(Duration::ZERO) => {
-                Err(errors::stayed_full(py, kernel.id().as_str(), actor.capacity(), 0.0).into())
-            }
-            Ok(Some(_)) => Ok(Poll::Pending),
-        };
+    let offered = match actor.plain_priority(message)? {
+        // Made where it is put: to move it there costs more.
+        Some(priority) => scope(py, || match kernel.offer(plain_envelope(message, priority)) {
+            Ok(None) => Ok(None),
+            refused => Err(Box::new(refused)),
+        })
+        .or_else(|refused| *refused),
+        None => {
+            let envelope = actor.envelope(message, false)?;
+            scope(py, || kernel.offer(envelope))
+        }
+    };
+    match offered {
+        Ok(None) => Ok(Some(py.None())),
+        Err(error) => Err(errors::send(py, error, timeout, actor.capacity()).into()),
+        Ok(Some(_)) if duration(timeout)? == Some(Duration::ZERO) => {
+            Err(errors::stayed_full(py, kernel.id().as_str(), actor.capacity(), 0.0).into())
+        }
+        Ok(Some(_)) => Ok(None),
     }
-    let envelope = actor.envelope(message, false)?;
+}
+
+/// A send that waits for room.
+fn wait_to_send(
+    py: Python<'_>,
+    target: &Target,
+    message: &Py<PyAny>,
+    timeout: Option<f64>,
+) -> Quick<Pending> {
+    let actor = target.resolve(py)?;
+    let actor = actor.get();
+    let kernel = actor.kernel(py, "send message")?;
+    let envelope = actor.envelope(message.bind(py), false)?;
     let (kernel, capacity) = (kernel.clone(), actor.capacity());
     let within = duration(timeout)?;
-    *waiting = Some(Box::pin(async move {
+    Ok(Box::pin(async move {
         let sent = match within {
             Some(within) => kernel.send_timeout(envelope, within).await,
             None => kernel.send(envelope).await,
@@ -300,11 +337,7 @@ fn poll_send(
             Ok(()) => Ok(py.None()),
             Err(error) => Err(errors::send(py, error, timeout, capacity)),
         })
-    }));
-    match poll_waiting(py, waiting, cx) {
-        Poll::Ready(outcome) => outcome.map(Poll::Ready),
-        Poll::Pending => Ok(Poll::Pending),
-    }
+    }))
 }
 
 /// What a receive finds.
@@ -314,60 +347,64 @@ enum Received {
 }
 
 #[inline]
+fn receive_at_once(py: Python<'_>, receive: &Receive) -> Quick<Option<Py<PyAny>>> {
+    let timeout = receive.timeout;
+    let actor = receive.target.resolve(py)?;
+    let kernel = actor.get().kernel(py, "receive message")?;
+    // Taken apart in there: to move it costs more.
+    let received = scope(py, || match kernel.receive_now() {
+        Ok(Some(envelope)) if envelope.message.batch().is_none() => {
+            Received::Object(PyMessage::into_object(envelope, py, None))
+        }
+        other => Received::Other(Box::new(other)),
+    });
+    let received = match received {
+        Received::Object(object) => return object.map(Some),
+        Received::Other(other) => *other,
+    };
+    match received {
+        Ok(Some(envelope)) => {
+            let reply = PyMessage::into_object(envelope, py, actor.get().reply_record());
+            Ok(Some(reply?))
+        }
+        Ok(None) => {
+            if timeout.is_some() && duration(timeout)? == Some(Duration::ZERO) {
+                return Err(errors::timed_out(py, kernel.id().as_str(), 0.0, "receive").into());
+            }
+            Ok(None)
+        }
+        Err(error) => Err(errors::receive(py, error, timeout).into()),
+    }
+}
+
 fn poll_receive(
     py: Python<'_>,
     receive: &mut Receive,
     cx: &mut Context<'_>,
-    wait: bool,
 ) -> Quick<Poll<Py<PyAny>>> {
     let timeout = receive.timeout;
-    if let Some(waiting) = &mut receive.waiting {
-        let (waiting, sleep) = &mut **waiting;
-        return match scope(py, || Pin::new(waiting).poll(cx)) {
-            Poll::Ready(Ok(envelope)) => {
-                let actor = receive.target.resolve(py)?;
-                let reply = PyMessage::into_object(envelope, py, actor.get().reply_record());
-                Ok(Poll::Ready(reply?))
-            }
-            Poll::Ready(Err(error)) => Err(errors::receive(py, error, timeout).into()),
-            Poll::Pending if wait && expired(py, sleep, timeout, cx) => {
-                let actor = receive.target.resolve(py)?;
-                let (kernel, seconds) = (actor.get().id(), timeout.unwrap_or_default());
-                Err(errors::timed_out(py, kernel, seconds, "receive").into())
-            }
-            Poll::Pending => Ok(Poll::Pending),
-        };
+    let (waiting, sleep) = match &mut receive.waiting {
+        Some(waiting) => &mut **waiting,
+        None => {
+            let actor = receive.target.resolve(py)?;
+            let kernel = actor.get().kernel(py, "receive message")?;
+            &mut **receive.waiting.insert(Box::new((kernel.receiving(), None)))
+        }
+    };
+    match scope(py, || Pin::new(waiting).poll(cx)) {
+        Poll::Ready(Ok(envelope)) => {
+            let actor = receive.target.resolve(py)?;
+            let reply = PyMessage::into_object(envelope, py, actor.get().reply_record());
+            Ok(Poll::Ready(reply?))
+        }
+        Poll::Ready(Err(error)) => Err(errors::receive(py, error, timeout).into()),
+        Poll::Pending if expired(py, sleep, timeout, cx) => {
+            let actor = receive.target.resolve(py)?;
+            let (kernel, seconds) = (actor.get().id(), timeout.unwrap_or_default());
+            Err(errors::timed_out(py, kernel, seconds, "receive").into())
+        }
+        Poll::Pending => Ok(Poll::Pending),
     }
-    let actor = receive.target.resolve(py)?;
-    let kernel = actor.get().kernel(py, "receive message")?;
-    if !wait {
-        // Taken apart in there: to move it costs more.
-        let received = scope(py, || match kernel.receive_now() {
-            Ok(Some(envelope)) if envelope.message.batch().is_none() => {
-                Received::Object(PyMessage::into_object(envelope, py, None))
-            }
-            other => Received::Other(Box::new(other)),
-        });
-        let received = match received {
-            Received::Object(object) => return Ok(Poll::Ready(object?)),
-            Received::Other(other) => *other,
-        };
-        return match received {
-            Ok(Some(envelope)) => {
-                let reply = PyMessage::into_object(envelope, py, actor.get().reply_record());
-                Ok(Poll::Ready(reply?))
-            }
-            Ok(None) => {
-                if timeout.is_some() && duration(timeout)? == Some(Duration::ZERO) {
-                    return Err(errors::timed_out(py, kernel.id().as_str(), 0.0, "receive").into());
-                }
-                Ok(Poll::Pending)
-            }
-            Err(error) => Err(errors::receive(py, error, timeout).into()),
-        };
-    }
-    receive.waiting = Some(Box::new((kernel.receiving(), None)));
-    poll_receive(py, receive, cx, wait)
 }
 
 /// Whether so many seconds are over since this was first asked.
@@ -449,32 +486,57 @@ fn at_once(kernel: &Kernel, future: &mut Pending) -> Option<PyResult<Py<PyAny>>>
 }
 
 #[inline]
+fn context_receive_at_once(
+    py: Python<'_>,
+    receive: &mut ContextReceive,
+) -> Quick<Option<Py<PyAny>>> {
+    let Some(context) = &receive.context else { return Ok(None) };
+    let cell = &context.get().cell;
+    let mut now = Context::from_waker(Waker::noop());
+    if let Some(received) = received(py, cell, &mut receive.ticket, &mut now, false) {
+        return received.map(Some);
+    }
+    match receive.timeout {
+        Some(seconds) if duration(Some(seconds))? == Some(Duration::ZERO) => {
+            Err(errors::timed_out(py, cell.id(), seconds, "receive").into())
+        }
+        _ => Ok(None),
+    }
+}
+
+#[inline]
 fn poll_context_receive(
     py: Python<'_>,
     receive: &mut ContextReceive,
     cx: &mut Context<'_>,
-    wait: bool,
 ) -> Poll<Quick<Py<PyAny>>> {
-    let cell = &receive.context.get().cell;
-    match cell.poll_receive(py, &mut receive.ticket, cx, wait) {
-        Poll::Ready(Ok(Some(message))) => return Poll::Ready(Ok(message)),
-        Poll::Ready(Ok(None)) => {
-            return Poll::Ready(Err(errors::stopped(py, cell.id(), "receive message").into()));
-        }
-        Poll::Ready(Err(error)) => return Poll::Ready(Err(error)),
-        Poll::Pending => {}
+    let Some(context) = &receive.context else { return Poll::Pending };
+    let cell = &context.get().cell;
+    if let Some(received) = received(py, cell, &mut receive.ticket, cx, true) {
+        return Poll::Ready(received);
     }
     let Some(seconds) = receive.timeout else { return Poll::Pending };
-    let timed_out = if wait {
-        expired(py, receive.sleep.get_or_insert_default(), receive.timeout, cx)
-    } else {
-        match duration(Some(seconds)) {
-            Ok(within) => within == Some(Duration::ZERO),
-            Err(error) => return Poll::Ready(Err(error.into())),
-        }
-    };
-    if timed_out {
-        return Poll::Ready(Err(errors::timed_out(py, cell.id(), seconds, "receive").into()));
+    match expired(py, receive.sleep.get_or_insert_default(), receive.timeout, cx) {
+        true => Poll::Ready(Err(errors::timed_out(py, cell.id(), seconds, "receive").into())),
+        false => Poll::Pending,
     }
-    Poll::Pending
+}
+
+/// What an actor has received, if there is something.
+#[inline]
+fn received(
+    py: Python<'_>,
+    cell: &ContextCell,
+    ticket: &mut u64,
+    cx: &mut Context<'_>,
+    wait: bool,
+) -> Option<Quick<Py<PyAny>>> {
+    match cell.poll_receive(py, ticket, cx, wait) {
+        Poll::Ready(Ok(Some(message))) => Some(Ok(message)),
+        Poll::Ready(Ok(None)) => {
+            Some(Err(errors::stopped(py, cell.id(), "receive message").into()))
+        }
+        Poll::Ready(Err(error)) => Some(Err(error)),
+        Poll::Pending => None,
+    }
 }

@@ -115,7 +115,7 @@ fn flush(py: Python<'_>, scope: &Scope) {
         }
         let garbage = scope.garbage.borrow_mut().pop();
         match garbage {
-            Some(garbage) => drop(garbage),
+            Some(garbage) => drop(garbage.into_bound(py)),
             None => return,
         }
     }

@@ -274,18 +274,17 @@ fn fill(
     }
     if let Some(kwargs) = kwargs {
         each(kwargs, |name, value| {
-            let name = name.cast::<PyString>()?;
-            let found = layout.find(name).filter(|&index| layout.entries[index].init);
+            let found = layout.find(&name)?.filter(|&index| layout.entries[index].init);
             let Some(index) = found else {
                 return Err(PyTypeError::new_err(format!(
-                    "{}.__init__() got an unexpected keyword argument '{name}'",
-                    layout.name,
+                    "{}.__init__() got an unexpected keyword argument '{}'",
+                    layout.name, &*name,
                 )));
             };
             if given & 1 << index != 0 {
                 return Err(PyTypeError::new_err(format!(
-                    "{}.__init__() got multiple values for argument '{name}'",
-                    layout.name,
+                    "{}.__init__() got multiple values for argument '{}'",
+                    layout.name, &*name,
                 )));
             }
             let entry = &layout.entries[index];

@@ -217,6 +217,8 @@ impl<'py, 'de> Reader<'py, 'de> {
         decoder.claim_memory::<u8>(128 + 16 * layout.entries.len())?;
         let mut names = Names::default();
         let mut known = false;
+        // By the very bytes that a message of this class ends with.
+        let mut is_named = false;
         let mut next = 0;
         for index in 0..length {
             // Mostly the fields come in their order.
@@ -228,6 +230,10 @@ impl<'py, 'de> Reader<'py, 'de> {
                 known = true;
                 self.field(decoder, &mut target, &layout, next, &hints[next])?;
                 next += 1;
+                continue;
+            }
+            if first.is_none() && decoder.take_exactly(&layout.naming) {
+                (is_named, names.name) = (true, None);
                 continue;
             }
             let key = match first.take() {
@@ -267,6 +273,9 @@ impl<'py, 'de> Reader<'py, 'de> {
             }
         }
         if layout.is_message {
+            if is_named && names.name.is_none() {
+                names.name = Some(&layout.name);
+            }
             if must_be_named && names.name.is_none() {
                 return Err(
                     decoder.invalid(decoder.offset(), "a message with the name of its type")

@@ -22,6 +22,8 @@ use crate::attached::Attached;
 pub(super) struct Layout {
     /// The bare name of the class, which is its name on the wire.
     pub(super) name: String,
+    /// That this is the name of the class, as it is written into a message.
+    pub(super) naming: Vec<u8>,
     pub(super) entries: Vec<Entry>,
     /// The fields that a new object does not have yet, as bits.
     pub(super) unset: u128,
@@ -199,9 +201,14 @@ impl Layout {
             Default::New => 0,
             _ => 1u128.checked_shl(index as u32).unwrap_or(0),
         };
+        let name = class.name()?.to_str()?.to_owned();
+        let written = |text: &str| {
+            encode_value(&text.to_owned()).map_err(|error| PyValueError::new_err(error.to_string()))
+        };
         Ok(Self {
+            naming: [written(keys::TYPE)?, written(&name)?].concat(),
+            name,
             unset: entries.iter().enumerate().map(unset).fold(0, |all, bit| all | bit),
-            name: class.name()?.to_str()?.to_owned(),
             entries,
             positional,
             is_message: is_native || class.hasattr(intern!(py, "__message__"))?,
@@ -237,12 +244,19 @@ impl Layout {
 
     /// The index of the field with this name.
     #[inline]
-    pub(super) fn find(&self, name: &Bound<'_, PyString>) -> Option<usize> {
+    pub(super) fn find(&self, name: &Bound<'_, PyAny>) -> PyResult<Option<usize>> {
         // Names in programs are interned, so mostly it is the very object.
-        self.entries.iter().position(|entry| entry.name.as_ptr() == name.as_ptr()).or_else(|| {
-            let name = name.to_str().ok()?;
-            self.entries.iter().position(|entry| entry.text == name)
-        })
+        let same = |entry: &Entry| entry.name.as_ptr() == name.as_ptr();
+        match self.entries.iter().position(same) {
+            Some(index) => Ok(Some(index)),
+            None => self.find_text(name.cast::<PyString>()?),
+        }
+    }
+
+    #[cold]
+    fn find_text(&self, name: &Bound<'_, PyString>) -> PyResult<Option<usize>> {
+        let Ok(name) = name.to_str() else { return Ok(None) };
+        Ok(self.entries.iter().position(|entry| entry.text == name))
     }
 
     /// Whether its bare name is not enough, since another class has it too.

@@ -182,7 +182,12 @@ pub(crate) fn attribute<'py>(
     }
     match object.getattr(name) {
         Ok(value) => Ok(Some(value).filter(|value| !value.is_none())),
-        Err(error) if error.is_instance_of::<PyException>(object.py()) => Ok(None),
+        Err(error) if error.is_instance_of::<PyException>(object.py()) => {
+            // It refers to the object, so it must be gone at once, also where PyO3 was not told that the
+            // interpreter is attached.
+            Python::attach(|_| drop(error));
+            Ok(None)
+        }
         Err(error) => Err(error),
     }
 }

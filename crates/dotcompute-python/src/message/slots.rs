@@ -7,7 +7,7 @@ use pyo3::types::{PyDict, PyTuple, PyType};
 use pyo3::{Borrowed, ffi};
 
 /// One name of a class's `__slots__`: its member descriptor.
-pub(super) struct Slot(Py<PyAny>);
+pub(super) struct Slot(Py<PyAny>, Functions);
 
 #[derive(Clone, Copy)]
 struct Functions {
@@ -52,18 +52,16 @@ impl Slot {
         if descriptor.get_type().as_type_ptr() != functions.class {
             return None;
         }
-        Some(Self(descriptor.clone().unbind()))
+        Some(Self(descriptor.clone().unbind(), functions))
     }
 
     /// The value in this slot of `object`.
     #[inline]
     pub(super) fn get<'py>(&self, object: &Bound<'py, PyAny>) -> PyResult<Bound<'py, PyAny>> {
         let py = object.py();
-        let Some(functions) = functions(py) else { return Err(PyErr::fetch(py)) };
         // SAFETY: `get` belongs to the type of `self.0` (checked in `new`). It checks that `object`
         // is of the class with this slot and raises otherwise. Both are alive; no type is needed.
-        let value =
-            unsafe { (functions.get)(self.0.as_ptr(), object.as_ptr(), std::ptr::null_mut()) };
+        let value = unsafe { (self.1.get)(self.0.as_ptr(), object.as_ptr(), std::ptr::null_mut()) };
         // SAFETY: a descriptor's `get` returns a new reference, or null with an exception set.
         unsafe { Bound::from_owned_ptr_or_err(py, value) }
     }
@@ -72,11 +70,10 @@ impl Slot {
     #[inline]
     pub(super) fn set(&self, object: &Bound<'_, PyAny>, value: &Bound<'_, PyAny>) -> PyResult<()> {
         let py = object.py();
-        let Some(functions) = functions(py) else { return Err(PyErr::fetch(py)) };
         // SAFETY: `set` belongs to the type of `self.0` (checked in `new`). It checks that `object`
         // is of the class with this slot and raises otherwise. All three are alive, and it takes
         // its own reference to the value.
-        let status = unsafe { (functions.set)(self.0.as_ptr(), object.as_ptr(), value.as_ptr()) };
+        let status = unsafe { (self.1.set)(self.0.as_ptr(), object.as_ptr(), value.as_ptr()) };
         if status == 0 { Ok(()) } else { Err(PyErr::fetch(py)) }
     }
 
@@ -105,11 +102,12 @@ pub(super) fn blank<'py>(class: &Bound<'py, PyType>) -> PyResult<Bound<'py, PyAn
     unsafe { Bound::from_owned_ptr_or_err(py, object) }
 }
 
-/// Calls `f` with each entry of a dict of keywords. What `f` does to the dict may or may not be seen.
+/// Calls `f` with each entry of a dict of keywords. What `f` does to the dict may or may not be seen;
+/// the name is there until it runs other code.
 #[inline]
 pub(super) fn each<'py>(
     keywords: &Bound<'py, PyDict>,
-    mut f: impl FnMut(&Bound<'py, PyAny>, &Bound<'py, PyAny>) -> PyResult<()>,
+    mut f: impl FnMut(Borrowed<'_, 'py, PyAny>, &Bound<'py, PyAny>) -> PyResult<()>,
 ) -> PyResult<()> {
     let py = keywords.py();
     let (mut place, mut name, mut value) = (0, std::ptr::null_mut(), std::ptr::null_mut());
@@ -121,10 +119,10 @@ pub(super) fn each<'py>(
         if more == 0 {
             return Ok(());
         }
-        // SAFETY: written by the call, and kept by the dict until `f` runs; so owned from here.
-        let name = unsafe { Borrowed::from_ptr(py, name) }.to_owned();
-        // SAFETY: as above.
+        // SAFETY: written by the call, and kept by the dict until `f` runs other code.
+        let name = unsafe { Borrowed::from_ptr(py, name) };
+        // SAFETY: as above; owned from here.
         let value = unsafe { Borrowed::from_ptr(py, value) }.to_owned();
-        f(&name, &value)?;
+        f(name, &value)?;
     }
 }

@@ -55,7 +55,7 @@ impl FastMessageQueue {
         if !self.serialize {
             return Ok(item);
         }
-        Ok(deserialized(item.bind(py))?)
+        Ok(deserialized(&item.into_bound(py))?)
     }
 
     pub(super) fn full_error(&self, py: Python<'_>, timeout: Timeout) -> PyErr {

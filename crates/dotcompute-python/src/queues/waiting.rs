@@ -159,14 +159,29 @@ pub(super) fn get(
 }
 
 impl QueueOperation {
-    /// Goes on as far as it can. `wait`: the waker is a real one, and is woken when there is more.
+    /// What it ends with, if that takes no waiting.
+    #[inline(always)]
+    pub(crate) fn at_once(&mut self, py: Python<'_>) -> Quick<Option<Item>> {
+        match &mut self.stage {
+            Stage::Put(message) => {
+                let (priority, item) = self.queue.stored(py, message)?;
+                match self.queue.try_put(priority, item) {
+                    Ok(outcome) => self.put_ended(py, outcome).map(Some),
+                    Err(_) if self.timeout.is_zero() => self.put_ended(py, Put::Full).map(Some),
+                    Err(_) => Ok(None),
+                }
+            }
+            Stage::Get => match self.queue.try_get() {
+                None if !self.timeout.is_zero() => Ok(None),
+                item => self.get_ended(py, item).map(Some),
+            },
+            Stage::Putting(_) | Stage::Getting(_) | Stage::Done => Ok(None),
+        }
+    }
+
+    /// Goes on as far as it can; the waker is woken when there is more.
     #[inline]
-    pub(crate) fn poll(
-        &mut self,
-        py: Python<'_>,
-        cx: &mut Context<'_>,
-        wait: bool,
-    ) -> Poll<Quick<Item>> {
+    pub(crate) fn poll(&mut self, py: Python<'_>, cx: &mut Context<'_>) -> Poll<Quick<Item>> {
         match &mut self.stage {
             Stage::Put(message) => {
                 let (priority, item) = match self.queue.stored(py, message) {
@@ -174,9 +189,7 @@ impl QueueOperation {
                     Err(error) => return Poll::Ready(Err(error)),
                 };
                 match self.queue.try_put(priority, item) {
-                    Ok(outcome) => return self.put_ended(py, outcome),
-                    Err(_) if self.timeout.is_zero() => return self.put_ended(py, Put::Full),
-                    Err(_) if !wait => return Poll::Pending,
+                    Ok(outcome) => return Poll::Ready(self.put_ended(py, outcome)),
                     Err(item) => {
                         let put = self.queue.line().wait_put(priority, item, self.timeout);
                         self.stage = Stage::Putting(put);
@@ -184,45 +197,38 @@ impl QueueOperation {
                 }
             }
             Stage::Get => match self.queue.try_get() {
-                None if !self.timeout.is_zero() => {
-                    if !wait {
-                        return Poll::Pending;
-                    }
-                    self.stage = Stage::Getting(self.queue.line().wait_get(self.timeout));
-                }
-                item => return self.get_ended(py, item),
+                None => self.stage = Stage::Getting(self.queue.line().wait_get(self.timeout)),
+                item => return Poll::Ready(self.get_ended(py, item)),
             },
             Stage::Putting(_) | Stage::Getting(_) | Stage::Done => {}
         }
         match &mut self.stage {
-            Stage::Putting(put) => match scope(py, || put.as_mut().poll(cx)) {
-                Poll::Ready(outcome) => self.put_ended(py, outcome),
-                Poll::Pending => Poll::Pending,
-            },
-            Stage::Getting(get) => match scope(py, || get.as_mut().poll(cx)) {
-                Poll::Ready(item) => self.get_ended(py, item),
-                Poll::Pending => Poll::Pending,
-            },
+            Stage::Putting(put) => {
+                scope(py, || put.as_mut().poll(cx)).map(|outcome| self.put_ended(py, outcome))
+            }
+            Stage::Getting(get) => {
+                scope(py, || get.as_mut().poll(cx)).map(|item| self.get_ended(py, item))
+            }
             Stage::Put(_) | Stage::Get | Stage::Done => Poll::Pending,
         }
     }
 
     /// The operation is over, unless it failed before it waited: then it may be tried once more.
     #[inline]
-    fn put_ended(&mut self, py: Python<'_>, outcome: Put) -> Poll<Quick<Item>> {
-        let ended = self.queue.put_ended(py, outcome, self.timeout);
-        if ended.is_ok() {
-            self.stage = Stage::Done;
+    fn put_ended(&mut self, py: Python<'_>, outcome: Put) -> Quick<Item> {
+        let ended = self.queue.put_ended(py, outcome, self.timeout)?;
+        if let Stage::Put(message) = std::mem::replace(&mut self.stage, Stage::Done) {
+            drop(message.into_bound(py));
         }
-        Poll::Ready(ended)
+        Ok(ended)
     }
 
     #[inline]
-    fn get_ended(&mut self, py: Python<'_>, item: Option<Item>) -> Poll<Quick<Item>> {
+    fn get_ended(&mut self, py: Python<'_>, item: Option<Item>) -> Quick<Item> {
         if item.is_some() {
             self.stage = Stage::Done;
         }
-        Poll::Ready(self.queue.get_ended(py, item, self.timeout))
+        self.queue.get_ended(py, item, self.timeout)
     }
 
     /// Drops it where the interpreter is attached.

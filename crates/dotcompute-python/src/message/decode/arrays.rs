@@ -24,7 +24,12 @@ impl<'py, 'de> Reader<'py, 'de> {
         let mut key = first;
         for index in 0..length {
             if index > 0 {
-                key = decoder.str()?;
+                // Mostly these, in this order.
+                key = match () {
+                    () if decoder.take_exactly(b"\xa5dtype") => keys::ARRAY_DTYPE,
+                    () if decoder.take_exactly(b"\xa5shape") => keys::ARRAY_SHAPE,
+                    () => decoder.str()?,
+                };
             }
             match key {
                 keys::ARRAY | keys::ARRAY_FALLBACK_BYTES => {
@@ -167,6 +172,10 @@ fn are_characters(data: &[u8], big_endian: bool) -> bool {
 pub(super) fn lengths(decoder: &mut Decoder<'_>) -> Result<Vec<u64>> {
     decoder.array(|decoder, length| {
         decoder.claim_memory::<u64>(length)?;
-        (0..length).map(|_| decoder.integer("a length")).collect()
+        let mut lengths = Vec::with_capacity(length);
+        for _ in 0..length {
+            lengths.push(decoder.integer("a length")?);
+        }
+        Ok(lengths)
     })
 }
