@@ -17,8 +17,8 @@ PARITY_MESSAGES ?= 1000000
 
 DEVELOP = .venv/bin/maturin develop --quiet --features pyo3/extension-module,conformance
 
-.PHONY: run test test-rust test-python python python-base venv check-deep bench loom tsan portable fuzz chaos \
-	cuda-offline gpu-check gpu-check-bundle tools
+.PHONY: run test test-rust test-python pytest pytest-base python python-base venv check-deep bench loom tsan \
+	portable fuzz chaos cuda-offline gpu-check gpu-check-bundle tools
 
 run: tools
 	$(CARGO) build --release -p dotcompute-cli
@@ -55,7 +55,12 @@ test-python: python python-base
 	.venv/bin/ruff format --check python examples
 	.venv/bin/mypy --strict python/pydotcompute examples/python
 	.venv/bin/python -m mypy.stubtest pydotcompute._native --allowlist python/stubtest-allowlist.txt
+	@$(MAKE) --no-print-directory -j2 --output-sync=line pytest pytest-base
+
+# Both at once, since each waits for most of its time. After `python` and `python-base`.
+pytest:
 	.venv/bin/python -m pytest
+pytest-base:
 	.venv-base/bin/python -m pytest
 
 check-deep: loom tsan portable cuda-offline chaos parity fuzz
