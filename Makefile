@@ -55,6 +55,7 @@ test-python: python python-base
 	.venv/bin/ruff format --check python examples
 	.venv/bin/mypy --strict python/pydotcompute examples/python
 	.venv/bin/python -m mypy.stubtest pydotcompute._native --allowlist python/stubtest-allowlist.txt
+	@echo "pytest with the optional packages and without, at once: some minutes, each printed when it is over"
 	@$(MAKE) --no-print-directory -j2 --output-sync=line pytest pytest-base
 
 # Both at once, since each waits for most of its time. After `python` and `python-base`.
