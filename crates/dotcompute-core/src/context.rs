@@ -415,6 +415,12 @@ impl<M: Message, R: Message> Context<M, R> {
         self.cell.dead_reply(reply, DeadLetterReason::NoRoom);
     }
 
+    /// [`bury`](Self::bury) for replies that come to light when the body is gone.
+    pub fn buries(&self) -> impl Fn(Envelope<R>) + Send + use<M, R> {
+        let cell = Arc::clone(&self.cell);
+        move |reply| cell.dead_reply(reply, DeadLetterReason::NoRoom)
+    }
+
     pub(crate) fn stopped(&self) -> Stopped {
         Stopped { kernel: self.cell.id.clone() }
     }

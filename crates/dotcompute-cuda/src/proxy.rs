@@ -19,7 +19,7 @@ use std::collections::VecDeque;
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context as TaskContext, Poll, ready};
+use std::task::{Context as TaskContext, Poll, Waker, ready};
 
 use dotcompute_abi::TaggedRecord;
 use dotcompute_abi::codes;
@@ -780,9 +780,28 @@ impl<M: RecordMessage, R: RecordReply> Drop for Proxy<M, R> {
         }
         let station = lock(&self.desk.station).take();
         if let Some(mut station) = station {
-            if let Route::Edge(to) | Route::Leaving(to, _) = &self.route {
-                let (to, passed) = (to.clone(), self.passed);
-                station.seated.when_free(move |report| to.add_sent(report.passed - passed));
+            let passed = self.passed;
+            match std::mem::replace(&mut self.route, Route::Host(None)) {
+                Route::Host(_) | Route::Making(..) => {}
+                Route::Edge(to) => {
+                    station.seated.when_free(move |report| to.add_sent(report.passed - passed));
+                }
+                Route::Leaving(to, mut left) => {
+                    let (bury, output) = (self.context.buries(), self.layouts.output);
+                    station.seated.when_free(move |report| {
+                        // It was asked for before the seat was given back, so it is there by now.
+                        let mut now = TaskContext::from_waker(Waker::noop());
+                        let left = match left.as_mut().poll(&mut now) {
+                            Poll::Ready(Ok(left)) => left,
+                            Poll::Ready(Err(_)) | Poll::Pending => Vec::new(),
+                        };
+                        to.add_sent((report.passed - passed).wrapping_sub(left.len() as u64));
+                        let Some(layout) = output else { return };
+                        for record in left {
+                            bury(Envelope::new(R::one(layout, &record.payload[..layout.bytes])));
+                        }
+                    });
+                }
             }
             let report = station.seated.port().report();
             // Killed while the handler is at work.

@@ -302,6 +302,36 @@ fn what_the_next_kernel_had_not_taken_when_it_ended_is_received_from_the_first()
 }
 
 #[test]
+fn what_comes_back_to_a_kernel_that_is_killed_meanwhile_is_a_dead_letter_and_nobody_waits_for_it() {
+    let _device = StandIn::get().shared();
+    let stage = Stage::with(CudaOptions { seats: 31, ..standin::options() });
+    for turn in 0..40 {
+        let name = format!("is killed {turn}");
+        let second = stage.launch_idle(&format!("goes on {turn}"), "more");
+        let first = stage.launch(&name, "more");
+        first.connect(&second).unwrap();
+        for value in 0..20 {
+            send(&first, value);
+        }
+        until("they are passed on", || first.reply_books().forwarded == 20);
+        assert!(first.disconnect());
+        // Killed at whatever they have come to: the edge is there, is being removed, or is gone.
+        first.terminate_blocking(Terminate::now().within(Duration::from_micros(20 * turn)));
+        second.activate().unwrap();
+        let letters = || {
+            let mut letters = 0;
+            stage.runtime.dead_letters(|letter| {
+                letters += u64::from(letter.kernel.as_str() == name);
+            });
+            letters
+        };
+        until("each is here or there", || second.books().processed + letters() == 20);
+        drain(&second);
+        assert_eq!(second.books().processed + letters(), 20);
+    }
+}
+
+#[test]
 fn of_an_inbox_of_two_a_kernel_that_is_disconnected_gets_back_its_own() {
     let _device = StandIn::get().shared();
     let stage = stage();
