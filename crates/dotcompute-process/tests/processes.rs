@@ -362,10 +362,9 @@ fn a_child_that_does_not_end_is_killed_at_the_deadline() {
     let stage = stage();
     let holds = launch(&stage, "stuck", "holds", RestartPolicy::Never);
     let child = ask(&holds, 0).unwrap();
-    let how = Terminate::drain().within(Duration::from_millis(200));
-    // Abandoned if the machine is so busy that the cancelled body is dropped after the deadline.
-    let outcome = holds.terminate_blocking(how);
-    assert!(matches!(outcome, Termination::Cancelled | Termination::Abandoned), "{outcome:?}");
+    // Of these, half a second is for the cancelled body to be dropped, on a busy machine too.
+    let how = Terminate::drain().within(Duration::from_secs(5));
+    assert_eq!(holds.terminate_blocking(how), Termination::Cancelled);
     eventually(|| test_kill_process(pid(child)).is_err());
 }
 
