@@ -114,24 +114,30 @@ cuda-offline: python
 		DOTCOMPUTE_PYTHON_HANDLERS=$(CURDIR)/target/cuda-tools/handlers \
 		$(CARGO) test -p dotcompute-cuda --features offline
 
-# Everything that the check needs, in one folder: it runs where there is neither cargo nor a network.
-# On the machine with the GPU: target/gpu-check/gpu-check (see --help), about ten minutes.
+# Everything that the check needs, in one folder and one file: it runs where there is neither cargo nor a
+# network. Its programs want x86-64 and glibc 2.34; its wheel Python 3.11 or newer, with NumPy. On the
+# machine with the GPU: tar xf gpu-check.tar.gz && gpu-check/gpu-check (see --help), about ten minutes.
+BUNDLE = target/gpu-check
+
 gpu-check-bundle: venv
 	@test -x target/cuda-tools/bin/python || python3 -m venv target/cuda-tools
 	@target/cuda-tools/bin/python -m pip install --quiet --disable-pip-version-check \
 		-r crates/dotcompute-cuda/tests/requirements.txt
+	rm -rf $(BUNDLE) && mkdir -p $(BUNDLE)
 	$(CARGO) build --release -p dotcompute-cuda --features gpu-check --bin gpu-check
-	mkdir -p target/gpu-check
-	cp target/release/gpu-check target/gpu-check/
-	tests=$$($(CARGO) test --release -p dotcompute-cuda --test executor --no-run 2>&1 \
-		| sed -n 's/.*(\(.*\))$$/\1/p'); cp $$tests target/gpu-check/executor-tests
-	.venv/bin/maturin build --quiet --release --out target/gpu-check
-	strip target/gpu-check/gpu-check target/gpu-check/executor-tests
+	cp target/release/gpu-check $(BUNDLE)/
+	$(CARGO) test --release -p dotcompute-cuda --no-run \
+		--test executor --test conformance --test connected 2>$(BUNDLE)/log || { cat $(BUNDLE)/log; exit 1; }
+	sed -n 's|.*Executable tests/\(.*\)\.rs (\(.*\))$$|\2 $(BUNDLE)/\1-tests|p' $(BUNDLE)/log | xargs -n 2 cp
+	rm $(BUNDLE)/log
+	.venv/bin/maturin build --quiet --release --out $(BUNDLE)
+	strip $(BUNDLE)/gpu-check $(BUNDLE)/*-tests
 	folder=$$(echo $(CURDIR)/target/cuda-tools/lib/python3*/site-packages/nvidia/cu13); \
-		DOTCOMPUTE_CUDA_LIBRARIES=$$folder/lib target/gpu-check/gpu-check --build target/gpu-check
+		DOTCOMPUTE_CUDA_LIBRARIES=$$folder/lib $(BUNDLE)/gpu-check --build $(BUNDLE)
+	tar -C $(BUNDLE)/.. -czf $(BUNDLE).tar.gz gpu-check
 
 gpu-check: gpu-check-bundle
-	target/gpu-check/gpu-check --results docs/gpu-check.jsonl --table docs/gpu-check.md
+	$(BUNDLE)/gpu-check --results docs/gpu-check.jsonl --table docs/gpu-check.md
 
 # One handler source, interpreted, compiled on a thread and in a process, over a log of a million
 # messages; and compiled for sm_90 to PTX, by the compilers that `make cuda-offline` installs.

@@ -8,6 +8,7 @@ are used where they are. It ends with 0 if nothing failed.
 from __future__ import annotations
 
 import argparse
+import asyncio
 import gc
 import importlib
 import json
@@ -21,7 +22,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike
 
-from pydotcompute import UnifiedBuffer, _cuda, _optional, exceptions
+from pydotcompute import (
+    RingKernelRuntime,
+    UnifiedBuffer,
+    _cuda,
+    _optional,
+    exceptions,
+    message,
+    ring_kernel,
+)
 from pydotcompute.backends.cuda import (
     CUDABackend,
     get_matrix_multiply_kernel,
@@ -33,6 +42,8 @@ from pydotcompute.core import device_array
 from pydotcompute.core.memory_pool import MemoryPool
 from pydotcompute.core.unified_buffer import BufferState
 from pydotcompute.decorators.kernel import cuda_source, kernel
+from pydotcompute.handlers import cuda_handler
+from pydotcompute.ring_kernels.lifecycle import KernelContext
 from pydotcompute.ring_kernels.telemetry import GPUMonitor
 
 # For any device, compiled by the driver: x[i] *= factor for i < n; and a kernel that writes to
@@ -79,6 +90,32 @@ done:
 """
 
 MB = 2**20
+
+# How many messages the checks of ring kernels send; fewer where it is quick.
+ASKS = 20_000
+
+# A handler of a kernel that stays: as `_echo`.
+ECHO = """
+#include "dotcompute.cuh"
+struct number { long long value; };
+extern "C" __device__ int32_t
+echo(const number *message, void *, number *reply, rk_ctx *) {
+    reply->value = message->value + 1;
+    return DC_HANDLER_REPLY;
+}
+"""
+
+
+@message(layout="record")
+class _Number:
+    value: int
+
+
+@ring_kernel(kernel_id="gpu_check_echo", input_type=_Number, output_type=_Number)
+async def _echo(ctx: KernelContext[_Number, _Number]) -> None:
+    while not ctx.should_terminate:
+        number = await ctx.receive()
+        await ctx.send(_Number(value=number.value + 1))
 
 
 class LeftOutError(Exception):
@@ -458,6 +495,44 @@ def check_python() -> dict[str, Any]:
     return {"device": axpy._device}
 
 
+async def _round_trips_us(executor: str | None) -> tuple[float, float]:
+    """What an awaited answer takes, p50 and p99; of a kernel there, or on the event loop."""
+    device = cuda_handler("echo", ECHO, input_type=_Number, output_type=_Number)
+    times = []
+    async with RingKernelRuntime() as runtime:
+        if executor == "cuda":
+            await runtime.launch("echo", device, executor="cuda")
+        else:
+            await runtime.launch("echo", _echo)
+        await runtime.activate("echo")
+        for value in range(ASKS):
+            started = time.perf_counter()
+            answer = await runtime.send_and_receive("echo", _Number(value=value), timeout=30)
+            times.append(time.perf_counter() - started)
+            _equal(answer.value, value + 1)
+        await runtime.terminate("echo", timeout=30)
+    times.sort()
+    return times[len(times) // 2] * 1e6, times[len(times) * 99 // 100] * 1e6
+
+
+def check_round_trip() -> dict[str, Any]:
+    """An awaited answer of a kernel that stays on the device, beside one of the event loop's."""
+    loop_p50, loop_p99 = asyncio.run(_round_trips_us(None))
+    try:
+        p50, p99 = asyncio.run(_round_trips_us("cuda"))
+    except exceptions.BackendNotAvailableError as error:
+        raise LeftOutError(str(error)) from error
+    floor = "a kernel on the event loop"
+    return {
+        "asyncio_p50_us": {
+            "value": p50,
+            "at_most": 8.0,
+            "floor": {"what": floor, "value": loop_p50},
+        },
+        "asyncio_p99_us": {"value": p99, "floor": {"what": floor, "value": loop_p99}},
+    }
+
+
 def check_monitor() -> dict[str, Any]:
     """NVML's figures, and the driver's."""
     monitor = GPUMonitor()
@@ -523,7 +598,12 @@ def main() -> int:
     """Run the checks that were named, or all."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("checks", nargs="*", help=f"of {', '.join(CHECKS)}; none: all")
-    names = parser.parse_args().checks or list(CHECKS)
+    parser.add_argument("--quick", action="store_true", help="few messages: a rehearsal")
+    arguments = parser.parse_args()
+    if arguments.quick:
+        global ASKS
+        ASKS = 20
+    names = arguments.checks or list(CHECKS)
     if unknown := [name for name in names if name not in CHECKS]:
         parser.error(f"unknown: {', '.join(unknown)}; there are {', '.join(CHECKS)}")
     failed = False

@@ -134,6 +134,23 @@ void *twin_of(const char *name) {
               dc_store_sys(DC_SYNC_NONE, parameter<uint32_t *>(p, 1),
                            uint32_t(dc_clock_ns() - start));
           }}},
+        {"floor_hops",
+         {{8, 4},
+          [](const unsigned *grid, const unsigned *, void **p) {
+              auto *lines = parameter<uint32_t *>(p, 0);
+              for (uint32_t turn = 1; turn <= parameter<uint32_t>(p, 1); ++turn)
+                  for (unsigned pair = 0; pair < 2 * grid[0]; ++pair)
+                      dc_store_gpu(DC_SYNC_NONE, lines + 32 * pair, turn);
+          }}},
+        {"floor_take",
+         {{8, 8, 4, 4},
+          [](const unsigned *grid, const unsigned *, void **p) {
+              const auto *in = parameter<const uint32_t *>(p, 0);
+              for (uint32_t round = 0; round < parameter<uint32_t>(p, 2); ++round)
+                  for (unsigned warp = 0; warp < grid[0]; ++warp)
+                      dc_store_sys(DC_SYNC_NONE, parameter<uint32_t *>(p, 1) + 1024 * warp,
+                                   dc_load_sys(DC_SYNC_NONE, in + 1024 * warp));
+          }}},
         // (float a, const float *x, float *y, int n)
         {"saxpy",
          {{4, 8, 8, 4},

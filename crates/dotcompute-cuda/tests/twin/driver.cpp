@@ -327,6 +327,31 @@ int cuStreamCreate(void **made, unsigned flags) {
     streams.insert(*made);
     return lost;
 }
+
+// Green contexts: the multiprocessors are numbers alone, and their streams are as any.
+struct resource {
+    unsigned kind;
+    unsigned char internal[92];
+    unsigned multiprocessors;
+    unsigned char rest[44];
+};
+int cuDeviceGetDevResource(int, resource *of, unsigned kind) {
+    return *of = {kind, {}, 4, {}}, kind == 1 ? lost : 1;
+}
+int cuDevSmResourceSplitByCount(resource *made, unsigned *groups, const resource *of,
+                                resource *remaining, unsigned, unsigned count) {
+    *made = *remaining = *of;
+    made->multiprocessors = count < of->multiprocessors ? count : of->multiprocessors - 1;
+    remaining->multiprocessors = of->multiprocessors - made->multiprocessors;
+    return *groups = 1, lost;
+}
+int cuDevResourceGenerateDesc(void **made, resource *, unsigned) { return *made = &lock, lost; }
+int cuGreenCtxCreate(void **made, void *, int, unsigned flags) {
+    return *made = &lock, flags == 1 ? lost : 1;
+}
+int cuGreenCtxStreamCreate(void **made, void *, unsigned flags, int) {
+    return cuStreamCreate(made, flags);
+}
 int cuStreamSynchronize(void *handle) {
     stream *of = at(handle);
     if (of == nullptr)

@@ -38,3 +38,50 @@ extern "C" __global__ void floor_reads(const word *in, word *out, word reads) {
         place = load(in + place);
     store(out, word(now() - start) + place);
 }
+
+__device__ word load_here(const word *place) {
+    word value;
+    asm volatile("ld.relaxed.gpu.global.u32 %0, [%1];" : "=r"(value) : "l"(place) : "memory");
+    return value;
+}
+__device__ void store_here(word *place, word value) {
+    asm volatile("st.relaxed.gpu.global.u32 [%0], %1;" ::"l"(place), "r"(value) : "memory");
+}
+
+// Pairs of warps, a block each, that answer each other in the device's memory: two lines for a pair.
+extern "C" __global__ void floor_hops(word *lines, word turns) {
+    word *there = lines + 64 * blockIdx.x, *back = there + 32;
+    if (threadIdx.x % 32 != 0)
+        return;
+    for (word turn = 1; turn <= turns; ++turn) {
+        if (threadIdx.x == 0) {
+            store_here(there, turn);
+            while (load_here(back) < turn) {
+            }
+        } else {
+            while (load_here(there) < turn) {
+            }
+            store_here(back, turn);
+        }
+    }
+}
+
+// Each warp reads records of 64 bytes of the host's, eight for each load, from 4 KiB of its own; with
+// `answers` it writes as many back.
+extern "C" __global__ void floor_take(const uint4 *in, uint4 *out, word rounds, word answers) {
+    const unsigned long long thread = blockIdx.x * blockDim.x + threadIdx.x;
+    const unsigned long long mine = thread / 32 * 256 + thread % 32;
+    uint4 sum = {0, 0, 0, 0};
+    for (word round = 0; round < rounds; ++round) {
+        const unsigned long long at = mine + round % 8 * 32;
+        uint4 value;
+        asm volatile("ld.relaxed.sys.global.v4.u32 {%0, %1, %2, %3}, [%4];"
+                     : "=r"(value.x), "=r"(value.y), "=r"(value.z), "=r"(value.w)
+                     : "l"(in + at)
+                     : "memory");
+        sum.x ^= value.x, sum.y ^= value.y, sum.z ^= value.z, sum.w ^= value.w;
+        if (answers)
+            out[at] = sum;
+    }
+    out[mine] = sum;
+}

@@ -5,7 +5,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use dotcompute_core::{KernelRef, Message, Record, Restart, RestartPolicy, Runtime};
-use dotcompute_cuda::compute::Module;
+use dotcompute_cuda::compute::{KERNELS, Module};
 use dotcompute_cuda::grid::{SeatPlan, Shape};
 use dotcompute_cuda::nvrtc::{Output, Source};
 use dotcompute_cuda::resident::{Residency, Resident};
@@ -146,17 +146,21 @@ pub(crate) fn build(folder: &Path) -> Result<(), Failure> {
         let options = CudaOptions { cache: None, ..CudaOptions::default() };
         let image = kernels().build(architecture, &options)?;
         fs::write(folder.join(name("handlers", architecture)), image.cubin())?;
-        let floors = compile_floors(&toolkit, architecture)?;
-        fs::write(folder.join(name("floors", architecture)), floors)?;
+        for (what, text) in [("floors", FLOORS), ("compute", KERNELS)] {
+            let cubin = compile(&toolkit, what, text, architecture)?;
+            fs::write(folder.join(name(what, architecture)), cubin)?;
+        }
     }
     Ok(())
 }
 
-fn compile_floors(
+fn compile(
     toolkit: &Toolkit,
+    what: &str,
+    text: &str,
     Version { major, minor }: Version,
 ) -> Result<Vec<u8>, Failure> {
-    let source = Source { name: "floors.cu", text: FLOORS, headers: &[] };
+    let source = Source { name: &format!("{what}.cu"), text, headers: &[] };
     let target = format!("-arch=sm_{major}{minor}");
     let compiled = toolkit.nvrtc.compile(&source, &["-std=c++17", &target], Output::Cubin)?;
     Ok(compiled.0)
@@ -172,12 +176,21 @@ fn built(check: &Check, what: &str, device: Version) -> Option<Vec<u8>> {
 
 /// The floors' kernels.
 pub(crate) fn floors(check: &Check, gpu: &Gpu) -> Result<Module, Failure> {
+    module(check, gpu, "floors", FLOORS)
+}
+
+/// The kernels that the crate brings along.
+pub(crate) fn compute(check: &Check, gpu: &Gpu) -> Result<Module, Failure> {
+    module(check, gpu, "compute", KERNELS)
+}
+
+fn module(check: &Check, gpu: &Gpu, what: &str, text: &str) -> Result<Module, Failure> {
     let architecture = gpu.device.compute_capability;
-    let cubin = match built(check, "floors", architecture) {
+    let cubin = match built(check, what, architecture) {
         Some(cubin) => cubin,
-        None => compile_floors(&Toolkit::load()?, architecture)?,
+        None => compile(&Toolkit::load()?, what, text, architecture)?,
     };
-    // SAFETY: what NVRTC made of `floors.cu`.
+    // SAFETY: what NVRTC made of this source.
     Ok(unsafe { Module::load(&gpu.context, &cubin) }?)
 }
 

@@ -8,12 +8,17 @@
 
 mod device;
 mod floors;
+mod green;
 mod handlers;
 mod hazards;
+mod idle;
+mod link;
 mod messages;
 mod package;
 mod recovery;
 mod report;
+mod sanitizer;
+mod throughput;
 
 use std::path::PathBuf;
 use std::process::{Command, ExitCode};
@@ -36,6 +41,11 @@ impl Check {
     /// So many, or fewer where it is quick.
     fn count(&self, full: u64) -> u64 {
         if self.quick { (full / 500).max(20) } else { full }
+    }
+
+    /// How many pairs of kernels: a rehearsal has a thread for each kernel.
+    fn pairs(&self) -> u32 {
+        if self.quick { 4 } else { 64 }
     }
 
     fn time(&self, full: Duration) -> Duration {
@@ -76,7 +86,7 @@ const STAGES: &[Stage] = &[
         seconds: 90,
         run: messages::round_trip,
     },
-    Stage { name: "throughput", what: "messages a second", seconds: 90, run: messages::throughput },
+    Stage { name: "throughput", what: "messages a second", seconds: 90, run: throughput::run },
     Stage {
         name: "lease",
         what: "what a change of lease costs",
@@ -87,7 +97,7 @@ const STAGES: &[Stage] = &[
         name: "idle",
         what: "what kernels cost that have nothing to do",
         seconds: 60,
-        run: messages::idle,
+        run: idle::run,
     },
     Stage {
         name: "executor",
@@ -106,6 +116,12 @@ const STAGES: &[Stage] = &[
         what: "the Python package: arrays, copies, kernels, other libraries",
         seconds: 180,
         run: package::run,
+    },
+    Stage {
+        name: "sanitizer",
+        what: "compute-sanitizer over a grid with short leases",
+        seconds: 150,
+        run: sanitizer::run,
     },
     Stage {
         name: "soak",

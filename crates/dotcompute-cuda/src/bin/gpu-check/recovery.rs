@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use dotcompute_abi::codes;
 use dotcompute_core::{AskError, FaultKind, Terminate};
+use dotcompute_cuda::toolkit::Toolkit;
 
 use crate::device::Gpu;
 use crate::handlers::Number;
@@ -12,8 +13,8 @@ use crate::{Check, Failure, handlers};
 
 const LONG: Duration = Duration::from_secs(30);
 
-/// What the child of this stage is to do.
-const CHILD: &str = "GPU_CHECK_CHILD";
+/// Set where a stage runs itself as a child.
+pub(crate) const CHILD: &str = "GPU_CHECK_CHILD";
 
 pub(crate) fn run(check: &mut Check) -> Result<(), Failure> {
     let gpu = Gpu::open(check)?;
@@ -99,25 +100,35 @@ fn trap(check: &mut Check, gpu: &Gpu) -> Result<(), Failure> {
     check.results.fact("a trap fails its kernel as lost, with the suspect", lost, &note)
 }
 
-/// The executor's own tests, which were carried along.
+/// The tests of the executor, conformance and chaos among them, which were carried along.
 pub(crate) fn tests(check: &mut Check) -> Result<(), Failure> {
     Gpu::open(check)?;
-    let binary = check.folder.join("executor-tests");
-    if !binary.exists() {
-        let note = format!("there is no {}: make gpu-check-bundle puts it there", binary.display());
+    if let Err(absent) = Toolkit::load().and_then(|it| it.linker().map(drop).map_err(Clone::clone))
+    {
+        let note = format!("left out, since they compile their handlers: {absent}");
         return check.results.finding("the executor's tests", &note);
     }
-    // The one that loses the device last, in a process of its own.
-    for (what, arguments) in [
-        ("the executor's tests", ["--test-threads=1", "--skip", "trap"]),
-        (
-            "the test that loses the device",
-            ["--test-threads=1", "--exact", "a_trap_loses_the_device_and_every_kernel_is_told"],
-        ),
+    const LOSES: &str = "a_trap_loses_the_device_and_every_kernel_is_told";
+    for (binary, what, arguments) in [
+        ("executor-tests", "the executor's tests, chaos too", &["--skip", LOSES][..]),
+        ("conformance-tests", "what handlers are promised on every executor", &[]),
+        ("connected-tests", "kernels that are connected on the device", &[]),
+        // Last, and in a process of its own.
+        ("executor-tests", "the test that loses the device", &["--exact", LOSES]),
     ] {
+        let path = check.folder.join(binary);
+        if !path.exists() {
+            let note =
+                format!("there is no {}: make gpu-check-bundle puts it there", path.display());
+            check.results.finding(what, &note)?;
+            continue;
+        }
         let start = Instant::now();
-        let output =
-            Command::new(&binary).args(arguments).env("DOTCOMPUTE_ON_DEVICE", "1").output()?;
+        let output = Command::new(&path)
+            .arg("--test-threads=1")
+            .args(arguments)
+            .env("DOTCOMPUTE_ON_DEVICE", "1")
+            .output()?;
         let text = String::from_utf8_lossy(&output.stdout);
         let result =
             text.lines().rev().find(|line| line.starts_with("test result")).unwrap_or("no result");

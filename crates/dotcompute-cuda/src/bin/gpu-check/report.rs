@@ -47,12 +47,27 @@ impl Results {
         unit: &str,
         goal: Option<Goal>,
     ) -> Result<(), Failure> {
+        self.beside(what, value, unit, goal, None)
+    }
+
+    /// A figure beside its floor: what it costs to do less, in the same unit.
+    pub(crate) fn beside(
+        &mut self,
+        what: &str,
+        value: f64,
+        unit: &str,
+        goal: Option<Goal>,
+        floor: Option<(&str, f64)>,
+    ) -> Result<(), Failure> {
         let (met, goal) = match goal {
             None => (None, None),
             Some(Goal::AtMost(most)) => (Some(value <= most), Some(format!("<= {most}"))),
             Some(Goal::AtLeast(least)) => (Some(value >= least), Some(format!(">= {least}"))),
         };
-        self.row(json!({ "what": what, "value": value, "unit": unit, "goal": goal, "met": met }))
+        let floor = floor.map(|(what, value)| json!({ "what": what, "value": value }));
+        self.row(json!({
+            "what": what, "value": value, "unit": unit, "goal": goal, "met": met, "floor": floor,
+        }))
     }
 
     /// Something that is so or not, and ought to be so.
@@ -93,28 +108,36 @@ pub(crate) fn say(text: &str) {
     print!("{text}");
 }
 
-/// What was measured, its value, and what it ought to be.
-fn cells(row: &Value) -> [String; 3] {
+fn rounded(value: f64) -> String {
+    match value.abs() {
+        size if size >= 1e6 => format!("{:.1} M", value / 1e6),
+        size if size >= 100.0 => format!("{value:.0}"),
+        _ => format!("{value:.2}"),
+    }
+}
+
+/// What was measured, its value, what it ought to be, and its floor.
+fn cells(row: &Value) -> [String; 4] {
     let text = |name: &str| row[name].as_str().unwrap_or_default().to_owned();
     let what = text("what");
     if let Some(value) = row["value"].as_f64() {
-        let value = match value.abs() {
-            size if size >= 1e6 => format!("{:.1} M", value / 1e6),
-            size if size >= 100.0 => format!("{value:.0}"),
-            _ => format!("{value:.2}"),
-        };
         let goal = match (row["goal"].as_str(), row["met"].as_bool()) {
             (Some(goal), Some(true)) => format!("{goal}: met"),
             (Some(goal), _) => format!("{goal}: **missed**"),
             _ => String::new(),
         };
-        return [what, format!("{value} {}", text("unit")), goal];
+        let floor = match (row["floor"]["what"].as_str(), row["floor"]["value"].as_f64()) {
+            (Some(what), Some(value)) => format!("{what}: {} {}", rounded(value), text("unit")),
+            _ => String::new(),
+        };
+        return [what, format!("{} {}", rounded(value), text("unit")), goal, floor];
     }
-    match row["holds"].as_bool() {
-        Some(true) => [what, format!("yes {}", text("note")).trim().to_owned(), String::new()],
-        Some(false) => [what, format!("**no**: {}", text("note")), String::new()],
-        None => [what, text("found"), String::new()],
-    }
+    let found = match row["holds"].as_bool() {
+        Some(true) => format!("yes {}", text("note")),
+        Some(false) => format!("**no**: {}", text("note")),
+        None => text("found"),
+    };
+    [what, found.trim().to_owned(), String::new(), String::new()]
 }
 
 /// The table of the last run of each stage.
@@ -143,11 +166,11 @@ pub(crate) fn table(results: &Path, stages: &[(&str, &str)]) -> Result<String, F
         if rows.iter().any(|row| row["stand_in"] == true) {
             text += " **A rehearsal on a stand-in: no figure here is a GPU's.**";
         }
-        text += "\n\n| what | found | goal |\n|---|---|---|\n";
+        text += "\n\n| what | found | goal | beside |\n|---|---|---|---|\n";
         for row in rows {
-            let [what, found, goal] =
+            let [what, found, goal, floor] =
                 cells(row).map(|cell| cell.replace('|', "\\|").replace('\n', " "));
-            text += &format!("| {what} | {found} | {goal} |\n");
+            text += &format!("| {what} | {found} | {goal} | {floor} |\n");
         }
     }
     Ok(text)
