@@ -32,6 +32,7 @@ functions! {
     set_current = "cuCtxSetCurrent"(*mut c_void) -> c_int;
     host_alloc = "cuMemHostAlloc"(*mut *mut c_void, usize, c_uint) -> c_int;
     host_address = "cuMemHostGetDevicePointer_v2"(*mut u64, *mut c_void, c_uint) -> c_int;
+    host_register = "cuMemHostRegister_v2"(*mut c_void, usize, c_uint) -> c_int;
     alloc = "cuMemAlloc_v2"(*mut u64, usize) -> c_int;
     stream = "cuStreamCreate"(*mut *mut c_void, c_uint) -> c_int;
     synchronize = "cuStreamSynchronize"(*mut c_void) -> c_int;
@@ -233,6 +234,10 @@ impl Driver {
 /// read at the pace of the bus, and whose partial flushes would tear chunks.
 const HOST_ALLOC_MAPPED: c_uint = 1 | 2;
 
+/// `CU_MEMHOSTREGISTER_PORTABLE | CU_MEMHOSTREGISTER_DEVICEMAP`.
+#[cfg(target_os = "linux")]
+const HOST_REGISTER_MAPPED: c_uint = 1 | 2;
+
 /// `CU_STREAM_NON_BLOCKING`: what it does waits for no other stream, nor makes one wait.
 const STREAM_NON_BLOCKING: c_uint = 1;
 
@@ -286,6 +291,28 @@ impl Session {
         // SAFETY: `bytes` bytes that were just taken.
         unsafe { place.write_bytes(0, bytes) };
         Ok((place, address))
+    }
+
+    /// Memory of the process's own that the device is to reach from now on: where it finds it.
+    ///
+    /// # Safety
+    ///
+    /// - The memory is mapped as long as the process lives.
+    #[cfg(target_os = "linux")]
+    pub(crate) unsafe fn register(
+        &self,
+        place: NonNull<u8>,
+        bytes: usize,
+    ) -> Result<u64, CallError> {
+        let functions = self.driver.functions;
+        let place = place.as_ptr().cast();
+        // SAFETY: as the caller promises; it is pinned, and never given up again.
+        let code = unsafe { (functions.host_register)(place, bytes, HOST_REGISTER_MAPPED) };
+        self.driver.check("cuMemHostRegister", code)?;
+        let mut address = 0;
+        // SAFETY: memory that was just registered as mapped.
+        let code = unsafe { (functions.host_address)(&mut address, place, 0) };
+        self.driver.check("cuMemHostGetDevicePointer", code).map(|()| address)
     }
 
     /// Memory of the device's.
@@ -429,6 +456,36 @@ impl Session {
             code => self.driver.check("cuStreamQuery", code).map(|()| true),
         }
     }
+}
+
+/// The calls that are made for grids, by their names.
+#[cfg(target_os = "linux")]
+const CALLS: &[&str] = &[
+    "cuCtxSetCurrent",
+    "cuDeviceGet",
+    "cuDeviceGetAttribute",
+    "cuDeviceGetName",
+    "cuDevicePrimaryCtxRetain",
+    "cuDeviceTotalMem",
+    "cuLaunchCooperativeKernel",
+    "cuMemAlloc",
+    "cuMemHostGetDevicePointer",
+    "cuMemHostRegister",
+    "cuMemcpyDtoHAsync",
+    "cuMemcpyHtoDAsync",
+    "cuMemsetD8Async",
+    "cuModuleGetFunction",
+    "cuModuleLoadData",
+    "cuOccupancyMaxActiveBlocksPerMultiprocessor",
+    "cuStreamCreate",
+    "cuStreamQuery",
+    "cuStreamSynchronize",
+];
+
+/// The name of a call, of which another process told.
+#[cfg(target_os = "linux")]
+pub(crate) fn call_name(name: &str) -> &'static str {
+    CALLS.iter().find(|known| **known == name).copied().unwrap_or("a call of the driver's")
 }
 
 /// CUDA writes 13.0 as 13000.

@@ -23,7 +23,7 @@ use crate::image::{BuildError, CudaHandler, Image, Variant};
 use crate::library::{Absent, CallError};
 use crate::proxy::Proxy;
 use crate::pump::{CudaExecutor, Desk, Pump};
-use crate::resident::{Residency, Resident, ResidentError};
+use crate::resident::{Isolation, Residency, Resident, ResidentError};
 use crate::set::Set;
 use crate::toolkit::Toolkit;
 
@@ -138,6 +138,8 @@ pub struct CudaOptions {
     pub share: usize,
     /// How grids stay.
     pub residency: Residency,
+    /// Whether their contexts live in this process.
+    pub isolation: Isolation,
 }
 
 impl Default for CudaOptions {
@@ -154,6 +156,7 @@ impl Default for CudaOptions {
             senders: 8,
             share: 64,
             residency: Residency::default(),
+            isolation: Isolation::default(),
         }
     }
 }
@@ -485,7 +488,8 @@ impl Cuda {
         if let Some(wrong) = shape.wrong() {
             return Err(ResidentError::Shape(wrong).into());
         }
-        let set = Set::new(driver, options.ordinal, image, shape, options.residency);
+        let isolation = options.isolation.clone();
+        let set = Set::new(isolation, driver, options.ordinal, image, shape, options.residency);
         let set = Arc::new(set);
         let mut registered = lock(&self.inner.registered);
         for (name, kernel) in kernels.entries {

@@ -33,6 +33,8 @@
 //!   policy brings back with its state made anew; the others go on.
 //! - A *hardware exception* (a trap, a bad address) ends the context: every kernel on it fails with the
 //!   code `FAULT_LOST`, and is told whose handlers were at work. The process must be started again.
+//!   Kernels whose context lives in a process of its own ([`resident::Isolation`]) are brought back instead,
+//!   by their restart policies, as after a SIGKILL of that process.
 //! - A handler that does not come back is reported by the watchdog. It is killed at its next tick
 //!   (`rk_tick`) when its kernel is terminated, or when it keeps its grid from leaving for too long
 //!   ([`resident::Residency::overdue`]); if it has none, its grid is given up: all kernels on it fail
@@ -72,6 +74,8 @@ pub use kernels::{
 };
 pub use library::{Absent, CallError, Version};
 pub use probe::{Found, LibraryReport, Probe};
+#[cfg(all(target_os = "linux", not(loom)))]
+pub use resident::{isolated, serve_isolated};
 
 /// The name of the executor.
 pub const EXECUTOR: &str = "cuda";

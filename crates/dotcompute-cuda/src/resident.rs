@@ -6,8 +6,11 @@
 //! launches anew. It keeps the heartbeat too: a grid whose launcher is gone ends by itself; and when
 //! the process exits, a hook asks it to end first.
 
+mod calls;
 mod error;
 mod exit;
+#[cfg(target_os = "linux")]
+mod isolated;
 mod launcher;
 
 use std::fmt;
@@ -28,6 +31,23 @@ use crate::image::Image;
 use launcher::Launcher;
 
 pub use error::{Loss, ResidentError};
+#[cfg(target_os = "linux")]
+pub use isolated::{isolated, serve_isolated};
+
+/// Where the context of a grid lives, and so what is lost with it.
+#[derive(Clone, Debug, Default)]
+pub enum Isolation {
+    /// In this process: arrays are shared with its other libraries, and a hardware exception costs it the
+    /// device for good.
+    #[default]
+    Thread,
+    /// In a child process for each grid (Linux), by a program's [`isolated`] kernels: a context that is lost,
+    /// a handler that never comes back and a SIGKILL cost the grid, whose kernels their restart policies
+    /// bring back on another one. Contexts of several processes take turns on a device unless MPS runs:
+    /// let a grid have [seats](crate::CudaOptions::seats) for all kernels.
+    #[cfg(target_os = "linux")]
+    Process(dotcompute_process::Processes),
+}
 
 /// How a grid stays.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -139,17 +159,36 @@ impl Resident {
         shape: Shape,
         residency: Residency,
     ) -> Result<Self, ResidentError> {
+        Self::launch_in(&Isolation::Thread, driver, ordinal, image, shape, residency)
+    }
+
+    /// [`launch`](Self::launch) with its context in this process or in another.
+    ///
+    /// # Errors
+    ///
+    /// As for `launch`; [`ResidentError::Process`] if there is no such process.
+    pub fn launch_in(
+        isolation: &Isolation,
+        driver: &'static Driver,
+        ordinal: u32,
+        image: Image,
+        shape: Shape,
+        residency: Residency,
+    ) -> Result<Self, ResidentError> {
         if let Some(wrong) = shape.wrong() {
             return Err(ResidentError::Shape(wrong));
         }
         let (requests, received) = mpsc::channel();
         let (began, begins) = mpsc::channel();
         let fate = Arc::new(Fate::default());
-        let its_fate = Arc::clone(&fate);
+        let (its_fate, isolation) = (Arc::clone(&fate), isolation.clone());
         let launcher = thread::Builder::new()
             .name("dotcompute-cuda".to_owned())
             .spawn(move || {
-                match Launcher::begin(driver, ordinal, &image, shape, residency, its_fate) {
+                let begun = Launcher::begin(
+                    &isolation, driver, ordinal, &image, shape, residency, its_fate,
+                );
+                match begun {
                     // If nobody waits any more, there is nothing to run.
                     Ok(launcher) if began.send(Ok(())).is_ok() => launcher.run(&received),
                     Ok(_) => {}

@@ -9,11 +9,12 @@ use tokio::sync::oneshot;
 use crate::driver::Driver;
 use crate::grid::{SeatPlan, Shape};
 use crate::image::Image;
-use crate::resident::{Residency, Resident, ResidentError, Seated};
+use crate::resident::{Isolation, Residency, Resident, ResidentError, Seated};
 
 /// See the module. Grids are made as seats are needed.
 #[derive(Debug)]
 pub(crate) struct Set {
+    isolation: Isolation,
     driver: &'static Driver,
     ordinal: u32,
     image: Image,
@@ -26,6 +27,7 @@ pub(crate) struct Set {
 
 impl Set {
     pub(crate) fn new(
+        isolation: Isolation,
         driver: &'static Driver,
         ordinal: u32,
         image: Image,
@@ -33,7 +35,7 @@ impl Set {
         residency: Residency,
     ) -> Self {
         let (grids, making) = (Mutex::default(), tokio::sync::Mutex::default());
-        Self { driver, ordinal, image, shape, residency, grids, making }
+        Self { isolation, driver, ordinal, image, shape, residency, grids, making }
     }
 
     pub(crate) fn image(&self) -> &Image {
@@ -80,11 +82,12 @@ impl Set {
     async fn make(&self) -> Result<Resident, ResidentError> {
         let (answer, answered) = oneshot::channel();
         let Self { driver, ordinal, shape, residency, .. } = *self;
-        let image = self.image.clone();
+        let (isolation, image) = (self.isolation.clone(), self.image.clone());
         thread::Builder::new()
             .name("dotcompute-grid".to_owned())
             .spawn(move || {
-                let made = Resident::launch(driver, ordinal, image, shape, residency);
+                let made =
+                    Resident::launch_in(&isolation, driver, ordinal, image, shape, residency);
                 // Should nobody want it any more, it is dropped.
                 drop(answer.send(made));
             })

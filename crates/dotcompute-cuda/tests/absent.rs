@@ -66,6 +66,7 @@ fn driver(version: u32, init: i32, left_out: &str) -> String {
         "cuCtxSetCurrent",
         "cuMemHostAlloc",
         "cuMemHostGetDevicePointer_v2",
+        "cuMemHostRegister_v2",
         "cuMemAlloc_v2",
         "cuStreamCreate",
         "cuStreamSynchronize",

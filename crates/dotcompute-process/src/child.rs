@@ -17,10 +17,10 @@ use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use crate::CHILD_OF;
 use crate::executor::Desk;
 use crate::frame::{FromRing, ToRing};
+use crate::memory::Memory;
 use crate::output::{Output, Sink};
 use crate::segment::Segment;
 use crate::socket::{self, Report, Setup};
-use crate::state::SharedState;
 
 /// How a child came to its end, as far as is known: the first of its own report and its death.
 #[derive(Clone, Debug)]
@@ -83,13 +83,13 @@ impl Session {
         setup: &Setup,
         (slots, granules): (usize, usize),
         desk: &Arc<Desk>,
-        state: Option<&SharedState>,
+        lent: &[&Memory],
         start: Start,
     ) -> std::io::Result<Self> {
         let (segment, there, back) = Segment::create(slots, granules)?;
         let (ours, theirs) = socket::pair()?;
         let mut files = vec![segment.memory().file(), desk.signals.bell.memory().file()];
-        files.extend(state.map(|state| state.memory().file()));
+        files.extend(lent.iter().map(|memory| memory.file()));
         // Before the child exists: it finds its setup when it first looks.
         socket::send_setup(&ours, setup, &files)?;
         command

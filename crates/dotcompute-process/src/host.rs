@@ -56,6 +56,8 @@ pub struct Host {
     started: bool,
     /// The state in shared memory, if the parent gave one.
     state: Option<KeptState>,
+    /// What the launch lent besides.
+    memory: Vec<Memory>,
 }
 
 /// What is called message by message.
@@ -181,6 +183,7 @@ impl Host {
             None => None,
             Some(bytes) => Some(SharedState::attach(Memory::map(file()?)?, bytes as usize)?),
         };
+        let memory = files.map(Memory::map).collect::<Result<_, _>>()?;
         let (segment, there, back) = Segment::attach(Memory::map(segment)?)?;
         let parent = ParentBell::attach(Memory::map(bell)?)?;
         let watched = socket.try_clone().map_err(|_| rustix::io::Errno::MFILE)?;
@@ -222,6 +225,7 @@ impl Host {
                 before: Vec::new(),
                 committed: 0,
             }),
+            memory,
         })
     }
 
@@ -238,6 +242,12 @@ impl Host {
     /// What the launch gave it as arguments.
     pub fn args(&self) -> &[u8] {
         &self.setup.args
+    }
+
+    /// The memory that the launch lent it ([`Process::memory`](crate::Process::memory)), in that order;
+    /// once.
+    pub fn take_memory(&mut self) -> Vec<Memory> {
+        std::mem::take(&mut self.memory)
     }
 
     /// How many messages it may be handed at a time.

@@ -23,6 +23,7 @@ use crate::child::{Session, Start};
 use crate::coder::Coder;
 use crate::executor::{Desk, ProcessExecutor};
 use crate::host::Host;
+use crate::memory::Memory;
 use crate::output::{self, Output, Sink};
 use crate::proxy::{Near, Proxy};
 use crate::socket::{ARGS_MAX, Setup};
@@ -320,6 +321,7 @@ pub struct Process {
     slots: usize,
     granules: usize,
     start_within: Duration,
+    memory: Vec<Arc<Memory>>,
 }
 
 impl Process {
@@ -332,6 +334,7 @@ impl Process {
             slots: 1024,
             granules: ARENA_BYTES / GRANULE,
             start_within: START_WITHIN,
+            memory: Vec::new(),
         }
     }
 
@@ -382,6 +385,15 @@ impl Process {
     #[must_use]
     pub fn start_within(mut self, time: Duration) -> Self {
         self.start_within = time;
+        self
+    }
+
+    /// Memory that it shares, one more with each call, of which there can be a few: its code finds it by
+    /// [`Host::take_memory`](crate::Host::take_memory), in this order. It is the same for each process that
+    /// a restart starts.
+    #[must_use]
+    pub fn memory(mut self, memory: Arc<Memory>) -> Self {
+        self.memory.push(memory);
         self
     }
 }
@@ -547,6 +559,11 @@ impl Starter {
             kept: (self.kernels.threads)(),
         };
         let sizes = (self.process.slots, self.process.granules);
-        Session::spawn(command, &setup, sizes, &self.desk, state, start)
+        let lent: Vec<&Memory> = state
+            .map(SharedState::memory)
+            .into_iter()
+            .chain(self.process.memory.iter().map(|it| &**it))
+            .collect();
+        Session::spawn(command, &setup, sizes, &self.desk, &lent, start)
     }
 }

@@ -151,6 +151,8 @@ pub use host::{Host, Log};
 #[cfg(target_os = "linux")]
 pub use kernels::{Kernels, Process, Processes, child_host, executor, is_child};
 #[cfg(target_os = "linux")]
+pub use memory::Memory;
+#[cfg(target_os = "linux")]
 pub use output::{Output, Sink};
 
 /// The name of the executor.

@@ -8,9 +8,12 @@ use rustix::fs::{MemfdFlags, SealFlags};
 use rustix::io;
 use rustix::mm::{MapFlags, ProtFlags};
 
-/// A mapped memory file.
+/// A memory file, mapped: memory that can be handed over to a child
+/// ([`Process::memory`](crate::Process::memory)), which finds it by
+/// [`Host::take_memory`](crate::Host::take_memory). What lies in it, and who may touch it when, is its
+/// users' affair.
 #[derive(Debug)]
-pub(crate) struct Memory {
+pub struct Memory {
     start: NonNull<u8>,
     bytes: usize,
     file: OwnedFd,
@@ -24,7 +27,11 @@ unsafe impl Sync for Memory {}
 impl Memory {
     /// A new file of `bytes` zeroed bytes. Nobody can change its size afterwards, so that a peer
     /// cannot pull the memory from under a reader.
-    pub(crate) fn create(name: &str, bytes: usize) -> io::Result<Self> {
+    ///
+    /// # Errors
+    ///
+    /// What the system said.
+    pub fn create(name: &str, bytes: usize) -> io::Result<Self> {
         let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
         let file = rustix::fs::memfd_create(name, flags)?;
         rustix::fs::ftruncate(&file, bytes as u64)?;
@@ -46,11 +53,12 @@ impl Memory {
     }
 
     /// The first byte; aligned to a page.
-    pub(crate) fn start(&self) -> NonNull<u8> {
+    pub fn start(&self) -> NonNull<u8> {
         self.start
     }
 
-    pub(crate) fn bytes(&self) -> usize {
+    /// How many bytes it has.
+    pub fn bytes(&self) -> usize {
         self.bytes
     }
 

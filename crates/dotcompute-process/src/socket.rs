@@ -17,7 +17,7 @@ const DATAGRAM_MAX: usize = 128 * 1024;
 /// The longest text in one, in bytes; longer ones are cut off.
 const TEXT_MAX: usize = 16 * 1024;
 /// How many descriptors go with a setup at most.
-const FILES_MAX: usize = 4;
+const FILES_MAX: usize = 8;
 
 /// The longest arguments of a kernel, in bytes.
 pub(crate) const ARGS_MAX: usize = 64 * 1024;

@@ -38,6 +38,8 @@ pub enum ResidentError {
     },
     /// The launcher's thread could not be started.
     Thread(String),
+    /// The process that has the grid's context ended, or could not be started: why.
+    Process(String),
     /// The launcher is gone, after an error that was reported before.
     Gone,
 }
@@ -68,6 +70,7 @@ impl fmt::Display for ResidentError {
                  the device"
             ),
             Self::Thread(error) => write!(f, "the launcher cannot be started: {error}"),
+            Self::Process(why) => write!(f, "the process of its context: {why}"),
             Self::Gone => f.write_str("the grid is lost"),
         }
     }

@@ -1,6 +1,5 @@
 //! The thread that makes all of the driver's calls for one grid.
 
-use std::ffi::CStr;
 use std::mem;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
@@ -11,22 +10,14 @@ use dotcompute_abi::TaggedRecord;
 use dotcompute_abi::control::{
     COMMAND_KILL, STATE_ABSENT, STATE_FAILED, STATE_HOLDING, STATE_STOPPED,
 };
-use dotcompute_abi::device::Grid as Parameters;
 use dotcompute_mailbox::sync::lock;
 
-use super::{Fate, LEAVE_WITHIN, Loss, Request, Residency, ResidentError, Vacated};
+use super::calls::{Begun, Calls};
+use super::{Fate, Isolation, LEAVE_WITHIN, Loss, Request, Residency, ResidentError, Vacated};
 use crate::compute::{Context, FreesHeld};
-use crate::driver::{Driver, Kernel, Session, Stream};
-use crate::grid::{Arena, EdgePlan, Grid, PlanError, Port, PortWords, SeatPlan, Shape, Write};
+use crate::driver::Driver;
+use crate::grid::{EdgePlan, Grid, PlanError, Port, PortWords, SeatPlan, Shape, Write};
 use crate::image::Image;
-use crate::library::CallError;
-
-/// The threads of a block: one warp serves in the first, the others are seats. As in `resident.cu`.
-const BLOCK_THREADS: u32 = 128;
-const BLOCK_WARPS: u32 = BLOCK_THREADS / 32;
-
-/// The kernel of every image, [`Image::KERNEL`].
-const KERNEL: &CStr = c"dc_resident";
 
 /// How often the launcher looks after its grid, and lets its heart beat.
 const ROUND: Duration = Duration::from_millis(2);
@@ -42,15 +33,8 @@ const GRACE: Duration = Duration::from_secs(1);
 
 /// All that the launcher's thread has.
 pub(super) struct Launcher {
-    session: Session,
+    calls: Calls,
     grid: Grid,
-    kernel: Kernel,
-    /// The grid's stream, in which nothing else is ever queued.
-    resident: Stream,
-    /// For writes while no grid runs.
-    copies: Stream,
-    /// Where the device's arena begins, as the device sees it.
-    device: u64,
     residency: Residency,
     /// The last epoch that was launched; 0 before the first.
     epoch: u32,
@@ -69,6 +53,7 @@ pub(super) struct Launcher {
 
 impl Launcher {
     pub(super) fn begin(
+        isolation: &Isolation,
         driver: &'static Driver,
         ordinal: u32,
         image: &Image,
@@ -76,33 +61,17 @@ impl Launcher {
         residency: Residency,
         fate: Arc<Fate>,
     ) -> Result<Self, ResidentError> {
-        let ordinal = ordinal.cast_signed();
-        let device = driver.device(ordinal)?;
-        let session = Session::begin(driver, ordinal)?;
         // All that waits for what is resident is done before anything is.
-        let kernel = session.kernel(image.cubin(), KERNEL)?;
-        let most = session.occupancy(kernel, BLOCK_THREADS)? * device.multiprocessors;
-        let blocks = blocks(shape);
-        if blocks > most || !device.cooperative_launch {
-            return Err(ResidentError::NoRoom { blocks, most });
-        }
-        let (resident, copies) = (session.stream()?, session.stream()?);
-        let (host, address) = session.host_memory(shape.host_bytes())?;
-        let device = session.device_memory(shape.device_bytes())?;
-        // SAFETY: just taken, as long as said, zeroed, aligned to pages, and never freed; it is
-        // reached through the grid and the device's sources alone, which keep to the protocol.
-        let host = unsafe { Arena::from_raw(host, address, shape.host_bytes(), ()) };
+        let begun = Calls::begin(isolation, driver, ordinal, image, shape, residency)?;
+        let Begun { calls, host, device } = begun;
         let grid = Grid::new(shape, host, device);
         *lock(&fate.words) = vec![None; shape.seats as usize];
         // A driver that lacks what these users need has none.
-        let held = Context::of(driver, ordinal.unsigned_abs()).ok();
+        let context = calls.share_the_context().then(|| Context::of(driver, ordinal).ok());
+        let held = context.flatten();
         let launcher = Self {
-            session,
+            calls,
             grid,
-            kernel,
-            resident,
-            copies,
-            device,
             residency,
             epoch: 0,
             plans: vec![None; shape.seats as usize],
@@ -117,31 +86,24 @@ impl Launcher {
     }
 
     /// Writes to the device's memory, while no grid runs.
-    fn write(&self, writes: &[Write]) -> Result<(), CallError> {
+    fn write(&self, writes: &[Write]) -> Result<(), ResidentError> {
         for (offset, bytes) in writes {
             assert!(offset + bytes.len() <= self.grid.shape().device_bytes());
             // SAFETY: inside the device's arena, as just checked; no grid runs.
-            unsafe { self.session.write(self.copies, self.device + *offset as u64, bytes) }?;
+            unsafe { self.calls.write(*offset, bytes) }?;
         }
         Ok(())
     }
 
     /// Queues the grid of the next epoch behind what the stream has.
-    fn queue(&mut self) -> Result<(), CallError> {
+    fn queue(&mut self) -> Result<(), ResidentError> {
         let Residency { lease, silence, .. } = self.residency;
         let epoch = self.epoch.wrapping_add(1).max(1);
         let (left, zeros) = self.grid.before_launch();
-        let address = self.device + left as u64;
-        // SAFETY: inside the device's arena, and used by grids alone, which the stream has before
-        // and behind this.
-        unsafe { self.session.zero(self.resident, address, zeros.len()) }?;
-        let parameters: Parameters = self.grid.parameters(epoch, lease, silence);
-        let blocks = blocks(self.grid.shape());
-        // SAFETY: the image's kernel takes these parameters; they lead to the arenas, which are
-        // never freed.
-        unsafe {
-            self.session.launch(self.kernel, blocks, BLOCK_THREADS, self.resident, &parameters)
-        }?;
+        let parameters = self.grid.parameters(epoch, lease, silence);
+        // SAFETY: inside the device's arena, and used by grids alone, which the stream has before and
+        // behind this; the parameters lead to the arenas.
+        unsafe { self.calls.launch((left, zeros.len()), self.grid.shape(), &parameters) }?;
         self.epoch = epoch;
         Ok(())
     }
@@ -152,7 +114,7 @@ impl Launcher {
     }
 
     /// Sees to it that a grid runs, and in lease mode that another one waits behind it.
-    fn renew(&mut self) -> Result<(), CallError> {
+    fn renew(&mut self) -> Result<(), ResidentError> {
         let wanted = if self.residency.lease.is_some() { 2 } else { 1 };
         while self.is_needed() && self.epoch.wrapping_sub(self.grid.ended()) < wanted {
             self.queue()?;
@@ -173,7 +135,7 @@ impl Launcher {
                 return Err(ResidentError::Census);
             }
             // An error of the grid's comes to light with the next call.
-            self.session.is_idle(self.resident)?;
+            self.calls.is_idle()?;
             thread::park_timeout(LOOK);
         }
         Ok(())
@@ -182,7 +144,7 @@ impl Launcher {
     /// Asks all grids in the stream to end, and waits for it.
     fn stop(&mut self, deadline: Instant) -> Result<(), ResidentError> {
         self.grid.quiesce(self.epoch);
-        while !self.session.is_idle(self.resident)? {
+        while !self.calls.is_idle()? {
             self.grid.beat();
             if Instant::now() > deadline {
                 return Err(ResidentError::Stuck);
@@ -291,7 +253,7 @@ impl Launcher {
             }
             self.grid.beat();
             // An error of the grid's comes to light with a call.
-            self.session.is_idle(self.resident)?;
+            self.calls.look()?;
             self.look_at_lease()?;
             self.free_seats();
             self.renew()?;
@@ -491,19 +453,19 @@ impl Launcher {
     }
 
     /// The bytes of the inbox of a seat; no grid runs.
-    fn inbox(&self, seat: u32) -> Result<Vec<u8>, CallError> {
+    fn inbox(&self, seat: u32) -> Result<Vec<u8>, ResidentError> {
         let (offset, bytes) = self.grid.inbox(seat);
         // SAFETY: inside the device's arena; no grid runs.
-        unsafe { self.session.read(self.copies, self.device + offset as u64, bytes) }
+        unsafe { self.calls.read(offset, bytes) }
     }
 
     fn state(&mut self, seat: u32) -> Result<Vec<u8>, ResidentError> {
         self.pause()?;
         let (offset, bytes) = self.grid.state(seat);
         // SAFETY: inside the device's arena; no grid runs.
-        let state = unsafe { self.session.read(self.copies, self.device + offset as u64, bytes) };
+        let state = unsafe { self.calls.read(offset, bytes) };
         self.start()?;
-        Ok(state?)
+        state
     }
 }
 
@@ -522,9 +484,4 @@ fn has_ended(state: u32) -> bool {
 /// The edge that a record in an inbox came by.
 fn edge_number(record: &TaggedRecord) -> u32 {
     u32::from(record.header.flags) >> 8
-}
-
-/// One warp serves, and each other one is a seat.
-fn blocks(shape: Shape) -> u32 {
-    (shape.seats + 1).div_ceil(BLOCK_WARPS)
 }

@@ -5,6 +5,7 @@
 // What waits for resident work on hardware, or may, waits here: a host that makes such a call while
 // a grid stays for ever hangs, as it would there. Which calls those are, and who says so:
 //
+//     cuMemHostRegister               as cuMemHostAlloc                                    believed
 //     cuMemHostAlloc, cuMemAlloc      "implicit synchronization", CUDA programming guide   believed
 //     cuMemFreeHost                   the same                                             believed
 //     cuModuleLoadData, -GetFunction  lazy loading may need the context to be idle, same   believed
@@ -309,6 +310,11 @@ int cuMemHostAlloc(void **place, size_t bytes, unsigned flags) {
 }
 int cuMemHostGetDevicePointer_v2(uint64_t *address, void *place, unsigned) {
     return *address = reinterpret_cast<uint64_t>(place), lost;
+}
+int cuMemHostRegister_v2(void *, size_t, unsigned flags) {
+    STANDIN_CALL
+    wait_for_resident_work();
+    return flags == 3 ? lost : 1;
 }
 int cuMemAlloc_v2(uint64_t *address, size_t bytes) {
     STANDIN_CALL

@@ -1,0 +1,232 @@
+//! The driver's calls for one grid: made in this process, or in one of their own (`isolated.rs`).
+
+use std::ffi::CStr;
+
+use dotcompute_abi::device::Grid as Parameters;
+
+#[cfg(target_os = "linux")]
+use super::isolated::Child;
+use super::{Isolation, Residency, ResidentError};
+use crate::driver::{Driver, Kernel, Session, Stream};
+use crate::grid::{Arena, Shape};
+use crate::image::Image;
+use crate::library::CallError;
+
+/// The kernel of every image, [`Image::KERNEL`](crate::Image::KERNEL).
+const KERNEL: &CStr = c"dc_resident";
+
+/// The threads of a block: one warp serves in the first, the others are seats. As in `resident.cu`.
+const BLOCK_THREADS: u32 = 128;
+const BLOCK_WARPS: u32 = BLOCK_THREADS / 32;
+
+/// Who makes the calls.
+#[derive(Debug)]
+pub(super) enum Calls {
+    Here(Here),
+    #[cfg(target_os = "linux")]
+    There(Child),
+}
+
+/// The calls of a grid, and its two arenas: the host's, and where the device's begins, as the device sees
+/// it.
+pub(super) struct Begun {
+    pub(super) calls: Calls,
+    pub(super) host: Arena,
+    pub(super) device: u64,
+}
+
+impl Calls {
+    /// Takes all that a grid of this shape needs.
+    pub(super) fn begin(
+        isolation: &Isolation,
+        driver: &'static Driver,
+        ordinal: u32,
+        image: &Image,
+        shape: Shape,
+        residency: Residency,
+    ) -> Result<Begun, ResidentError> {
+        match isolation {
+            Isolation::Thread => {
+                let (cubin, blocks, bytes) = (image.cubin(), blocks(shape), shape.host_bytes());
+                let (here, (host, address)) =
+                    Here::begin(driver, ordinal, cubin, blocks, shape.device_bytes(), |session| {
+                        session.host_memory(bytes)
+                    })?;
+                // SAFETY: just taken, as long as said, zeroed, aligned to pages, and never freed; it is
+                // reached through the grid and the device's sources alone, which keep to the protocol.
+                let host = unsafe { Arena::from_raw(host, address, bytes, ()) };
+                let device = here.device;
+                Ok(Begun { calls: Self::Here(here), host, device })
+            }
+            #[cfg(target_os = "linux")]
+            Isolation::Process(processes) => {
+                let (child, host, device) =
+                    Child::begin(processes, driver, ordinal, image, shape, residency)?;
+                Ok(Begun { calls: Self::There(child), host, device })
+            }
+        }
+    }
+
+    /// Writes to the device's arena, and waits for it.
+    ///
+    /// # Safety
+    ///
+    /// - The device's arena has the bytes from `offset`, and no grid runs.
+    pub(super) unsafe fn write(&self, offset: usize, bytes: &[u8]) -> Result<(), ResidentError> {
+        match self {
+            // SAFETY: as the caller promises.
+            Self::Here(here) => Ok(unsafe { here.write(offset, bytes) }?),
+            #[cfg(target_os = "linux")]
+            Self::There(child) => child.write(offset, bytes),
+        }
+    }
+
+    /// Copies from the device's arena, and waits for it.
+    ///
+    /// # Safety
+    ///
+    /// - As for [`write`](Self::write).
+    pub(super) unsafe fn read(
+        &self,
+        offset: usize,
+        bytes: usize,
+    ) -> Result<Vec<u8>, ResidentError> {
+        match self {
+            // SAFETY: as the caller promises.
+            Self::Here(here) => Ok(unsafe { here.read(offset, bytes) }?),
+            #[cfg(target_os = "linux")]
+            Self::There(child) => child.read(offset, bytes),
+        }
+    }
+
+    /// Launches a grid of this shape behind those before it, once the bytes of the device's arena that
+    /// each one begins with are zero.
+    ///
+    /// # Safety
+    ///
+    /// - The bytes lie in the device's arena, and grids alone use them.
+    /// - The parameters lead to the two arenas.
+    pub(super) unsafe fn launch(
+        &self,
+        zeros: (usize, usize),
+        shape: Shape,
+        parameters: &Parameters,
+    ) -> Result<(), ResidentError> {
+        match self {
+            // SAFETY: as the caller promises.
+            Self::Here(here) => Ok(unsafe { here.launch(zeros, blocks(shape), parameters) }?),
+            #[cfg(target_os = "linux")]
+            Self::There(child) => child.launch(zeros, blocks(shape), parameters),
+        }
+    }
+
+    /// Whether all grids that were launched have ended.
+    pub(super) fn is_idle(&self) -> Result<bool, ResidentError> {
+        match self {
+            Self::Here(here) => Ok(here.is_idle()?),
+            #[cfg(target_os = "linux")]
+            Self::There(child) => child.is_idle(),
+        }
+    }
+
+    /// Brings to light that the context is lost, if it is; of a child after a few looks.
+    pub(super) fn look(&mut self) -> Result<(), ResidentError> {
+        match self {
+            Self::Here(here) => Ok(here.is_idle().map(drop)?),
+            #[cfg(target_os = "linux")]
+            Self::There(child) => child.look(),
+        }
+    }
+
+    /// Whether what others of this process free waits for the grid.
+    pub(super) fn share_the_context(&self) -> bool {
+        matches!(self, Self::Here(_))
+    }
+}
+
+/// One warp serves, and each other one is a seat.
+pub(super) fn blocks(shape: Shape) -> u32 {
+    (shape.seats + 1).div_ceil(BLOCK_WARPS)
+}
+
+/// The calls, made in this process.
+#[derive(Debug)]
+pub(super) struct Here {
+    session: Session,
+    kernel: Kernel,
+    /// The grid's stream, in which nothing else is ever queued.
+    resident: Stream,
+    /// For writes while no grid runs.
+    copies: Stream,
+    /// Where the device's arena begins, as the device sees it.
+    pub(super) device: u64,
+}
+
+impl Here {
+    /// Makes all calls that wait for what is resident, before anything is: with memory for the host's
+    /// arena as `host` takes it.
+    pub(super) fn begin<H>(
+        driver: &'static Driver,
+        ordinal: u32,
+        cubin: &[u8],
+        blocks: u32,
+        device_bytes: usize,
+        host: impl FnOnce(&Session) -> Result<H, CallError>,
+    ) -> Result<(Self, H), ResidentError> {
+        let ordinal = ordinal.cast_signed();
+        let device = driver.device(ordinal)?;
+        let session = Session::begin(driver, ordinal)?;
+        let kernel = session.kernel(cubin, KERNEL)?;
+        let most = session.occupancy(kernel, BLOCK_THREADS)? * device.multiprocessors;
+        if blocks > most || !device.cooperative_launch {
+            return Err(ResidentError::NoRoom { blocks, most });
+        }
+        let (resident, copies) = (session.stream()?, session.stream()?);
+        let host = host(&session)?;
+        let device = session.device_memory(device_bytes)?;
+        Ok((Self { session, kernel, resident, copies, device }, host))
+    }
+
+    /// # Safety
+    ///
+    /// - The device's arena has the bytes from `offset`, and no grid runs.
+    pub(super) unsafe fn write(&self, offset: usize, bytes: &[u8]) -> Result<(), CallError> {
+        // SAFETY: as the caller promises.
+        unsafe { self.session.write(self.copies, self.device + offset as u64, bytes) }
+    }
+
+    /// # Safety
+    ///
+    /// - As for [`write`](Self::write).
+    pub(super) unsafe fn read(&self, offset: usize, bytes: usize) -> Result<Vec<u8>, CallError> {
+        // SAFETY: as the caller promises.
+        unsafe { self.session.read(self.copies, self.device + offset as u64, bytes) }
+    }
+
+    /// Zeroes the bytes of the device's arena that each grid begins with, and launches one, behind what
+    /// was launched before.
+    ///
+    /// # Safety
+    ///
+    /// - The bytes lie in the device's arena, and grids alone use them.
+    /// - The parameters lead to the two arenas.
+    pub(super) unsafe fn launch(
+        &self,
+        (left, left_bytes): (usize, usize),
+        blocks: u32,
+        parameters: &Parameters,
+    ) -> Result<(), CallError> {
+        let address = self.device + left as u64;
+        // SAFETY: as the caller promises; grids run one after the other in this stream.
+        unsafe { self.session.zero(self.resident, address, left_bytes) }?;
+        // SAFETY: the image's kernel takes these parameters; they lead to the arenas, which are never
+        // freed while the context lives.
+        unsafe {
+            self.session.launch(self.kernel, blocks, BLOCK_THREADS, self.resident, parameters)
+        }
+    }
+
+    pub(super) fn is_idle(&self) -> Result<bool, CallError> {
+        self.session.is_idle(self.resident)
+    }
+}
