@@ -52,6 +52,7 @@ __all__ = [
     "_launch_cuda",
     "_launch_process",
     "_own_methods",
+    "_serve_cuda",
     "cuda_devices",
     "decode_any_message",
     "decode_message",
@@ -838,10 +839,12 @@ class CudaKernel:
         state: RecordLayout | None,
         initial: bytes,
         max_emit: int,
+        children: tuple[list[str], Callable[[str, str, int, str, str], None]] | None = None,
     ) -> CudaKernel: ...
     def state_bytes(self, timeout: float) -> bytes: ...
 
 def _cuda_capability() -> tuple[int, int]: ...
+def _serve_cuda() -> None: ...
 def _launch_cuda(
     actor: Actor,
     runtime: Runtime,

@@ -1,7 +1,9 @@
 """Kernels with executor="cuda": what is said where there is no GPU, and all of it on stand-ins for
 NVIDIA's libraries, which show nothing of a GPU."""
 
+import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -16,6 +18,7 @@ from pydotcompute.handlers import cuda_handler, record
 ROOT = Path(__file__).resolve().parents[2]
 SOURCES = ROOT / "crates" / "dotcompute-cuda" / "tests" / "twin"
 PROGRAM = Path(__file__).parent / "standin" / "kernels.py"
+ERRORS = Path(__file__).parent / "standin" / "errors.py"
 
 
 @message(layout="record")
@@ -79,34 +82,91 @@ def test_what_is_no_function_of_c_is_refused():
         cuda_handler("a b", SOURCE, input_type=Amount)
 
 
-@pytest.mark.skipif(
-    sys.platform != "linux"
-    or shutil.which(os.environ.get("CXX", "c++")) is None
-    or not SOURCES.is_dir(),
-    reason="the stand-in is built from the repository, on Linux, with a C++ compiler",
-)
-def test_a_kernel_on_the_stand_in_has_its_whole_life(tmp_path):
+@pytest.fixture(scope="session")
+def stand_in(tmp_path_factory):
+    """The environment in which programs find the stand-ins."""
+    compiler = os.environ.get("CXX", "c++")
+    if sys.platform != "linux" or shutil.which(compiler) is None or not SOURCES.is_dir():
+        pytest.skip("the stand-in is built from the repository, on Linux, with a C++ compiler")
+    folder = tmp_path_factory.mktemp("stand-in")
     names = ["libcuda.so.1", "libnvrtc.so.13", "libnvJitLink.so.13"]
-    command = [os.environ.get("CXX", "c++"), "-std=c++20", "-O1", "-fPIC", "-shared", "-pthread"]
+    command = [compiler, "-std=c++20", "-O1", "-fPIC", "-shared", "-pthread"]
     command += ["-fno-strict-aliasing", "-w", "-I"]
     command += [str(ROOT / "crates" / "dotcompute-abi" / "generated")]
     command += [str(SOURCES / "driver.cpp"), str(SOURCES / "toolkit.cpp")]
-    command += ["-o", str(tmp_path / names[0])]
+    command += ["-o", str(folder / names[0])]
     built = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert built.returncode == 0, built.stderr
     for name in names[1:]:
-        shutil.copy(tmp_path / names[0], tmp_path / name)
-    done = subprocess.run(
-        [sys.executable, str(PROGRAM)],
-        env={
-            **os.environ,
-            "LD_LIBRARY_PATH": str(tmp_path),
-            "DOTCOMPUTE_CUDA_LIBRARIES": str(tmp_path),
-            "DOTCOMPUTE_CACHE": str(tmp_path / "cache"),
-        },
+        shutil.copy(folder / names[0], folder / name)
+    return {
+        **os.environ,
+        "LD_LIBRARY_PATH": str(folder),
+        "DOTCOMPUTE_CUDA_LIBRARIES": str(folder),
+        "DOTCOMPUTE_CACHE": str(folder / "cache"),
+    }
+
+
+def run(environment, *command):
+    return subprocess.run(
+        [sys.executable, *map(str, command)],
+        env=environment,
         capture_output=True,
         text=True,
         timeout=300,
     )
+
+
+def test_a_kernel_on_the_stand_in_has_its_whole_life(stand_in):
+    done = run(stand_in, PROGRAM)
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.strip() == "all of it"
+
+
+NOWHERE = "a folder with nothing that can be loaded"
+
+
+@pytest.mark.parametrize(
+    ("what", "change", "error"),
+    [
+        ("no driver", {"LD_LIBRARY_PATH": NOWHERE}, r"BackendNotAvailableError.*NVIDIA driver"),
+        (
+            "driver too old",
+            {"STANDIN_VERSION": "11040"},
+            r"BackendNotAvailableError.*11\.4, older than 12\.0",
+        ),
+        (
+            "no device",
+            {"STANDIN_FAIL": "cuInit=100"},
+            "BackendNotAvailableError.*CUDA_ERROR_NO_DEVICE",
+        ),
+        (
+            "NVRTC missing",
+            {"DOTCOMPUTE_CUDA_LIBRARIES": NOWHERE},
+            "BackendNotAvailableError.*NVRTC was not found",
+        ),
+        (
+            "out of memory",
+            {"STANDIN_FAIL": "cuMemAlloc_v2=2"},
+            "CUDAError.*CUDA_ERROR_OUT_OF_MEMORY",
+        ),
+        ("bad source", {}, r"KernelCompilationError(.|\n)*work\.cu:\d+(.|\n)*oops"),
+        ("loop", {}, "^terminated in time$"),
+        ("device lost", {}, r"719: CUDA_ERROR_LAUNCH_FAILED"),
+    ],
+)
+def test_what_goes_wrong_is_an_error_that_says_what(stand_in, tmp_path, what, change, error):
+    (tmp_path / "libcuda.so.1").write_text("no library")
+    change = {name: value.replace(NOWHERE, str(tmp_path)) for name, value in change.items()}
+    done = run({**stand_in, **change}, ERRORS, what)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert re.search(error, done.stdout), done.stdout + done.stderr
+
+
+def test_the_round_trip_of_gpu_check_is_rehearsed(stand_in):
+    done = run(stand_in, "-m", "pydotcompute._gpu_check", "--quick", "round_trip")
+    told = json.loads(done.stdout)
+    assert (told["result"], told["stand_in"]) == ("passed", True), done.stdout + done.stderr
+    measured = told["measured"]["asyncio_p50_us"]
+    assert measured["at_most"] == 8.0
+    assert measured["value"] > 0 and measured["floor"]["value"] > 0

@@ -8,6 +8,10 @@ C++ source (`cuda_handler`). Messages and replies have at most 40 bytes.
 Kernels of the same handler share grids, and there `runtime.connect` lets the replies of one go
 straight into the inbox of the next on the device; those of others, and arrays, go by the host.
 
+With ``isolation="process"`` the context that all of this lives in is one of a child process (Linux): a
+hardware exception, a handler that never comes back, or a SIGKILL costs that process, and kernels with a
+restart policy are brought back in another one. Contexts of several processes take turns on a device.
+
 This has run on a stand-in for NVIDIA's libraries, and not on a GPU yet.
 """
 
@@ -98,8 +102,11 @@ def cuda_handler(
     return CudaHandler(name, source, signature)
 
 
-def link(kernel_id: str, handler: Handler | None, state: Any) -> _native.CudaKernel:
-    """Compile a handler and link it for the first GPU, with this initial state.
+def link(
+    kernel_id: str, handler: Handler | None, state: Any, isolation: str = "thread"
+) -> _native.CudaKernel:
+    """Compile a handler and link it for the first GPU, with this initial state; for a context in this
+    process, or in one of its own.
 
     Raises
     ------
@@ -134,6 +141,19 @@ def link(kernel_id: str, handler: Handler | None, state: Any) -> _native.CudaKer
         layout, initial = None, b""
     else:
         layout, initial = kept.layout, kept.as_bytes(kept.cls() if state is None else state)
+    children = None
+    if isolation == "process":
+        from pydotcompute.ring_kernels import _process
+
+        run = "from pydotcompute import _native; _native._serve_cuda()"
+        children = (_process.command(run), _process.sink)
     return _native.CudaKernel(
-        kernel_id, code, signature.input, signature.output, layout, initial, signature.max_emit
+        kernel_id,
+        code,
+        signature.input,
+        signature.output,
+        layout,
+        initial,
+        signature.max_emit,
+        children,
     )

@@ -126,12 +126,11 @@ def first_step(function: Callable[..., Any]) -> str:
     )
 
 
-def command() -> list[str]:
-    """The command that starts a child."""
-    code = (
-        f"import sys; sys.path[:] = {sys.path!r}; "
-        "from pydotcompute.ring_kernels._process import child_main; child_main()"
-    )
+def command(
+    run: str = "from pydotcompute.ring_kernels._process import child_main; child_main()",
+) -> list[str]:
+    """The command that starts a child, which runs this line."""
+    code = f"import sys; sys.path[:] = {sys.path!r}; {run}"
     flags: list[str] = vars(subprocess)["_args_from_interpreter_flags"]()
     return [sys.executable, *flags, "-c", code]
 

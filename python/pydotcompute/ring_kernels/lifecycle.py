@@ -388,6 +388,10 @@ class RingKernel(_native.Actor, Generic[In, Out]):
         "cuda": a compiled handler runs on the first GPU, inside a grid that stays there, with its
         state in the device's memory (made anew at a restart): see `pydotcompute.handlers.cuda`.
         None: as the function says.
+    isolation
+        Of a kernel on a GPU. "thread": its context is this process's, as that of other libraries here,
+        and a hardware exception costs the process its GPU. "process": a child's (Linux), which traps,
+        handlers that never come back and SIGKILL end; a restart starts another one.
     window
         In a process: how many messages it is handed at a time. With more than 1 it need not be
         waited for; but what it was handed is in hand: not counted in the queue, nor overtaken,
@@ -409,9 +413,16 @@ class RingKernel(_native.Actor, Generic[In, Out]):
         watchdog: float | None = None,
         state: Any = None,
         executor: Literal["process", "cuda"] | None = None,
+        isolation: Literal["thread", "process"] = "thread",
         window: int = 1,
         start_timeout: float = 60.0,
     ) -> None:
+        if isolation not in ("thread", "process"):
+            reason = "must be 'thread' or 'process'"
+            raise InvalidConfigurationError("isolation", isolation, reason)
+        if isolation == "process" and (executor != "cuda" or sys.platform != "linux"):
+            reason = "is for executor='cuda', on Linux"
+            raise InvalidConfigurationError("isolation", isolation, reason)
         if executor not in (None, "process", "cuda"):
             reason = "must be 'process', 'cuda' or None"
             raise InvalidConfigurationError("executor", executor, reason)
@@ -421,6 +432,7 @@ class RingKernel(_native.Actor, Generic[In, Out]):
             raise InvalidConfigurationError("start_timeout", start_timeout, "must be above 0")
         self._kernel_func = kernel_func
         self._executor = executor
+        self._isolation = isolation
         self._start_timeout = float(start_timeout)
         self._window = window
         #: Whether it is what a kernel of another process really runs.
@@ -470,7 +482,11 @@ class RingKernel(_native.Actor, Generic[In, Out]):
             from pydotcompute.handlers import cuda
 
             return await asyncio.to_thread(
-                cuda.link, self.kernel_id, self._handler, self._initial_state
+                cuda.link,
+                self.kernel_id,
+                self._handler,
+                self._initial_state,
+                self._isolation,
             )
         if self._handler is None:
             return None

@@ -223,6 +223,7 @@ class RingKernelRuntime(_native.Runtime):
         watchdog: float | None = None,
         state: Any = None,
         executor: Literal["process", "cuda"] | None = None,
+        isolation: Literal["thread", "process"] = "thread",
         window: int = 1,
         start_timeout: float = 60.0,
     ) -> RingKernel[Any, Any]:
@@ -248,8 +249,9 @@ class RingKernelRuntime(_native.Runtime):
             `RingKernel`.
         state
             What the state of a compiled handler is at first: see `RingKernel`.
-        executor, window, start_timeout
-            "cuda": on a GPU, where it stays. "process": in a process of its own, how many messages
+        executor, isolation, window, start_timeout
+            "cuda": on a GPU, where it stays, with its context in this process or in one of its own.
+            "process": in a process of its own, how many messages
             that is handed at a time, and how many seconds it may take to import the function: see
             `RingKernel`.
 
@@ -277,6 +279,7 @@ class RingKernelRuntime(_native.Runtime):
             watchdog=watchdog,
             state=state,
             executor=executor,
+            isolation=isolation,
             window=window,
             start_timeout=start_timeout,
         )

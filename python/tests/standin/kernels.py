@@ -1,12 +1,19 @@
 """A program whose kernels stay on the device, for test_cuda_executor.py."""
 
 import asyncio
+import os
+import signal
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from pydotcompute import RingKernelRuntime, message
-from pydotcompute.exceptions import KernelCompilationError, PyDotComputeError
+from pydotcompute.exceptions import (
+    InvalidConfigurationError,
+    KernelCompilationError,
+    PyDotComputeError,
+)
 from pydotcompute.handlers import cuda_handler, record, record_dtype
 
 
@@ -85,7 +92,50 @@ async def main():
         wrong = handler(SOURCE.replace("->value", "->oops"))
         with pytest.raises(KernelCompilationError, match=r"deposit\.cu:6.*oops"):
             await runtime.launch("c", wrong, executor="cuda")
+    await isolated()
     print("all of it")
+
+
+def children():
+    """The processes that this one has started and that live."""
+    found = set()
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            state, parent = stat.read_text().rsplit(")", 1)[1].split()[:2]
+        except OSError:
+            continue  # It is gone.
+        if int(parent) == os.getpid() and state != "Z":
+            found.add(int(stat.parent.name))
+    return found
+
+
+async def isolated():
+    """A context in a process of its own: SIGKILL is a fault, and a restart starts another one."""
+    before = children()
+    async with RingKernelRuntime() as runtime:
+        kernel = await runtime.launch(
+            "d", handler(), executor="cuda", isolation="process", restart="on_fault"
+        )
+        await runtime.activate("d")
+        (child,) = children() - before
+        answer = await runtime.send_and_receive("d", Amount(value=5), timeout=60)
+        assert answer.value == 5
+        assert kernel.read_state(timeout=60).balance == 5
+        os.kill(child, signal.SIGKILL)
+        # What was on the device then may be told of it; what comes after it finds another process, and
+        # the state anew.
+        for _ in range(1000):
+            try:
+                answer = await runtime.send_and_receive("d", Amount(value=1), timeout=60)
+            except PyDotComputeError as error:
+                assert "killed by signal 9" in str(error), error
+            else:
+                if answer.value == 1:
+                    break
+        assert kernel.read_state(timeout=60).balance == 1
+        assert child not in children()
+        with pytest.raises(InvalidConfigurationError, match="is for executor='cuda'"):
+            await runtime.launch("e", handler(), isolation="process")
 
 
 asyncio.run(main())

@@ -5,9 +5,12 @@ use std::time::Duration;
 
 use dotcompute::LaunchError;
 use dotcompute::mailbox::sync::lock;
+use dotcompute_cuda::resident::Isolation;
 use dotcompute_cuda::{
     Cuda, CudaError, CudaHandler, CudaKernel as Described, CudaKernels, CudaLaunch, CudaOptions,
 };
+#[cfg(target_os = "linux")]
+use dotcompute_cuda::{isolated, serve_isolated};
 use pyo3::exceptions::{PyTimeoutError, PyTypeError};
 use pyo3::prelude::*;
 use pyo3::types::PyBytes;
@@ -20,17 +23,52 @@ use super::runtime::NativeRuntime;
 use super::scope::scope;
 use crate::records::{RecordLayout, Records, layout_of};
 
-/// The first device, opened by the first kernel on it and kept to the end of the process.
-fn device() -> Result<Cuda, CudaError> {
-    static DEVICE: Mutex<Option<Cuda>> = Mutex::new(None);
-    let mut device = lock(&DEVICE);
-    match &*device {
+/// What starts children of this program, and takes what they write: see `_launch_process`.
+type Children = (Vec<String>, Py<PyAny>);
+
+/// The first device, opened by the first kernel on it and kept to the end of the process: with its
+/// contexts in this process, or in children.
+fn device(children: Option<Children>) -> Result<Cuda, CudaError> {
+    static DEVICES: Mutex<[Option<Cuda>; 2]> = Mutex::new([None, None]);
+    let mut devices = lock(&DEVICES);
+    let device = &mut devices[usize::from(children.is_some())];
+    match device {
         Some(cuda) => Ok(cuda.clone()),
         None => {
-            let cuda = without_signals(|| CudaKernels::new().open(CudaOptions::default()))?;
+            let isolation = isolation(children);
+            let options = CudaOptions { isolation, ..CudaOptions::default() };
+            let cuda = without_signals(|| CudaKernels::new().open(options))?;
             Ok(device.insert(cuda).clone())
         }
     }
+}
+
+#[cfg(target_os = "linux")]
+fn isolation(children: Option<Children>) -> Isolation {
+    children.map_or(Isolation::Thread, |(command, sink)| {
+        let kernels = isolated(dotcompute::process::Kernels::new());
+        let kernels = super::process::started_by(kernels, command, sink);
+        Isolation::Process(kernels.first_step("pydotcompute._native._serve_cuda").child_main())
+    })
+}
+
+/// There are no children elsewhere: the Python half says so.
+#[cfg(not(target_os = "linux"))]
+fn isolation(_children: Option<Children>) -> Isolation {
+    Isolation::Thread
+}
+
+/// The main program of a child that has the context of a grid: makes the driver's calls until its parent
+/// says that it is over.
+#[cfg(target_os = "linux")]
+#[pyfunction]
+fn _serve_cuda(py: Python<'_>) -> PyResult<()> {
+    py.detach(|| {
+        let mut host = dotcompute::process::child_host()?;
+        let outcome = serve_isolated(&mut host);
+        host.end(outcome);
+        Ok(())
+    })
 }
 
 fn refused(py: Python<'_>, kernel: &str, error: &CudaError) -> PyErr {
@@ -54,7 +92,7 @@ fn refused(py: Python<'_>, kernel: &str, error: &CudaError) -> PyErr {
 /// The compute capability of the device that kernels are linked for.
 #[pyfunction]
 fn _cuda_capability(py: Python<'_>) -> PyResult<(u32, u32)> {
-    let cuda = py.detach(device).map_err(|error| refused(py, "", &error))?;
+    let cuda = py.detach(|| device(None)).map_err(|error| refused(py, "", &error))?;
     let capability = cuda.device().compute_capability;
     Ok((capability.major, capability.minor))
 }
@@ -74,10 +112,11 @@ pub(super) struct CudaKernel {
 #[pymethods]
 impl CudaKernel {
     /// `code`: ("source", symbol, text) or ("ltoir", symbol, bytes). Compiles and links it, without
-    /// the interpreter's lock.
+    /// the interpreter's lock. `children`: what starts the process of its context, and takes what that
+    /// writes; none: its context is this process's.
     #[new]
     #[expect(clippy::too_many_arguments, reason = "called once, from the Python half, by name")]
-    #[pyo3(signature = (kernel_id, code, input, output, state, initial, max_emit))]
+    #[pyo3(signature = (kernel_id, code, input, output, state, initial, max_emit, children=None))]
     fn new(
         py: Python<'_>,
         kernel_id: &str,
@@ -87,6 +126,7 @@ impl CudaKernel {
         state: Option<&RecordLayout>,
         initial: &[u8],
         max_emit: u32,
+        children: Option<Children>,
     ) -> PyResult<Self> {
         let (kind, symbol): (String, String) =
             (code.get_item(0)?.extract()?, code.get_item(1)?.extract()?);
@@ -107,7 +147,7 @@ impl CudaKernel {
         // Kernels of the same code and records share their grids.
         let entry = format!("{described:?}");
         let linked = py.detach(|| {
-            let cuda = device()?;
+            let cuda = device(children)?;
             if cuda.layouts(&entry).is_err() {
                 cuda.register(CudaKernels::new().kernel(&entry, described))?;
             }
@@ -182,5 +222,7 @@ fn _launch_cuda(
 pub(super) fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<CudaKernel>()?;
     module.add_function(wrap_pyfunction!(_cuda_capability, module)?)?;
+    #[cfg(target_os = "linux")]
+    module.add_function(wrap_pyfunction!(_serve_cuda, module)?)?;
     module.add_function(wrap_pyfunction!(_launch_cuda, module)?)
 }

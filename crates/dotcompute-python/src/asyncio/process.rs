@@ -118,6 +118,34 @@ fn text_of(py: Python<'_>, error: &PyErr) -> String {
     format!("{name}: {}", error.value(py))
 }
 
+/// These kernels, whose children `command` starts, and what they write goes to `sink`: see
+/// [`_launch_process`].
+pub(super) fn started_by(kernels: Kernels, command: Vec<String>, sink: Py<PyAny>) -> Kernels {
+    kernels
+        .command(move || {
+            let (program, arguments) = command.split_first().ok_or_else(|| {
+                std::io::Error::new(std::io::ErrorKind::InvalidInput, "a command without a program")
+            })?;
+            let mut made = Command::new(program);
+            made.args(arguments);
+            Ok(made)
+        })
+        .output(move |kernel, output| {
+            let (kind, level, target, text) = match output {
+                Output::Stdout(line) => ("stdout", 0, "", line),
+                Output::Stderr(line) => ("stderr", 0, "", line),
+                Output::Log { level, target, text } => ("log", level, target, text),
+            };
+            Python::try_attach(|py| {
+                let called = sink.call1(py, (kernel.as_str(), kind, level, target, text));
+                if let Err(error) = called {
+                    error.write_unraisable(py, None);
+                }
+            });
+        })
+        .threads(|| Box::new(ThreadOfAKernel::enter()) as Box<dyn Any + Send>)
+}
+
 /// Launches the kernel of `actor` in a process that `command` starts; `sink` is called with the
 /// kernel's name and what the process writes and logs: "stdout", "stderr" or "log", the level, the
 /// logger's name, and the text. `handler` is what the process will run, if that is a compiled one;
@@ -163,31 +191,7 @@ pub(super) fn _launch_process(
             })
         }
     };
-    let processes = kernels
-        .command(move || {
-            let (program, arguments) = command.split_first().ok_or_else(|| {
-                std::io::Error::new(std::io::ErrorKind::InvalidInput, "a command without a program")
-            })?;
-            let mut made = Command::new(program);
-            made.args(arguments);
-            Ok(made)
-        })
-        .output(move |kernel, output| {
-            let (kind, level, target, text) = match output {
-                Output::Stdout(line) => ("stdout", 0, "", line),
-                Output::Stderr(line) => ("stderr", 0, "", line),
-                Output::Log { level, target, text } => ("log", level, target, text),
-            };
-            Python::try_attach(|py| {
-                let called = sink.call1(py, (kernel.as_str(), kind, level, target, text));
-                if let Err(error) = called {
-                    error.write_unraisable(py, None);
-                }
-            });
-        })
-        .first_step(first_step)
-        .threads(|| Box::new(ThreadOfAKernel::enter()) as Box<dyn Any + Send>)
-        .child_main();
+    let processes = started_by(kernels, command, sink).first_step(first_step).child_main();
     let core = runtime.core();
     // Longer than can be said is for ever.
     let start_within = Duration::try_from_secs_f64(start_timeout).unwrap_or(Duration::MAX);

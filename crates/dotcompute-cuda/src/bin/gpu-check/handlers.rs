@@ -8,7 +8,7 @@ use dotcompute_core::{KernelRef, Message, Record, Restart, RestartPolicy, Runtim
 use dotcompute_cuda::compute::{KERNELS, Module};
 use dotcompute_cuda::grid::{SeatPlan, Shape};
 use dotcompute_cuda::nvrtc::{Output, Source};
-use dotcompute_cuda::resident::{Residency, Resident};
+use dotcompute_cuda::resident::{Isolation, Residency, Resident};
 use dotcompute_cuda::toolkit::Toolkit;
 use dotcompute_cuda::{
     Cuda, CudaHandler, CudaKernel, CudaKernels, CudaLaunch, CudaOptions, Image, Version,
@@ -240,9 +240,21 @@ pub(crate) fn executor(
     lease: Option<Duration>,
 ) -> Result<(Runtime, Cuda), Failure> {
     let residency = Residency { lease, ..Residency::default() };
+    executor_in(check, gpu, seats, residency, Isolation::Thread)
+}
+
+/// The same with its contexts in this process or in their own.
+pub(crate) fn executor_in(
+    check: &Check,
+    gpu: &Gpu,
+    seats: u32,
+    residency: Residency,
+    isolation: Isolation,
+) -> Result<(Runtime, Cuda), Failure> {
     let options = CudaOptions {
         seats,
         residency,
+        isolation,
         window: 256,
         image: Some(image(check, gpu)?),
         ..CudaOptions::default()

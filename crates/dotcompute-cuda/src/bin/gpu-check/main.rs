@@ -24,6 +24,8 @@ use std::path::PathBuf;
 use std::process::{Command, ExitCode};
 use std::time::Duration;
 
+use dotcompute_cuda::isolated;
+use dotcompute_process::{Kernels, Processes};
 use report::Results;
 
 type Failure = Box<dyn std::error::Error + Send + Sync>;
@@ -35,6 +37,8 @@ struct Check {
     quick: bool,
     /// Where the images lie that were built elsewhere.
     folder: PathBuf,
+    /// Starts this program as the process of a context.
+    processes: Processes,
 }
 
 impl Check {
@@ -107,8 +111,8 @@ const STAGES: &[Stage] = &[
     },
     Stage {
         name: "recovery",
-        what: "a stuck handler, a trap, SIGKILL",
-        seconds: 90,
+        what: "a stuck handler, a trap, SIGKILL, in this process and in one of the context's own",
+        seconds: 120,
         run: recovery::run,
     },
     Stage {
@@ -163,7 +167,8 @@ struct Arguments {
 }
 
 fn main() -> ExitCode {
-    match run() {
+    let processes = isolated(Kernels::new()).child_main();
+    match run(processes) {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::FAILURE,
         Err(error) => {
@@ -174,7 +179,7 @@ fn main() -> ExitCode {
 }
 
 /// Whether everything was as it should be.
-fn run() -> Result<bool, Failure> {
+fn run(processes: Processes) -> Result<bool, Failure> {
     let Some(arguments) = parse()? else { return Ok(true) };
     if let Some(folder) = &arguments.build {
         handlers::build(&folder.join("images"))?;
@@ -186,7 +191,7 @@ fn run() -> Result<bool, Failure> {
         let name = &arguments.stages[0];
         let stage = find(name)?;
         let results = Results::append(&results, stage.name)?;
-        let mut check = Check { results, quick: arguments.quick, folder };
+        let mut check = Check { results, quick: arguments.quick, folder, processes };
         let outcome = (stage.run)(&mut check);
         if let Err(error) = outcome {
             check.results.failure(&error.to_string())?;

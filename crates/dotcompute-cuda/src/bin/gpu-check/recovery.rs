@@ -1,14 +1,17 @@
 //! What is left when something goes wrong: processes that start anew must find the device well.
 
+use std::collections::BTreeSet;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use dotcompute_abi::codes;
 use dotcompute_core::{AskError, FaultKind, Terminate};
+use dotcompute_cuda::resident::{Isolation, Residency};
 use dotcompute_cuda::toolkit::Toolkit;
 
 use crate::device::Gpu;
 use crate::handlers::Number;
+use crate::messages::percentile_us;
 use crate::{Check, Failure, handlers};
 
 const LONG: Duration = Duration::from_secs(30);
@@ -33,7 +36,75 @@ pub(crate) fn run(check: &mut Check) -> Result<(), Failure> {
     answers(check, &gpu, "after SIGKILL of a process with a resident grid")?;
     stuck(check, &gpu)?;
     answers(check, &gpu, "after a handler that did not come back")?;
+    isolated(check, &gpu)?;
     trap(check, &gpu)
+}
+
+/// Kernels whose context lives in a process of its own, which is lost again and again.
+fn isolated(check: &mut Check, gpu: &Gpu) -> Result<(), Failure> {
+    let residency = Residency { overdue: Duration::from_millis(500), ..Residency::default() };
+    let isolation = Isolation::Process(check.processes.clone());
+    let before = children()?;
+    let stage = handlers::executor_in(check, gpu, 3, residency, isolation)?;
+    let kernel = handlers::worker(&stage, "isolated", true)?;
+    let ask = || kernel.ask_blocking(Number { value: 1 }, Some(LONG));
+    ask()?;
+    let mut times = Vec::new();
+    for _ in 0..check.count(50_000) {
+        let start = Instant::now();
+        ask()?;
+        times.push(start.elapsed());
+    }
+    let p50 = percentile_us(&mut times, 50.0);
+    check.results.figure("an ask across processes, p50", p50, "us", None)?;
+    // What is lost is told, and the state begins anew.
+    let back = |start: Instant| -> Result<Duration, Failure> {
+        loop {
+            match ask() {
+                Ok(sum) if sum.message.count == 1 => return Ok(start.elapsed()),
+                _ if start.elapsed() > LONG => return Err("the kernel did not come back".into()),
+                Ok(_) | Err(_) => {}
+            }
+        }
+    };
+    let child = children()?.difference(&before).next().copied().ok_or("the child is not there")?;
+    let start = Instant::now();
+    let killed = Command::new("kill").args(["-KILL", &child.to_string()]).status()?.success();
+    let took = format!("{:.0} ms to the first answer", back(start)?.as_secs_f64() * 1e3);
+    let what = "isolated: a kernel answers after SIGKILL of its context's process";
+    check.results.fact(what, killed, &took)?;
+    for (what, value) in [
+        ("isolated: a kernel answers after it trapped", -5),
+        ("isolated: a kernel answers after it did not come back", -i64::MAX),
+    ] {
+        let start = Instant::now();
+        let told = match kernel.ask_blocking(Number { value }, Some(LONG)) {
+            Err(AskError::Failed { fault, .. }) => fault.to_string(),
+            other => format!("{other:?}"),
+        };
+        let note =
+            format!("{:.0} ms to the first answer; {told}", back(start)?.as_secs_f64() * 1e3);
+        check.results.fact(what, told.contains("the grid of the kernel was lost"), &note)?;
+    }
+    kernel.terminate_blocking(Terminate::now());
+    Ok(())
+}
+
+/// The processes that this one has started and not reaped.
+fn children() -> Result<BTreeSet<u32>, Failure> {
+    let (own, mut found) = (std::process::id(), BTreeSet::new());
+    for entry in std::fs::read_dir("/proc")?.flatten() {
+        let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse().ok()) else {
+            continue;
+        };
+        // It may be gone by now.
+        let stat = std::fs::read_to_string(entry.path().join("stat")).unwrap_or_default();
+        let parent = stat.rsplit(')').next().and_then(|rest| rest.split_whitespace().nth(1));
+        if parent.and_then(|parent| parent.parse().ok()) == Some(own) {
+            found.insert(pid);
+        }
+    }
+    Ok(found)
 }
 
 /// A process that is resident is killed.
