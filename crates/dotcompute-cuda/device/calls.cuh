@@ -87,3 +87,6 @@ DC_HANDLER int32_t rk_tick(rk_ctx *ctx) {
 }
 
 DC_HANDLER uint64_t rk_clock(rk_ctx *) { return dc_clock_ns(); }
+
+// The message's tags were read before, relaxed: with that this synchronises with whoever sent it.
+DC_HANDLER void rk_acquire(rk_ctx *) { dc_fence_acquire_sys(); }

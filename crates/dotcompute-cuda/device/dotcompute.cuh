@@ -24,5 +24,8 @@ DC_HANDLER void rk_log(rk_ctx *ctx, int32_t level, const char *text, uint64_t by
 DC_HANDLER int32_t rk_fault(rk_ctx *ctx, int32_t code, const char *text, uint64_t bytes);
 // Whether to go on: 0, or the fault code to return. For handlers with long loops.
 DC_HANDLER int32_t rk_tick(rk_ctx *ctx);
+// To be called before the handler reads memory that a message names, where others may have written since
+// the kernel's last message: what they wrote before the message was sent is there then.
+DC_HANDLER void rk_acquire(rk_ctx *ctx);
 // A monotonic clock, in nanoseconds; on some devices it ticks once in a microsecond.
 DC_HANDLER uint64_t rk_clock(rk_ctx *ctx);

@@ -16,6 +16,7 @@ use dotcompute_mailbox::wait;
 
 use crate::EXECUTOR;
 use crate::cache::Cache;
+use crate::compute::ComputeError;
 use crate::direct::Seat;
 use crate::driver::{Device, Driver};
 use crate::grid::{Counters, SeatPlan, Shape};
@@ -244,6 +245,12 @@ pub enum CudaError {
     /// The pump's thread could not be started.
     #[error("the pump cannot be started: {0}")]
     Thread(String),
+    /// Memory that the kernels of this device cannot reach: why.
+    #[error("this memory cannot be lent to the kernels: {0}")]
+    NotReached(String),
+    /// What became of other work on the device.
+    #[error(transparent)]
+    Compute(#[from] ComputeError),
     /// Not done within the time that was given.
     #[error("the device did not get to it within {0:?}")]
     Timeout(Duration),
@@ -575,6 +582,24 @@ impl Cuda {
         Ok(launched)
     }
 
+    pub(crate) fn isolation(&self) -> &Isolation {
+        &self.inner.options.isolation
+    }
+
+    /// All grids begin a new lease.
+    pub(crate) async fn begin_new_leases(&self) -> Result<(), CudaError> {
+        let mut sets: Vec<Arc<Set>> = Vec::new();
+        for Registered { set, .. } in lock(&self.inner.registered).values() {
+            if !sets.iter().any(|known| Arc::ptr_eq(known, set)) {
+                sets.push(Arc::clone(set));
+            }
+        }
+        for set in sets {
+            set.begin_new_leases().await?;
+        }
+        Ok(())
+    }
+
     fn find(&self, name: &str) -> Result<Registered, CudaError> {
         let registered = lock(&self.inner.registered);
         registered.get(name).cloned().ok_or_else(|| {
@@ -700,7 +725,10 @@ async fn unless<T>(
     .await
 }
 
-fn wait_for<T>(future: impl Future<Output = T>, within: Duration) -> Result<T, CudaError> {
+pub(crate) fn wait_for<T>(
+    future: impl Future<Output = T>,
+    within: Duration,
+) -> Result<T, CudaError> {
     let deadline = Instant::now() + within;
     let future = std::pin::pin!(future);
     wait::block_on_until(future, Some(deadline)).map_err(|_| CudaError::Timeout(within))

@@ -24,6 +24,10 @@
 //!   taken comes back to the first.
 //! - Batches, and replies to asks of before the connection, go by the host, in their order.
 //!
+//! Arrays stay on the device: a record names them by their addresses, and the message holds them
+//! ([`Holding`]) until it has been processed; [`Cuda::send_on_stream`] sends it behind the work that makes
+//! them.
+//!
 //! None of this has run on a GPU yet. The tests run it, device code and all, on host threads behind
 //! stand-ins for NVIDIA's libraries.
 //!
@@ -50,6 +54,8 @@ pub mod grid;
 mod image;
 #[cfg(not(loom))]
 mod kernels;
+#[cfg(not(loom))]
+mod lent;
 mod library;
 pub mod nvjitlink;
 pub mod nvml;
@@ -72,6 +78,8 @@ pub use image::{BuildError, CudaHandler, Image, Variant};
 pub use kernels::{
     Cuda, CudaError, CudaKernel, CudaKernels, CudaLaunch, CudaLayouts, CudaOptions, executor,
 };
+#[cfg(not(loom))]
+pub use lent::{Holding, Lent, StreamSendError};
 pub use library::{Absent, CallError, Version};
 pub use probe::{Found, LibraryReport, Probe};
 #[cfg(all(target_os = "linux", not(loom)))]

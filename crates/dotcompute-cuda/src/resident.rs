@@ -128,6 +128,10 @@ enum Request {
         seat: u32,
         answer: oneshot::Sender<Result<Vec<u8>, ResidentError>>,
     },
+    /// A new lease begins.
+    Begin {
+        answer: oneshot::Sender<Result<(), ResidentError>>,
+    },
     End {
         answer: Option<Sender<Result<(), ResidentError>>>,
         within: Duration,
@@ -286,6 +290,19 @@ impl Resident {
     /// Nothing is lost if the future is dropped.
     pub fn state(&self, seat: u32) -> impl Future<Output = Result<Vec<u8>, ResidentError>> + use<> {
         self.ask(move |answer| Request::State { seat, answer })
+    }
+
+    /// Begins a new lease, after which the grid may reach what was allocated before.
+    ///
+    /// # Errors
+    ///
+    /// What the driver said, or that the grid is lost.
+    ///
+    /// # Cancel safety
+    ///
+    /// Nothing is lost if the future is dropped.
+    pub fn begin_new_lease(&self) -> impl Future<Output = Result<(), ResidentError>> + use<> {
+        self.ask(|answer| Request::Begin { answer })
     }
 
     fn ask<T, F: FnOnce(oneshot::Sender<Result<T, ResidentError>>) -> Request>(

@@ -61,6 +61,19 @@ impl Set {
         }
     }
 
+    /// All grids that are not lost begin a new lease.
+    pub(crate) async fn begin_new_leases(&self) -> Result<(), ResidentError> {
+        let grids = lock(&self.grids).clone();
+        for grid in grids {
+            match grid.begin_new_lease().await {
+                // Nothing of it runs any more.
+                Err(_) if grid.loss().is_some() => {}
+                begun => begun?,
+            }
+        }
+        Ok(())
+    }
+
     async fn seat_on_grids(&self, plan: &SeatPlan) -> Result<Option<Seated>, ResidentError> {
         let grids = {
             let mut grids = lock(&self.grids);

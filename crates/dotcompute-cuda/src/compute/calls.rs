@@ -29,6 +29,9 @@ pub(super) struct LaunchConfig {
     pub(super) attribute_count: c_uint,
 }
 
+/// `CUstreamCallback`: the stream, how the work before it went, and what was given with it.
+pub(super) type StreamCallback = unsafe extern "C" fn(*mut c_void, c_int, *mut c_void);
+
 functions! {
     pub(super) Calls;
     context_current = "cuCtxGetCurrent"(*mut *mut c_void) -> c_int;
@@ -53,6 +56,12 @@ functions! {
     stream_synchronize = "cuStreamSynchronize"(*mut c_void) -> c_int;
     stream_query = "cuStreamQuery"(*mut c_void) -> c_int;
     stream_wait = "cuStreamWaitEvent"(*mut c_void, *mut c_void, c_uint) -> c_int;
+    stream_callback = "cuStreamAddCallback"(
+        *mut c_void,
+        StreamCallback,
+        *mut c_void,
+        c_uint,
+    ) -> c_int;
     event_create = "cuEventCreate"(*mut *mut c_void, c_uint) -> c_int;
     event_destroy = "cuEventDestroy_v2"(*mut c_void) -> c_int;
     event_record = "cuEventRecord"(*mut c_void, *mut c_void) -> c_int;

@@ -4,6 +4,9 @@ use std::ffi::{c_int, c_uint, c_void};
 use std::ptr;
 use std::sync::Arc;
 
+#[cfg(not(loom))]
+use tokio::sync::oneshot;
+
 use super::ComputeError;
 use super::context::{Context, told};
 use super::memory::DeviceBuffer;
@@ -126,6 +129,47 @@ impl Stream {
         // SAFETY: a live stream.
         let code = self.0.context.code(|calls| unsafe { (calls.stream_query)(self.raw()) })?;
         ready(&self.0.context, "cuStreamQuery", code)
+    }
+
+    /// Ready once all is done that the stream was given before this call.
+    ///
+    /// # Errors
+    ///
+    /// What went wrong before it.
+    ///
+    /// # Cancel safety
+    ///
+    /// Nothing is lost if the future is dropped.
+    #[cfg(not(loom))]
+    pub fn done(&self) -> impl Future<Output = Result<(), ComputeError>> + use<> {
+        /// # Safety
+        ///
+        /// - `told` is a box of a sender that was given up for this call.
+        unsafe extern "C" fn tell(_stream: *mut c_void, code: c_int, told: *mut c_void) {
+            // SAFETY: given up by `done` for this call, which is the only one.
+            let told = unsafe { Box::from_raw(told.cast::<oneshot::Sender<c_int>>()) };
+            let _ = told.send(code); // nobody may wait any more
+        }
+        let (told, hears) = oneshot::channel::<c_int>();
+        let told = Box::into_raw(Box::new(told));
+        let context = self.context().clone();
+        let given = context.call("cuStreamAddCallback", |calls| {
+            // SAFETY: a live stream; the callback takes back what it is given, calls nothing of the
+            // driver's, and is called once where the call succeeds.
+            unsafe { (calls.stream_callback)(self.raw(), tell, told.cast(), 0) }
+        });
+        if given.is_err() {
+            // SAFETY: made above; the driver does not call what it refused.
+            drop(unsafe { Box::from_raw(told) });
+        }
+        async move {
+            given?;
+            match hears.await {
+                Ok(0) => Ok(()),
+                Ok(code) => Err(context.error("cuStreamAddCallback", code)),
+                Err(_) => Err(ComputeError::Unsupported("a callback that is never called")),
+            }
+        }
     }
 
     /// An event behind all that it was given so far.

@@ -194,6 +194,9 @@ impl Launcher {
             tracing::error!(%error, ?suspects, "resident grid lost");
             // As where it does not end when it is to.
             mem::forget(self.held.take());
+            if error == ResidentError::Stuck {
+                crate::lent::keep_all();
+            }
             self.fate.lose(Loss { error, suspects });
         }
     }
@@ -232,6 +235,12 @@ impl Launcher {
                     let state = self.state(seat);
                     let lost = state.as_ref().err().filter(|error| error.loses()).cloned();
                     let _ = answer.send(state); // whoever asked may be gone
+                    lost.map_or(Ok(()), Err)?;
+                }
+                Ok(Request::Begin { answer }) => {
+                    let begun = self.pause().and_then(|()| self.start());
+                    let lost = begun.as_ref().err().filter(|error| error.loses()).cloned();
+                    let _ = answer.send(begun); // as above
                     lost.map_or(Ok(()), Err)?;
                 }
                 Ok(Request::End { answer, within }) => {

@@ -373,6 +373,10 @@ int cuStreamQuery(void *handle) {
     std::lock_guard held(lock);
     return lost != 0 ? lost : of->idle() ? 0 : 600;
 }
+int cuStreamAddCallback(void *of, void (*callback)(void *, int, void *), void *data, unsigned) {
+    STANDIN_CALL
+    return give(of, [=] { callback(of, lost, data); });
+}
 int cuMemcpyHtoDAsync_v2(uint64_t to, const void *from, size_t bytes, void *of) {
     return copy_in(of, to, from, bytes);
 }
