@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::fmt;
+use std::marker::PhantomData;
 use std::sync::{Arc, Mutex, Weak};
 use std::time::{Duration, Instant};
 
@@ -25,6 +26,7 @@ use crate::proxy::Proxy;
 use crate::pump::{CudaExecutor, Desk, Pump};
 use crate::resident::{Residency, Resident, ResidentError};
 use crate::set::Set;
+use crate::target::{Named, Target};
 use crate::toolkit::Toolkit;
 
 /// The code of a kernel with what it takes, keeps and replies with.
@@ -36,7 +38,11 @@ pub struct CudaKernel {
     layouts: Layouts,
     state: Vec<u8>,
     state_layout: Option<&'static RecordLayout>,
+    targets: Targets,
 }
+
+/// What a handler sends to, in the order of the numbers by which it knows them.
+pub(crate) type Targets = Vec<Arc<dyn Target>>;
 
 /// What a handler takes and makes.
 #[derive(Clone, Copy, Debug)]
@@ -52,7 +58,7 @@ impl CudaKernel {
     /// nothing.
     pub fn new(code: CudaHandler, input: &'static RecordLayout) -> Self {
         let layouts = Layouts { input, output: None, max_emit: 0 };
-        Self { code, layouts, state: Vec::new(), state_layout: None }
+        Self { code, layouts, state: Vec::new(), state_layout: None, targets: Vec::new() }
     }
 
     /// It replies with records of this layout.
@@ -82,17 +88,51 @@ impl CudaKernel {
     }
 
     /// Besides the reply that it returns it emits at most so many for one record: 0 by default, at
-    /// most 7.
+    /// most 7, and at most 6 where it has targets.
     #[must_use]
     pub fn max_emit(mut self, replies: u32) -> Self {
         self.layouts.max_emit = replies;
         self
     }
 
+    /// It can send records of this layout, as messages of type `S`, to the kernel of this name in
+    /// its runtime, wherever that runs: its next target, counted from 0, of 31 at most. What it sends,
+    /// emits and logs for one message is 7 records at most.
+    ///
+    /// To a kernel on the same grid that waits for room, and would not wait for this one in turn,
+    /// records go on the device, for the first 8 targets; this is arranged when both are there and
+    /// nothing is on its way between them. All others go by the host, in order. Each is a message of
+    /// its own, also where the handler was sent a batch.
+    #[must_use]
+    pub fn target<S: RecordReply>(mut self, kernel: &str, layout: &'static RecordLayout) -> Self {
+        let kernel = KernelId::from(kernel);
+        self.targets.push(Arc::new(Named::<S> { kernel, layout, message: PhantomData }));
+        self
+    }
+
+    /// The plan of its seat.
+    fn plan(&self, handler: u32, state: Vec<u8>) -> SeatPlan {
+        let Layouts { output, max_emit, .. } = self.layouts;
+        let most = match self.targets.is_empty() {
+            true => max_emit,
+            false => EMITS_MAX,
+        };
+        SeatPlan {
+            handler,
+            state,
+            reply_bytes: output.map_or(0, |layout| layout.bytes as u32),
+            max_emit: most,
+            send_only: most - max_emit,
+            edges: Vec::new(),
+            open: self.targets.iter().map(|target| target.layout().bytes as u32).collect(),
+        }
+    }
+
     fn check(&self, name: &str) -> Result<(), CudaError> {
         let most = TAGGED_PAYLOAD_BYTES as usize;
+        let sent = self.targets.iter().map(|target| ("record sent", Some(target.layout())));
         let records = [("message", Some(self.layouts.input)), ("reply", self.layouts.output)];
-        for (what, layout) in records {
+        for (what, layout) in records.into_iter().chain(sent) {
             if let Some(layout) = layout
                 && layout.bytes > most
             {
@@ -100,14 +140,26 @@ impl CudaKernel {
                 return Err(CudaError::TooLarge { kernel, what, record, bytes, most });
             }
         }
-        let most = dotcompute_abi::device::OUTBOX_RECORDS - 1;
+        // One place at least for what is sent.
+        let most = EMITS_MAX - u32::from(!self.targets.is_empty());
         if self.layouts.max_emit > most {
             let emits = self.layouts.max_emit;
             return Err(CudaError::Emits { kernel: name.into(), emits, most });
         }
+        let targets = self.targets.len();
+        if targets > TARGETS_MAX {
+            return Err(CudaError::Targets { kernel: name.into(), targets, most: TARGETS_MAX });
+        }
         Ok(())
     }
 }
+
+/// How many records a handler makes for one message at most, besides its reply.
+const EMITS_MAX: u32 = dotcompute_abi::device::OUTBOX_RECORDS - 1;
+
+/// Targets of a kernel: a seat has so many edges, and one for replies.
+const TARGETS_MAX: usize = EDGES as usize - 1;
+const EDGES: u32 = 32;
 
 /// How a device is used.
 #[derive(Clone, Debug)]
@@ -224,6 +276,28 @@ pub enum CudaError {
         emits: u32,
         /// What will do.
         most: u32,
+    },
+    /// A handler with more targets than a seat has edges.
+    #[error("'{kernel}' has {targets} targets; at most {most} will do")]
+    Targets {
+        /// Of which kernel.
+        kernel: String,
+        /// How many.
+        targets: usize,
+        /// What will do.
+        most: usize,
+    },
+    /// A target that takes other records than are sent to it.
+    #[error("'{kernel}' sends '{sent}' to '{target}', which takes '{taken}'")]
+    Target {
+        /// The kernel.
+        kernel: String,
+        /// The one that it sends to.
+        target: String,
+        /// What it sends.
+        sent: String,
+        /// What the other takes.
+        taken: String,
     },
     /// A state of another size than the kernel's.
     #[error("a state of {bytes} bytes for '{kernel}', whose state has {expected}")]
@@ -478,7 +552,7 @@ impl Cuda {
                 0 => 0,
                 records => records.next_power_of_two(),
             },
-            edges: 1,
+            edges: EDGES,
             edges_in: options.senders,
             state_bytes: state_bytes.unwrap_or(0).max(1),
         };
@@ -527,20 +601,15 @@ impl Cuda {
             let (bytes, expected) = (state.len(), kernel.state.len());
             return Err(refuse(CudaError::State { kernel: launch.entry, bytes, expected }));
         }
-        let layouts = kernel.layouts;
-        let plan = SeatPlan {
-            handler,
-            state,
-            reply_bytes: layouts.output.map_or(0, |layout| layout.bytes as u32),
-            max_emit: layouts.max_emit,
-            edges: Vec::new(),
-        };
+        self.check_targets(&launch.entry, &kernel).map_err(refuse)?;
+        let (layouts, targets) = (kernel.layouts, kernel.targets.clone());
+        let plan = kernel.plan(handler, state);
         // Launch takes the resources: a seat before the kernel is activated.
         let residency = set.residency();
         let within = 2 * (residency.census + residency.overdue);
         let first = wait_for(set.seat(plan.clone()), within).map_err(refuse)?;
         let first = first.map_err(|error| refuse(error.into()))?;
-        let desk = Desk::new(&self.inner.pump, plan.state.len());
+        let desk = Desk::new(&self.inner.pump, plan.state.len(), !plan.open.is_empty());
         desk.set_seat(Some(Seat::new(&desk, &first, layouts.input)));
         let mut first = Some(first);
         let window = self.inner.options.window;
@@ -548,7 +617,7 @@ impl Cuda {
         let launched = desk.launching(|| {
             builder.launch_proxy(move |context| {
                 let (first, desk) = (first.take(), Arc::clone(&at));
-                let (set, plan) = (Arc::clone(&set), plan.clone());
+                let (set, plan, targets) = (Arc::clone(&set), plan.clone(), targets.clone());
                 let stopped = context.stop_at_once();
                 async move {
                     let seated = match first {
@@ -558,7 +627,9 @@ impl Cuda {
                         }
                     };
                     match seated {
-                        Some(seated) => Proxy::new(context, desk, seated, layouts, window).await,
+                        Some(seated) => {
+                            Proxy::new(context, desk, seated, layouts, &targets, window).await
+                        }
                         None => Ok(()),
                     }
                 }
@@ -569,6 +640,17 @@ impl Cuda {
         desks.retain(|_, desk| desk.strong_count() > 0);
         desks.insert(id, Arc::downgrade(&desk));
         Ok(launched)
+    }
+
+    /// That those targets which are on the device take what is sent to them.
+    fn check_targets(&self, name: &str, kernel: &CudaKernel) -> Result<(), CudaError> {
+        for target in &kernel.targets {
+            let desk = lock(&self.inner.desks).get(target.kernel()).and_then(Weak::upgrade);
+            if let Some(seat) = desk.and_then(|desk| desk.seat()) {
+                check_target(name, target.kernel(), target.layout(), seat.input)?;
+            }
+        }
+        Ok(())
     }
 
     fn find(&self, name: &str) -> Result<Registered, CudaError> {
@@ -664,6 +746,20 @@ impl fmt::Debug for Cuda {
 /// The executor `"cuda"`: it runs what [`Cuda::launch`] launches.
 pub fn executor() -> Arc<dyn Executor> {
     Arc::new(CudaExecutor)
+}
+
+/// That a target takes what is sent to it.
+pub(crate) fn check_target(
+    kernel: &str,
+    target: &KernelId,
+    sent: &RecordLayout,
+    taken: &RecordLayout,
+) -> Result<(), CudaError> {
+    if sent.agrees_with(taken) {
+        return Ok(());
+    }
+    let (sent, taken) = (sent.name.into(), taken.name.into());
+    Err(CudaError::Target { kernel: kernel.into(), target: target.to_string(), sent, taken })
 }
 
 fn check_type(

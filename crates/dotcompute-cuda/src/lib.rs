@@ -62,6 +62,8 @@ pub mod resident;
 #[cfg(not(loom))]
 mod set;
 mod source;
+#[cfg(not(loom))]
+mod target;
 pub mod toolkit;
 
 pub use cache::Cache;

@@ -23,7 +23,7 @@ use dotcompute_mailbox::wait;
 use tokio::sync::oneshot;
 
 use crate::driver::Driver;
-use crate::grid::{Counters, Port, PortWords, Report, SeatPlan, Shape};
+use crate::grid::{Counters, Port, PortWords, Report, SeatPlan, Shape, Way};
 use crate::image::Image;
 use launcher::Launcher;
 
@@ -91,16 +91,18 @@ enum Request {
     },
     /// Nobody uses this seat any more.
     Vacate(Vacated),
-    /// The replies of one seat are to go straight into the inbox of another.
+    /// What one seat sends by this way is to go straight into the inbox of another.
     Link {
         from: u32,
+        way: Way,
         to: u32,
         record_bytes: u32,
         answer: oneshot::Sender<Result<(), ResidentError>>,
     },
-    /// They are to go to the host again.
+    /// It is to go to the host again.
     Unlink {
         from: u32,
+        way: Way,
         answer: oneshot::Sender<Result<Vec<TaggedRecord>, ResidentError>>,
     },
     /// A copy of this seat's state.
@@ -198,9 +200,9 @@ impl Resident {
         self.ask(move |answer| Request::Seat { seat, plan, answer })
     }
 
-    /// Lets the replies of the kernel on seat `from`, of so many bytes, go straight into the inbox of
-    /// the one on seat `to`, between two leases. The inbox's share of it is what the shape has for
-    /// each of its edges.
+    /// Lets what the kernel on seat `from` sends by this way, records of so many bytes, go straight
+    /// into the inbox of the one on seat `to`, between two leases. The inbox's share of it is what the
+    /// shape has for each of its edges.
     ///
     /// # Errors
     ///
@@ -213,14 +215,15 @@ impl Resident {
     pub fn link(
         &self,
         from: u32,
+        way: Way,
         to: u32,
         record_bytes: u32,
     ) -> impl Future<Output = Result<(), ResidentError>> + use<> {
-        self.ask(move |answer| Request::Link { from, to, record_bytes, answer })
+        self.ask(move |answer| Request::Link { from, way, to, record_bytes, answer })
     }
 
-    /// Undoes [`link`](Self::link): the replies go to the host again. What the kernel that they went to
-    /// has not taken is given back, in order. All that `from` passed is in its report by then.
+    /// Undoes [`link`](Self::link): records go to the host again. What the kernel that they went to
+    /// has not taken is given back, in order. All that `from` sent is in its report by then.
     ///
     /// # Errors
     ///
@@ -232,8 +235,9 @@ impl Resident {
     pub fn unlink(
         &self,
         from: u32,
+        way: Way,
     ) -> impl Future<Output = Result<Vec<TaggedRecord>, ResidentError>> + use<> {
-        self.ask(move |answer| Request::Unlink { from, answer })
+        self.ask(move |answer| Request::Unlink { from, way, answer })
     }
 
     /// A copy of what the state of this seat is between two messages. The grid makes a pause.
