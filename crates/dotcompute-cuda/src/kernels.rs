@@ -161,6 +161,9 @@ const EMITS_MAX: u32 = dotcompute_abi::device::OUTBOX_RECORDS - 1;
 const TARGETS_MAX: usize = EDGES as usize - 1;
 const EDGES: u32 = 32;
 
+/// How many handlers are linked into one image.
+const HANDLERS_MAX: usize = 64;
+
 /// How a device is used.
 #[derive(Clone, Debug)]
 pub struct CudaOptions {
@@ -408,6 +411,7 @@ impl CudaKernels {
             options: CudaOptions { image: None, ..options.clone() },
             pump,
             registered: Mutex::default(),
+            joint: Mutex::default(),
             desks: Mutex::default(),
         };
         let cuda = Cuda { inner: Arc::new(inner) };
@@ -426,17 +430,12 @@ impl CudaKernels {
         architecture: crate::Version,
         options: &CudaOptions,
     ) -> Result<Image, CudaError> {
-        for (name, kernel) in &self.entries {
-            kernel.check(name)?;
-        }
-        let handlers = self.handlers();
-        let toolkit = match &options.toolkit {
-            Some(toolkit) => Arc::clone(toolkit),
-            None => Arc::new(Toolkit::load()?),
-        };
-        toolkit.linker().map_err(Clone::clone)?;
-        let cache = options.cache.as_ref();
-        Ok(Image::build(&handlers, architecture, options.variant, &toolkit, cache)?)
+        self.check()?;
+        build(&self.handlers(), architecture, options)
+    }
+
+    fn check(&self) -> Result<(), CudaError> {
+        self.entries.iter().try_for_each(|(name, kernel)| kernel.check(name))
     }
 
     fn handlers(&self) -> Vec<CudaHandler> {
@@ -449,6 +448,20 @@ impl CudaKernels {
         }
         handlers
     }
+}
+
+fn build(
+    handlers: &[CudaHandler],
+    architecture: crate::Version,
+    options: &CudaOptions,
+) -> Result<Image, CudaError> {
+    let toolkit = match &options.toolkit {
+        Some(toolkit) => Arc::clone(toolkit),
+        None => Arc::new(Toolkit::load()?),
+    };
+    toolkit.linker().map_err(Clone::clone)?;
+    let cache = options.cache.as_ref();
+    Ok(Image::build(handlers, architecture, options.variant, &toolkit, cache)?)
 }
 
 /// How a kernel is launched on a GPU.
@@ -492,6 +505,8 @@ struct Inner {
     options: CudaOptions,
     pump: Arc<Pump>,
     registered: Mutex<HashMap<String, Registered>>,
+    /// The set that handlers are linked into; held while some are.
+    joint: Mutex<Option<Arc<Set>>>,
     /// By the kernels' names.
     desks: Mutex<HashMap<KernelId, Weak<Desk>>>,
 }
@@ -520,8 +535,11 @@ impl Cuda {
         executor()
     }
 
-    /// Compiles and links more kernels, which run on grids of their own. Those registered before
-    /// under the same names stay what they are for kernels that run.
+    /// Compiles more kernels and links them with those of before, with which they share grids. Kernels
+    /// that run go on; those registered before under the same names stay what they are for them.
+    ///
+    /// Handlers that cannot be linked with the others, since their functions have the same names, run
+    /// on grids of their own, and so do those beyond 64.
     ///
     /// # Errors
     ///
@@ -531,18 +549,63 @@ impl Cuda {
     }
 
     fn link(&self, kernels: CudaKernels, image: Option<Image>) -> Result<(), CudaError> {
-        let Inner { driver, device, options, .. } = &*self.inner;
         if kernels.entries.is_empty() {
             return Ok(());
         }
-        let image = match image {
-            Some(image) => {
-                kernels.entries.iter().try_for_each(|(name, kernel)| kernel.check(name))?;
-                image
-            }
-            None => kernels.build(device.compute_capability, options)?,
+        kernels.check()?;
+        let set = match image {
+            Some(image) => self.set(kernels.handlers(), image)?,
+            None => self.join(kernels.handlers())?,
         };
         let state_bytes = kernels.entries.iter().map(|(_, kernel)| kernel.state.len()).max();
+        set.make_room(state_bytes.unwrap_or(0));
+        let mut registered = lock(&self.inner.registered);
+        let image = set.image();
+        for (name, kernel) in kernels.entries {
+            let function = kernel.code.function();
+            let Some(handler) = image.handler(function) else {
+                return Err(CudaError::NotInImage(function.into()));
+            };
+            registered.insert(name, Registered { kernel, handler, set: Arc::clone(&set) });
+        }
+        Ok(())
+    }
+
+    /// The set that these handlers are linked into: that of those before them, if they fit there.
+    fn join(&self, handlers: Vec<CudaHandler>) -> Result<Arc<Set>, CudaError> {
+        let Inner { device, options, .. } = &*self.inner;
+        let build = |handlers: &[CudaHandler]| build(handlers, device.compute_capability, options);
+        let mut joint = lock(&self.inner.joint);
+        if let Some(set) = &*joint {
+            let mut all = set.handlers();
+            let before = all.len();
+            all.extend(handlers.iter().filter(|one| !set.handlers().contains(one)).cloned());
+            if all.len() == before {
+                return Ok(Arc::clone(set));
+            }
+            if all.len() <= HANDLERS_MAX {
+                match build(&all) {
+                    Ok(image) => {
+                        set.join(all, image);
+                        return Ok(Arc::clone(set));
+                    }
+                    Err(CudaError::Build(
+                        error @ (BuildError::Duplicate { .. } | BuildError::Link(_)),
+                    )) => {
+                        let image = build(&handlers)?;
+                        tracing::info!(%error, "these handlers run on grids of their own");
+                        return self.set(handlers, image);
+                    }
+                    Err(error) => return Err(error),
+                }
+            }
+        }
+        let image = build(&handlers)?;
+        Ok(Arc::clone(joint.insert(self.set(handlers, image)?)))
+    }
+
+    fn set(&self, handlers: Vec<CudaHandler>, image: Image) -> Result<Arc<Set>, CudaError> {
+        let Inner { driver, options, .. } = &*self.inner;
         let shape = Shape {
             seats: options.seats,
             window: options.window.next_power_of_two(),
@@ -554,22 +617,14 @@ impl Cuda {
             },
             edges: EDGES,
             edges_in: options.senders,
-            state_bytes: state_bytes.unwrap_or(0).max(1),
+            // As the set says.
+            state_bytes: 1,
         };
         if let Some(wrong) = shape.wrong() {
             return Err(ResidentError::Shape(wrong).into());
         }
-        let set = Set::new(driver, options.ordinal, image, shape, options.residency);
-        let set = Arc::new(set);
-        let mut registered = lock(&self.inner.registered);
-        for (name, kernel) in kernels.entries {
-            let function = kernel.code.function();
-            let Some(handler) = set.image().handler(function) else {
-                return Err(CudaError::NotInImage(function.into()));
-            };
-            registered.insert(name, Registered { kernel, handler, set: Arc::clone(&set) });
-        }
-        Ok(())
+        let linked = (handlers, image);
+        Ok(Arc::new(Set::new(driver, options.ordinal, linked, shape, options.residency)))
     }
 
     /// Launches a kernel on the device; it has its seat then. `builder` names an executor made by

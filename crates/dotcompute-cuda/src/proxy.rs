@@ -284,8 +284,7 @@ impl<M: RecordMessage, R: RecordReply> Proxy<M, R> {
         }
         if self.command <= COMMAND_RUN {
             // What is to end drains first.
-            let holds =
-                self.paused && !self.context.is_stopping() || self.holds_for_edges();
+            let holds = self.paused && !self.context.is_stopping() || self.holds_for_edges();
             self.command(station, if holds { COMMAND_HOLD } else { COMMAND_RUN });
         }
     }

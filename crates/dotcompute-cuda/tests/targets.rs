@@ -139,7 +139,8 @@ impl Stage {
         let basis = CudaKernels::new()
             .kernel("rising", number("rising", RISING).state(&nothing))
             .kernel("picky", number("picky", PICKY));
-        let all = kernels.iter().fold(basis, |all, (name, kernel)| all.kernel(name, kernel.clone()));
+        let all =
+            kernels.iter().fold(basis, |all, (name, kernel)| all.kernel(name, kernel.clone()));
         let cuda = all.open(CudaOptions { seats: 31, ..standin::options() }).unwrap();
         Self { runtime: Runtime::builder().executor(cuda.executor()).build(), cuda }
     }
@@ -175,7 +176,8 @@ impl Stage {
 
     fn dead_letters(&self, kernel: &str) -> usize {
         let mut letters = 0;
-        self.runtime.dead_letters(|letter| letters += usize::from(letter.kernel.as_str() == kernel));
+        self.runtime
+            .dead_letters(|letter| letters += usize::from(letter.kernel.as_str() == kernel));
         letters
     }
 }

@@ -5,16 +5,18 @@ that is resident there, and its state lies in the device's memory. What runs the
 handler: a Python function with ``state=``, which numba-cuda compiles (`compile_for_cuda`), or CUDA
 C++ source (`cuda_handler`). Messages and replies have at most 40 bytes.
 
-Kernels of the same handler share grids. There `runtime.connect` lets the replies of one go straight
-into the inbox of the next on the device, and so does what a handler sends to its ``targets``; to all
-other kernels, on a GPU or not, both go by the host, as arrays do. What a handler emits, sends and logs
-for one record is 7 records at most; what it sends for an array goes out record by record.
+Handlers are linked together as they come, and their kernels share grids. There `runtime.connect`
+lets the replies of one kernel go straight into the inbox of the next on the device, and so goes what a
+handler sends to its ``targets``; to kernels elsewhere both go by the host, as arrays do. What a handler
+emits, sends and logs for one record is 7 records at most; what it sends for an array goes out record
+by record. Only functions in CUDA C++ of the same name, in different sources, have grids of their own.
 
 This has run on a stand-in for NVIDIA's libraries, and not on a GPU yet.
 """
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -105,6 +107,14 @@ def cuda_handler(
     return CudaHandler(name, source, signature)
 
 
+def _symbol(handler: PythonHandler) -> str:
+    """The name of the function on the device: handlers of the same name are linked together."""
+    function = handler.function
+    code = function.__code__
+    text = f"{function.__module__}.{function.__qualname__} {code.co_filename}:{code.co_firstlineno}"
+    return f"{function.__name__}_{hashlib.sha256(text.encode()).hexdigest()[:12]}"
+
+
 def link(kernel_id: str, handler: Handler | None, state: Any) -> _native.CudaKernel:
     """Compile a handler and link it for the first GPU, with this initial state.
 
@@ -129,7 +139,8 @@ def link(kernel_id: str, handler: Handler | None, state: Any) -> _native.CudaKer
 
         # First of all whether there is a GPU, and which.
         capability = _native._cuda_capability()
-        compiled = compile_for_cuda(handler, compute_capability=capability)
+        symbol = _symbol(handler)
+        compiled = compile_for_cuda(handler, symbol=symbol, compute_capability=capability)
         code = ("ltoir", compiled.symbol, compiled.data)
     kept = signature.state
     if kept is None:

@@ -234,9 +234,8 @@ impl<M: RecordMessage, R: RecordReply> Proxy<M, R> {
         report: Report,
         cx: &mut TaskContext<'_>,
     ) {
-        let holds = self.command == COMMAND_HOLD
-            && report.state == STATE_HOLDING
-            && self.ways.holds_surely;
+        let holds =
+            self.command == COMMAND_HOLD && report.state == STATE_HOLDING && self.ways.holds_surely;
         let is_quiet = self.in_flight == 0 && self.seat.sent() == self.received;
         let may_hold = self.command == COMMAND_RUN && report.state == STATE_RUNNING && is_quiet;
         let (mut making, mut wanted) = (false, false);
@@ -262,7 +261,8 @@ impl<M: RecordMessage, R: RecordReply> Proxy<M, R> {
             // Looked at once more, so that it wakes this task.
             cx.waker().wake_by_ref();
         }
-        let linking = making || wanted || self.ways.linking && !holds && self.command == COMMAND_HOLD;
+        let linking =
+            making || wanted || self.ways.linking && !holds && self.command == COMMAND_HOLD;
         if std::mem::replace(&mut self.ways.linking, linking) != linking {
             cx.waker().wake_by_ref();
         }

@@ -13,7 +13,7 @@ use dotcompute_abi::control::{
     COMMAND_KILL, STATE_ABSENT, STATE_FAILED, STATE_HOLDING, STATE_STOPPED,
 };
 use dotcompute_abi::device::Grid as Parameters;
-use dotcompute_mailbox::sync::lock;
+use dotcompute_mailbox::sync::{Ordering, lock};
 
 use super::{Fate, LEAVE_WITHIN, Loss, Request, Residency, ResidentError, Vacated};
 use crate::compute::{Context, FreesHeld};
@@ -44,6 +44,7 @@ const GRACE: Duration = Duration::from_secs(1);
 /// All that the launcher's thread has.
 pub(super) struct Launcher {
     session: Session,
+    multiprocessors: u32,
     grid: Grid,
     kernel: Kernel,
     /// The grid's stream, in which nothing else is ever queued.
@@ -82,11 +83,11 @@ impl Launcher {
         let session = Session::begin(driver, ordinal)?;
         // All that waits for what is resident is done before anything is.
         let kernel = session.kernel(image.cubin(), KERNEL)?;
-        let most = session.occupancy(kernel, BLOCK_THREADS)? * device.multiprocessors;
-        let blocks = blocks(shape);
-        if blocks > most || !device.cooperative_launch {
-            return Err(ResidentError::NoRoom { blocks, most });
+        if !device.cooperative_launch {
+            return Err(ResidentError::NoRoom { blocks: blocks(shape), most: 0 });
         }
+        let multiprocessors = device.multiprocessors;
+        check_room(&session, kernel, shape, multiprocessors)?;
         let (resident, copies) = (session.stream()?, session.stream()?);
         let (host, address) = session.host_memory(shape.host_bytes())?;
         let device = session.device_memory(shape.device_bytes())?;
@@ -95,10 +96,13 @@ impl Launcher {
         let host = unsafe { Arena::from_raw(host, address, shape.host_bytes(), ()) };
         let grid = Grid::new(shape, host, device);
         *lock(&fate.words) = vec![None; shape.seats as usize];
+        // Relaxed: see `Resident::has_handler`.
+        fate.handlers.store(image.handlers(), Ordering::Relaxed);
         // A driver that lacks what these users need has none.
         let held = Context::of(driver, ordinal.unsigned_abs()).ok();
         let launcher = Self {
             session,
+            multiprocessors,
             grid,
             kernel,
             resident,
@@ -241,8 +245,8 @@ impl Launcher {
         loop {
             let is_there = self.epoch != self.grid.ended();
             match requests.recv_timeout(if is_there { ROUND } else { IDLE_ROUND }) {
-                Ok(Request::Seat { seat, plan, answer }) => {
-                    let taken = self.take(seat, &plan);
+                Ok(Request::Seat { seat, plan, image, answer }) => {
+                    let taken = self.take(seat, &plan, image.as_deref());
                     let lost = match &taken {
                         Ok(_) => None,
                         Err(error) => error.loses().then(|| error.clone()),
@@ -343,7 +347,12 @@ impl Launcher {
         told.into_iter().for_each(|(then, report)| then(report));
     }
 
-    fn take(&mut self, seat: Option<u32>, plan: &SeatPlan) -> Result<(u32, Port), ResidentError> {
+    fn take(
+        &mut self,
+        seat: Option<u32>,
+        plan: &SeatPlan,
+        image: Option<&Image>,
+    ) -> Result<(u32, Port), ResidentError> {
         self.free_seats();
         let seat = {
             let words = lock(&self.fate.words);
@@ -361,6 +370,10 @@ impl Launcher {
         self.check_target(seat)?;
         self.check_edges(&plan.edges)?;
         self.pause()?;
+        if let Err(error) = self.load(plan.handler, image) {
+            self.start()?;
+            return Err(error);
+        }
         // SAFETY: no grid runs, and none is launched before the writes below are done; an earlier
         // port of this seat was dropped when the seat was freed.
         let seated = unsafe { self.grid.seat(seat, plan) };
@@ -375,6 +388,20 @@ impl Launcher {
         };
         self.start()?;
         port
+    }
+
+    /// Sees to it that the code which is loaded has the handler of this number; no grid runs.
+    fn load(&mut self, handler: u32, image: Option<&Image>) -> Result<(), ResidentError> {
+        // Relaxed, here and below: see `Resident::has_handler`.
+        let has_it = handler < self.fate.handlers.load(Ordering::Relaxed);
+        let Some(image) = image.filter(|image| !has_it && handler < image.handlers()) else {
+            return Ok(());
+        };
+        let kernel = self.session.kernel(image.cubin(), KERNEL).map_err(ResidentError::Code)?;
+        check_room(&self.session, kernel, self.grid.shape(), self.multiprocessors)?;
+        self.kernel = kernel;
+        self.fate.handlers.store(image.handlers(), Ordering::Relaxed);
+        Ok(())
     }
 
     /// That nobody who has begun sends to a seat that is to be taken.
@@ -541,6 +568,21 @@ fn has_ended(state: u32) -> bool {
 /// The edge that a record in an inbox came by.
 fn edge_number(record: &TaggedRecord) -> u32 {
     u32::from(record.header.flags) >> 8
+}
+
+/// That the device can hold all blocks of a grid with this kernel at once.
+fn check_room(
+    session: &Session,
+    kernel: Kernel,
+    shape: Shape,
+    multiprocessors: u32,
+) -> Result<(), ResidentError> {
+    let occupancy = session.occupancy(kernel, BLOCK_THREADS).map_err(ResidentError::Code)?;
+    let (blocks, most) = (blocks(shape), occupancy * multiprocessors);
+    match blocks <= most {
+        true => Ok(()),
+        false => Err(ResidentError::NoRoom { blocks, most }),
+    }
 }
 
 /// One warp serves, and each other one is a seat.

@@ -94,7 +94,11 @@ impl Stage {
 
     /// Gives a kernel an edge for its replies; no grid runs.
     pub(crate) fn link(&self, seat: u32, plan: &SeatPlan, edge: EdgePlan) {
-        self.grid.link(seat, plan, Way::Replies, edge, 0).unwrap().iter().for_each(|write| self.write(write));
+        self.grid
+            .link(seat, plan, Way::Replies, edge, 0)
+            .unwrap()
+            .iter()
+            .for_each(|write| self.write(write));
     }
 
     /// The records in the inbox of a seat; no grid runs.
