@@ -17,6 +17,7 @@ This has run on a stand-in for NVIDIA's libraries, and not on a GPU yet.
 from __future__ import annotations
 
 import hashlib
+import inspect
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -112,6 +113,8 @@ def _symbol(handler: PythonHandler) -> str:
     function = handler.function
     code = function.__code__
     text = f"{function.__module__}.{function.__qualname__} {code.co_filename}:{code.co_firstlineno}"
+    # Of one definition there may be several functions.
+    text += repr(sorted(inspect.getclosurevars(function).nonlocals.items()))
     return f"{function.__name__}_{hashlib.sha256(text.encode()).hexdigest()[:12]}"
 
 
