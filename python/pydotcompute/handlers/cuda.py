@@ -6,10 +6,11 @@ handler: a Python function with ``state=``, which numba-cuda compiles (`compile_
 C++ source (`cuda_handler`). Messages and replies have at most 40 bytes.
 
 Handlers are linked together as they come, and their kernels share grids. There `runtime.connect`
-lets the replies of one kernel go straight into the inbox of the next on the device, and so goes what a
-handler sends to its ``targets``; to kernels elsewhere both go by the host, as arrays do. What a handler
-emits, sends and logs for one record is 7 records at most; what it sends for an array goes out record
-by record. Only functions in CUDA C++ of the same name, in different sources, have grids of their own.
+lets the replies of one kernel go straight into the inbox of the next on the device, and so goes
+what a handler sends to its ``targets``; to kernels elsewhere both go by the host, as arrays do.
+What a handler emits, sends and logs for one record is 7 records at most; what it sends for an array
+goes out record by record. Only functions in CUDA C++ that have the same name, and are not the same,
+have grids of their own.
 
 This has run on a stand-in for NVIDIA's libraries, and not on a GPU yet.
 """
@@ -79,15 +80,16 @@ def cuda_handler(
         It returns 1 (there is a reply), 0 (there is none) or a negative fault code.
     source
         The translation unit that defines it; it includes ``dotcompute.cuh``, which declares what it
-        may call (``rk_emit``, ``rk_send``, ``rk_log``, ``rk_fault``, ``rk_tick``, ``rk_clock``). A long loop has
-        to tick: nothing else can stop it. `c_struct` prints the structs of record classes.
+        may call (``rk_emit``, ``rk_send``, ``rk_log``, ``rk_fault``, ``rk_tick``, ``rk_clock``). A
+        long loop has to tick: nothing else can stop it. `c_struct` prints the structs of record
+        classes.
     input_type, output_type, state
         The record classes that it takes, replies with and keeps; no output: it makes no replies.
     max_emit
         How many replies it emits at most for one record: 7 at most, and 6 where it has targets.
     targets
-        The kernels that it can send to (``rk_send``), by the names that they have in its runtime, and
-        what they take; numbered from 0 in this order.
+        The kernels that it can send to (``rk_send``), by the names that they have in its runtime,
+        and what they take; numbered from 0 in this order.
 
     Raises
     ------

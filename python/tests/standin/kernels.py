@@ -86,7 +86,8 @@ async def targets(runtime):
         assert (await runtime.receive("half", timeout=60)).value == 5 * turn
         assert (await runtime.receive("audit", timeout=60)).value == 10 * turn
     # A target that there is not fails the kernel.
-    nowhere = cuda_handler("share", SHARE, input_type=Amount, targets={"none": Amount, "no": Amount})
+    lost = {"none": Amount, "no": Amount}
+    nowhere = cuda_handler("share", SHARE, input_type=Amount, targets=lost)
     await runtime.launch("nowhere", nowhere, executor="cuda")
     await runtime.activate("nowhere")
     await runtime.send("nowhere", Amount(value=1))
