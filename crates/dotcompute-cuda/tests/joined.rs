@@ -80,6 +80,15 @@ impl Stage {
     }
 }
 
+/// Ends what goes on meanwhile, also where the test fails.
+struct Over<'a>(&'a AtomicBool);
+
+impl Drop for Over<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
 const LONG: Option<Duration> = Some(Duration::from_secs(100));
 
 fn ask(kernel: &KernelRef<Number, Number>, value: i64) -> i64 {
@@ -106,16 +115,18 @@ fn kernels_of_handlers_that_came_one_by_one_send_to_each_other_on_the_device() {
     let stage = Stage::with(CudaOptions { seats: 15, ..standin::options() });
     stage.register("last", more("last", 1000, 0)).unwrap();
     let last = stage.launch("last", "last");
-    // While the first ones are at work.
+    // While another one is at work.
+    let busy = stage.launch("busy", "last");
     let is_over = AtomicBool::new(false);
     thread::scope(|scope| {
         scope.spawn(|| {
             let mut turns = 0;
             while !is_over.load(Ordering::Relaxed) || turns == 0 {
-                assert_eq!(ask(&last, turns), turns + 1000);
+                assert_eq!(ask(&busy, turns), turns + 1000);
                 turns += 1;
             }
         });
+        let _over = Over(&is_over);
         let mut kernels = Vec::new();
         for number in 0..8 {
             let (name, function) = (format!("kernel {number}"), format!("adds_{number}"));
@@ -137,9 +148,9 @@ fn kernels_of_handlers_that_came_one_by_one_send_to_each_other_on_the_device() {
         until("all went on the device", || {
             sent.clone().enumerate().all(|(number, sent)| sent == 50 * (8 - number as u64))
         });
-        is_over.store(true, Ordering::Relaxed);
         kernels.iter().rev().for_each(drain);
     });
+    drain(&busy);
     drain(&last);
 }
 
