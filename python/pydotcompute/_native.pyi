@@ -839,6 +839,7 @@ class CudaKernel:
         state: RecordLayout | None,
         initial: bytes,
         max_emit: int,
+        targets: list[tuple[str, RecordLayout]],
         children: tuple[list[str], Callable[[str, str, int, str, str], None]] | None = None,
     ) -> CudaKernel: ...
     def state_bytes(self, timeout: float) -> bytes: ...

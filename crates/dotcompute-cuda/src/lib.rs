@@ -24,6 +24,15 @@
 //!   taken comes back to the first.
 //! - Batches, and replies to asks of before the connection, go by the host, in their order.
 //!
+//! So do those go whose handlers send to them by their names ([`CudaKernel::target`], `rk_send`), as
+//! handlers do on every executor; a target may as well be a kernel of the host. An edge to one is made,
+//! and done away with, while the sender holds and nothing is under way by the other way, so that what is
+//! sent keeps its order. What a target has not taken when it ends is a dead letter of its; a kernel that
+//! sends to one that is not there, or has ended, fails, once it has stopped.
+//!
+//! Handlers that are [registered](Cuda::register) one after the other are linked into one image. A grid
+//! takes it up between two leases, when the first kernel that needs it gets a seat; what runs goes on.
+//!
 //! Arrays stay on the device: a record names them by their addresses, and the message holds them
 //! ([`Holding`]) until it has been processed; [`Cuda::send_on_stream`] sends it behind the work that makes
 //! them.
@@ -70,6 +79,8 @@ pub mod resident;
 #[cfg(not(loom))]
 mod set;
 mod source;
+#[cfg(not(loom))]
+mod target;
 pub mod toolkit;
 
 pub use cache::Cache;

@@ -67,6 +67,16 @@ impl Calls {
         }
     }
 
+    /// Grids that are launched from now on have this code; those of before keep theirs where it cannot be.
+    /// No grid runs.
+    pub(super) fn take_up(&mut self, image: &Image, shape: Shape) -> Result<(), ResidentError> {
+        match self {
+            Self::Here(here) => here.take_up(image.cubin(), blocks(shape)),
+            #[cfg(target_os = "linux")]
+            Self::There(child) => child.take_up(image, blocks(shape)),
+        }
+    }
+
     /// Writes to the device's arena, and waits for it.
     ///
     /// # Safety
@@ -144,6 +154,21 @@ impl Calls {
     }
 }
 
+/// The kernel of an image, if the device can hold so many of its blocks at once.
+fn kernel_of(
+    session: &Session,
+    cubin: &[u8],
+    blocks: u32,
+    multiprocessors: u32,
+) -> Result<Kernel, ResidentError> {
+    let kernel = session.kernel(cubin, KERNEL).map_err(ResidentError::Code)?;
+    let occupancy = session.occupancy(kernel, BLOCK_THREADS).map_err(ResidentError::Code)?;
+    match occupancy * multiprocessors {
+        most if blocks > most => Err(ResidentError::NoRoom { blocks, most }),
+        _ => Ok(kernel),
+    }
+}
+
 /// One warp serves, and each other one is a seat.
 pub(super) fn blocks(shape: Shape) -> u32 {
     (shape.seats + 1).div_ceil(BLOCK_WARPS)
@@ -153,6 +178,7 @@ pub(super) fn blocks(shape: Shape) -> u32 {
 #[derive(Debug)]
 pub(super) struct Here {
     session: Session,
+    multiprocessors: u32,
     kernel: Kernel,
     /// The grid's stream, in which nothing else is ever queued.
     resident: Stream,
@@ -176,15 +202,20 @@ impl Here {
         let ordinal = ordinal.cast_signed();
         let device = driver.device(ordinal)?;
         let session = Session::begin(driver, ordinal)?;
-        let kernel = session.kernel(cubin, KERNEL)?;
-        let most = session.occupancy(kernel, BLOCK_THREADS)? * device.multiprocessors;
-        if blocks > most || !device.cooperative_launch {
-            return Err(ResidentError::NoRoom { blocks, most });
+        if !device.cooperative_launch {
+            return Err(ResidentError::NoRoom { blocks, most: 0 });
         }
+        let multiprocessors = device.multiprocessors;
+        let kernel = kernel_of(&session, cubin, blocks, multiprocessors)?;
         let (resident, copies) = (session.stream()?, session.stream()?);
         let host = host(&session)?;
         let device = session.device_memory(device_bytes)?;
-        Ok((Self { session, kernel, resident, copies, device }, host))
+        Ok((Self { session, multiprocessors, kernel, resident, copies, device }, host))
+    }
+
+    pub(super) fn take_up(&mut self, cubin: &[u8], blocks: u32) -> Result<(), ResidentError> {
+        self.kernel = kernel_of(&self.session, cubin, blocks, self.multiprocessors)?;
+        Ok(())
     }
 
     /// # Safety

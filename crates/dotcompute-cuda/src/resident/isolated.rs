@@ -68,6 +68,7 @@ pub fn serve_isolated(host: &mut Host) -> Result<(), Fault> {
 #[derive(Debug)]
 enum Call {
     Begin { driver: PathBuf, ordinal: u32, blocks: u32, device_bytes: usize, cubin: Vec<u8> },
+    TakeUp { blocks: u32, cubin: Vec<u8> },
     Write { offset: usize, bytes: Vec<u8> },
     Read { offset: usize, bytes: usize },
     Launch { zeros: (usize, usize), blocks: u32, parameters: Parameters },
@@ -94,6 +95,8 @@ enum Said {
         most: u32,
     },
     Driver(CallError),
+    /// What the driver said to the code.
+    Code(CallError),
     Else(String),
 }
 
@@ -182,6 +185,9 @@ impl Call {
                 Frame::new(3 | u64::from(it.seat_count) << 32, &numbers, &[]).write(out);
             }
             Self::IsIdle => Frame::new(4, &[], &[]).write(out),
+            Self::TakeUp { blocks, cubin } => {
+                Frame::new(5, &[u64::from(*blocks)], cubin).write(out);
+            }
         }
     }
 
@@ -220,6 +226,7 @@ impl Call {
                 },
             },
             4 => Self::IsIdle,
+            5 => Self::TakeUp { blocks: u32::try_from(n[0])?, cubin: bytes.to_vec() },
             other => return Err(format!("no call of kind {other}").into()),
         })
     }
@@ -245,9 +252,11 @@ impl Said {
             Self::NoRoom { blocks, most } => {
                 Frame::new(4, &[u64::from(*blocks), u64::from(*most)], &[]).write(out);
             }
-            Self::Driver(CallError { call, code, text }) => {
+            Self::Driver(CallError { call, code, text })
+            | Self::Code(CallError { call, code, text }) => {
+                let kind = if matches!(self, Self::Driver(_)) { 5 } else { 7 };
                 let numbers = [u64::from(code.cast_unsigned()), call.len() as u64];
-                Frame::new(5, &numbers, call.as_bytes()).write(out);
+                Frame::new(kind, &numbers, call.as_bytes()).write(out);
                 out.extend_from_slice(text.as_bytes());
             }
             Self::Else(text) => Frame::new(6, &[], text.as_bytes()).write(out),
@@ -265,12 +274,13 @@ impl Said {
                 blocks: u32::try_from(numbers[0])?,
                 most: u32::try_from(numbers[1])?,
             },
-            5 => {
+            5 | 7 => {
                 let call = usize::try_from(numbers[1])?;
                 let (call, text) = bytes.split_at_checked(call).ok_or("a name that is cut off")?;
                 let call = call_name(std::str::from_utf8(call)?);
                 let code = u32::try_from(numbers[0])?.cast_signed();
-                Self::Driver(CallError { call, code, text: String::from_utf8_lossy(text).into() })
+                let error = CallError { call, code, text: String::from_utf8_lossy(text).into() };
+                if kind == 5 { Self::Driver(error) } else { Self::Code(error) }
             }
             6 => Self::Else(String::from_utf8_lossy(bytes).into()),
             other => return Err(format!("no answer of kind {other}").into()),
@@ -322,15 +332,19 @@ impl Server {
         if let Call::Begin { driver, ordinal, blocks, device_bytes, cubin } = call {
             return self.begin(driver, (*ordinal, *blocks), cubin, *device_bytes);
         }
-        HERE.with_borrow(|here| match here {
+        HERE.with_borrow_mut(|here| match here {
             Some(here) => Self::call_here(here, call),
             None => Ok(Said::Else("a call before the first".to_owned())),
         })
     }
 
-    fn call_here(here: &Here, call: &Call) -> Result<Said, ResidentError> {
+    fn call_here(here: &mut Here, call: &Call) -> Result<Said, ResidentError> {
         Ok(match call {
             Call::Begin { .. } => Said::Else("a second grid".to_owned()),
+            Call::TakeUp { blocks, cubin } => {
+                here.take_up(cubin, *blocks)?;
+                Said::Done
+            }
             Call::Write { offset, bytes } => {
                 // SAFETY: the parent's launcher promises it (`Calls::write`).
                 unsafe { here.write(*offset, bytes) }?;
@@ -362,6 +376,7 @@ impl Handler for Server {
         Ok(Some(match self.call(message) {
             Ok(said) => said,
             Err(ResidentError::Driver(error)) => Said::Driver(error),
+            Err(ResidentError::Code(error)) => Said::Code(error),
             Err(ResidentError::NoRoom { blocks, most }) => Said::NoRoom { blocks, most },
             Err(error) => Said::Else(error.to_string()),
         }))
@@ -428,6 +443,7 @@ impl Child {
         };
         match said {
             Said::Driver(error) => Err(ResidentError::Driver(error)),
+            Said::Code(error) => Err(ResidentError::Code(error)),
             Said::NoRoom { blocks, most } => Err(ResidentError::NoRoom { blocks, most }),
             Said::Else(text) => Err(ResidentError::Process(text)),
             said => Ok(said),
@@ -439,6 +455,10 @@ impl Child {
             Said::Done => Ok(()),
             said => Err(unexpected(&said)),
         }
+    }
+
+    pub(super) fn take_up(&self, image: &Image, blocks: u32) -> Result<(), ResidentError> {
+        self.done(Call::TakeUp { blocks, cubin: image.cubin().to_vec() })
     }
 
     pub(super) fn write(&self, offset: usize, bytes: &[u8]) -> Result<(), ResidentError> {
@@ -522,6 +542,7 @@ mod tests {
                 device_bytes: 3,
                 cubin: vec![0, 255],
             },
+            Call::TakeUp { blocks: 3, cubin: vec![7; 9] },
             Call::Write { offset: 77, bytes: vec![1; 300] },
             Call::Read { offset: 77, bytes: 5 },
             Call::Launch { zeros: (1, 128), blocks: 33, parameters },
@@ -542,7 +563,8 @@ mod tests {
             Said::Read(vec![3]),
             Said::Idle(true),
             Said::NoRoom { blocks: 7, most: 6 },
-            Said::Driver(error),
+            Said::Driver(error.clone()),
+            Said::Code(error),
             Said::Else("ä".into()),
         ];
         for said in said {

@@ -1,5 +1,6 @@
 //! The thread that makes all of the driver's calls for one grid.
 
+use std::collections::HashMap;
 use std::mem;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
@@ -10,13 +11,13 @@ use dotcompute_abi::TaggedRecord;
 use dotcompute_abi::control::{
     COMMAND_KILL, STATE_ABSENT, STATE_FAILED, STATE_HOLDING, STATE_STOPPED,
 };
-use dotcompute_mailbox::sync::lock;
+use dotcompute_mailbox::sync::{Ordering, lock};
 
 use super::calls::{Begun, Calls};
 use super::{Fate, Isolation, LEAVE_WITHIN, Loss, Request, Residency, ResidentError, Vacated};
 use crate::compute::{Context, FreesHeld};
 use crate::driver::Driver;
-use crate::grid::{EdgePlan, Grid, PlanError, Port, PortWords, SeatPlan, Shape, Write};
+use crate::grid::{EdgePlan, Grid, PlanError, Port, PortWords, SeatPlan, Shape, Way, Write};
 use crate::image::Image;
 
 /// How often the launcher looks after its grid, and lets its heart beat.
@@ -40,8 +41,8 @@ pub(super) struct Launcher {
     epoch: u32,
     /// The plans of the seats that were taken.
     plans: Vec<Option<SeatPlan>>,
-    /// The edges that replies take.
-    links: Vec<Option<EdgePlan>>,
+    /// The edges that were given to the seats beyond those of their plans, by their places.
+    links: Vec<HashMap<u32, EdgePlan>>,
     /// Seats that nobody uses any more and whose handlers have not come back.
     leaving: Vec<Vacated>,
     /// The last epoch that has ended, and since when that is so.
@@ -66,6 +67,8 @@ impl Launcher {
         let Begun { calls, host, device } = begun;
         let grid = Grid::new(shape, host, device);
         *lock(&fate.words) = vec![None; shape.seats as usize];
+        // Relaxed: see `Resident::has_handler`.
+        fate.handlers.store(image.handlers(), Ordering::Relaxed);
         // A driver that lacks what these users need has none.
         let context = calls.share_the_context().then(|| Context::of(driver, ordinal).ok());
         let held = context.flatten();
@@ -75,7 +78,7 @@ impl Launcher {
             residency,
             epoch: 0,
             plans: vec![None; shape.seats as usize],
-            links: vec![None; shape.seats as usize],
+            links: vec![HashMap::new(); shape.seats as usize],
             leaving: Vec::new(),
             ended: (0, Instant::now()),
             fate,
@@ -205,8 +208,8 @@ impl Launcher {
         loop {
             let is_there = self.epoch != self.grid.ended();
             match requests.recv_timeout(if is_there { ROUND } else { IDLE_ROUND }) {
-                Ok(Request::Seat { seat, plan, answer }) => {
-                    let taken = self.take(seat, &plan);
+                Ok(Request::Seat { seat, plan, image, answer }) => {
+                    let taken = self.take(seat, &plan, image.as_deref());
                     let lost = match &taken {
                         Ok(_) => None,
                         Err(error) => error.loses().then(|| error.clone()),
@@ -219,14 +222,14 @@ impl Launcher {
                     lost.map_or(Ok(()), Err)?;
                 }
                 Ok(Request::Vacate(vacated)) => self.leaving.push(vacated),
-                Ok(Request::Link { from, to, record_bytes, answer }) => {
-                    let linked = self.link(from, to, record_bytes);
+                Ok(Request::Link { from, way, to, record_bytes, answer }) => {
+                    let linked = self.link(from, way, to, record_bytes);
                     let lost = linked.as_ref().err().filter(|error| error.loses()).cloned();
                     let _ = answer.send(linked); // whoever asked may be gone
                     lost.map_or(Ok(()), Err)?;
                 }
-                Ok(Request::Unlink { from, answer }) => {
-                    let unlinked = self.unlink(from);
+                Ok(Request::Unlink { from, way, answer }) => {
+                    let unlinked = self.unlink(from, way);
                     let lost = unlinked.as_ref().err().filter(|error| error.loses()).cloned();
                     let _ = answer.send(unlinked); // as above
                     lost.map_or(Ok(()), Err)?;
@@ -298,10 +301,11 @@ impl Launcher {
             let before = self.leaving.len();
             self.leaving.retain_mut(|Vacated { seat, port, then }| {
                 let (report, place) = (port.report(), *seat as usize);
-                let is_used = links.iter().flatten().any(|edge| edge.to == *seat);
+                let is_used = links.iter().flat_map(HashMap::values).any(|edge| edge.to == *seat);
                 let is_free = has_ended(report.state) && !is_used;
                 if is_free {
-                    (words[place], links[place], plans[place]) = (None, None, None);
+                    (words[place], plans[place]) = (None, None);
+                    links[place].clear();
                     told.extend(then.take().map(|then| (then, report)));
                 }
                 !is_free
@@ -312,7 +316,12 @@ impl Launcher {
         told.into_iter().for_each(|(then, report)| then(report));
     }
 
-    fn take(&mut self, seat: Option<u32>, plan: &SeatPlan) -> Result<(u32, Port), ResidentError> {
+    fn take(
+        &mut self,
+        seat: Option<u32>,
+        plan: &SeatPlan,
+        image: Option<&Image>,
+    ) -> Result<(u32, Port), ResidentError> {
         self.free_seats();
         let seat = {
             let words = lock(&self.fate.words);
@@ -330,6 +339,10 @@ impl Launcher {
         self.check_target(seat)?;
         self.check_edges(&plan.edges)?;
         self.pause()?;
+        if let Err(error) = self.load(plan.handler, image) {
+            self.start()?;
+            return Err(error);
+        }
         // SAFETY: no grid runs, and none is launched before the writes below are done; an earlier
         // port of this seat was dropped when the seat was freed.
         let seated = unsafe { self.grid.seat(seat, plan) };
@@ -344,6 +357,18 @@ impl Launcher {
         };
         self.start()?;
         port
+    }
+
+    /// Sees to it that the code which is loaded has the handler of this number; no grid runs.
+    fn load(&mut self, handler: u32, image: Option<&Image>) -> Result<(), ResidentError> {
+        // Relaxed, here and below: see `Resident::has_handler`.
+        let has_it = handler < self.fate.handlers.load(Ordering::Relaxed);
+        let Some(image) = image.filter(|image| !has_it && handler < image.handlers()) else {
+            return Ok(());
+        };
+        self.calls.take_up(image, self.grid.shape())?;
+        self.fate.handlers.store(image.handlers(), Ordering::Relaxed);
+        Ok(())
     }
 
     /// That nobody who has begun sends to a seat that is to be taken.
@@ -383,7 +408,7 @@ impl Launcher {
     fn edges(&self) -> impl Iterator<Item = (u32, EdgePlan)> + Clone {
         let seats = self.plans.iter().zip(&self.links).zip(0..);
         seats.flat_map(|((plan, link), from)| {
-            let edges = plan.iter().flat_map(|plan| &plan.edges).chain(link);
+            let edges = plan.iter().flat_map(|plan| &plan.edges).chain(link.values());
             edges.map(move |edge| (from, *edge))
         })
     }
@@ -409,18 +434,24 @@ impl Launcher {
         plan.filter(|_| !is_left).ok_or(PlanError::Vacant { seat })
     }
 
-    fn link(&mut self, from: u32, to: u32, record_bytes: u32) -> Result<(), ResidentError> {
+    fn link(
+        &mut self,
+        from: u32,
+        way: Way,
+        to: u32,
+        record_bytes: u32,
+    ) -> Result<(), ResidentError> {
         let plan = self.seated(from)?;
         self.seated(to)?;
         if self.leads(to, from) {
             return Err(PlanError::Cycle { to, from }.into());
         }
         let shape = self.grid.shape();
-        if shape.edges_in == 0 || self.links[from as usize].is_some() {
+        if shape.edges_in == 0 || self.links[from as usize].contains_key(&plan.place(way)) {
             return Err(PlanError::NoEdge { to }.into());
         }
         self.pause()?;
-        let linked = self.write_link(from, to, record_bytes, &plan);
+        let linked = self.write_link(from, way, to, record_bytes, &plan);
         self.start()?;
         linked
     }
@@ -428,6 +459,7 @@ impl Launcher {
     fn write_link(
         &mut self,
         from: u32,
+        way: Way,
         to: u32,
         record_bytes: u32,
         plan: &SeatPlan,
@@ -443,22 +475,32 @@ impl Launcher {
         let share = shape.inbox_capacity as u32 / shape.edges_in;
         let edge = EdgePlan { to, number, share, record_bytes };
         self.check_edges(&[edge])?;
-        let writes = self.grid.link(from, plan, edge)?;
+        let place = plan.place(way);
+        let writes = self.grid.link(from, plan, way, edge, self.sent(from, place))?;
         self.write(&writes)?;
-        self.links[from as usize] = Some(edge);
+        self.links[from as usize].insert(place, edge);
         Ok(())
     }
 
-    fn unlink(&mut self, from: u32) -> Result<Vec<TaggedRecord>, ResidentError> {
+    fn unlink(&mut self, from: u32, way: Way) -> Result<Vec<TaggedRecord>, ResidentError> {
         let plan = self.seated(from)?;
-        let Some(edge) = self.links[from as usize] else { return Ok(Vec::new()) };
+        let place = plan.place(way);
+        let Some(edge) = self.links[from as usize].get(&place).copied() else {
+            return Ok(Vec::new());
+        };
         self.pause()?;
-        self.write(&self.grid.unlink(from, &plan))?;
-        self.links[from as usize] = None;
+        self.write(&[self.grid.unlink(from, &plan, way, self.sent(from, place))])?;
+        self.links[from as usize].remove(&place);
         let (left, writes) = self.grid.take_out(edge.to, &self.inbox(edge.to)?, edge.number);
         self.write(&writes)?;
         self.start()?;
         Ok(left)
+    }
+
+    /// How many records a seat has sent over the edges in this place; no grid runs.
+    fn sent(&self, seat: u32, place: u32) -> u64 {
+        let words = lock(&self.fate.words)[seat as usize].clone();
+        words.and_then(|words| words.report().sent.get(place as usize).copied()).unwrap_or(0)
     }
 
     /// The bytes of the inbox of a seat; no grid runs.
