@@ -129,9 +129,13 @@ def _need(name: str) -> Any:
         raise LeftOutError(f"{name} is not installed") from error
 
 
-def _need_toolkit() -> None:
+def _need_gpu() -> None:
     if _device().name.startswith("stand-in"):
         raise LeftOutError("a stand-in runs nothing that a compiler makes")
+
+
+def _need_toolkit() -> None:
+    _need_gpu()
     try:
         _cuda.toolkit()
     except exceptions.CUDAError as error:
@@ -406,6 +410,7 @@ def check_torch() -> dict[str, Any]:
 
 def check_numba() -> dict[str, Any]:
     """numba's own launches use our memory without a copy."""
+    _need_gpu()
     numba = _need("numba")
     cuda = _need("numba.cuda")
     if not _optional.numba_cuda():

@@ -155,13 +155,10 @@ impl Stream {
         let context = self.context().clone();
         let given = context.call("cuStreamAddCallback", |calls| {
             // SAFETY: a live stream; the callback takes back what it is given, calls nothing of the
-            // driver's, and is called once where the call succeeds.
+            // driver's, and is called once at most.
             unsafe { (calls.stream_callback)(self.raw(), tell, told.cast(), 0) }
         });
-        if given.is_err() {
-            // SAFETY: made above; the driver does not call what it refused.
-            drop(unsafe { Box::from_raw(told) });
-        }
+        // Where that fails the box stays: an error may be that of work before, and the call be made.
         async move {
             given?;
             match hears.await {

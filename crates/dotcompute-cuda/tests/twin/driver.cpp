@@ -375,7 +375,7 @@ int cuStreamQuery(void *handle) {
 }
 int cuStreamAddCallback(void *of, void (*callback)(void *, int, void *), void *data, unsigned) {
     STANDIN_CALL
-    return give(of, [=] { callback(of, lost, data); });
+    return lost != 0 ? int(lost) : give(of, [=] { callback(of, lost, data); });
 }
 int cuMemcpyHtoDAsync_v2(uint64_t to, const void *from, size_t bytes, void *of) {
     return copy_in(of, to, from, bytes);

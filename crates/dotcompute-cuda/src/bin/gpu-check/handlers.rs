@@ -15,6 +15,7 @@ use dotcompute_cuda::{
 };
 
 use crate::device::Gpu;
+use crate::report::is_stand_in;
 use crate::{Check, Failure};
 
 #[derive(Clone, Copy, Debug, PartialEq, Message)]
@@ -166,8 +167,13 @@ fn compile(
     Ok(compiled.0)
 }
 
-/// What was built for the device's architecture: for the largest that is not larger, of its kind.
-fn built(check: &Check, what: &str, device: Version) -> Option<Vec<u8>> {
+/// What was built for the device's architecture: for the largest that is not larger, of its kind. A
+/// stand-in runs nothing of that, and has its own compiler.
+fn built(check: &Check, what: &str, gpu: &Gpu) -> Option<Vec<u8>> {
+    if is_stand_in(&gpu.device.name) {
+        return None;
+    }
+    let device = gpu.device.compute_capability;
     let minors = (0..=device.minor).rev();
     minors
         .map(|minor| check.folder.join("images").join(name(what, Version { minor, ..device })))
@@ -186,7 +192,7 @@ pub(crate) fn compute(check: &Check, gpu: &Gpu) -> Result<Module, Failure> {
 
 fn module(check: &Check, gpu: &Gpu, what: &str, text: &str) -> Result<Module, Failure> {
     let architecture = gpu.device.compute_capability;
-    let cubin = match built(check, what, architecture) {
+    let cubin = match built(check, what, gpu) {
         Some(cubin) => cubin,
         None => compile(&Toolkit::load()?, what, text, architecture)?,
     };
@@ -197,7 +203,7 @@ fn module(check: &Check, gpu: &Gpu, what: &str, text: &str) -> Result<Module, Fa
 /// The resident grid with the handlers.
 pub(crate) fn image(check: &Check, gpu: &Gpu) -> Result<Image, Failure> {
     let architecture = gpu.device.compute_capability;
-    match built(check, "handlers", architecture) {
+    match built(check, "handlers", gpu) {
         Some(cubin) => {
             let names = FUNCTIONS.map(str::to_owned).into();
             // SAFETY: what `build` made of these handlers, in this order.
