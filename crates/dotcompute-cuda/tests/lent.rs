@@ -149,7 +149,7 @@ fn memory_that_a_message_names_is_kept_until_it_has_been_processed() {
     }
     drop(lent);
     assert!(stage.in_use() > before);
-    kernel.activate().unwrap();
+    kernel.reactivate().unwrap();
     for _ in 0..3 {
         assert_eq!(kernel.receive_blocking(Some(LONG)).unwrap().message.value, 6);
     }
