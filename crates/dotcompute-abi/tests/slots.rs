@@ -33,9 +33,8 @@ fn the_slots_of_a_long_record_are_its_header_and_payload_in_one_piece() {
         assert_eq!((header.token, header.flags), (0xfeed, 0x0810));
         assert_eq!(usize::from(header.payload_bytes), bytes);
         // Through the chunks, as a ring carries them.
-        let whole = slots.iter().flat_map(|slot| {
-            TaggedRecord::from_chunks(slot.to_chunks()).bytes()
-        });
+        let whole =
+            slots.iter().flat_map(|slot| TaggedRecord::from_chunks(slot.to_chunks()).bytes());
         let whole: Vec<u8> = whole.collect();
         assert_eq!(&whole[8..8 + bytes], &payload[..bytes]);
         assert!(whole[8 + bytes..].iter().all(|byte| *byte == 0), "zero behind {bytes} bytes");

@@ -566,7 +566,10 @@ impl Grid {
         let capacity = self.shape.inbox_capacity as u64;
         let mut writes = vec![(places.tickets, (head + kept.len() as u64).to_le_bytes().into())];
         // The others move up; a slot that nobody wrote to in its lap has an older tag, or none.
-        let kept = kept.iter().map(Some).chain(std::iter::repeat_n(None, taken.len() * record_slots as usize));
+        let kept = kept
+            .iter()
+            .map(Some)
+            .chain(std::iter::repeat_n(None, taken.len() * record_slots as usize));
         for (position, record) in (head..).zip(kept) {
             let at = places.slots + (position % capacity) as usize * SLOT_BYTES as usize;
             let mut bytes = Bytes::new(SLOT_BYTES as usize);

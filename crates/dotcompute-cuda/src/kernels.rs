@@ -6,7 +6,7 @@ use std::marker::PhantomData;
 use std::sync::{Arc, Mutex, Weak};
 use std::time::{Duration, Instant};
 
-use dotcompute_abi::slot::{TAGGED_RECORD_BYTES_MAX, tagged_slots};
+use dotcompute_abi::slot::TAGGED_RECORD_BYTES_MAX;
 use dotcompute_core::compiled::{RecordMessage, RecordReply};
 use dotcompute_core::record::RecordLayout;
 use dotcompute_core::{
@@ -259,8 +259,8 @@ pub enum CudaError {
         /// Those that are.
         registered: String,
     },
-    /// A record has no room in a slot.
-    #[error("the {what} '{record}' of '{kernel}' has {bytes} bytes; a slot takes {most}")]
+    /// A record has no room in as many slots as one takes.
+    #[error("the {what} '{record}' of '{kernel}' has {bytes} bytes; at most {most} will do")]
     TooLarge {
         /// Of which kernel.
         kernel: String,

@@ -421,12 +421,7 @@ impl<M: RecordMessage, R: RecordReply> Proxy<M, R> {
     }
 
     /// Takes in one record that the kernel published.
-    fn bring(
-        &mut self,
-        header: SlotHeader,
-        payload: &[u8],
-        cx: &mut TaskContext<'_>,
-    ) -> Poll<()> {
+    fn bring(&mut self, header: SlotHeader, payload: &[u8], cx: &mut TaskContext<'_>) -> Poll<()> {
         // In the high byte is the number of an edge.
         let flags = u32::from(header.flags) & 0xff;
         if flags & FLAG_LOG != 0 {
@@ -764,7 +759,8 @@ impl<M: RecordMessage, R: RecordReply> Proxy<M, R> {
             return;
         }
         self.context.count_sent_on(more);
-        if let Route::Edge(to) | Route::Leaving(to, _) = &self.route {
+        // One that was asked for may be there before its answer is.
+        if let Route::Making(to, _) | Route::Edge(to) | Route::Leaving(to, _) = &self.route {
             to.add_sent(more);
         }
     }
@@ -850,8 +846,8 @@ impl<M: RecordMessage, R: RecordReply> Drop for Proxy<M, R> {
             let passed = self.passed;
             let mut told = self.ways.when_free();
             match std::mem::replace(&mut self.route, Route::Host(None)) {
-                Route::Host(_) | Route::Making(..) => {}
-                Route::Edge(to) => {
+                Route::Host(_) => {}
+                Route::Making(to, _) | Route::Edge(to) => {
                     told.push(Box::new(move |report| to.add_sent(report.passed - passed)));
                 }
                 Route::Leaving(to, mut left) => {

@@ -20,9 +20,7 @@ use dotcompute_abi::control::{
 use dotcompute_abi::slot::{FLAG_FAULTED, FLAG_LOG, FLAG_SENT, SlotHeader};
 use dotcompute_cuda::grid::{EdgePlan, PlanError, Port, SeatPlan, Shape, Way};
 use dotcompute_mailbox::Band;
-use twin::{
-    ADD, Stage, Twin, number, numbers_of, plan, plan_of_spans, span, spanned, sum,
-};
+use twin::{ADD, Stage, Twin, number, numbers_of, plan, plan_of_spans, span, spanned, sum};
 
 /// The handler that sends on to each of its targets in turn, and the one that does what the value says.
 const DEAL: u32 = 1;

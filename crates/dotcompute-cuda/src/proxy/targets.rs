@@ -80,8 +80,8 @@ impl Ways {
         for (place, way) in self.ways.drain(..).enumerate() {
             let WayTo { target, route, sent } = way;
             match route {
-                Route::Host(_) | Route::Making(..) => {}
-                Route::Edge(to) => told.push(Box::new(move |report| {
+                Route::Host(_) => {}
+                Route::Making(to, _) | Route::Edge(to) => told.push(Box::new(move |report| {
                     to.add_sent(report.sent[place] - sent);
                 })),
                 Route::Leaving(to, mut left) => told.push(Box::new(move |report| {
@@ -114,7 +114,9 @@ impl<M: RecordMessage, R: RecordReply> Proxy<M, R> {
 
     fn note_sent_to(&mut self, number: usize, report: Report, back: u64) {
         let way = &mut self.ways.ways[number];
-        let (Route::Edge(to) | Route::Leaving(to, _)) = &way.route else { return };
+        let (Route::Making(to, _) | Route::Edge(to) | Route::Leaving(to, _)) = &way.route else {
+            return;
+        };
         // Its edges are the seat's first ones.
         let more = (report.sent[number] - way.sent).wrapping_sub(back);
         way.sent = report.sent[number];
