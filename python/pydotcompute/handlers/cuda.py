@@ -14,9 +14,10 @@ For one record a handler emits and sends 7 at most, and with the reply and what 
 out record by record. Only functions in CUDA C++ that have the same name, and are not the same, have
 grids of their own.
 
-With ``isolation="process"`` the context that all of this lives in is one of a child process (Linux): a
-hardware exception, a handler that never comes back, or a SIGKILL costs that process, and kernels with a
-restart policy are brought back in another one. Contexts of several processes take turns on a device.
+With ``isolation="process"`` the context that all of this lives in is one of a child process
+(Linux): a hardware exception, a handler that never comes back, or a SIGKILL costs that process, and
+kernels with a restart policy are brought back in another one. Contexts of several processes take
+turns on a device.
 
 This has run on a stand-in for NVIDIA's libraries, and not on a GPU yet.
 """
@@ -129,8 +130,8 @@ def _symbol(handler: PythonHandler) -> str:
 def link(
     kernel_id: str, handler: Handler | None, state: Any, isolation: str = "thread"
 ) -> _native.CudaKernel:
-    """Compile a handler and link it for the first GPU, with this initial state; for a context in this
-    process, or in one of its own.
+    """Compile a handler and link it for the first GPU, with this initial state; for a context in
+    this process, or in one of its own.
 
     Raises
     ------

@@ -389,9 +389,9 @@ class RingKernel(_native.Actor, Generic[In, Out]):
         state in the device's memory (made anew at a restart): see `pydotcompute.handlers.cuda`.
         None: as the function says.
     isolation
-        Of a kernel on a GPU. "thread": its context is this process's, as that of other libraries here,
-        and a hardware exception costs the process its GPU. "process": a child's (Linux), which traps,
-        handlers that never come back and SIGKILL end; a restart starts another one.
+        Of a kernel on a GPU. "thread": its context is this process's, as that of other libraries
+        here, and a hardware exception costs the process its GPU. "process": a child's (Linux),
+        which traps, handlers that never come back and SIGKILL end; a restart starts another one.
     window
         In a process: how many messages it is handed at a time. With more than 1 it need not be
         waited for; but what it was handed is in hand: not counted in the queue, nor overtaken,
