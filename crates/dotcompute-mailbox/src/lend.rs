@@ -79,6 +79,11 @@ impl<T> Inbox<T> {
         locked.lent += count as u64;
     }
 
+    /// Whether the mailbox is paused. May have changed when this returns.
+    pub fn is_paused(&self) -> bool {
+        self.mailbox.is_paused()
+    }
+
     /// Counts `count` messages that were lent as settled by `outcome`; their values are the
     /// caller's.
     ///
@@ -148,6 +153,14 @@ impl<T> Locked<'_, T> {
 }
 
 impl<T> Mailbox<T> {
+    /// Counts a message that was to come past the mailbox, and ends undelivered: as accepted and as
+    /// dead-lettered.
+    pub fn pass_dead(&self) {
+        let mut locked = self.lock();
+        locked.accepted += 1;
+        locked.dead_lettered += 1;
+    }
+
     /// The books, and whether the inbox waits for a message or found none when it looked last; both
     /// as of one instant. When it begins to wait anew, the task of `context` is woken; of several,
     /// the one that asked last.
