@@ -522,9 +522,10 @@ impl<M: Message, R: Message> Context<M, R> {
     }
 
     /// Has so many messages in hand that came past the mailbox, until [`settle_fed`](Self::settle_fed).
-    pub(crate) fn take_fed(&mut self, messages: usize) {
+    /// `false`: it is not to have them now.
+    pub(crate) fn take_fed(&mut self, messages: usize) -> bool {
         self.budget = self.budget.saturating_sub(messages as u32);
-        self.inbox.adopt(messages);
+        self.inbox.try_adopt(messages)
     }
 
     /// So many of the messages that came past the mailbox were processed.

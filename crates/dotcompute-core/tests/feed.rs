@@ -299,8 +299,10 @@ unsafe extern "C" fn count_up(
 ) -> i32 {
     // SAFETY: the runtime passes a `Number`.
     let value = unsafe { (*message.cast::<Number>()).value };
-    // SAFETY: the runtime passes a context, whose table lives as long as the program.
-    let calls = unsafe { &*(*context).calls };
+    // SAFETY: the runtime passes a context.
+    let calls = unsafe { (*context).calls };
+    // SAFETY: the table lives as long as the program.
+    let calls = unsafe { &*calls };
     for below in 0..value {
         // SAFETY: the runtime passes room for a `Number`.
         unsafe { (*reply.cast::<Number>()).value = below };

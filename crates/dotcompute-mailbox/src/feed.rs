@@ -322,10 +322,22 @@ impl<T> FeedReceiver<T> {
     #[cfg(not(loom))]
     #[inline]
     pub fn read<R>(&mut self, max: usize, f: impl FnOnce(&[T]) -> R) -> Option<R> {
+        self.read_if(max, |records| Some(f(records)))
+    }
+
+    /// [`read`](Self::read) of what `f` has a use for: if it returns `None`, all stay where they are.
+    #[cfg(not(loom))]
+    #[inline]
+    pub fn read_if<R>(&mut self, max: usize, f: impl FnOnce(&[T]) -> Option<R>) -> Option<R> {
         let most = self.readable(max);
         let chunk = (most > 0).then(|| self.consumer.read_chunk(most))?.ok()?;
-        let taking = Taking { chunk, sender: &self.shared.sender };
-        Some(f(taking.chunk.as_slices().0))
+        let count = chunk.as_slices().0.len();
+        let mut taking = Taking { chunk, count, sender: &self.shared.sender };
+        let result = f(taking.chunk.as_slices().0);
+        if result.is_none() {
+            taking.count = 0;
+        }
+        result
     }
 
     /// Takes the oldest record.
@@ -378,10 +390,11 @@ impl<T> FeedReceiver<T> {
     }
 }
 
-/// Frees what lies in one piece of a chunk when it is dropped.
+/// Frees so many records of a chunk when it is dropped.
 #[cfg(not(loom))]
 struct Taking<'a, T> {
     chunk: crate::ring::ReadChunk<'a, T>,
+    count: usize,
     sender: &'a Bed,
 }
 
@@ -389,9 +402,10 @@ struct Taking<'a, T> {
 impl<T> Drop for Taking<'_, T> {
     #[inline]
     fn drop(&mut self) {
-        let count = self.chunk.as_slices().0.len();
-        self.chunk.free(count);
-        self.sender.call_and_wake();
+        if self.count > 0 {
+            self.chunk.free(self.count);
+            self.sender.call_and_wake();
+        }
     }
 }
 

@@ -155,7 +155,8 @@ pub(crate) async fn run<M: RecordMessage, R: RecordReply>(
                 feed.read(if alone { 1 } else { FED_MAX }, &mut |bytes| {
                     let start = state.start();
                     let mut call = Call::new(bytes, alone, start, state_bytes, &mut outbox);
-                    ran = Some(run_fed(&*handler.code, &mut context, &mut call));
+                    ran = run_fed(&*handler.code, &mut context, &mut call);
+                    ran.is_some()
                 });
                 let Some(ran) = ran else { continue };
                 ran
@@ -265,15 +266,17 @@ fn next<M: RecordMessage, R: RecordReply>(
     })
 }
 
-/// Runs records of a feed, which are in hand meanwhile. Of the one that fails the kernel's restart policy
+/// Runs records of a feed, which are in hand meanwhile; none if the kernel is not to have them. Of the one that fails the kernel's restart policy
 /// has to say what becomes; those after it are queued in the mailbox.
 fn run_fed<M: RecordMessage, R: RecordReply>(
     code: &dyn HandlerCode,
     context: &mut Context<M, R>,
     call: &mut Call<'_>,
-) -> Ran {
+) -> Option<Ran> {
     let (count, single, layout) = (call.count(), call.is_single(), call.shape().input);
-    context.take_fed(count);
+    if !context.take_fed(count) {
+        return None;
+    }
     let ran = catch_unwind(AssertUnwindSafe(|| code.run(call)));
     let record = call.record().min(count - 1);
     let done = if let Ok(Ok(())) = ran { count } else { record };
@@ -282,7 +285,7 @@ fn run_fed<M: RecordMessage, R: RecordReply>(
         context.give_back(M::from_record(layout, record), at == done);
     }
     let outcome = ran.unwrap_or_else(|panic| resume_unwind(panic));
-    Ran { outcome, id: None, record, count, single }
+    Some(Ran { outcome, id: None, record, count, single })
 }
 
 /// Sends a reply to the message `id`, if it was one; `false`: the kernel has to stop instead.

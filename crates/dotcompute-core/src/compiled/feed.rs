@@ -157,17 +157,18 @@ impl<T: Record> fmt::Debug for Feed<T> {
 
 /// The kernel's end, whatever the records are.
 trait FeedEnd: Send {
-    /// Calls `run` with the bytes of the oldest records, at most `max`, and frees them; `false`: there
-    /// is none.
-    fn read(&mut self, max: usize, run: &mut dyn FnMut(&[u8])) -> bool;
+    /// Calls `run` with the bytes of the oldest records, at most `max`, and frees them if it says so;
+    /// whether it did.
+    fn read(&mut self, max: usize, run: &mut dyn FnMut(&[u8]) -> bool) -> bool;
     fn poll_ready(&mut self, cx: &mut TaskContext<'_>, spins: bool) -> Poll<()>;
     fn close(&mut self);
     fn has_more(&self) -> bool;
 }
 
 impl<T: Record> FeedEnd for FeedReceiver<T> {
-    fn read(&mut self, max: usize, run: &mut dyn FnMut(&[u8])) -> bool {
-        FeedReceiver::read(self, max, |records| run(bytemuck::cast_slice(records))).is_some()
+    fn read(&mut self, max: usize, run: &mut dyn FnMut(&[u8]) -> bool) -> bool {
+        let run = |records: &[T]| run(bytemuck::cast_slice(records)).then_some(());
+        self.read_if(max, run).is_some()
     }
 
     fn poll_ready(&mut self, cx: &mut TaskContext<'_>, spins: bool) -> Poll<()> {
@@ -240,6 +241,7 @@ impl<M: Message> FeedOf<M> {
         end.close();
         let mut each = |records: &[u8]| {
             records.chunks_exact(layout.bytes).for_each(|one| bury((self.message)(layout, one)));
+            true
         };
         while end.read(usize::MAX, &mut each) {}
     }
@@ -278,7 +280,7 @@ impl<M: Message, R: Message> FeedHold<M, R> {
     }
 
     /// See [`FeedEnd::read`].
-    pub(super) fn read(&mut self, max: usize, run: &mut dyn FnMut(&[u8])) -> bool {
+    pub(super) fn read(&mut self, max: usize, run: &mut dyn FnMut(&[u8]) -> bool) -> bool {
         self.end.as_mut().is_some_and(|end| end.read(max, run))
     }
 
