@@ -26,6 +26,8 @@ const DC_FLAG_HOME: u32 = 16u;
 const DC_FLAG_LATE: u32 = 32u;
 // This record is no reply but the message of another kernel of the device at which this one failed.
 const DC_FLAG_FAULTED: u32 = 64u;
+// This record is no reply but was sent to the target whose number is in the high byte.
+const DC_FLAG_SENT: u32 = 128u;
 
 // The handler is done and made no reply.
 const DC_HANDLER_DONE: i32 = 0;

@@ -28,7 +28,7 @@ shared_constants! {
 
 shared_constants! {
     /// The bits of `flags` in a slot's header. Between kernels of a device the high byte is the number
-    /// of the edge, by which shares are given back; all other bits are zero.
+    /// of the edge, by which shares are given back; all other bits are zero, but for `FLAG_SENT`.
     FLAGS: u32;
     /// This slot continues the record that the slot before it began.
     FLAG_CONTINUED = 1;
@@ -45,6 +45,8 @@ shared_constants! {
     FLAG_LATE = 32;
     /// This record is no reply but the message of another kernel of the device at which this one failed.
     FLAG_FAULTED = 64;
+    /// This record is no reply but was sent to the target whose number is in the high byte.
+    FLAG_SENT = 128;
 }
 
 shared_struct! {
