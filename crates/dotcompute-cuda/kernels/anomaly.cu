@@ -27,7 +27,8 @@ struct dc_alarm {
 // The beginning of the state; a row of four numbers for each key follows.
 struct dc_head {
     double alpha, threshold, warm_up, slot;
-    dc_u64 taken, late, malformed, unusual;
+    // Taken up, late, malformed, unusual.
+    dc_u64 counts[4];
 };
 // Readings taken up, time of the last, mean, variance.
 struct dc_row {
@@ -180,8 +181,7 @@ __launch_bounds__(DC_THREADS)
     }
     DC_BLOCK_SYNC();
     DC_EACH_THREAD(t) {
-        dc_u64 *const to[4] = {&state->taken, &state->late, &state->malformed, &state->unusual};
         if (t < 4 && totals[t] != 0)
-            dc_add(to[t], totals[t]);
+            dc_add(&state->counts[t], totals[t]);
     }
 }

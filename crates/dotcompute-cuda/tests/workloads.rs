@@ -132,7 +132,8 @@ fn the_detector_finds_on_a_grid_what_it_finds_on_the_processor_bit_for_bit() {
         let bytes =
             |alarms: &[Alarm]| alarms.iter().flat_map(|a| a.bytes().to_vec()).collect::<Vec<u8>>();
         assert!(bytes(&found) == bytes(&expected), "{keys} keys on {blocks} blocks");
-        state.copy_from_slice(&bytemuck::cast_slice(&words)[..state.len()]);
+        let bytes = state.len();
+        state.copy_from_slice(&bytemuck::cast_slice(&words)[..bytes]);
         let counts = keyed.counts(&state).unwrap();
         assert_eq!((counts.late, counts.malformed), (late, malformed));
         assert_eq!(counts.unusual, expected.len() as i64);

@@ -99,7 +99,7 @@ impl Random {
     }
 
     fn below(&mut self, bound: u64) -> u64 {
-        (u128::from(self.next()) * u128::from(bound) >> 64) as u64
+        ((u128::from(self.next()) * u128::from(bound)) >> 64) as u64
     }
 }
 
@@ -238,7 +238,7 @@ impl Sample {
                             let (mut source, mut target) = (0, 0);
                             for _ in 0..scale {
                                 let quarter = random.next() >> 32;
-                                let (right, down) = match quarter * 100 >> 32 {
+                                let (right, down) = match (quarter * 100) >> 32 {
                                     0..57 => (0, 0),
                                     57..76 => (1, 0),
                                     76..95 => (0, 1),
