@@ -113,7 +113,7 @@ __launch_bounds__(DC_THREADS)
     for (dc_u64 tile = 0;; tile += DC_TILE) {
         const bool is_over = tile >= count;
         if (is_over || queued > DC_QUEUE - DC_TILE) {
-            DC_BLOCK_SYNC();
+            DC_BLOCK_BARRIER();
             DC_EACH_THREAD(t) {
                 dc_u64 counts[4] = {0, 0, 0, 0};
                 for (dc_u32 at = 0; at < queued; ++at) {
@@ -142,7 +142,7 @@ __launch_bounds__(DC_THREADS)
             queued = 0;
             if (is_over)
                 break;
-            DC_BLOCK_SYNC();
+            DC_BLOCK_BARRIER();
         }
         // How many of its run each thread has found; then how many those before it have.
         DC_EACH_THREAD(t) {
@@ -155,13 +155,13 @@ __launch_bounds__(DC_THREADS)
             }
             before[0][t] = own;
         }
-        DC_BLOCK_SYNC();
+        DC_BLOCK_BARRIER();
         dc_u32 now = 0;
         for (dc_u32 step = 1; step < DC_THREADS; step *= 2, now ^= 1) {
             DC_EACH_THREAD(t) {
                 before[now ^ 1][t] = before[now][t] + (t >= step ? before[now][t - step] : 0);
             }
-            DC_BLOCK_SYNC();
+            DC_BLOCK_BARRIER();
         }
         DC_EACH_THREAD(t) {
             dc_u32 place = queued + (t > 0 ? before[now][t - 1] : 0);
@@ -177,9 +177,9 @@ __launch_bounds__(DC_THREADS)
             }
         }
         queued += before[now][DC_THREADS - 1];
-        DC_BLOCK_SYNC();
+        DC_BLOCK_BARRIER();
     }
-    DC_BLOCK_SYNC();
+    DC_BLOCK_BARRIER();
     DC_EACH_THREAD(t) {
         if (t < 4 && totals[t] != 0)
             dc_add(&state->counts[t], totals[t]);

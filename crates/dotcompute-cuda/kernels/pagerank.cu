@@ -30,7 +30,7 @@ struct dc_answer {
 // The sum of `values` over the block, the same in every thread: by halves, in one order.
 DC_INLINE void dc_sum(double (*values)[DC_THREADS]) {
     for (dc_u32 half = DC_THREADS / 2; half > 0; half /= 2) {
-        DC_BLOCK_SYNC();
+        DC_BLOCK_BARRIER();
         DC_EACH_THREAD(t) {
             if (t < half) {
                 values[0][t] += values[0][t + half];
@@ -38,7 +38,7 @@ DC_INLINE void dc_sum(double (*values)[DC_THREADS]) {
             }
         }
     }
-    DC_BLOCK_SYNC();
+    DC_BLOCK_BARRIER();
 }
 
 #if defined(__CUDACC__)
@@ -95,7 +95,7 @@ __launch_bounds__(DC_THREADS)
             if (t < 2)
                 own[2 * DC_BLOCK + t] = sums[t][0];
         }
-        DC_GRID_SYNC(barrier);
+        DC_GRID_BARRIER(barrier);
         DC_EACH_THREAD(t) {
             double moved = 0.0, dangling = 0.0;
             for (dc_u32 block = t; block < DC_BLOCKS; block += DC_THREADS) {
@@ -111,7 +111,7 @@ __launch_bounds__(DC_THREADS)
         const double dangling = sums[1][0];
         if (iterations >= query.max_iterations || change < query.tolerance)
             break;
-        DC_BLOCK_SYNC();
+        DC_BLOCK_BARRIER();
         const float given = float(((1.0 - query.damping) + query.damping * dangling) /
                                   double(graph.nodes));
         const float damping = float(query.damping);

@@ -32,9 +32,8 @@ fn time_left(deadline: Instant) -> Option<Duration> {
 #[cfg(all(target_os = "linux", not(any(loom, dotcompute_portable))))]
 mod imp {
     use super::{Scope, time_left};
-    use crate::sync::{AtomicBool, AtomicU32, Ordering, fence};
+    use crate::sync::{AtomicBool, AtomicU32, Ordering, compiler_fence, fence};
     use std::ptr;
-    use std::sync::atomic::compiler_fence;
     use std::time::Instant;
 
     /// Sleeps until `word` is woken, unless it no longer holds `expected`, and at most until
