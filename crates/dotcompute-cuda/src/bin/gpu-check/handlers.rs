@@ -135,7 +135,7 @@ pub(crate) fn kernels() -> CudaKernels {
 
 const FUNCTIONS: [&str; 4] = ["echo", "hop", "sink", "work"];
 
-fn name(what: &str, Version { major, minor }: Version) -> String {
+pub(crate) fn name(what: &str, Version { major, minor }: Version) -> String {
     format!("{what}_sm_{major}{minor}.cubin")
 }
 
@@ -151,6 +151,7 @@ pub(crate) fn build(folder: &Path) -> Result<(), Failure> {
             let cubin = compile(&toolkit, what, text, architecture)?;
             fs::write(folder.join(name(what, architecture)), cubin)?;
         }
+        crate::workloads::build(folder, &toolkit, architecture)?;
     }
     Ok(())
 }
@@ -169,7 +170,7 @@ fn compile(
 
 /// What was built for the device's architecture: for the largest that is not larger, of its kind. A
 /// stand-in runs nothing of that, and has its own compiler.
-fn built(check: &Check, what: &str, gpu: &Gpu) -> Option<Vec<u8>> {
+pub(crate) fn built(check: &Check, what: &str, gpu: &Gpu) -> Option<Vec<u8>> {
     if is_stand_in(&gpu.device.name) {
         return None;
     }

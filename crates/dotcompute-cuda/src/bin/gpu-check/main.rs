@@ -19,6 +19,7 @@ mod recovery;
 mod report;
 mod sanitizer;
 mod throughput;
+mod workloads;
 
 use std::path::PathBuf;
 use std::process::{Command, ExitCode};
@@ -126,6 +127,12 @@ const STAGES: &[Stage] = &[
         what: "compute-sanitizer over a grid with short leases",
         seconds: 150,
         run: sanitizer::run,
+    },
+    Stage {
+        name: "workloads",
+        what: "the detector over batches, PageRank in one launch",
+        seconds: 240,
+        run: workloads::run,
     },
     Stage {
         name: "soak",
