@@ -162,6 +162,11 @@ impl Writer {
         self.written == self.bytes.len()
     }
 
+    /// Whether an array goes beside the message that was begun last.
+    pub(crate) fn has_lent(&self) -> bool {
+        !self.blocks.is_empty()
+    }
+
     /// How many slots are staged.
     pub(crate) fn staged(&self) -> usize {
         self.staged.len()

@@ -48,9 +48,9 @@ pub struct Host {
     received: u64,
     /// What was acknowledged last.
     acknowledged: u64,
-    /// What of that the parent was woken for, and when.
+    /// What of that the parent was woken for, and since when it has been unaware of more.
     told: u64,
-    told_at: Instant,
+    quiet_since: Option<Instant>,
     demand: u64,
     /// Whether the parent knows that this process came to what it was started for.
     started: bool,
@@ -212,7 +212,7 @@ impl Host {
             received: 0,
             acknowledged: 0,
             told: 0,
-            told_at: Instant::now(),
+            quiet_since: None,
             demand: 0,
             started: false,
             state: state.map(|shared| KeptState {
@@ -531,7 +531,7 @@ impl Host {
         self.demand = demand.max(self.demand);
         if self.put_down(true)
             || (self.acknowledged - self.told) * 2 >= self.window() as u64
-            || self.told_at.elapsed() >= TELL_WITHIN
+            || self.quiet_since.get_or_insert_with(Instant::now).elapsed() >= TELL_WITHIN
         {
             self.tell();
         }
@@ -554,7 +554,7 @@ impl Host {
     }
 
     fn tell(&mut self) {
-        (self.told, self.told_at) = (self.acknowledged, Instant::now());
+        (self.told, self.quiet_since) = (self.acknowledged, None);
         self.segment.tell();
         self.parent.bell().ring();
     }

@@ -238,7 +238,12 @@ impl<M: Message, R: Message> Proxy<M, R> {
     /// Puts messages that were taken out into the ring, as it has room.
     fn hand_over(&mut self) -> Result<(), BoxError> {
         loop {
-            if !self.writer.stage(&self.session.to_child) || self.begun == self.handed {
+            let staged = self.writer.stage(&self.session.to_child);
+            if self.writer.has_lent() {
+                // The child reads this array while the next one is copied.
+                self.publish();
+            }
+            if !staged || self.begun == self.handed {
                 break;
             }
             let index = (self.begun - self.settled) as usize;
@@ -253,10 +258,14 @@ impl<M: Message, R: Message> Proxy<M, R> {
                 return Err(error);
             }
         }
+        self.publish();
+        Ok(())
+    }
+
+    fn publish(&mut self) {
         if self.writer.publish(&mut self.session.to_child) {
             self.session.segment.child_bell().ring();
         }
-        Ok(())
     }
 
     fn command(&self, command: u32) {
