@@ -21,6 +21,15 @@ pub(super) enum Owner<T, F: Format<T>> {
     Raw { _memory: Keep },
 }
 
+impl<T, F: Format<T>> Clone for Owner<T, F> {
+    fn clone(&self) -> Self {
+        match self {
+            Self::Heap { _ring: ring } => Self::Heap { _ring: Arc::clone(ring) },
+            Self::Raw { _memory: memory } => Self::Raw { _memory: Keep::clone(memory) },
+        }
+    }
+}
+
 /// Whatever keeps raw memory mapped. The standard library's also under loom, whose own cannot hold
 /// an unknown type; the ends only count it.
 type Keep = std::sync::Arc<dyn Send + Sync>;
