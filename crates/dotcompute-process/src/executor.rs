@@ -33,6 +33,8 @@ pub(crate) struct Desk {
     replaced: AtomicBool,
     /// The position of the reply that would be news.
     next_reply: AtomicU64,
+    /// Whether the child has nothing more to say before it is handed a message.
+    quiet: AtomicBool,
 }
 
 /// What there is to watch of a child.
@@ -64,7 +66,7 @@ impl Signals {
     fn ring(&self) {
         // Relaxed: it equals this thread's mark only if this thread wrote it last.
         if self.inside.load(Ordering::Relaxed) != thread_mark() {
-            self.bell.bell().ring();
+            self.bell.bell().ring_near();
         }
     }
 }
@@ -157,6 +159,7 @@ impl Desk {
             watched: Mutex::default(),
             replaced: AtomicBool::new(false),
             next_reply: AtomicU64::new(NO_REPLY),
+            quiet: AtomicBool::new(false),
         }))
     }
 
@@ -171,7 +174,7 @@ impl Desk {
     /// From now on news of this child are what is waited for. For the task that is driven here.
     pub(crate) fn watch(&self, watched: Option<Watched>) {
         *lock(&self.watched) = watched;
-        self.next_reply(None);
+        self.expect_reply(None, false);
         // Relaxed: for whoever polls the task, which is this thread, or one that gets the seat from it.
         self.replaced.store(true, Ordering::Relaxed);
         // The task must be polled again: who does looked at another child's news.
@@ -179,10 +182,12 @@ impl Desk {
         self.signals.woken.store(true, Ordering::Release);
     }
 
-    /// From now on the reply at this position is news. For the task that is driven here.
-    pub(crate) fn next_reply(&self, position: Option<u64>) {
-        // Relaxed: as in `watch`.
+    /// From now on the reply at this position is news. `quiet`: the child has nothing more to say, nor
+    /// to publish, before it is handed a message. For the task that is driven here.
+    pub(crate) fn expect_reply(&self, position: Option<u64>, quiet: bool) {
+        // Relaxed, both: as in `watch`.
         self.next_reply.store(position.unwrap_or(NO_REPLY), Ordering::Relaxed);
+        self.quiet.store(quiet, Ordering::Relaxed);
     }
 
     /// Wakes whoever drives because the child came to an end, which may have been while the child was
@@ -204,7 +209,9 @@ impl Desk {
         seat.seen = seat.watched.as_ref().map_or(0, |watched| watched.segment.news());
         // SYNC(process.woken) acquire: pairs with the release in `wake_by_ref`. Makes visible what the
         // waker did before.
-        self.signals.woken.swap(false, Ordering::Acquire);
+        if self.signals.woken.load(Ordering::Acquire) {
+            self.signals.woken.swap(false, Ordering::Acquire);
+        }
         let mut context = Context::from_waker(&seat.waker);
         let Some(task) = &mut seat.task else { return false };
         if Pin::new(task).poll(&mut context).is_ready() {
@@ -320,7 +327,9 @@ impl Guest<'_> {
         loop {
             // SYNC(process.guest_woken) acquire: pairs with the release in `wake_by_ref`. Makes visible
             // what the waker did before.
-            guest_woken.swap(false, Ordering::Acquire);
+            if guest_woken.load(Ordering::Acquire) {
+                guest_woken.swap(false, Ordering::Acquire);
+            }
             let runs = desk.poll(seat);
             if done(&mut context) {
                 return true;
@@ -350,7 +359,11 @@ impl Drop for Guest<'_> {
         signals.inside.store(0, Ordering::Relaxed);
         // What is left is the driver's, so that a guest is not kept.
         let is_news = || self.seat.task.is_none() || self.desk.has_news(&self.seat);
-        signals.bell.bell().leave(is_news);
+        // Relaxed: as in `Desk::watch`.
+        match self.desk.quiet.load(Ordering::Relaxed) {
+            true => signals.bell.bell().leave_quietly(is_news),
+            false => signals.bell.bell().leave(is_news),
+        }
     }
 }
 

@@ -63,6 +63,8 @@ pub(crate) struct Proxy<M: Message, R: Message> {
     ways: HashMap<usize, WayTo>,
     /// Ready once the kernel is to end at once.
     stop: Option<Boxed<()>>,
+    /// Whether it knows whom to wake, which is the same task always: that of the desk.
+    stop_wakes: bool,
 }
 
 impl<M: Message, R: Message> Proxy<M, R> {
@@ -98,6 +100,7 @@ impl<M: Message, R: Message> Proxy<M, R> {
             near,
             ways: HashMap::new(),
             stop: Some(stop),
+            stop_wakes: false,
         };
         // This is the body of the kernel, which is active by now.
         proxy.command(RUN);
@@ -107,6 +110,7 @@ impl<M: Message, R: Message> Proxy<M, R> {
     /// Does all that can be done now; ready when the child has ended and everything of it was read.
     fn turn(&mut self, cx: &mut TaskContext<'_>) -> Poll<Result<(), BoxError>> {
         if let Some(stop) = &mut self.stop
+            && (!std::mem::replace(&mut self.stop_wakes, true) || self.context.may_stop_at_once())
             && stop.as_mut().poll(cx).is_ready()
         {
             self.stop = None;
@@ -325,7 +329,9 @@ impl<M: Message, R: Message> Future for Proxy<M, R> {
         let turned = this.turn(cx);
         // While a reply waits those behind it are no news.
         let next = this.blocked.is_none().then(|| this.session.from_child.position());
-        this.desk.next_reply(next);
+        // A handler that has answered all that it was handed says no more. A body may.
+        let quiet = next.is_some() && this.answered == this.handed && this.answered > 0;
+        this.desk.expect_reply(next, quiet);
         turned
     }
 }
