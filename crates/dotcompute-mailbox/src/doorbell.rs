@@ -23,7 +23,7 @@
 
 use crate::sync::{AtomicU32, Ordering, fence};
 use crate::sys::{self, Scope};
-use crate::wait::{Idle, Spin, cpu_mark, same_cpu};
+use crate::wait::{Idle, Spin, cpu_mark, let_others_run, same_cpu};
 use std::time::Instant;
 
 /// Whoever is in is awake, and looks for news.
@@ -172,11 +172,13 @@ impl Doorbell {
     }
 
     /// For whoever is in: spins until `ready`, about as long as the last waits made worthwhile; false if
-    /// that was not enough.
-    pub fn spin(&self, waiting: &mut Waiting, ready: impl FnMut() -> bool) -> bool {
-        // Relaxed: a hint. On the core from which we were last woken, only sleeping lets the
-        // other side run.
-        !same_cpu(self.cpu.load(Ordering::Relaxed)) && waiting.spin.until(ready)
+    /// that was not enough. On the core of the other side it lets that run instead, a few times.
+    pub fn spin(&self, waiting: &mut Waiting, mut ready: impl FnMut() -> bool) -> bool {
+        // Relaxed: a hint. It is the core from which we were last woken.
+        match same_cpu(self.cpu.load(Ordering::Relaxed)) {
+            true => ready() || let_others_run(ready),
+            false => waiting.spin.until(ready),
+        }
     }
 
     /// For an owner or a guest that holds the lock by which they take turns: it is in, and must look for

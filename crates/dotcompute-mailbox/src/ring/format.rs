@@ -175,7 +175,7 @@ const FLAGS_AT: u32 = 48;
 /// The bit of a header's word that tells the lap of this tag. The slots before and after it in the same
 /// place have it otherwise, and no older one is there: a slot is written again once it has been read.
 fn lap_bit(tag: u32) -> u64 {
-    u64::from(tag & 1) * u64::from(FLAG_LAP) << FLAGS_AT
+    if tag & 1 == 1 { u64::from(FLAG_LAP) << FLAGS_AT } else { 0 }
 }
 
 impl Format<PlainSlot> for Lapped {
