@@ -161,12 +161,12 @@ impl SharedWords {
     }
 
     fn map(file: File) -> io::Result<Self> {
-        let (bytes, access) = (size_of::<[Line<AtomicU32>; 2]>(), libc::PROT_READ | libc::PROT_WRITE);
+        let (bytes, access) =
+            (size_of::<[Line<AtomicU32>; 2]>(), libc::PROT_READ | libc::PROT_WRITE);
         let file_number = file.as_raw_fd();
         // SAFETY: a fresh mapping, placed by the system, over nothing of ours.
-        let start = unsafe {
-            libc::mmap(ptr::null_mut(), bytes, access, libc::MAP_SHARED, file_number, 0)
-        };
+        let start =
+            unsafe { libc::mmap(ptr::null_mut(), bytes, access, libc::MAP_SHARED, file_number, 0) };
         match NonNull::new(start.cast()) {
             Some(page) if start != libc::MAP_FAILED => Ok(Self { page, file }),
             _ => Err(io::Error::last_os_error()),
@@ -225,14 +225,7 @@ pub(crate) fn futex_wait(word: &AtomicU32, value: u32, within: Within) {
 /// Wakes one thread that sleeps on `word`.
 pub(crate) fn futex_wake(word: &AtomicU32, within: Within) {
     // SAFETY: the address of `word` only names a wait queue; the call does not access the word.
-    unsafe {
-        libc::syscall(
-            libc::SYS_futex,
-            word.as_ptr(),
-            libc::FUTEX_WAKE | within.flag(),
-            1,
-        )
-    };
+    unsafe { libc::syscall(libc::SYS_futex, word.as_ptr(), libc::FUTEX_WAKE | within.flag(), 1) };
 }
 
 /// Publishes `value` in `word` and wakes whoever waits for it.

@@ -172,13 +172,25 @@ impl Doorbell {
     }
 
     /// For whoever is in: spins until `ready`, about as long as the last waits made worthwhile; false if
-    /// that was not enough. On the core of the other side it lets that run instead, a few times.
-    pub fn spin(&self, waiting: &mut Waiting, mut ready: impl FnMut() -> bool) -> bool {
-        // Relaxed: a hint. It is the core from which we were last woken.
-        match same_cpu(self.cpu.load(Ordering::Relaxed)) {
+    /// that was not enough.
+    pub fn spin(&self, waiting: &mut Waiting, ready: impl FnMut() -> bool) -> bool {
+        // On the core from which we were last woken, only sleeping lets the other side run.
+        !self.shares_core() && waiting.spin.until(ready)
+    }
+
+    /// [`spin`](Self::spin) for a guest that will not sleep: on the core of the other side it lets that
+    /// run, a few times.
+    pub fn wait_briefly(&self, waiting: &mut Waiting, mut ready: impl FnMut() -> bool) -> bool {
+        match self.shares_core() {
             true => ready() || let_others_run(ready),
             false => waiting.spin.until(ready),
         }
+    }
+
+    /// Whether we were last woken from the core that we run on.
+    fn shares_core(&self) -> bool {
+        // Relaxed: a hint.
+        same_cpu(self.cpu.load(Ordering::Relaxed))
     }
 
     /// For an owner or a guest that holds the lock by which they take turns: it is in, and must look for

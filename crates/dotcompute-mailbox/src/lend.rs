@@ -173,7 +173,8 @@ mod tests {
 
     fn lent(inbox: &mut Inbox<u32>, max: usize) -> Vec<Lent<u32>> {
         let mut out = VecDeque::new();
-        let _ = inbox.poll_lend(max, &mut out, |lent| lent, &mut Context::from_waker(Waker::noop()));
+        let _ =
+            inbox.poll_lend(max, &mut out, |lent| lent, &mut Context::from_waker(Waker::noop()));
         out.into()
     }
 

@@ -342,7 +342,7 @@ impl Guest<'_> {
             let ready = || guest_woken.load(Ordering::Acquire) || desk.has_news(seat);
             let found = match wait {
                 Wait::Until(deadline) => bell.bell().wait_as_guest(&mut waiting, *deadline, ready),
-                Wait::Briefly => bell.bell().spin(&mut waiting, ready),
+                Wait::Briefly => bell.bell().wait_briefly(&mut waiting, ready),
             };
             seat.guest_waiting = waiting;
             if !found {

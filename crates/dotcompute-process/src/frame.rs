@@ -445,8 +445,9 @@ mod tests {
     fn messages_of_all_sizes_arrive_as_they_were_sent_with_an_arena_or_without() {
         for (granules, has_prefix) in [(0, true), (20, true), (0, false), (20, false)] {
             let (mut to, mut from, mut writer, mut reader) = ends(64, granules);
-            for (token, size) in
-                [0, 1, 32, 33, 0, 56, 57, 500, 3_000, 40_000, 300_000, 70_000].into_iter().enumerate()
+            for (token, size) in [0, 1, 32, 33, 0, 56, 57, 500, 3_000, 40_000, 300_000, 70_000]
+                .into_iter()
+                .enumerate()
             {
                 let bytes: Vec<u8> = (0..size).map(|index| (index % 251) as u8).collect();
                 let head = head(token as u32, has_prefix);
@@ -511,7 +512,12 @@ mod tests {
         };
         let continued = FLAG_CONTINUED as u16;
         let (short, more) = (FLAG_SHORT as u16, FLAG_MORE as u16);
-        for slots in [vec![slot(8, continued)], vec![slot(0, 0)], vec![slot(0, short | more)], vec![slot(60, 0), slot(60, 0)]] {
+        for slots in [
+            vec![slot(8, continued)],
+            vec![slot(0, 0)],
+            vec![slot(0, short | more)],
+            vec![slot(60, 0), slot(60, 0)],
+        ] {
             let (.., mut reader) = ends(4, 0);
             assert!(slots.iter().any(|slot| reader.feed(slot).is_err()), "{slots:?}");
         }

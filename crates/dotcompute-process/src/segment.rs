@@ -4,8 +4,8 @@ use std::ptr::NonNull;
 use std::sync::Arc;
 
 use dotcompute_abi::ABI_VERSION;
-use dotcompute_mailbox::doorbell::Doorbell;
 use dotcompute_core::MessageId;
+use dotcompute_mailbox::doorbell::Doorbell;
 use dotcompute_mailbox::ring::{Lapped, Polls, RawError, RawMemory, RawRing};
 use dotcompute_mailbox::sync::{AtomicU32, AtomicU64, Ordering};
 use rustix::io;
@@ -172,7 +172,8 @@ impl Segment {
     /// For the child, until it takes the next message out: the id of the message at this position.
     pub(crate) fn id(&self, position: u64) -> MessageId {
         // Relaxed, both: see `set_id`.
-        let [low, high] = self.id_words(position).each_ref().map(|word| word.load(Ordering::Relaxed));
+        let [low, high] =
+            self.id_words(position).each_ref().map(|word| word.load(Ordering::Relaxed));
         MessageId::from_u128(u128::from(high) << 64 | u128::from(low))
     }
 

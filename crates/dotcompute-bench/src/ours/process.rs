@@ -181,7 +181,8 @@ fn answer_futexes(host: &mut Host) -> Result<(), Fault> {
     let args = std::str::from_utf8(host.args()).map_err(|_| wrong())?;
     let (total, path) = args.split_once(' ').ok_or_else(wrong)?;
     let total: u64 = total.parse().map_err(|_| wrong())?;
-    let shared = SharedWords::attach(path.as_ref()).map_err(|error| Fault::new(error.to_string()))?;
+    let shared =
+        SharedWords::attach(path.as_ref()).map_err(|error| Fault::new(error.to_string()))?;
     let [there, back] = shared.words();
     futex_post(&back.0, READY, Within::Machine);
     for number in 0..total {
