@@ -838,6 +838,7 @@ class CudaKernel:
         state: RecordLayout | None,
         initial: bytes,
         max_emit: int,
+        targets: list[tuple[str, RecordLayout]],
     ) -> CudaKernel: ...
     def state_bytes(self, timeout: float) -> bytes: ...
 

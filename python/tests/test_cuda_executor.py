@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from pydotcompute import RingKernelRuntime, _optional, message, ring_kernel
+from pydotcompute import RingKernelRuntime, _optional, message
 from pydotcompute.exceptions import BackendNotAvailableError, InvalidConfigurationError
 from pydotcompute.handlers import cuda_handler, record
 
@@ -64,14 +64,6 @@ async def test_code_for_a_gpu_runs_nowhere_else():
 
         with pytest.raises(InvalidConfigurationError, match="compiled handlers"):
             await runtime.launch("actor", actor, executor="cuda")
-
-    @ring_kernel(kernel_id="sends", state=Account, targets={"other": Amount})
-    def sends(msg: Amount, state: Account, out: Amount, ctx) -> int:
-        return ctx.send("other", msg)
-
-    async with RingKernelRuntime() as runtime:
-        with pytest.raises(InvalidConfigurationError, match="no targets yet"):
-            await runtime.launch("sends", sends, executor="cuda")
 
 
 def test_what_is_no_function_of_c_is_refused():

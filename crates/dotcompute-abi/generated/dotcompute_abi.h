@@ -56,8 +56,8 @@ typedef unsigned long long uint64_t;
 #define DC_FLAG_LATE 32u
 /* This record is no reply but the message of another kernel of the device at which this one failed. */
 #define DC_FLAG_FAULTED 64u
-/* In a lapped ring: the lap in which this slot was written, position divided by slots, is even. */
-#define DC_FLAG_LAP 128u
+/* This record is no reply but was sent to the target whose number is in the high byte. */
+#define DC_FLAG_SENT 128u
 /* The record is the message alone, and what goes beside it is as it mostly is, between processes. */
 #define DC_FLAG_SHORT 256u
 /* Somebody waits for the answer to this message, between processes. */
@@ -66,6 +66,8 @@ typedef unsigned long long uint64_t;
 #define DC_FLAG_SETTLES 1024u
 /* Behind the message the record says where arrays lie, between processes. */
 #define DC_FLAG_ARRAYS 2048u
+/* In a lapped ring: the lap in which this slot was written, position divided by slots, is even. */
+#define DC_FLAG_LAP 32768u
 
 /* `format` of a ring of plain slots. */
 #define DC_FORMAT_PLAIN 1u
@@ -114,6 +116,8 @@ typedef unsigned long long uint64_t;
 #define DC_TOKEN_LAST 2147483647u
 /* The token of records that no host's delivery stands behind. */
 #define DC_TOKEN_NONE 4294967295u
+/* Edges of a seat whose records are counted in its report: its first ones. */
+#define DC_COUNTED_EDGES 8u
 
 /* The handler is done and made no reply. */
 #define DC_HANDLER_DONE (0)
@@ -342,9 +346,9 @@ typedef struct dc_seat {
     uint64_t store;
     /* The handler's state. */
     uint64_t state;
-    /* Its `Edge`s to other kernels. */
+    /* Its `Edge`s to other kernels: one for each target of the handler, then that of its replies. */
     uint64_t edges;
-    /* How many edges there are; at most 32. */
+    /* How many targets there are; at most 31. */
     uint32_t edge_count;
     /* Which handler of the set it runs. */
     uint32_t handler;
@@ -354,6 +358,8 @@ typedef struct dc_seat {
     uint32_t reply_bytes;
     /* The edge that its replies take, counted from 1; 0: they go to the host. */
     uint32_t reply_edge;
+    /* How many of `max_emit` it cannot emit, but send. */
+    uint32_t send_only;
 } dc_seat;
 DC_ASSERT(sizeof(dc_seat) == 256, "dc_seat");
 DC_ASSERT(DC_OFFSET(dc_seat, bands) == 0, "dc_seat.bands");
@@ -369,6 +375,7 @@ DC_ASSERT(DC_OFFSET(dc_seat, handler) == 236, "dc_seat.handler");
 DC_ASSERT(DC_OFFSET(dc_seat, max_emit) == 240, "dc_seat.max_emit");
 DC_ASSERT(DC_OFFSET(dc_seat, reply_bytes) == 244, "dc_seat.reply_bytes");
 DC_ASSERT(DC_OFFSET(dc_seat, reply_edge) == 248, "dc_seat.reply_edge");
+DC_ASSERT(DC_OFFSET(dc_seat, send_only) == 252, "dc_seat.send_only");
 
 /* What the host tells a seat; in the host's memory. The device reads it as chunks of 16 bytes. */
 typedef struct dc_seat_news {
@@ -417,6 +424,8 @@ typedef struct dc_seat_report {
     uint64_t received;
     /* Replies that went to another kernel of the device; written before what was read is given back. */
     uint64_t passed;
+    /* Records sent over each of its first edges, since the seat was taken; written as `passed` is. */
+    uint64_t sent[8];
 } dc_seat_report;
 DC_ASSERT(sizeof(dc_seat_report) == 128, "dc_seat_report");
 DC_ASSERT(DC_OFFSET(dc_seat_report, busy) == 0, "dc_seat_report.busy");
@@ -428,6 +437,7 @@ DC_ASSERT(DC_OFFSET(dc_seat_report, waiting_on) == 32, "dc_seat_report.waiting_o
 DC_ASSERT(DC_OFFSET(dc_seat_report, fault_token) == 36, "dc_seat_report.fault_token");
 DC_ASSERT(DC_OFFSET(dc_seat_report, received) == 40, "dc_seat_report.received");
 DC_ASSERT(DC_OFFSET(dc_seat_report, passed) == 48, "dc_seat_report.passed");
+DC_ASSERT(DC_OFFSET(dc_seat_report, sent) == 56, "dc_seat_report.sent");
 
 /* What of a seat outlives its grid; in the device's memory. Written by the seat. */
 typedef struct dc_seat_store {
@@ -477,7 +487,7 @@ DC_ASSERT(DC_OFFSET(dc_seat_store, ready) == 112, "dc_seat_store.ready");
 /* have in flight is its share of the inbox, and the shares sum up to no more than that holds: */
 /* so a ticket, once taken, always has a slot. */
 typedef struct dc_edge {
-    /* The target's slots. */
+    /* The target's slots; 0 where records go to the host, which sends them on. */
     DC_ALIGN(128) uint64_t slots;
     /* The target's `RingCursor` from which all its edges take tickets. */
     uint64_t tickets;
@@ -501,6 +511,8 @@ typedef struct dc_edge {
     uint64_t returned_seen;
     /* What `head` was when last looked at; written by the sender. */
     uint64_t head_seen;
+    /* Records sent over the edges that were in this place before. */
+    uint64_t before;
 } dc_edge;
 DC_ASSERT(sizeof(dc_edge) == 128, "dc_edge");
 DC_ASSERT(DC_OFFSET(dc_edge, slots) == 0, "dc_edge.slots");
@@ -515,6 +527,7 @@ DC_ASSERT(DC_OFFSET(dc_edge, record_bytes) == 48, "dc_edge.record_bytes");
 DC_ASSERT(DC_OFFSET(dc_edge, sent) == 56, "dc_edge.sent");
 DC_ASSERT(DC_OFFSET(dc_edge, returned_seen) == 64, "dc_edge.returned_seen");
 DC_ASSERT(DC_OFFSET(dc_edge, head_seen) == 72, "dc_edge.head_seen");
+DC_ASSERT(DC_OFFSET(dc_edge, before) == 80, "dc_edge.before");
 
 /* What a grid is launched with. */
 typedef struct dc_grid {

@@ -26,6 +26,8 @@ shared_constants! {
     TOKEN_LAST = 2_147_483_647;
     /// The token of records that no host's delivery stands behind.
     TOKEN_NONE = 4_294_967_295;
+    /// Edges of a seat whose records are counted in its report: its first ones.
+    COUNTED_EDGES = 8;
 }
 
 shared_struct! {
@@ -64,9 +66,9 @@ shared_struct! {
     store: u64, at 208;
     /// The handler's state.
     state: u64, at 216;
-    /// Its `Edge`s to other kernels.
+    /// Its `Edge`s to other kernels: one for each target of the handler, then that of its replies.
     edges: u64, at 224;
-    /// How many edges there are; at most 32.
+    /// How many targets there are; at most 31.
     edge_count: u32, at 232;
     /// Which handler of the set it runs.
     handler: u32, at 236;
@@ -76,6 +78,8 @@ shared_struct! {
     reply_bytes: u32, at 244;
     /// The edge that its replies take, counted from 1; 0: they go to the host.
     reply_edge: u32, at 248;
+    /// How many of `max_emit` it cannot emit, but send.
+    send_only: u32, at 252;
 }
 
 shared_struct! {
@@ -122,6 +126,8 @@ shared_struct! {
     received: u64, at 40;
     /// Replies that went to another kernel of the device; written before what was read is given back.
     passed: u64, at 48;
+    /// Records sent over each of its first edges, since the seat was taken; written as `passed` is.
+    sent: [u64; 8], at 56;
 }
 
 shared_struct! {
@@ -160,7 +166,7 @@ shared_struct! {
     /// have in flight is its share of the inbox, and the shares sum up to no more than that holds:
     /// so a ticket, once taken, always has a slot.
     Edge: 128 bytes, aligned to 128;
-    /// The target's slots.
+    /// The target's slots; 0 where records go to the host, which sends them on.
     slots: u64, at 0;
     /// The target's `RingCursor` from which all its edges take tickets.
     tickets: u64, at 8;
@@ -184,6 +190,8 @@ shared_struct! {
     returned_seen: u64, at 64;
     /// What `head` was when last looked at; written by the sender.
     head_seen: u64, at 72;
+    /// Records sent over the edges that were in this place before.
+    before: u64, at 80;
 }
 
 shared_struct! {

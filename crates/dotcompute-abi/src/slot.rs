@@ -29,8 +29,9 @@ shared_constants! {
 }
 
 shared_constants! {
-    /// The bits of `flags` in a slot's header; all others are zero. Between kernels of a device the high
-    /// byte is the number of the edge, by which shares are given back.
+    /// The bits of `flags` in a slot's header; all others are zero. Between kernels of a device, and where
+    /// `FLAG_SENT` is set, the high byte is a number: of the edge, by which shares are given back, or of
+    /// the target.
     FLAGS: u32;
     /// This slot continues the record that the slot before it began.
     FLAG_CONTINUED = 1;
@@ -47,8 +48,8 @@ shared_constants! {
     FLAG_LATE = 32;
     /// This record is no reply but the message of another kernel of the device at which this one failed.
     FLAG_FAULTED = 64;
-    /// In a lapped ring: the lap in which this slot was written, position divided by slots, is even.
-    FLAG_LAP = 128;
+    /// This record is no reply but was sent to the target whose number is in the high byte.
+    FLAG_SENT = 128;
     /// The record is the message alone, and what goes beside it is as it mostly is, between processes.
     FLAG_SHORT = 256;
     /// Somebody waits for the answer to this message, between processes.
@@ -57,6 +58,8 @@ shared_constants! {
     FLAG_SETTLES = 1024;
     /// Behind the message the record says where arrays lie, between processes.
     FLAG_ARRAYS = 2048;
+    /// In a lapped ring: the lap in which this slot was written, position divided by slots, is even.
+    FLAG_LAP = 32768;
 }
 
 shared_struct! {

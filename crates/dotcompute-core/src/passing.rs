@@ -14,9 +14,9 @@ use std::sync::Arc;
 use dotcompute_mailbox::{Backpressure, Band, Lent, Outcome};
 
 use crate::context::Context;
-use crate::dead_letter::DeadLetterReason;
+use crate::dead_letter::{DeadLetter, DeadLetterReason};
 use crate::id::MessageId;
-use crate::kernel::{Accept, AnyCell, Cell, KernelRef, Way};
+use crate::kernel::{Accept, Address, AnyCell, Cell, KernelRef, Way};
 use crate::lent::LentMessage;
 use crate::message::{AskToken, Envelope, Message};
 use crate::pipeline::{Key, key};
@@ -25,13 +25,18 @@ use crate::pipeline::{Key, key};
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct KernelKey(Key);
 
-/// The kernel that another one is connected to.
+/// The kernel that another one is connected to, or sends to.
 pub struct NextStage<R>(Arc<dyn Accept<R>>);
 
 impl<R: Message> NextStage<R> {
     /// Which kernel it is.
     pub fn key(&self) -> KernelKey {
         KernelKey(key(&*self.0))
+    }
+
+    /// Whether it takes messages: it was activated, and is not to end.
+    pub fn is_open(&self) -> bool {
+        self.0.is_open()
     }
 
     /// Whether those who send to it wait for room.
@@ -43,6 +48,12 @@ impl<R: Message> NextStage<R> {
     pub fn is_quiet(&self) -> bool {
         let books = self.0.mailbox().books();
         books.queued == 0 && books.in_hand == 0
+    }
+
+    /// A message that was on its way there when the kernel ended: one of its dead letters.
+    pub fn bury(&self, message: Envelope<R>) {
+        let letter = DeadLetter::of(self.0.id(), message, DeadLetterReason::Undelivered, true);
+        self.0.dead_letter(letter);
     }
 }
 
@@ -68,6 +79,14 @@ impl Passage {
 impl fmt::Debug for Passage {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Passage").field("kernel", &self.cell.id()).finish_non_exhaustive()
+    }
+}
+
+/// For proxies of kernels that send to others.
+impl<M: Message> Address<M> {
+    /// The kernel, as those see it whose messages go there.
+    pub fn stage(&self) -> NextStage<M> {
+        NextStage(Arc::clone(&self.to))
     }
 }
 

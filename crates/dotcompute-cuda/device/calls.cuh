@@ -36,10 +36,11 @@ DC_FN int32_t dc_fail(rk_ctx *ctx, int32_t code) {
     return code;
 }
 
-DC_FN int32_t dc_make(rk_ctx *ctx, uint32_t target, const void *record, uint32_t bytes) {
+DC_FN int32_t dc_make(rk_ctx *ctx, uint32_t target, const void *record, uint32_t bytes,
+                      uint16_t flags) {
     dc_tagged_record *place = nullptr;
     if (ctx->emitted < ctx->seat->max_emit)
-        place = dc_next_record(ctx, target, uint16_t(bytes), 0);
+        place = dc_next_record(ctx, target, uint16_t(bytes), flags);
     if (place == nullptr)
         return dc_fail(ctx, DC_FAULT_EMIT_LIMIT);
     ctx->emitted += 1;
@@ -48,21 +49,38 @@ DC_FN int32_t dc_make(rk_ctx *ctx, uint32_t target, const void *record, uint32_t
 }
 
 DC_HANDLER int32_t rk_emit(rk_ctx *ctx, const void *record) {
-    return dc_make(ctx, 0, record, ctx->seat->reply_bytes);
+    const dc_seat *seat = ctx->seat;
+    if (ctx->emitted - ctx->sent >= seat->max_emit - seat->send_only)
+        return dc_fail(ctx, DC_FAULT_EMIT_LIMIT);
+    return dc_make(ctx, 0, record, seat->reply_bytes, 0);
 }
 
 DC_HANDLER int32_t rk_send(rk_ctx *ctx, uint32_t target, const void *record) {
-    // The edge of its replies is the last.
-    if (target >= ctx->seat->edge_count - (ctx->seat->reply_edge != 0))
+    if (target >= ctx->seat->edge_count)
         return dc_fail(ctx, DC_FAULT_BOUNDS);
     const dc_edge &edge = dc_at<dc_edge>(ctx->seat->edges)[target];
-    return dc_make(ctx, target + 1, record, edge.record_bytes);
+    ctx->sent += 1;
+    // Where there is no edge the host sends it on.
+    if (edge.slots == 0)
+        return dc_make(ctx, 0, record, edge.record_bytes, uint16_t(target << 8 | DC_FLAG_SENT));
+    return dc_make(ctx, target + 1, record, edge.record_bytes, 0);
+}
+
+// How many places a handler may still need for records: for all that it may emit, and one for each of
+// its targets.
+DC_FN uint32_t dc_kept(const rk_ctx *ctx) {
+    const dc_seat *seat = ctx->seat;
+    const uint32_t emits = seat->max_emit - ctx->emitted;
+    if (seat->send_only == 0)
+        return emits;
+    const uint32_t targets = seat->edge_count > ctx->sent ? seat->edge_count - ctx->sent : 0;
+    const uint32_t kept = seat->max_emit - seat->send_only - (ctx->emitted - ctx->sent) + targets;
+    return kept < emits ? kept : emits;
 }
 
 DC_HANDLER void rk_log(rk_ctx *ctx, int32_t level, const char *text, uint64_t bytes) {
     const uint32_t kept = bytes < 36 ? uint32_t(bytes) : 36;
-    // Places that the handler may still need for records stay free.
-    const bool room = ctx->made + (ctx->seat->max_emit - ctx->emitted) < DC_REPLY_PLACE;
+    const bool room = ctx->made + dc_kept(ctx) < DC_REPLY_PLACE;
     dc_tagged_record *place =
         room ? dc_next_record(ctx, 0, uint16_t(4 + kept), DC_FLAG_LOG) : nullptr;
     if (place == nullptr) {

@@ -169,14 +169,16 @@ DC_FN void dc_send(dc_edge *edge, const dc_tagged_record *record) {
 DC_FN uint16_t dc_edge_flags(uint32_t number) { return uint16_t(number << 8); }
 DC_FN uint32_t dc_edge_number(const dc_tagged_record &record) { return record.header.flags >> 8; }
 
-// Whether every edge has room for `records` more, or for its whole share where that is less.
-DC_FN bool dc_edges_have_room(dc_edge *edges, uint32_t count, uint32_t records) {
+// Whether every edge has room for `records` more, or for its whole share where that is less; and
+// whether the edge of number `empty`, if there is one, is worked off.
+DC_FN bool dc_edges_have_room(dc_edge *edges, uint32_t count, uint32_t records, uint32_t empty) {
     uint32_t lacking = 0;
     DC_EACH_LANE(lane) {
         bool lacks = false;
         if (lane < count) {
             dc_edge *edge = &edges[lane];
-            const uint32_t wanted = records < edge->share ? records : edge->share;
+            const uint32_t wanted =
+                records < edge->share && lane != empty ? records : edge->share;
             if (edge->sent + wanted - edge->returned_seen > edge->share) {
                 edge->returned_seen = dc_load_gpu(DC_SYNC_NONE, dc_at<uint64_t>(edge->returned));
                 lacks = edge->sent + wanted - edge->returned_seen > edge->share;

@@ -26,9 +26,10 @@ struct rk_ctx {
     const uint64_t *order;
     // The token of the message in hand.
     uint32_t token;
-    // Records in the outbox, and how many of them are not of the log.
+    // Records in the outbox, how many of them are not of the log, and how many of those were sent.
     uint32_t made;
     uint32_t emitted;
+    uint32_t sent;
     int32_t fault;
     uint32_t logs_lost;
     // Where each record goes: 0 to the host, or the number of an edge plus one.
@@ -74,10 +75,11 @@ DC_FN bool dc_has_room(dc_run &run, bool home) {
         if (run.reply_tail + DC_OUTBOX_RECORDS - run.reply_head > ring.capacity)
             lacking = 1;
     }
-    const uint32_t edges = run.seat->edge_count;
-    const uint32_t records = home ? ~0u : run.seat->max_emit + (run.seat->reply_edge != 0);
+    const uint32_t edges = run.seat->edge_count + (run.seat->reply_edge != 0);
+    const uint32_t records = run.seat->max_emit + (run.seat->reply_edge != 0);
+    const uint32_t empty = home ? run.seat->reply_edge - 1 : ~0u;
     if (edges != 0 && lacking == 0 &&
-        !dc_edges_have_room(dc_at<dc_edge>(run.seat->edges), edges, records))
+        !dc_edges_have_room(dc_at<dc_edge>(run.seat->edges), edges, records, empty))
         lacking = 2;
     if (lacking != run.waiting_on) {
         run.waiting_on = lacking;
@@ -110,6 +112,7 @@ DC_FN bool dc_handle(dc_run &run, dc_stage *stage, const dc_tagged_record *messa
         context->token = token;
         context->made = 0;
         context->emitted = 0;
+        context->sent = 0;
         context->fault = 0;
         dc_tagged_record *reply = &stage->out[DC_REPLY_PLACE];
         for (uint32_t word = 0; word < 12; ++word)
@@ -145,13 +148,14 @@ DC_FN bool dc_handle(dc_run &run, dc_stage *stage, const dc_tagged_record *messa
     for (; made != 0; made &= made - 1) {
         const uint32_t record = dc_lowest_bit(made);
         uint32_t edge = stage->context.target[record], passes = DC_TOKEN_NONE;
-        if (stage->out[record].header.flags & DC_FLAG_LOG) {
+        const uint32_t flags = stage->out[record].header.flags;
+        // A fault discards all but the log.
+        if (result < 0 && (flags & DC_FLAG_LOG) == 0)
+            continue;
+        if (flags & (DC_FLAG_LOG | DC_FLAG_SENT)) {
             to_host |= 1u << record;
             continue;
         }
-        // A fault discards all but the log.
-        if (result < 0)
-            continue;
         if (edge == 0 && reply_edge != 0 && is_late) {
             DC_FIRST_LANE stage->out[record].header.flags = DC_FLAG_LATE;
             dc_sync_warp();
@@ -186,8 +190,15 @@ DC_FN bool dc_handle(dc_run &run, dc_stage *stage, const dc_tagged_record *messa
 // Tells the senders what was read, and everyone how far the kernel is.
 DC_FN void dc_settle(dc_run &run, dc_stage *stage) {
     dc_sync_warp();
-    // Whoever finds a message given back finds its replies counted.
+    // Whoever finds a message given back finds its replies counted, and what was sent.
     DC_FIRST_LANE dc_store_sys(DC_SYNC_NONE, &run.report->passed, run.passed);
+    DC_EACH_LANE(lane) {
+        if (lane < run.seat->edge_count && lane < DC_COUNTED_EDGES) {
+            const dc_edge &edge = dc_at<dc_edge>(run.seat->edges)[lane];
+            dc_store_sys(DC_SYNC_NONE, &run.report->sent[lane], edge.before + edge.sent);
+        }
+    }
+    dc_sync_warp();
     // All that this warp has read and published lies before what follows.
     dc_fence_sys();
     DC_EACH_LANE(lane) {

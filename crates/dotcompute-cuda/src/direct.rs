@@ -69,11 +69,15 @@ struct Passages {
 }
 
 impl Directory {
-    /// Lets others find the desk of this kernel.
+    /// Lets others find the desk of this kernel: those that send to it may have looked in vain.
     pub(crate) fn enter(&self, kernel: KernelKey, desk: &Arc<Desk>) {
-        let mut desks = lock(&self.desks);
-        desks.retain(|_, desk| desk.strong_count() > 0);
-        desks.insert(kernel, Arc::downgrade(desk));
+        let others: Vec<_> = {
+            let mut desks = lock(&self.desks);
+            desks.retain(|_, desk| desk.strong_count() > 0);
+            desks.insert(kernel, Arc::downgrade(desk));
+            desks.values().filter_map(Weak::upgrade).collect()
+        };
+        others.iter().filter(|other| other.has_targets()).for_each(Wake::wake_by_ref);
     }
 
     pub(crate) fn desk(&self, kernel: KernelKey) -> Option<Arc<Desk>> {

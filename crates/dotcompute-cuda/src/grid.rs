@@ -82,7 +82,7 @@ impl fmt::Debug for Arena {
 }
 
 /// What a kernel needs of its seat.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct SeatPlan {
     /// Which handler of the image it runs.
     pub handler: u32,
@@ -93,8 +93,38 @@ pub struct SeatPlan {
     /// How many records the handler emits and sends for one message at most, besides its reply; at
     /// most 7.
     pub max_emit: u32,
+    /// How many of `max_emit` it cannot emit, but send.
+    pub send_only: u32,
     /// Where it sends to, by the numbers that the handler knows.
     pub edges: Vec<EdgePlan>,
+    /// The size of what it sends, in bytes, to each target beyond those: to the host, until there is
+    /// an edge ([`Grid::link`]).
+    pub open: Vec<u32>,
+}
+
+/// A way from a kernel that an edge is given to, or taken from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Way {
+    /// That of its replies.
+    Replies,
+    /// That of this number among [`SeatPlan::open`].
+    Target(u32),
+}
+
+impl SeatPlan {
+    /// The place of a way among the edges of the seat: the replies' is the last.
+    pub fn place(&self, way: Way) -> u32 {
+        let place = match way {
+            Way::Replies => self.open.len(),
+            Way::Target(number) => number as usize,
+        };
+        (self.edges.len() + place) as u32
+    }
+
+    /// How many targets there are.
+    fn targets(&self) -> u32 {
+        (self.edges.len() + self.open.len()) as u32
+    }
 }
 
 /// An edge from a kernel to another one of its grid.
@@ -313,11 +343,12 @@ impl Grid {
             store: self.device + shape.store(seat) as u64,
             state: self.device + shape.state(seat) as u64,
             edges: self.device + shape.edge(seat, 0) as u64,
-            edge_count: plan.edges.len() as u32,
+            edge_count: plan.targets(),
             handler: plan.handler,
             max_emit: plan.max_emit,
             reply_bytes: plan.reply_bytes,
             reply_edge: 0,
+            send_only: plan.send_only,
         };
         let mut state = plan.state.clone();
         state.resize(shape.state_bytes, 0);
@@ -332,7 +363,11 @@ impl Grid {
             writes.push((inbox.tickets, vec![0; inbox.end - inbox.tickets]));
         }
         for (number, edge) in plan.edges.iter().enumerate() {
-            writes.push((shape.edge(seat, number as u32), self.edge(edge)));
+            writes.push((shape.edge(seat, number as u32), self.edge(edge, 0)));
+        }
+        for (number, bytes) in plan.open.iter().enumerate() {
+            let place = plan.place(Way::Target(number as u32));
+            writes.push((shape.edge(seat, place), no_edge(*bytes, 0)));
         }
         let port = Port::new(&self.host, shape, seat, bands, replies);
         Ok((port, writes))
@@ -358,6 +393,7 @@ impl Grid {
                 max_emit: 0,
                 reply_bytes: 0,
                 reply_edge: 0,
+                send_only: 0,
             };
             let at = shape.seat(seat);
             bytes[at..at + size_of::<abi::Seat>()].copy_from_slice(&bytes_of_seat(&descriptor));
@@ -378,7 +414,11 @@ impl Grid {
         at_most("bytes of a reply", u64::from(plan.reply_bytes), payload)?;
         at_most("records emitted", u64::from(plan.max_emit), u64::from(abi::OUTBOX_RECORDS) - 1)?;
         at_most("bytes of state", plan.state.len() as u64, shape.state_bytes as u64)?;
-        at_most("edges", plan.edges.len() as u64, u64::from(shape.edges))?;
+        at_most("records only sent", u64::from(plan.send_only), u64::from(plan.max_emit))?;
+        at_most("edges", u64::from(plan.targets()), u64::from(shape.edges))?;
+        for bytes in &plan.open {
+            at_most("bytes of a record", u64::from(*bytes), payload)?;
+        }
         for (number, edge) in plan.edges.iter().enumerate() {
             at_most("the seat of an edge", u64::from(edge.to), u64::from(shape.seats) - 1)?;
             at_most("bytes of a record", u64::from(edge.record_bytes), payload)?;
@@ -394,8 +434,8 @@ impl Grid {
         Ok(())
     }
 
-    /// Gives a kernel that is seated with `plan` an edge for its replies, behind its other edges: what
-    /// must be written to the device's memory before the next launch.
+    /// Gives a kernel that is seated with `plan` an edge: what must be written to the device's memory
+    /// before the next launch. `before`: how many records it has sent by that way over earlier edges.
     ///
     /// # Errors
     ///
@@ -404,39 +444,47 @@ impl Grid {
         &self,
         seat: u32,
         plan: &SeatPlan,
+        way: Way,
         edge: EdgePlan,
+        before: u64,
     ) -> Result<Vec<Write>, PlanError> {
-        let place = plan.edges.len() as u32;
+        let place = plan.place(way);
         let edges = plan.edges.iter().copied().chain([edge]).collect();
-        let (share, least) = (edge.share, plan.max_emit + 1);
-        self.check(seat, &SeatPlan { edges, ..plan.clone() })?;
+        let (share, least) = (edge.share, plan.max_emit + u32::from(way == Way::Replies));
+        self.check(seat, &SeatPlan { edges, open: Vec::new(), ..plan.clone() })?;
+        let most = self.shape.edges;
+        if place >= most {
+            let wanted = u64::from(place) + 1;
+            return Err(PlanError::TooLarge { what: "edges", wanted, most: u64::from(most) });
+        }
         if share < least {
             return Err(PlanError::ShareTooSmall { edge: place as usize, share, least });
         }
         let returned = self.returned(&edge);
         let mut writes = vec![
-            (self.shape.edge(seat, place), self.edge(&edge)),
+            (self.shape.edge(seat, place), self.edge(&edge, before)),
             (returned, vec![0; size_of::<RingCursor>()]),
         ];
-        writes.extend(self.edges_of(seat, place + 1, place + 1));
+        if way == Way::Replies {
+            writes.push(self.reply_edge(seat, place + 1));
+        }
         Ok(writes)
     }
 
-    /// Takes the edge of its replies from a kernel again, as [`link`](Self::link).
-    pub fn unlink(&self, seat: u32, plan: &SeatPlan) -> Vec<Write> {
-        self.edges_of(seat, plan.edges.len() as u32, 0).into()
+    /// Takes an edge from a kernel again, as [`link`](Self::link).
+    pub fn unlink(&self, seat: u32, plan: &SeatPlan, way: Way, before: u64) -> Write {
+        match way {
+            Way::Replies => self.reply_edge(seat, 0),
+            Way::Target(number) => {
+                let bytes = plan.open[number as usize];
+                (self.shape.edge(seat, plan.place(way)), no_edge(bytes, before))
+            }
+        }
     }
 
-    fn edges_of(&self, seat: u32, count: u32, reply_edge: u32) -> [Write; 2] {
-        let at = self.shape.seat(seat);
-        let [count_at, reply_at] = [
-            std::mem::offset_of!(abi::Seat, edge_count),
-            std::mem::offset_of!(abi::Seat, reply_edge),
-        ];
-        [
-            (at + count_at, count.to_le_bytes().into()),
-            (at + reply_at, reply_edge.to_le_bytes().into()),
-        ]
+    fn reply_edge(&self, seat: u32, reply_edge: u32) -> Write {
+        let at = self.shape.seat(seat) + std::mem::offset_of!(abi::Seat, reply_edge);
+        (at, reply_edge.to_le_bytes().into())
     }
 
     /// Where the inbox of a seat lies in the device's arena, cursors and slots, and how many bytes it
@@ -531,24 +579,22 @@ impl Grid {
         self.shape.inbox(plan.to).returned + plan.number as usize * size_of::<RingCursor>()
     }
 
-    fn edge(&self, plan: &EdgePlan) -> Vec<u8> {
+    fn edge(&self, plan: &EdgePlan, before: u64) -> Vec<u8> {
         let inbox = self.shape.inbox(plan.to);
         let returned = self.returned(plan);
-        let mut bytes = Bytes::new(size_of::<abi::Edge>());
-        bytes.long(self.device + inbox.slots as u64);
-        bytes.long(self.device + inbox.tickets as u64);
-        bytes.long(self.device + inbox.head as u64);
-        bytes.long(self.device + returned as u64);
-        for word in [
-            (self.shape.inbox_capacity - 1) as u32,
-            self.shape.inbox_capacity as u32,
-            plan.share,
-            plan.number,
-            plan.record_bytes,
-        ] {
-            bytes.word(word);
-        }
-        bytes.done()
+        bytes_of_edge(&abi::Edge {
+            slots: self.device + inbox.slots as u64,
+            tickets: self.device + inbox.tickets as u64,
+            head: self.device + inbox.head as u64,
+            returned: self.device + returned as u64,
+            mask: (self.shape.inbox_capacity - 1) as u32,
+            capacity: self.shape.inbox_capacity as u32,
+            share: plan.share,
+            number: plan.number,
+            record_bytes: plan.record_bytes,
+            before,
+            ..NO_EDGE
+        })
     }
 
     /// What the grid is launched with. `epoch` counts launches on this memory, from 1. The grid ends
@@ -645,6 +691,41 @@ impl Grid {
 const EMPTY_PLACE: abi::RingPlace =
     abi::RingPlace { slots: 0, own: 0, peer: 0, mask: 0, capacity: 0 };
 
+const NO_EDGE: abi::Edge = abi::Edge {
+    slots: 0,
+    tickets: 0,
+    head: 0,
+    returned: 0,
+    mask: 0,
+    capacity: 0,
+    share: 0,
+    number: 0,
+    record_bytes: 0,
+    sent: 0,
+    returned_seen: 0,
+    head_seen: 0,
+    before: 0,
+};
+
+/// What stands in the place of an edge to a target where there is none.
+fn no_edge(record_bytes: u32, before: u64) -> Vec<u8> {
+    bytes_of_edge(&abi::Edge { record_bytes, before, ..NO_EDGE })
+}
+
+fn bytes_of_edge(edge: &abi::Edge) -> Vec<u8> {
+    let mut bytes = Bytes::new(size_of::<abi::Edge>());
+    for long in [edge.slots, edge.tickets, edge.head, edge.returned] {
+        bytes.long(long);
+    }
+    for word in [edge.mask, edge.capacity, edge.share, edge.number, edge.record_bytes, 0] {
+        bytes.word(word);
+    }
+    for long in [edge.sent, edge.returned_seen, edge.head_seen, edge.before] {
+        bytes.long(long);
+    }
+    bytes.done()
+}
+
 /// The bytes of a descriptor, field by field: what the asserted offsets say, without padding that
 /// was never written.
 fn bytes_of_seat(seat: &abi::Seat) -> Vec<u8> {
@@ -659,9 +740,11 @@ fn bytes_of_seat(seat: &abi::Seat) -> Vec<u8> {
     for long in [seat.mirror, seat.report, seat.store, seat.state, seat.edges] {
         bytes.long(long);
     }
-    for word in [seat.edge_count, seat.handler, seat.max_emit, seat.reply_bytes, seat.reply_edge] {
+    for word in [seat.edge_count, seat.handler, seat.max_emit, seat.reply_bytes] {
         bytes.word(word);
     }
+    bytes.word(seat.reply_edge);
+    bytes.word(seat.send_only);
     bytes.done()
 }
 

@@ -142,6 +142,11 @@ impl Image {
         &self.cubin
     }
 
+    /// How many handlers it has.
+    pub(crate) fn handlers(&self) -> u32 {
+        self.handlers.len() as u32
+    }
+
     /// The number by which seats name the handler of this function.
     pub fn handler(&self, function: &str) -> Option<u32> {
         self.handlers.iter().position(|name| name == function).map(|place| place as u32)

@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::fmt;
+use std::marker::PhantomData;
 use std::sync::{Arc, Mutex, Weak};
 use std::time::{Duration, Instant};
 
@@ -25,6 +26,7 @@ use crate::proxy::Proxy;
 use crate::pump::{CudaExecutor, Desk, Pump};
 use crate::resident::{Residency, Resident, ResidentError};
 use crate::set::Set;
+use crate::target::{Named, Target};
 use crate::toolkit::Toolkit;
 
 /// The code of a kernel with what it takes, keeps and replies with.
@@ -36,7 +38,11 @@ pub struct CudaKernel {
     layouts: Layouts,
     state: Vec<u8>,
     state_layout: Option<&'static RecordLayout>,
+    targets: Targets,
 }
+
+/// What a handler sends to, in the order of the numbers by which it knows them.
+pub(crate) type Targets = Vec<Arc<dyn Target>>;
 
 /// What a handler takes and makes.
 #[derive(Clone, Copy, Debug)]
@@ -52,7 +58,7 @@ impl CudaKernel {
     /// nothing.
     pub fn new(code: CudaHandler, input: &'static RecordLayout) -> Self {
         let layouts = Layouts { input, output: None, max_emit: 0 };
-        Self { code, layouts, state: Vec::new(), state_layout: None }
+        Self { code, layouts, state: Vec::new(), state_layout: None, targets: Vec::new() }
     }
 
     /// It replies with records of this layout.
@@ -82,17 +88,51 @@ impl CudaKernel {
     }
 
     /// Besides the reply that it returns it emits at most so many for one record: 0 by default, at
-    /// most 7.
+    /// most 7, and at most 6 where it has targets.
     #[must_use]
     pub fn max_emit(mut self, replies: u32) -> Self {
         self.layouts.max_emit = replies;
         self
     }
 
+    /// It can send records of this layout, as messages of type `S`, to the kernel of this name in
+    /// its runtime, wherever that runs: its next target, counted from 0, of 31 at most. What it sends,
+    /// emits and logs for one message is 7 records at most.
+    ///
+    /// To a kernel on the same grid that waits for room, and would not wait for this one in turn,
+    /// records go on the device, for the first 8 targets; this is arranged when both are there and
+    /// nothing is on its way between them. All others go by the host, in order. Each is a message of
+    /// its own, also where the handler was sent a batch.
+    #[must_use]
+    pub fn target<S: RecordReply>(mut self, kernel: &str, layout: &'static RecordLayout) -> Self {
+        let kernel = KernelId::from(kernel);
+        self.targets.push(Arc::new(Named::<S> { kernel, layout, message: PhantomData }));
+        self
+    }
+
+    /// The plan of its seat.
+    fn plan(&self, handler: u32, state: Vec<u8>) -> SeatPlan {
+        let Layouts { output, max_emit, .. } = self.layouts;
+        let most = match self.targets.is_empty() {
+            true => max_emit,
+            false => EMITS_MAX,
+        };
+        SeatPlan {
+            handler,
+            state,
+            reply_bytes: output.map_or(0, |layout| layout.bytes as u32),
+            max_emit: most,
+            send_only: most - max_emit,
+            edges: Vec::new(),
+            open: self.targets.iter().map(|target| target.layout().bytes as u32).collect(),
+        }
+    }
+
     fn check(&self, name: &str) -> Result<(), CudaError> {
         let most = TAGGED_PAYLOAD_BYTES as usize;
+        let sent = self.targets.iter().map(|target| ("record sent", Some(target.layout())));
         let records = [("message", Some(self.layouts.input)), ("reply", self.layouts.output)];
-        for (what, layout) in records {
+        for (what, layout) in records.into_iter().chain(sent) {
             if let Some(layout) = layout
                 && layout.bytes > most
             {
@@ -100,14 +140,29 @@ impl CudaKernel {
                 return Err(CudaError::TooLarge { kernel, what, record, bytes, most });
             }
         }
-        let most = dotcompute_abi::device::OUTBOX_RECORDS - 1;
+        // One place at least for what is sent.
+        let most = EMITS_MAX - u32::from(!self.targets.is_empty());
         if self.layouts.max_emit > most {
             let emits = self.layouts.max_emit;
             return Err(CudaError::Emits { kernel: name.into(), emits, most });
         }
+        let targets = self.targets.len();
+        if targets > TARGETS_MAX {
+            return Err(CudaError::Targets { kernel: name.into(), targets, most: TARGETS_MAX });
+        }
         Ok(())
     }
 }
+
+/// How many records a handler makes for one message at most, besides its reply.
+const EMITS_MAX: u32 = dotcompute_abi::device::OUTBOX_RECORDS - 1;
+
+/// Targets of a kernel: a seat has so many edges, and one for replies.
+const TARGETS_MAX: usize = EDGES as usize - 1;
+const EDGES: u32 = 32;
+
+/// How many handlers are linked into one image.
+const HANDLERS_MAX: usize = 64;
 
 /// How a device is used.
 #[derive(Clone, Debug)]
@@ -225,6 +280,28 @@ pub enum CudaError {
         /// What will do.
         most: u32,
     },
+    /// A handler with more targets than a seat has edges.
+    #[error("'{kernel}' has {targets} targets; at most {most} will do")]
+    Targets {
+        /// Of which kernel.
+        kernel: String,
+        /// How many.
+        targets: usize,
+        /// What will do.
+        most: usize,
+    },
+    /// A target that takes other records than are sent to it.
+    #[error("'{kernel}' sends '{sent}' to '{target}', which takes '{taken}'")]
+    Target {
+        /// The kernel.
+        kernel: String,
+        /// The one that it sends to.
+        target: String,
+        /// What it sends.
+        sent: String,
+        /// What the other takes.
+        taken: String,
+    },
     /// A state of another size than the kernel's.
     #[error("a state of {bytes} bytes for '{kernel}', whose state has {expected}")]
     State {
@@ -334,6 +411,7 @@ impl CudaKernels {
             options: CudaOptions { image: None, ..options.clone() },
             pump,
             registered: Mutex::default(),
+            joint: Mutex::default(),
             desks: Mutex::default(),
         };
         let cuda = Cuda { inner: Arc::new(inner) };
@@ -352,17 +430,12 @@ impl CudaKernels {
         architecture: crate::Version,
         options: &CudaOptions,
     ) -> Result<Image, CudaError> {
-        for (name, kernel) in &self.entries {
-            kernel.check(name)?;
-        }
-        let handlers = self.handlers();
-        let toolkit = match &options.toolkit {
-            Some(toolkit) => Arc::clone(toolkit),
-            None => Arc::new(Toolkit::load()?),
-        };
-        toolkit.linker().map_err(Clone::clone)?;
-        let cache = options.cache.as_ref();
-        Ok(Image::build(&handlers, architecture, options.variant, &toolkit, cache)?)
+        self.check()?;
+        build(&self.handlers(), architecture, options)
+    }
+
+    fn check(&self) -> Result<(), CudaError> {
+        self.entries.iter().try_for_each(|(name, kernel)| kernel.check(name))
     }
 
     fn handlers(&self) -> Vec<CudaHandler> {
@@ -375,6 +448,20 @@ impl CudaKernels {
         }
         handlers
     }
+}
+
+fn build(
+    handlers: &[CudaHandler],
+    architecture: crate::Version,
+    options: &CudaOptions,
+) -> Result<Image, CudaError> {
+    let toolkit = match &options.toolkit {
+        Some(toolkit) => Arc::clone(toolkit),
+        None => Arc::new(Toolkit::load()?),
+    };
+    toolkit.linker().map_err(Clone::clone)?;
+    let cache = options.cache.as_ref();
+    Ok(Image::build(handlers, architecture, options.variant, &toolkit, cache)?)
 }
 
 /// How a kernel is launched on a GPU.
@@ -418,6 +505,8 @@ struct Inner {
     options: CudaOptions,
     pump: Arc<Pump>,
     registered: Mutex<HashMap<String, Registered>>,
+    /// The set that handlers are linked into; held while some are.
+    joint: Mutex<Option<Arc<Set>>>,
     /// By the kernels' names.
     desks: Mutex<HashMap<KernelId, Weak<Desk>>>,
 }
@@ -446,8 +535,11 @@ impl Cuda {
         executor()
     }
 
-    /// Compiles and links more kernels, which run on grids of their own. Those registered before
-    /// under the same names stay what they are for kernels that run.
+    /// Compiles more kernels and links them with those of before, with which they share grids. Kernels
+    /// that run go on; those registered before under the same names stay what they are for them.
+    ///
+    /// Handlers that cannot be linked with the others, since their functions have the same names, run
+    /// on grids of their own, and so do those beyond 64.
     ///
     /// # Errors
     ///
@@ -457,18 +549,63 @@ impl Cuda {
     }
 
     fn link(&self, kernels: CudaKernels, image: Option<Image>) -> Result<(), CudaError> {
-        let Inner { driver, device, options, .. } = &*self.inner;
         if kernels.entries.is_empty() {
             return Ok(());
         }
-        let image = match image {
-            Some(image) => {
-                kernels.entries.iter().try_for_each(|(name, kernel)| kernel.check(name))?;
-                image
-            }
-            None => kernels.build(device.compute_capability, options)?,
+        kernels.check()?;
+        let set = match image {
+            Some(image) => self.set(kernels.handlers(), image)?,
+            None => self.join(kernels.handlers())?,
         };
         let state_bytes = kernels.entries.iter().map(|(_, kernel)| kernel.state.len()).max();
+        set.make_room(state_bytes.unwrap_or(0));
+        let mut registered = lock(&self.inner.registered);
+        let image = set.image();
+        for (name, kernel) in kernels.entries {
+            let function = kernel.code.function();
+            let Some(handler) = image.handler(function) else {
+                return Err(CudaError::NotInImage(function.into()));
+            };
+            registered.insert(name, Registered { kernel, handler, set: Arc::clone(&set) });
+        }
+        Ok(())
+    }
+
+    /// The set that these handlers are linked into: that of those before them, if they fit there.
+    fn join(&self, handlers: Vec<CudaHandler>) -> Result<Arc<Set>, CudaError> {
+        let Inner { device, options, .. } = &*self.inner;
+        let build = |handlers: &[CudaHandler]| build(handlers, device.compute_capability, options);
+        let mut joint = lock(&self.inner.joint);
+        if let Some(set) = &*joint {
+            let mut all = set.handlers();
+            let before = all.len();
+            all.extend(handlers.iter().filter(|one| !set.handlers().contains(one)).cloned());
+            if all.len() == before {
+                return Ok(Arc::clone(set));
+            }
+            if all.len() <= HANDLERS_MAX {
+                match build(&all) {
+                    Ok(image) => {
+                        set.join(all, image);
+                        return Ok(Arc::clone(set));
+                    }
+                    Err(CudaError::Build(
+                        error @ (BuildError::Duplicate { .. } | BuildError::Link(_)),
+                    )) => {
+                        let image = build(&handlers)?;
+                        tracing::info!(%error, "these handlers run on grids of their own");
+                        return self.set(handlers, image);
+                    }
+                    Err(error) => return Err(error),
+                }
+            }
+        }
+        let image = build(&handlers)?;
+        Ok(Arc::clone(joint.insert(self.set(handlers, image)?)))
+    }
+
+    fn set(&self, handlers: Vec<CudaHandler>, image: Image) -> Result<Arc<Set>, CudaError> {
+        let Inner { driver, options, .. } = &*self.inner;
         let shape = Shape {
             seats: options.seats,
             window: options.window.next_power_of_two(),
@@ -478,24 +615,16 @@ impl Cuda {
                 0 => 0,
                 records => records.next_power_of_two(),
             },
-            edges: 1,
+            edges: EDGES,
             edges_in: options.senders,
-            state_bytes: state_bytes.unwrap_or(0).max(1),
+            // As the set says.
+            state_bytes: 1,
         };
         if let Some(wrong) = shape.wrong() {
             return Err(ResidentError::Shape(wrong).into());
         }
-        let set = Set::new(driver, options.ordinal, image, shape, options.residency);
-        let set = Arc::new(set);
-        let mut registered = lock(&self.inner.registered);
-        for (name, kernel) in kernels.entries {
-            let function = kernel.code.function();
-            let Some(handler) = set.image().handler(function) else {
-                return Err(CudaError::NotInImage(function.into()));
-            };
-            registered.insert(name, Registered { kernel, handler, set: Arc::clone(&set) });
-        }
-        Ok(())
+        let linked = (handlers, image);
+        Ok(Arc::new(Set::new(driver, options.ordinal, linked, shape, options.residency)))
     }
 
     /// Launches a kernel on the device; it has its seat then. `builder` names an executor made by
@@ -527,20 +656,15 @@ impl Cuda {
             let (bytes, expected) = (state.len(), kernel.state.len());
             return Err(refuse(CudaError::State { kernel: launch.entry, bytes, expected }));
         }
-        let layouts = kernel.layouts;
-        let plan = SeatPlan {
-            handler,
-            state,
-            reply_bytes: layouts.output.map_or(0, |layout| layout.bytes as u32),
-            max_emit: layouts.max_emit,
-            edges: Vec::new(),
-        };
+        self.check_targets(&launch.entry, &kernel).map_err(refuse)?;
+        let (layouts, targets) = (kernel.layouts, kernel.targets.clone());
+        let plan = kernel.plan(handler, state);
         // Launch takes the resources: a seat before the kernel is activated.
         let residency = set.residency();
         let within = 2 * (residency.census + residency.overdue);
         let first = wait_for(set.seat(plan.clone()), within).map_err(refuse)?;
         let first = first.map_err(|error| refuse(error.into()))?;
-        let desk = Desk::new(&self.inner.pump, plan.state.len());
+        let desk = Desk::new(&self.inner.pump, plan.state.len(), !plan.open.is_empty());
         desk.set_seat(Some(Seat::new(&desk, &first, layouts.input)));
         let mut first = Some(first);
         let window = self.inner.options.window;
@@ -548,7 +672,7 @@ impl Cuda {
         let launched = desk.launching(|| {
             builder.launch_proxy(move |context| {
                 let (first, desk) = (first.take(), Arc::clone(&at));
-                let (set, plan) = (Arc::clone(&set), plan.clone());
+                let (set, plan, targets) = (Arc::clone(&set), plan.clone(), targets.clone());
                 let stopped = context.stop_at_once();
                 async move {
                     let seated = match first {
@@ -558,7 +682,9 @@ impl Cuda {
                         }
                     };
                     match seated {
-                        Some(seated) => Proxy::new(context, desk, seated, layouts, window).await,
+                        Some(seated) => {
+                            Proxy::new(context, desk, seated, layouts, &targets, window).await
+                        }
                         None => Ok(()),
                     }
                 }
@@ -569,6 +695,17 @@ impl Cuda {
         desks.retain(|_, desk| desk.strong_count() > 0);
         desks.insert(id, Arc::downgrade(&desk));
         Ok(launched)
+    }
+
+    /// That those targets which are on the device take what is sent to them.
+    fn check_targets(&self, name: &str, kernel: &CudaKernel) -> Result<(), CudaError> {
+        for target in &kernel.targets {
+            let desk = lock(&self.inner.desks).get(target.kernel()).and_then(Weak::upgrade);
+            if let Some(seat) = desk.and_then(|desk| desk.seat()) {
+                check_target(name, target.kernel(), target.layout(), seat.input)?;
+            }
+        }
+        Ok(())
     }
 
     fn find(&self, name: &str) -> Result<Registered, CudaError> {
@@ -664,6 +801,20 @@ impl fmt::Debug for Cuda {
 /// The executor `"cuda"`: it runs what [`Cuda::launch`] launches.
 pub fn executor() -> Arc<dyn Executor> {
     Arc::new(CudaExecutor)
+}
+
+/// That a target takes what is sent to it.
+pub(crate) fn check_target(
+    kernel: &str,
+    target: &KernelId,
+    sent: &RecordLayout,
+    taken: &RecordLayout,
+) -> Result<(), CudaError> {
+    if sent.agrees_with(taken) {
+        return Ok(());
+    }
+    let (sent, taken) = (sent.name.into(), taken.name.into());
+    Err(CudaError::Target { kernel: kernel.into(), target: target.to_string(), sent, taken })
 }
 
 fn check_type(

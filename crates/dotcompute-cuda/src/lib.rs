@@ -24,6 +24,15 @@
 //!   taken comes back to the first.
 //! - Batches, and replies to asks of before the connection, go by the host, in their order.
 //!
+//! So do those go whose handlers send to them by their names ([`CudaKernel::target`], `rk_send`), as
+//! handlers do on every executor; a target may as well be a kernel of the host. An edge to one is made,
+//! and done away with, while the sender holds and nothing is under way by the other way, so that what is
+//! sent keeps its order. What a target has not taken when it ends is a dead letter of its; a kernel that
+//! sends to one that is not there, or has ended, fails, once it has stopped.
+//!
+//! Handlers that are [registered](Cuda::register) one after the other are linked into one image. A grid
+//! takes it up between two leases, when the first kernel that needs it gets a seat; what runs goes on.
+//!
 //! None of this has run on a GPU yet. The tests run it, device code and all, on host threads behind
 //! stand-ins for NVIDIA's libraries.
 //!
@@ -62,6 +71,8 @@ pub mod resident;
 #[cfg(not(loom))]
 mod set;
 mod source;
+#[cfg(not(loom))]
+mod target;
 pub mod toolkit;
 
 pub use cache::Cache;

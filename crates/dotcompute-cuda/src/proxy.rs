@@ -15,6 +15,8 @@
 //! messages were sent in that band; a reply says it too. What it had not begun when it stopped goes
 //! back to where it was queued.
 
+mod targets;
+
 use std::collections::VecDeque;
 use std::future::Future;
 use std::pin::Pin;
@@ -26,7 +28,7 @@ use dotcompute_abi::codes;
 use dotcompute_abi::control::{
     COMMAND_DRAIN, COMMAND_HOLD, COMMAND_RUN, COMMAND_STOP, STATE_FAILED, STATE_STOPPED,
 };
-use dotcompute_abi::slot::{FLAG_FAULTED, FLAG_HOME, FLAG_LATE, FLAG_LOG};
+use dotcompute_abi::slot::{FLAG_FAULTED, FLAG_HOME, FLAG_LATE, FLAG_LOG, FLAG_SENT};
 use dotcompute_core::compiled::{RecordBatch, RecordMessage, RecordReply};
 use dotcompute_core::{
     BoxError, Context, Envelope, Fault, FaultKind, MessageId, NextStage, Stopped,
@@ -35,10 +37,11 @@ use dotcompute_mailbox::Band;
 use dotcompute_mailbox::sync::lock;
 
 use crate::direct::{Seat, passes};
-use crate::grid::Report;
-use crate::kernels::Layouts;
+use crate::grid::{Report, Way};
+use crate::kernels::{Layouts, Targets};
 use crate::pump::{Desk, Need, Station};
 use crate::resident::{Loss, ResidentError, Seated};
+use targets::Ways;
 
 type Boxed<T> = Pin<Box<dyn Future<Output = T> + Send>>;
 
@@ -94,6 +97,8 @@ pub(crate) struct Proxy<M: RecordMessage, R: RecordReply> {
     adopted: bool,
     /// The tokens of asks that went on and may not have been answered.
     passages: Vec<u32>,
+    /// Where the handler sends to.
+    ways: Ways,
 }
 
 /// The way of replies to the next kernel.
@@ -137,6 +142,7 @@ impl<M: RecordMessage, R: RecordReply> Proxy<M, R> {
         desk: Arc<Desk>,
         seated: Seated,
         layouts: Layouts,
+        targets: &Targets,
         window: usize,
     ) -> Self {
         let is_here = |seat: &Seat| {
@@ -150,6 +156,8 @@ impl<M: RecordMessage, R: RecordReply> Proxy<M, R> {
             seat
         });
         *lock(&desk.station) = Some(Station::new(seated));
+        // It takes messages now.
+        desk.wake_before();
         let stop = Box::pin(context.stop_at_once());
         let pause_changes = Box::pin(context.pause_changes(false));
         let link_word = context.link_word();
@@ -165,6 +173,7 @@ impl<M: RecordMessage, R: RecordReply> Proxy<M, R> {
             received: 0,
             adopted: false,
             passages: Vec::new(),
+            ways: Ways::new(targets),
             context,
             desk,
             layouts,
@@ -197,23 +206,29 @@ impl<M: RecordMessage, R: RecordReply> Proxy<M, R> {
         self.look_at_lifecycle(station, cx);
         station.asleep = true;
         ready!(self.look_at_route(station, cx));
+        ready!(self.look_at_edges(station, cx));
         station.asleep = false;
+        self.stop_to_fail(station);
         // All before the replies are read: what they stand for has been published by then.
         let loss = station.seated.resident().loss().cloned();
         let report = station.seated.port().report();
         let done = station.seated.port().done();
+        self.note_hold(report);
         station.blocked = true;
         ready!(self.bring_replies(station, cx));
         station.blocked = false;
         self.note_done(station, done);
         self.note_passed(report, 0);
+        self.note_sent(report);
         self.note_received(report);
         station.received = report.received;
         ready!(self.settle(cx));
         station.state = report.state;
         match report.state {
             STATE_FAILED => return Poll::Ready(Err(self.failed(report))),
-            STATE_STOPPED => return Poll::Ready(Ok(())),
+            STATE_STOPPED => {
+                return Poll::Ready(self.ways.failure.take().map_or(Ok(()), Err));
+            }
             _ => {}
         }
         if let Some(loss) = loss {
@@ -221,6 +236,10 @@ impl<M: RecordMessage, R: RecordReply> Proxy<M, R> {
         }
         if self.adopted {
             // It has failed, and says so next.
+            return Poll::Pending;
+        }
+        self.make_edges(station, report, cx);
+        if self.stop_to_fail(station) {
             return Poll::Pending;
         }
         loop {
@@ -236,7 +255,7 @@ impl<M: RecordMessage, R: RecordReply> Proxy<M, R> {
                 Ok(count) => (before..before + count).try_for_each(|index| self.enter(index))?,
                 Err(Stopped { .. }) => {
                     // Everything that was accepted is on the device, or is not to be.
-                    if self.command <= COMMAND_RUN {
+                    if self.command <= COMMAND_RUN && !self.holds_for_edges() {
                         self.command(station, COMMAND_DRAIN);
                     }
                     return Poll::Pending;
@@ -265,7 +284,7 @@ impl<M: RecordMessage, R: RecordReply> Proxy<M, R> {
         }
         if self.command <= COMMAND_RUN {
             // What is to end drains first.
-            let holds = self.paused && !self.context.is_stopping();
+            let holds = self.paused && !self.context.is_stopping() || self.holds_for_edges();
             self.command(station, if holds { COMMAND_HOLD } else { COMMAND_RUN });
         }
     }
@@ -371,6 +390,7 @@ impl<M: RecordMessage, R: RecordReply> Proxy<M, R> {
     /// waits for room there.
     fn bring_replies(&mut self, station: &mut Station, cx: &mut TaskContext<'_>) -> Poll<()> {
         ready!(self.poll_blocked(cx));
+        ready!(self.send_returned(cx));
         loop {
             let back = self.returned.pop_front();
             let Some(record) = back.or_else(|| station.seated.port().receive()) else { break };
@@ -382,6 +402,11 @@ impl<M: RecordMessage, R: RecordReply> Proxy<M, R> {
                 self.log(header.token, payload);
                 continue;
             }
+            if flags & FLAG_SENT != 0 {
+                let target = usize::from(header.flags >> 8);
+                ready!(self.send_on(target, header.token, payload, cx));
+                continue;
+            }
             if let Some(index) = self.index_of(header.token)
                 && self.batches > 0
                 && self.finish_batches_before(index)
@@ -389,6 +414,9 @@ impl<M: RecordMessage, R: RecordReply> Proxy<M, R> {
             {
                 self.returned.push_front(record);
                 return Poll::Pending;
+            }
+            if self.ways.has_failed_at(header.token) {
+                continue;
             }
             let is_late = flags & FLAG_LATE != 0;
             // The token of a late one is still that of the ask that goes on.
@@ -628,6 +656,7 @@ impl<M: RecordMessage, R: RecordReply> Proxy<M, R> {
         match () {
             () if self.asks > 0 || !self.passages.is_empty() => Need::Spin,
             () if self.in_flight > 0 || self.command > COMMAND_RUN => Need::Look,
+            () if self.holds_for_edges() => Need::Look,
             () if self.adopted || self.seat.sent() != self.received => Need::Look,
             () => Need::Rest,
         }
@@ -657,7 +686,8 @@ impl<M: RecordMessage, R: RecordReply> Proxy<M, R> {
                         break;
                     }
                     let bytes = self.layouts.output.map_or(0, |layout| layout.bytes as u32);
-                    let made = to.resident.link(station.seated.number(), to.number, bytes);
+                    let from = station.seated.number();
+                    let made = to.resident.link(from, Way::Replies, to.number, bytes);
                     self.route = Route::Making(to, Box::pin(made));
                 }
                 Route::Making(to, made) => {
@@ -677,7 +707,7 @@ impl<M: RecordMessage, R: RecordReply> Proxy<M, R> {
                     if next.is_some_and(|next| next.is(to)) {
                         break;
                     }
-                    let left = to.resident.unlink(station.seated.number());
+                    let left = to.resident.unlink(station.seated.number(), Way::Replies);
                     self.route = Route::Leaving(to.clone(), Box::pin(left));
                 }
                 Route::Leaving(_, left) => {
@@ -781,14 +811,15 @@ impl<M: RecordMessage, R: RecordReply> Drop for Proxy<M, R> {
         let station = lock(&self.desk.station).take();
         if let Some(mut station) = station {
             let passed = self.passed;
+            let mut told = self.ways.when_free();
             match std::mem::replace(&mut self.route, Route::Host(None)) {
                 Route::Host(_) | Route::Making(..) => {}
                 Route::Edge(to) => {
-                    station.seated.when_free(move |report| to.add_sent(report.passed - passed));
+                    told.push(Box::new(move |report| to.add_sent(report.passed - passed)));
                 }
                 Route::Leaving(to, mut left) => {
                     let (bury, output) = (self.context.buries(), self.layouts.output);
-                    station.seated.when_free(move |report| {
+                    told.push(Box::new(move |report| {
                         // It was asked for before the seat was given back, so it is there by now.
                         let mut now = TaskContext::from_waker(Waker::noop());
                         let left = match left.as_mut().poll(&mut now) {
@@ -800,9 +831,10 @@ impl<M: RecordMessage, R: RecordReply> Drop for Proxy<M, R> {
                         for record in left {
                             bury(Envelope::new(R::one(layout, &record.payload[..layout.bytes])));
                         }
-                    });
+                    }));
                 }
             }
+            station.seated.when_free(move |report| told.into_iter().for_each(|it| it(report)));
             let report = station.seated.port().report();
             // Killed while the handler is at work.
             if report.state != STATE_FAILED && report.state != STATE_STOPPED {

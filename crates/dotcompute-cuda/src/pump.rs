@@ -99,9 +99,10 @@ pub(crate) struct Desk {
     pub(crate) station: Mutex<Option<Station>>,
     /// The seat that the kernel has.
     seat: Mutex<Option<Seat>>,
-    /// Those whose kernels are connected to this one.
+    /// Those whose kernels are connected to this one, or send to it.
     before: Mutex<Vec<Weak<Desk>>>,
     state_bytes: usize,
+    has_targets: bool,
 }
 
 thread_local! {
@@ -110,8 +111,8 @@ thread_local! {
 }
 
 impl Desk {
-    /// For a kernel whose state has so many bytes.
-    pub(crate) fn new(pump: &Arc<Pump>, state_bytes: usize) -> Arc<Self> {
+    /// For a kernel whose state has so many bytes, and which sends to others or not.
+    pub(crate) fn new(pump: &Arc<Pump>, state_bytes: usize, has_targets: bool) -> Arc<Self> {
         Arc::new(Self {
             pump: Arc::clone(pump),
             woken: AtomicBool::new(true),
@@ -119,6 +120,7 @@ impl Desk {
             seat: Mutex::default(),
             before: Mutex::default(),
             state_bytes,
+            has_targets,
         })
     }
 
@@ -139,6 +141,11 @@ impl Desk {
     pub(crate) fn set_seat(&self, seat: Option<Seat>) {
         let replaced = std::mem::replace(&mut *lock(&self.seat), seat);
         drop(replaced);
+        self.wake_before();
+    }
+
+    /// Wakes those that are connected to its kernel or send to it.
+    pub(crate) fn wake_before(&self) {
         let before: Vec<_> = lock(&self.before).iter().filter_map(Weak::upgrade).collect();
         before.iter().for_each(Wake::wake_by_ref);
     }
@@ -154,6 +161,11 @@ impl Desk {
 
     pub(crate) fn directory(&self) -> &Directory {
         &self.pump.directory
+    }
+
+    /// Whether its kernel sends to others by their names.
+    pub(crate) fn has_targets(&self) -> bool {
+        self.has_targets
     }
 
     pub(crate) fn state_bytes(&self) -> usize {

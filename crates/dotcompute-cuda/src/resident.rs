@@ -18,12 +18,12 @@ use std::thread;
 use std::time::Duration;
 
 use dotcompute_abi::TaggedRecord;
-use dotcompute_mailbox::sync::lock;
+use dotcompute_mailbox::sync::{AtomicU32, Ordering, lock};
 use dotcompute_mailbox::wait;
 use tokio::sync::oneshot;
 
 use crate::driver::Driver;
-use crate::grid::{Counters, Port, PortWords, Report, SeatPlan, Shape};
+use crate::grid::{Counters, Port, PortWords, Report, SeatPlan, Shape, Way};
 use crate::image::Image;
 use launcher::Launcher;
 
@@ -58,6 +58,7 @@ impl Default for Residency {
 /// A grid on a device, and its launcher. Dropped, it leaves the device.
 #[derive(Debug)]
 pub struct Resident {
+    shape: Shape,
     requests: Sender<Request>,
     launcher: Mutex<Option<thread::JoinHandle<()>>>,
     fate: Arc<Fate>,
@@ -70,6 +71,8 @@ struct Fate {
     lost: OnceLock<Loss>,
     /// The words of the seats that are taken.
     words: Mutex<Vec<Option<PortWords>>>,
+    /// How many handlers the code that is loaded has.
+    handlers: AtomicU32,
     /// Whom to wake when the grid is lost, by their seats.
     wakers: Mutex<Vec<Option<Waker>>>,
 }
@@ -87,20 +90,24 @@ enum Request {
     Seat {
         seat: Option<u32>,
         plan: SeatPlan,
+        /// The code that has its handler, if that which is loaded has not.
+        image: Option<Arc<Image>>,
         answer: oneshot::Sender<Result<(u32, Port), ResidentError>>,
     },
     /// Nobody uses this seat any more.
     Vacate(Vacated),
-    /// The replies of one seat are to go straight into the inbox of another.
+    /// What one seat sends by this way is to go straight into the inbox of another.
     Link {
         from: u32,
+        way: Way,
         to: u32,
         record_bytes: u32,
         answer: oneshot::Sender<Result<(), ResidentError>>,
     },
-    /// They are to go to the host again.
+    /// It is to go to the host again.
     Unlink {
         from: u32,
+        way: Way,
         answer: oneshot::Sender<Result<Vec<TaggedRecord>, ResidentError>>,
     },
     /// A copy of this seat's state.
@@ -162,7 +169,7 @@ impl Resident {
         let within = residency.census + residency.overdue;
         begins.recv_timeout(within).map_err(|_| ResidentError::NoAnswer { within })??;
         let number = exit::register(&requests);
-        Ok(Self { requests, launcher: Mutex::new(Some(launcher)), fate, number })
+        Ok(Self { shape, requests, launcher: Mutex::new(Some(launcher)), fate, number })
     }
 
     /// Puts a kernel into a seat, between two leases, which costs the others a pause. Its first
@@ -172,11 +179,12 @@ impl Resident {
     ///
     /// If the plan does not fit, the seat is taken, not all warps came, or the grid is lost.
     pub fn seat(&self, seat: u32, plan: SeatPlan) -> Result<Port, ResidentError> {
-        wait::block_on(self.request_seat(Some(seat), plan)).map(|(_, port)| port)
+        wait::block_on(self.request_seat(Some(seat), plan, None)).map(|(_, port)| port)
     }
 
     /// As [`seat`](Self::seat), for a seat that is free: it is given back when what is returned is
-    /// dropped.
+    /// dropped. If the code that is loaded does not have the handler, `image` is loaded in its place: it
+    /// has the handlers of before, under the same numbers, and more.
     ///
     /// # Errors
     ///
@@ -185,8 +193,12 @@ impl Resident {
     /// # Cancel safety
     ///
     /// If the future is dropped, the seat stays free.
-    pub async fn take(self: &Arc<Self>, plan: SeatPlan) -> Result<Seated, ResidentError> {
-        let (seat, port) = self.request_seat(None, plan).await?;
+    pub async fn take(
+        self: &Arc<Self>,
+        plan: SeatPlan,
+        image: &Arc<Image>,
+    ) -> Result<Seated, ResidentError> {
+        let (seat, port) = self.request_seat(None, plan, Some(Arc::clone(image))).await?;
         Ok(Seated { port: Some(port), seat, resident: Arc::clone(self), when_free: None })
     }
 
@@ -194,13 +206,25 @@ impl Resident {
         &self,
         seat: Option<u32>,
         plan: SeatPlan,
+        image: Option<Arc<Image>>,
     ) -> impl Future<Output = Result<(u32, Port), ResidentError>> + use<> {
-        self.ask(move |answer| Request::Seat { seat, plan, answer })
+        self.ask(move |answer| Request::Seat { seat, plan, image, answer })
     }
 
-    /// Lets the replies of the kernel on seat `from`, of so many bytes, go straight into the inbox of
-    /// the one on seat `to`, between two leases. The inbox's share of it is what the shape has for
-    /// each of its edges.
+    /// How large it is.
+    pub fn shape(&self) -> Shape {
+        self.shape
+    }
+
+    /// Whether the code that is loaded has the handler of this number.
+    pub(crate) fn has_handler(&self, handler: u32) -> bool {
+        // Relaxed: a number that only grows; the launcher decides.
+        handler < self.fate.handlers.load(Ordering::Relaxed)
+    }
+
+    /// Lets what the kernel on seat `from` sends by this way, records of so many bytes, go straight
+    /// into the inbox of the one on seat `to`, between two leases. The inbox's share of it is what the
+    /// shape has for each of its edges.
     ///
     /// # Errors
     ///
@@ -213,14 +237,15 @@ impl Resident {
     pub fn link(
         &self,
         from: u32,
+        way: Way,
         to: u32,
         record_bytes: u32,
     ) -> impl Future<Output = Result<(), ResidentError>> + use<> {
-        self.ask(move |answer| Request::Link { from, to, record_bytes, answer })
+        self.ask(move |answer| Request::Link { from, way, to, record_bytes, answer })
     }
 
-    /// Undoes [`link`](Self::link): the replies go to the host again. What the kernel that they went to
-    /// has not taken is given back, in order. All that `from` passed is in its report by then.
+    /// Undoes [`link`](Self::link): records go to the host again. What the kernel that they went to
+    /// has not taken is given back, in order. All that `from` sent is in its report by then.
     ///
     /// # Errors
     ///
@@ -232,8 +257,9 @@ impl Resident {
     pub fn unlink(
         &self,
         from: u32,
+        way: Way,
     ) -> impl Future<Output = Result<Vec<TaggedRecord>, ResidentError>> + use<> {
-        self.ask(move |answer| Request::Unlink { from, answer })
+        self.ask(move |answer| Request::Unlink { from, way, answer })
     }
 
     /// A copy of what the state of this seat is between two messages. The grid makes a pause.

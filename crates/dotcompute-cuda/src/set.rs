@@ -1,4 +1,8 @@
 //! A set of handlers that were linked together, and the grids that run them.
+//!
+//! Handlers join a set while its grids run: they are linked anew with all that it had before, and a
+//! grid takes up the new code when a kernel that needs it gets a seat there, between two leases. A
+//! handler keeps its number, so that the others notice nothing.
 
 use std::sync::{Arc, Mutex};
 use std::thread;
@@ -8,36 +12,67 @@ use tokio::sync::oneshot;
 
 use crate::driver::Driver;
 use crate::grid::{SeatPlan, Shape};
-use crate::image::Image;
+use crate::image::{CudaHandler, Image};
 use crate::resident::{Residency, Resident, ResidentError, Seated};
+
+/// The least room for a state that the seats of a grid have: kernels that join the set later share
+/// grids with those of before where their states are no larger.
+const STATE_ROOM_BYTES: usize = 1024;
 
 /// See the module. Grids are made as seats are needed.
 #[derive(Debug)]
 pub(crate) struct Set {
     driver: &'static Driver,
     ordinal: u32,
-    image: Image,
     shape: Shape,
     residency: Residency,
+    linked: Mutex<Linked>,
     grids: Mutex<Vec<Arc<Resident>>>,
     /// Held while a grid is made: of many who lack a seat, one makes a grid for all.
     making: tokio::sync::Mutex<()>,
 }
 
+/// What a set has been linked of.
+#[derive(Debug)]
+struct Linked {
+    handlers: Vec<CudaHandler>,
+    image: Arc<Image>,
+    /// The largest state of its kernels.
+    state_bytes: usize,
+}
+
 impl Set {
+    /// Of handlers that were linked into `image`. Its grids are of `shape`, but for the size of states.
     pub(crate) fn new(
         driver: &'static Driver,
         ordinal: u32,
-        image: Image,
+        (handlers, image): (Vec<CudaHandler>, Image),
         shape: Shape,
         residency: Residency,
     ) -> Self {
+        let linked = Linked { handlers, image: Arc::new(image), state_bytes: STATE_ROOM_BYTES };
         let (grids, making) = (Mutex::default(), tokio::sync::Mutex::default());
-        Self { driver, ordinal, image, shape, residency, grids, making }
+        Self { driver, ordinal, shape, residency, linked: Mutex::new(linked), grids, making }
     }
 
-    pub(crate) fn image(&self) -> &Image {
-        &self.image
+    pub(crate) fn image(&self) -> Arc<Image> {
+        Arc::clone(&lock(&self.linked).image)
+    }
+
+    pub(crate) fn handlers(&self) -> Vec<CudaHandler> {
+        lock(&self.linked).handlers.clone()
+    }
+
+    /// From now on it has these handlers, those of before first, linked into `image`.
+    pub(crate) fn join(&self, handlers: Vec<CudaHandler>, image: Image) {
+        let mut linked = lock(&self.linked);
+        (linked.handlers, linked.image) = (handlers, Arc::new(image));
+    }
+
+    /// Grids made from now on have room for states of this size.
+    pub(crate) fn make_room(&self, state_bytes: usize) {
+        let mut linked = lock(&self.linked);
+        linked.state_bytes = linked.state_bytes.max(state_bytes);
     }
 
     pub(crate) fn residency(&self) -> Residency {
@@ -65,8 +100,14 @@ impl Set {
             grids.retain(|grid| grid.loss().is_none());
             grids.clone()
         };
+        let image = self.image();
         for grid in grids {
-            match grid.take(plan.clone()).await {
+            // Where a grid stays for good, nothing is loaded beside it: the driver would wait.
+            let is_old = self.residency.lease.is_none() && !grid.has_handler(plan.handler);
+            if is_old || grid.shape().state_bytes < plan.state.len() {
+                continue;
+            }
+            match grid.take(plan.clone(), &image).await {
                 Err(ResidentError::Full) => {}
                 // Lost by this or meanwhile.
                 Err(_) if grid.loss().is_some() => {}
@@ -80,11 +121,15 @@ impl Set {
     async fn make(&self) -> Result<Resident, ResidentError> {
         let (answer, answered) = oneshot::channel();
         let Self { driver, ordinal, shape, residency, .. } = *self;
-        let image = self.image.clone();
+        let (image, state_bytes) = {
+            let linked = lock(&self.linked);
+            (Arc::clone(&linked.image), linked.state_bytes)
+        };
+        let shape = Shape { state_bytes, ..shape };
         thread::Builder::new()
             .name("dotcompute-grid".to_owned())
             .spawn(move || {
-                let made = Resident::launch(driver, ordinal, image, shape, residency);
+                let made = Resident::launch(driver, ordinal, (*image).clone(), shape, residency);
                 // Should nobody want it any more, it is dropped.
                 drop(answer.send(made));
             })

@@ -17,12 +17,13 @@ use dotcompute_abi::control::{
     COMMAND_DRAIN, COMMAND_HOLD, COMMAND_KILL, COMMAND_RUN, COMMAND_STOP, STATE_FAILED,
     STATE_HOLDING, STATE_RUNNING, STATE_STOPPED,
 };
-use dotcompute_abi::slot::FLAG_LOG;
-use dotcompute_cuda::grid::{EdgePlan, PlanError, Port, Shape};
+use dotcompute_abi::slot::{FLAG_LOG, FLAG_SENT};
+use dotcompute_cuda::grid::{EdgePlan, PlanError, Port, SeatPlan, Shape, Way};
 use dotcompute_mailbox::Band;
 use twin::{ADD, Stage, Twin, number, plan, sum};
 
-/// The handler that does what the value says.
+/// The handler that sends on to each of its targets in turn, and the one that does what the value says.
+const DEAL: u32 = 1;
 const OBEY: u32 = 2;
 
 fn compiled() -> Twin {
@@ -492,4 +493,52 @@ fn what_nobody_took_lies_in_the_inbox_in_order() {
     linked.ended();
     let sums: Vec<_> = linked.stage.unread(1).iter().map(|record| sum(record).0).collect();
     assert_eq!(sums, [7, 8, 9]);
+}
+
+#[test]
+fn what_is_sent_goes_to_the_host_until_there_is_an_edge_and_is_counted_over_all_edges() {
+    let shape = Shape { seats: 2, inbox_capacity: 8, edges: 3, edges_in: 1, ..Shape::default() };
+    let mut stage = Stage::new(shape);
+    let dealer = SeatPlan { max_emit: 1, send_only: 1, open: vec![8, 8], ..plan(DEAL) };
+    let mut first = stage.seat(0, &dealer);
+    let mut second = stage.seat(1, &plan(ADD));
+    let edge = EdgePlan { to: 1, number: 0, share: 8, record_bytes: 8 };
+    let way = Way::Target(1);
+    let mut total = 0;
+    for lap in 0..3_u64 {
+        // In the first lap there is no edge; the others have one each.
+        if lap > 0 {
+            let writes = stage.grid.link(0, &dealer, way, edge, first.report().sent[1]).unwrap();
+            writes.iter().for_each(|write| stage.write(write));
+        }
+        let (epoch, parameters) = stage.launch(None, None);
+        let warps: Vec<_> =
+            (0..=2).map(|warp| thread::spawn(compiled().warp(parameters, warp))).collect();
+        [&first, &second].into_iter().for_each(|port| port.command(COMMAND_RUN));
+        for value in 0..20 {
+            until("room", || first.send(Band::Normal, number(7, value)).is_ok());
+            // Each other one is for the second target.
+            if value % 2 == 0 || lap == 0 {
+                let record = received(&mut first);
+                let target = u32::from(value % 2 == 1) << 8;
+                assert_eq!(u32::from(record.header.flags), FLAG_SENT | target);
+                assert_eq!((record.header.token, sum(&record).0), (7, value));
+            } else {
+                total += value;
+                let reply = received(&mut second);
+                assert_eq!((reply.header.token, reply.header.flags), (u32::MAX, 0));
+                assert_eq!(sum(&reply), (total, value));
+            }
+        }
+        stage.grid.quiesce(epoch);
+        until("the end of the grid", || stage.grid.has_ended(epoch));
+        warps.into_iter().for_each(|warp| warp.join().unwrap());
+        let report = first.report();
+        assert_eq!((report.sent[0], report.sent[1]), (0, 10 * lap));
+        assert_eq!(second.report().received, 10 * lap);
+        stage.write(&stage.grid.unlink(0, &dealer, way, report.sent[1]));
+    }
+    assert_eq!(first.counters().sent, 20);
+    let refused = stage.grid.link(0, &dealer, Way::Target(0), EdgePlan { share: 0, ..edge }, 0);
+    assert_eq!(refused, Err(PlanError::ShareTooSmall { edge: 0, share: 0, least: 1 }));
 }

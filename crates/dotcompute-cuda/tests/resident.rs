@@ -39,7 +39,7 @@ fn launch(stand_in: &StandIn, seats: u32, residency: Residency) -> Resident {
 }
 
 fn plan(handler: u32) -> SeatPlan {
-    SeatPlan { handler, state: Vec::new(), reply_bytes: 16, max_emit: 0, edges: Vec::new() }
+    SeatPlan { handler, reply_bytes: 16, ..SeatPlan::default() }
 }
 
 fn send(port: &mut Port, value: i64) {

@@ -60,8 +60,8 @@ impl Band {
 pub const PASSED_OVER_MAX: u64 = 256;
 
 /// The most messages that the inbox reads before it takes the lock again. It bounds how many slots
-/// wait to be used again.
-pub(crate) const WINDOW_MAX: usize = 64;
+/// wait to be used again, and how many messages' time a sender waits that leaves the inbox alone.
+pub(crate) const WINDOW_MAX: usize = 256;
 
 /// Whoever is at a slot asks for the one so many places further on: about as many messages as one
 /// transfer of a line between two cores takes.
@@ -414,8 +414,8 @@ impl<T> Bands<T> {
     }
 
     /// Lends the inbox, which was just handed a message, those that come next: their first slot,
-    /// band, and how many of them may be read before the lock is taken again.
-    pub(crate) fn open_window(&mut self) -> Option<(SlotPtr<T>, Band, usize)> {
+    /// band, and how many of them may be read before the lock is taken again, at most `max`.
+    pub(crate) fn open_window(&mut self, max: usize) -> Option<(SlotPtr<T>, Band, usize)> {
         let band = self.next_band()?;
         if self.window.is_ranked {
             return None;
@@ -424,7 +424,7 @@ impl<T> Bands<T> {
         let waiting = others().filter(|&other| !self.queues[place(other)].slots.is_empty());
         // Others may be passed over only so often; a more urgent one (this one is due) never.
         let patience = |other| if other < band { 0 } else { self.patience(other) as usize };
-        let limit = waiting.map(patience).fold(WINDOW_MAX, usize::min);
+        let limit = waiting.map(patience).fold(max, usize::min);
         if limit == 0 {
             return None;
         }
@@ -439,20 +439,36 @@ impl<T> Bands<T> {
     /// it came from, and what the inbox is done with is free. The slot in hand, if there is one,
     /// stays out.
     pub(crate) fn close_window(&mut self, in_hand: bool) {
-        let Window { slots, passed, band, .. } = &mut self.window;
-        if slots.is_empty() {
+        if self.window.slots.is_empty() {
             return;
         }
-        let (done, mut rest) = slots.take().split(*passed as usize - usize::from(in_hand));
+        let passed = self.window.passed as usize;
+        let (done, mut rest) = self.window.slots.take().split(passed - usize::from(in_hand));
+        if in_hand {
+            let hand = rest.pop_front().expect("the slot in hand should be in the window");
+            self.window.slots.push_back(hand);
+        }
+        self.take_back(done, rest);
+    }
+
+    /// [`close_window`](Self::close_window) by the inbox, once it is done with what it has in hand,
+    /// `last`: it need not walk the window, under the lock, to where it is itself.
+    #[inline]
+    pub(crate) fn close_window_after(&mut self, last: SlotPtr<T>) {
+        let passed = self.window.passed as usize;
+        let (done, rest) = self.window.slots.take().split_after(last, passed);
+        self.take_back(done, rest);
+    }
+
+    /// The window has ended: the inbox is done with some of its slots, and has not reached the rest.
+    #[inline]
+    fn take_back(&mut self, done: Chain<T>, rest: Chain<T>) {
         match done.len > WARM_MAX {
             true => self.free.append(done),
             false => self.free.prepend(done),
         }
-        if in_hand {
-            slots.push_back(rest.pop_front().expect("the slot in hand should be in the window"));
-        }
-        *passed = u32::from(in_hand);
-        self.queues[place(*band)].slots.prepend(rest);
+        self.window.passed = self.window.slots.len as u32;
+        self.queues[place(self.window.band)].slots.prepend(rest);
     }
 
     /// Puts the message in hand back to the front of its band; undoes nothing else of its delivery.
@@ -789,7 +805,16 @@ impl<T> Chain<T> {
             // SAFETY: `cut` is before the chain's last slot; links are written under the lock only.
             cut = unsafe { cut.next() };
         }
-        // SAFETY: as above.
+        Self { ends: Some((first, last)), len: self.len }.split_after(cut, count)
+    }
+
+    /// Cuts the chain after `cut`, which is its slot number `count`, from 1 on.
+    #[inline]
+    fn split_after(self, cut: SlotPtr<T>, count: usize) -> (Self, Self) {
+        let Some((first, last)) = self.ends.filter(|_| count < self.len) else {
+            return (self, Self::new());
+        };
+        // SAFETY: `cut` is before the chain's last slot; links are written under the lock only.
         let rest = unsafe { cut.next() };
         (
             Self { ends: Some((first, cut)), len: count },

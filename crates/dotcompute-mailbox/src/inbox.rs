@@ -50,12 +50,15 @@ impl Times {
 /// settled, which the next receive does, or [`settle`](Self::settle), or
 /// [`put_back`](Self::put_back). It stays where it was queued, and is read there.
 ///
-/// The inbox takes the mailbox's lock once for up to 64 messages. That cannot be observed: order,
+/// The inbox takes the mailbox's lock once for up to 256 messages. That cannot be observed: order,
 /// capacity, eviction, pause and the books are as if it took the lock for each. Plain receives may
 /// be used beside it.
 ///
 /// Dropping the inbox leaves a message in hand where it is: the mailbox's next inbox has it in hand
 /// again.
+// On one line, not only as large as one: what was written across two lines is slow to be read again
+// at once, and each message does so.
+#[repr(align(64))]
 pub struct Inbox<T> {
     pub(crate) mailbox: Arc<Mailbox<T>>,
     pub(crate) end: End<T>,
@@ -324,7 +327,7 @@ impl<T> End<T> {
         locked.admit_blocked(wakes);
         // While senders wait each delivery has to admit one, so each takes the lock.
         if locked.senders.waiting() == 0
-            && let Some((first, band, left)) = locked.bands.open_window()
+            && let Some((first, band, left)) = locked.open_window()
         {
             self.seen = locked.bands.seen();
             locked.cursor().set(self.seen);
@@ -336,8 +339,11 @@ impl<T> End<T> {
     /// Ends the window and the message in hand; its outcome has been counted.
     #[inline]
     pub(crate) fn settle_hand(&mut self, locked: &mut Locked<'_, T>) {
-        self.close_window(locked, false);
-        self.hand = None;
+        if let Some(last) = self.hand.take() {
+            locked.observe();
+            locked.bands.close_window_after(last);
+        }
+        (self.ahead, self.left) = (None, 0);
         self.delivered_ns = 0;
     }
 

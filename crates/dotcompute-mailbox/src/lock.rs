@@ -21,7 +21,7 @@ const HELD: u32 = 1;
 /// often want it again at once, and while it alone does, what the lock guards stays in its core's
 /// cache: two threads that take turns for every message are several times slower than two that take
 /// turns for every dozen.
-const PAUSES: [u32; 6] = [8, 16, 32, 32, 32, 32];
+const PAUSES: [u32; 5] = [16, 32, 32, 32, 32];
 /// Looks after those, with [`PAUSE`] before each. They are many: a thread that takes the lock again
 /// and again leaves it free for moments only, and some looks in a row may well miss them all.
 const LOOKS: usize = 24;

@@ -5,15 +5,22 @@ that is resident there, and its state lies in the device's memory. What runs the
 handler: a Python function with ``state=``, which numba-cuda compiles (`compile_for_cuda`), or CUDA
 C++ source (`cuda_handler`). Messages and replies have at most 40 bytes.
 
-Kernels of the same handler share grids, and there `runtime.connect` lets the replies of one go
-straight into the inbox of the next on the device; those of others, and arrays, go by the host.
+Handlers are linked together as they come, and their kernels share grids. There `runtime.connect`
+lets the replies of one kernel go straight into the inbox of the next on the device, and so goes
+what a handler sends to its ``targets``; to kernels elsewhere both go by the host, as arrays do.
+What a handler emits, sends and logs for one record is 7 records at most; what it sends for an array
+goes out record by record. Only functions in CUDA C++ that have the same name, and are not the same,
+have grids of their own.
 
 This has run on a stand-in for NVIDIA's libraries, and not on a GPU yet.
 """
 
 from __future__ import annotations
 
+import hashlib
+import inspect
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -62,6 +69,7 @@ def cuda_handler(
     output_type: type | None = None,
     state: type | None = None,
     max_emit: int = 0,
+    targets: Mapping[str, type] | None = None,
 ) -> CudaHandler:
     """Make a kernel's function of CUDA C++ source.
 
@@ -72,12 +80,16 @@ def cuda_handler(
         It returns 1 (there is a reply), 0 (there is none) or a negative fault code.
     source
         The translation unit that defines it; it includes ``dotcompute.cuh``, which declares what it
-        may call (``rk_emit``, ``rk_log``, ``rk_fault``, ``rk_tick``, ``rk_clock``). A long loop has
-        to tick: nothing else can stop it. `c_struct` prints the structs of record classes.
+        may call (``rk_emit``, ``rk_send``, ``rk_log``, ``rk_fault``, ``rk_tick``, ``rk_clock``). A
+        long loop has to tick: nothing else can stop it. `c_struct` prints the structs of record
+        classes.
     input_type, output_type, state
         The record classes that it takes, replies with and keeps; no output: it makes no replies.
     max_emit
-        How many replies it emits at most for one record: 7 at most.
+        How many replies it emits at most for one record: 7 at most, and 6 where it has targets.
+    targets
+        The kernels that it can send to (``rk_send``), by the names that they have in its runtime,
+        and what they take; numbered from 0 in this order.
 
     Raises
     ------
@@ -93,9 +105,19 @@ def cuda_handler(
         output=record_type(output_type) if output_type is not None else None,
         state=record_type(state) if state is not None else None,
         max_emit=_checked_max_emit(max_emit),
-        targets=(),
+        targets=tuple((kernel, record_type(cls)) for kernel, cls in (targets or {}).items()),
     )
     return CudaHandler(name, source, signature)
+
+
+def _symbol(handler: PythonHandler) -> str:
+    """The name of the function on the device: handlers of the same name are linked together."""
+    function = handler.function
+    code = function.__code__
+    text = f"{function.__module__}.{function.__qualname__} {code.co_filename}:{code.co_firstlineno}"
+    # Of one definition there may be several functions.
+    text += repr(sorted(inspect.getclosurevars(function).nonlocals.items()))
+    return f"{function.__name__}_{hashlib.sha256(text.encode()).hexdigest()[:12]}"
 
 
 def link(kernel_id: str, handler: Handler | None, state: Any) -> _native.CudaKernel:
@@ -114,9 +136,6 @@ def link(kernel_id: str, handler: Handler | None, state: Any) -> _native.CudaKer
         reason = "runs compiled handlers: a function with state=, or a cuda_handler"
         raise InvalidConfigurationError("executor", "cuda", reason)
     signature = handler.signature
-    if signature.targets:
-        reason = "kernels on a GPU have no targets yet: connect them"
-        raise InvalidConfigurationError("targets", [name for name, _ in signature.targets], reason)
     code: tuple[str, str, str | bytes]
     if isinstance(handler, CudaHandler):
         code = ("source", handler.name, handler.source)
@@ -125,7 +144,8 @@ def link(kernel_id: str, handler: Handler | None, state: Any) -> _native.CudaKer
 
         # First of all whether there is a GPU, and which.
         capability = _native._cuda_capability()
-        compiled = compile_for_cuda(handler, compute_capability=capability)
+        symbol = _symbol(handler)
+        compiled = compile_for_cuda(handler, symbol=symbol, compute_capability=capability)
         code = ("ltoir", compiled.symbol, compiled.data)
     kept = signature.state
     if kept is None:
@@ -135,5 +155,12 @@ def link(kernel_id: str, handler: Handler | None, state: Any) -> _native.CudaKer
     else:
         layout, initial = kept.layout, kept.as_bytes(kept.cls() if state is None else state)
     return _native.CudaKernel(
-        kernel_id, code, signature.input, signature.output, layout, initial, signature.max_emit
+        kernel_id,
+        code,
+        signature.input,
+        signature.output,
+        layout,
+        initial,
+        signature.max_emit,
+        [(name, target.layout) for name, target in signature.targets],
     )

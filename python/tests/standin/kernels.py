@@ -6,7 +6,11 @@ import numpy as np
 import pytest
 
 from pydotcompute import RingKernelRuntime, message
-from pydotcompute.exceptions import KernelCompilationError, PyDotComputeError
+from pydotcompute.exceptions import (
+    InvalidConfigurationError,
+    KernelCompilationError,
+    PyDotComputeError,
+)
 from pydotcompute.handlers import cuda_handler, record, record_dtype
 
 
@@ -36,6 +40,62 @@ deposit(const amount *message, amount *account, amount *reply, rk_ctx *ctx) {
 
 def handler(source=SOURCE):
     return cuda_handler("deposit", source, input_type=Amount, output_type=Amount, state=Account)
+
+
+SHARE = """
+#include "dotcompute.cuh"
+struct amount { long long value; };
+extern "C" __device__ int32_t
+share(const amount *message, void *, amount *reply, rk_ctx *ctx) {
+    reply->value = message->value / 2;
+    if (int32_t fault = rk_send(ctx, 0, reply))
+        return fault;
+    if (int32_t fault = rk_send(ctx, 1, message))
+        return fault;
+    return DC_HANDLER_REPLY;
+}
+"""
+
+
+async def targets(runtime):
+    """A handler that sends to a kernel beside it on the device, of another handler, and to one in
+    Python."""
+
+    async def audit(ctx):
+        total = 0
+        while True:
+            total += (await ctx.receive()).value
+            await ctx.send(Amount(value=total))
+
+    await runtime.launch("audit", audit)
+    await runtime.activate("audit")
+    await runtime.launch("half", handler(), executor="cuda")
+    await runtime.activate("half")
+    share = cuda_handler(
+        "share",
+        SHARE,
+        input_type=Amount,
+        output_type=Amount,
+        targets={"half": Amount, "audit": Amount},
+    )
+    await runtime.launch("share", share, executor="cuda")
+    await runtime.activate("share")
+    for turn in range(1, 51):
+        answer = await runtime.send_and_receive("share", Amount(value=10), timeout=60)
+        assert answer.value == 5
+        assert (await runtime.receive("half", timeout=60)).value == 5 * turn
+        assert (await runtime.receive("audit", timeout=60)).value == 10 * turn
+    # A target that there is not fails the kernel.
+    lost = {"none": Amount, "no": Amount}
+    nowhere = cuda_handler("share", SHARE, input_type=Amount, targets=lost)
+    await runtime.launch("nowhere", nowhere, executor="cuda")
+    await runtime.activate("nowhere")
+    await runtime.send("nowhere", Amount(value=1))
+    with pytest.raises(PyDotComputeError, match="no ring kernel named 'none'"):
+        await runtime.receive("nowhere", timeout=60)
+    wide = cuda_handler("share", SHARE, input_type=Amount, targets={"half": Account})
+    with pytest.raises(InvalidConfigurationError, match="sends 'Account' to 'half'"):
+        await runtime.launch("wide", wide, executor="cuda")
 
 
 async def main():
@@ -82,6 +142,7 @@ async def main():
         answer = await runtime.send_and_receive("b", Amount(value=2), timeout=60)
         assert answer.value == 2
         await runtime.terminate("a", timeout=30, drain=True)
+        await targets(runtime)
         wrong = handler(SOURCE.replace("->value", "->oops"))
         with pytest.raises(KernelCompilationError, match=r"deposit\.cu:6.*oops"):
             await runtime.launch("c", wrong, executor="cuda")

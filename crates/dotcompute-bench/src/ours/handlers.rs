@@ -12,7 +12,7 @@ use crate::load::{self, CAPACITY, CHUNK};
 use crate::os::{beside, pinned};
 
 /// Batches on their way at once.
-const AHEAD: usize = 4;
+pub(crate) const AHEAD: usize = 4;
 /// Different batches that are sent in turn: as many as a peer's array holds.
 const ARRAYS: u64 = 16;
 
@@ -47,8 +47,7 @@ fn launch<M: compiled::RecordMessage, R: compiled::RecordReply>(
 }
 
 /// Sends each kernel its share of the batches, some ahead of the replies, and verifies these.
-fn exchange(kernels: &[Batches], operations: u64) -> Result<(), Wrong> {
-    let arrays = arrays();
+fn exchange(kernels: &[Batches], arrays: &[Arc<Vec<Order>>], operations: u64) -> Result<(), Wrong> {
     let (batches, kernels_) = (operations / BATCH, kernels.len() as u64);
     let array_of = |number: u64| &arrays[(number % ARRAYS) as usize];
     let ahead = (AHEAD * kernels.len()) as u64;
@@ -68,10 +67,10 @@ fn exchange(kernels: &[Batches], operations: u64) -> Result<(), Wrong> {
 }
 
 fn batches_over(kernels: &[Batches], operations: u64) -> Result<Slice, Wrong> {
-    let operations = operations / BATCH * BATCH;
-    exchange(kernels, (ARRAYS * BATCH).min(operations))?;
+    let (operations, arrays) = (operations / BATCH * BATCH, arrays());
+    exchange(kernels, &arrays, (ARRAYS * BATCH).min(operations))?;
     let watch = Stopwatch::start();
-    exchange(kernels, operations)?;
+    exchange(kernels, &arrays, operations)?;
     let slice = watch.stop();
     let mut handled = 0;
     for kernel in kernels {

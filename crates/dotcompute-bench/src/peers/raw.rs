@@ -11,7 +11,7 @@ use crate::handled::{BATCH, Handled, Order, handle, verify};
 use crate::harness::{Slice, Stopwatch, Trips, Wrong, expect};
 use crate::load::{CAPACITY, Placement, round_trip, sum_below};
 use crate::os::{Line, Within, futex_await, futex_post, pinned};
-use crate::ours::handlers::arrays;
+use crate::ours::handlers::{AHEAD, arrays};
 
 /// Two words on two lines, each written by one thread and spun upon by the other.
 pub(crate) fn atomic_round_trip(operations: u64) -> Result<Slice, Wrong> {
@@ -106,7 +106,8 @@ fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
 
 /// A compiled handler called over the same arrays, on this thread.
 pub(crate) fn handled_in_a_loop(operations: u64) -> Result<Slice, Wrong> {
-    let (arrays, mut answers) = (arrays(), vec![Order::new(0); BATCH as usize]);
+    // Of as many batches as a kernel has on their way the answers are there at once.
+    let (arrays, mut answers) = (arrays(), vec![vec![Order::new(0); BATCH as usize]; AHEAD + 1]);
     let mut state = Handled::default();
     // Called through a pointer, as a kernel does.
     let function: dotcompute::abi::Handler = std::hint::black_box(handle);
@@ -114,14 +115,15 @@ pub(crate) fn handled_in_a_loop(operations: u64) -> Result<Slice, Wrong> {
     let slice = pinned(|| {
         let watch = Stopwatch::start();
         for (number, array) in (0..operations / BATCH).zip(arrays.iter().cycle()) {
-            let mut written = 0;
+            let (mut written, at_once) = (0, answers.len());
+            let answers = &mut answers[number as usize % at_once];
             for order in array.iter() {
                 let (message, state) = (ptr::from_ref(order).cast(), (&raw mut state).cast());
                 let reply = ptr::from_mut(&mut answers[written]).cast();
                 // SAFETY: an order, the state and room for an order; it looks at no context.
                 written += unsafe { function(message, state, reply, ptr::null_mut()) } as usize;
             }
-            verify(&answers, number % arrays.len() as u64 * BATCH, BATCH)?;
+            verify(answers, number % arrays.len() as u64 * BATCH, BATCH)?;
         }
         Ok(watch.stop())
     })?;

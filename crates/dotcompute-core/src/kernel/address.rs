@@ -65,6 +65,18 @@ impl<M: Message> Address<M> {
         self.to.try_send(message.into())
     }
 
+    /// As [`KernelRef::offer`].
+    ///
+    /// # Errors
+    ///
+    /// See [`SendError`].
+    pub fn offer(
+        &self,
+        message: impl Into<Envelope<M>>,
+    ) -> Result<Option<Envelope<M>>, SendError<M>> {
+        self.to.offer(message.into())
+    }
+
     /// As [`KernelRef::send_blocking`].
     ///
     /// # Errors

@@ -29,6 +29,7 @@ struct ReportLine {
     fault_token: AtomicU32,
     received: AtomicU64,
     passed: AtomicU64,
+    sent: [AtomicU64; 8],
 }
 
 /// `SeatCounters`, as atomics.
@@ -63,6 +64,7 @@ const _: () = {
     assert!(ours == theirs);
     assert!(offset_of!(ReportLine, received) == offset_of!(abi::SeatReport, received));
     assert!(offset_of!(ReportLine, passed) == offset_of!(abi::SeatReport, passed));
+    assert!(offset_of!(ReportLine, sent) == offset_of!(abi::SeatReport, sent));
     assert!(size_of::<CountersLine>() == size_of::<abi::SeatCounters>());
     assert!(offset_of!(CountersLine, processed) == offset_of!(abi::SeatCounters, processed));
     assert!(offset_of!(CountersLine, faulted) == offset_of!(abi::SeatCounters, faulted));
@@ -97,6 +99,8 @@ pub struct Report {
     /// Replies that it sent to another kernel of the device. All those of a message are counted once
     /// [`Port::done`] counts the message.
     pub passed: u64,
+    /// Records that it sent over each of its first edges; counted as `passed` is.
+    pub sent: [u64; 8],
 }
 
 /// The counters of a seat; exact once its grid has ended.
@@ -158,7 +162,7 @@ impl Port {
         let report = words.report_line();
         let words64 =
             [&report.busy, &report.processed, &report.faulted, &report.received, &report.passed];
-        for word in words64 {
+        for word in words64.into_iter().chain(&report.sent) {
             word.store(0, Ordering::Relaxed);
         }
         let words32 = [&report.state, &report.fault, &report.waiting_on, &report.fault_token];
@@ -258,7 +262,7 @@ impl PortWords {
         // SYNC(device.received) acquire: pairs with the release in `dc_settle`. Makes visible what
         // the messages led to.
         let received = line.received.load(Ordering::Acquire);
-        // Relaxed, the rest: ordered by the state where it matters, and `passed` by the heads.
+        // Relaxed, the rest: ordered by the state where it matters, `passed` and `sent` by the heads.
         Report {
             state,
             fault: line.fault.load(Ordering::Relaxed).cast_signed(),
@@ -269,6 +273,7 @@ impl PortWords {
             fault_token: line.fault_token.load(Ordering::Relaxed),
             received,
             passed: line.passed.load(Ordering::Relaxed),
+            sent: std::array::from_fn(|edge| line.sent[edge].load(Ordering::Relaxed)),
         }
     }
 

@@ -19,7 +19,7 @@ pub struct Shape {
     pub reply_window: usize,
     /// Records that other kernels may have on their way to a seat: a power of two, or 0 for none.
     pub inbox_capacity: usize,
-    /// Edges from a seat, that of its replies included; at most 32.
+    /// Edges from a seat, those to its targets and that of its replies; at most 32.
     pub edges: u32,
     /// Edges to a seat; at most 256.
     pub edges_in: u32,

@@ -12,6 +12,8 @@ use crate::library::CallError;
 pub enum ResidentError {
     /// What the driver said.
     Driver(CallError),
+    /// What the driver said to the code of a grid.
+    Code(CallError),
     /// No grid has this shape.
     Shape(&'static str),
     /// The device cannot hold so many blocks at once.
@@ -45,7 +47,12 @@ pub enum ResidentError {
 impl ResidentError {
     /// Whether the grid is lost by it.
     pub(super) fn loses(&self) -> bool {
-        !matches!(self, Self::Plan(_) | Self::Taken(_) | Self::Full)
+        let spares = [
+            matches!(self, Self::Plan(_) | Self::Taken(_) | Self::Full),
+            // Of code that was to be loaded; that of before goes on.
+            matches!(self, Self::Code(_) | Self::NoRoom { .. }),
+        ];
+        !spares.contains(&true)
     }
 }
 
@@ -53,6 +60,7 @@ impl fmt::Display for ResidentError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Driver(error) => error.fmt(f),
+            Self::Code(error) => write!(f, "the code cannot be loaded: {error}"),
             Self::Shape(wrong) => f.write_str(wrong),
             Self::NoRoom { blocks, most } => {
                 write!(f, "the device holds {most} blocks at once, not {blocks}")
@@ -76,7 +84,7 @@ impl fmt::Display for ResidentError {
 impl std::error::Error for ResidentError {
     fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
         match self {
-            Self::Driver(error) => Some(error),
+            Self::Driver(error) | Self::Code(error) => Some(error),
             Self::Plan(error) => Some(error),
             _ => None,
         }

@@ -1,5 +1,6 @@
 //! The thread that makes all of the driver's calls for one grid.
 
+use std::collections::HashMap;
 use std::ffi::CStr;
 use std::mem;
 use std::sync::Arc;
@@ -12,12 +13,12 @@ use dotcompute_abi::control::{
     COMMAND_KILL, STATE_ABSENT, STATE_FAILED, STATE_HOLDING, STATE_STOPPED,
 };
 use dotcompute_abi::device::Grid as Parameters;
-use dotcompute_mailbox::sync::lock;
+use dotcompute_mailbox::sync::{Ordering, lock};
 
 use super::{Fate, LEAVE_WITHIN, Loss, Request, Residency, ResidentError, Vacated};
 use crate::compute::{Context, FreesHeld};
 use crate::driver::{Driver, Kernel, Session, Stream};
-use crate::grid::{Arena, EdgePlan, Grid, PlanError, Port, PortWords, SeatPlan, Shape, Write};
+use crate::grid::{Arena, EdgePlan, Grid, PlanError, Port, PortWords, SeatPlan, Shape, Way, Write};
 use crate::image::Image;
 use crate::library::CallError;
 
@@ -43,6 +44,7 @@ const GRACE: Duration = Duration::from_secs(1);
 /// All that the launcher's thread has.
 pub(super) struct Launcher {
     session: Session,
+    multiprocessors: u32,
     grid: Grid,
     kernel: Kernel,
     /// The grid's stream, in which nothing else is ever queued.
@@ -56,8 +58,8 @@ pub(super) struct Launcher {
     epoch: u32,
     /// The plans of the seats that were taken.
     plans: Vec<Option<SeatPlan>>,
-    /// The edges that replies take.
-    links: Vec<Option<EdgePlan>>,
+    /// The edges that were given to the seats beyond those of their plans, by their places.
+    links: Vec<HashMap<u32, EdgePlan>>,
     /// Seats that nobody uses any more and whose handlers have not come back.
     leaving: Vec<Vacated>,
     /// The last epoch that has ended, and since when that is so.
@@ -81,11 +83,11 @@ impl Launcher {
         let session = Session::begin(driver, ordinal)?;
         // All that waits for what is resident is done before anything is.
         let kernel = session.kernel(image.cubin(), KERNEL)?;
-        let most = session.occupancy(kernel, BLOCK_THREADS)? * device.multiprocessors;
-        let blocks = blocks(shape);
-        if blocks > most || !device.cooperative_launch {
-            return Err(ResidentError::NoRoom { blocks, most });
+        if !device.cooperative_launch {
+            return Err(ResidentError::NoRoom { blocks: blocks(shape), most: 0 });
         }
+        let multiprocessors = device.multiprocessors;
+        check_room(&session, kernel, shape, multiprocessors)?;
         let (resident, copies) = (session.stream()?, session.stream()?);
         let (host, address) = session.host_memory(shape.host_bytes())?;
         let device = session.device_memory(shape.device_bytes())?;
@@ -94,10 +96,13 @@ impl Launcher {
         let host = unsafe { Arena::from_raw(host, address, shape.host_bytes(), ()) };
         let grid = Grid::new(shape, host, device);
         *lock(&fate.words) = vec![None; shape.seats as usize];
+        // Relaxed: see `Resident::has_handler`.
+        fate.handlers.store(image.handlers(), Ordering::Relaxed);
         // A driver that lacks what these users need has none.
         let held = Context::of(driver, ordinal.unsigned_abs()).ok();
         let launcher = Self {
             session,
+            multiprocessors,
             grid,
             kernel,
             resident,
@@ -106,7 +111,7 @@ impl Launcher {
             residency,
             epoch: 0,
             plans: vec![None; shape.seats as usize],
-            links: vec![None; shape.seats as usize],
+            links: vec![HashMap::new(); shape.seats as usize],
             leaving: Vec::new(),
             ended: (0, Instant::now()),
             fate,
@@ -240,8 +245,8 @@ impl Launcher {
         loop {
             let is_there = self.epoch != self.grid.ended();
             match requests.recv_timeout(if is_there { ROUND } else { IDLE_ROUND }) {
-                Ok(Request::Seat { seat, plan, answer }) => {
-                    let taken = self.take(seat, &plan);
+                Ok(Request::Seat { seat, plan, image, answer }) => {
+                    let taken = self.take(seat, &plan, image.as_deref());
                     let lost = match &taken {
                         Ok(_) => None,
                         Err(error) => error.loses().then(|| error.clone()),
@@ -254,14 +259,14 @@ impl Launcher {
                     lost.map_or(Ok(()), Err)?;
                 }
                 Ok(Request::Vacate(vacated)) => self.leaving.push(vacated),
-                Ok(Request::Link { from, to, record_bytes, answer }) => {
-                    let linked = self.link(from, to, record_bytes);
+                Ok(Request::Link { from, way, to, record_bytes, answer }) => {
+                    let linked = self.link(from, way, to, record_bytes);
                     let lost = linked.as_ref().err().filter(|error| error.loses()).cloned();
                     let _ = answer.send(linked); // whoever asked may be gone
                     lost.map_or(Ok(()), Err)?;
                 }
-                Ok(Request::Unlink { from, answer }) => {
-                    let unlinked = self.unlink(from);
+                Ok(Request::Unlink { from, way, answer }) => {
+                    let unlinked = self.unlink(from, way);
                     let lost = unlinked.as_ref().err().filter(|error| error.loses()).cloned();
                     let _ = answer.send(unlinked); // as above
                     lost.map_or(Ok(()), Err)?;
@@ -327,10 +332,11 @@ impl Launcher {
             let before = self.leaving.len();
             self.leaving.retain_mut(|Vacated { seat, port, then }| {
                 let (report, place) = (port.report(), *seat as usize);
-                let is_used = links.iter().flatten().any(|edge| edge.to == *seat);
+                let is_used = links.iter().flat_map(HashMap::values).any(|edge| edge.to == *seat);
                 let is_free = has_ended(report.state) && !is_used;
                 if is_free {
-                    (words[place], links[place], plans[place]) = (None, None, None);
+                    (words[place], plans[place]) = (None, None);
+                    links[place].clear();
                     told.extend(then.take().map(|then| (then, report)));
                 }
                 !is_free
@@ -341,7 +347,12 @@ impl Launcher {
         told.into_iter().for_each(|(then, report)| then(report));
     }
 
-    fn take(&mut self, seat: Option<u32>, plan: &SeatPlan) -> Result<(u32, Port), ResidentError> {
+    fn take(
+        &mut self,
+        seat: Option<u32>,
+        plan: &SeatPlan,
+        image: Option<&Image>,
+    ) -> Result<(u32, Port), ResidentError> {
         self.free_seats();
         let seat = {
             let words = lock(&self.fate.words);
@@ -359,6 +370,10 @@ impl Launcher {
         self.check_target(seat)?;
         self.check_edges(&plan.edges)?;
         self.pause()?;
+        if let Err(error) = self.load(plan.handler, image) {
+            self.start()?;
+            return Err(error);
+        }
         // SAFETY: no grid runs, and none is launched before the writes below are done; an earlier
         // port of this seat was dropped when the seat was freed.
         let seated = unsafe { self.grid.seat(seat, plan) };
@@ -373,6 +388,20 @@ impl Launcher {
         };
         self.start()?;
         port
+    }
+
+    /// Sees to it that the code which is loaded has the handler of this number; no grid runs.
+    fn load(&mut self, handler: u32, image: Option<&Image>) -> Result<(), ResidentError> {
+        // Relaxed, here and below: see `Resident::has_handler`.
+        let has_it = handler < self.fate.handlers.load(Ordering::Relaxed);
+        let Some(image) = image.filter(|image| !has_it && handler < image.handlers()) else {
+            return Ok(());
+        };
+        let kernel = self.session.kernel(image.cubin(), KERNEL).map_err(ResidentError::Code)?;
+        check_room(&self.session, kernel, self.grid.shape(), self.multiprocessors)?;
+        self.kernel = kernel;
+        self.fate.handlers.store(image.handlers(), Ordering::Relaxed);
+        Ok(())
     }
 
     /// That nobody who has begun sends to a seat that is to be taken.
@@ -412,7 +441,7 @@ impl Launcher {
     fn edges(&self) -> impl Iterator<Item = (u32, EdgePlan)> + Clone {
         let seats = self.plans.iter().zip(&self.links).zip(0..);
         seats.flat_map(|((plan, link), from)| {
-            let edges = plan.iter().flat_map(|plan| &plan.edges).chain(link);
+            let edges = plan.iter().flat_map(|plan| &plan.edges).chain(link.values());
             edges.map(move |edge| (from, *edge))
         })
     }
@@ -438,18 +467,24 @@ impl Launcher {
         plan.filter(|_| !is_left).ok_or(PlanError::Vacant { seat })
     }
 
-    fn link(&mut self, from: u32, to: u32, record_bytes: u32) -> Result<(), ResidentError> {
+    fn link(
+        &mut self,
+        from: u32,
+        way: Way,
+        to: u32,
+        record_bytes: u32,
+    ) -> Result<(), ResidentError> {
         let plan = self.seated(from)?;
         self.seated(to)?;
         if self.leads(to, from) {
             return Err(PlanError::Cycle { to, from }.into());
         }
         let shape = self.grid.shape();
-        if shape.edges_in == 0 || self.links[from as usize].is_some() {
+        if shape.edges_in == 0 || self.links[from as usize].contains_key(&plan.place(way)) {
             return Err(PlanError::NoEdge { to }.into());
         }
         self.pause()?;
-        let linked = self.write_link(from, to, record_bytes, &plan);
+        let linked = self.write_link(from, way, to, record_bytes, &plan);
         self.start()?;
         linked
     }
@@ -457,6 +492,7 @@ impl Launcher {
     fn write_link(
         &mut self,
         from: u32,
+        way: Way,
         to: u32,
         record_bytes: u32,
         plan: &SeatPlan,
@@ -472,22 +508,32 @@ impl Launcher {
         let share = shape.inbox_capacity as u32 / shape.edges_in;
         let edge = EdgePlan { to, number, share, record_bytes };
         self.check_edges(&[edge])?;
-        let writes = self.grid.link(from, plan, edge)?;
+        let place = plan.place(way);
+        let writes = self.grid.link(from, plan, way, edge, self.sent(from, place))?;
         self.write(&writes)?;
-        self.links[from as usize] = Some(edge);
+        self.links[from as usize].insert(place, edge);
         Ok(())
     }
 
-    fn unlink(&mut self, from: u32) -> Result<Vec<TaggedRecord>, ResidentError> {
+    fn unlink(&mut self, from: u32, way: Way) -> Result<Vec<TaggedRecord>, ResidentError> {
         let plan = self.seated(from)?;
-        let Some(edge) = self.links[from as usize] else { return Ok(Vec::new()) };
+        let place = plan.place(way);
+        let Some(edge) = self.links[from as usize].get(&place).copied() else {
+            return Ok(Vec::new());
+        };
         self.pause()?;
-        self.write(&self.grid.unlink(from, &plan))?;
-        self.links[from as usize] = None;
+        self.write(&[self.grid.unlink(from, &plan, way, self.sent(from, place))])?;
+        self.links[from as usize].remove(&place);
         let (left, writes) = self.grid.take_out(edge.to, &self.inbox(edge.to)?, edge.number);
         self.write(&writes)?;
         self.start()?;
         Ok(left)
+    }
+
+    /// How many records a seat has sent over the edges in this place; no grid runs.
+    fn sent(&self, seat: u32, place: u32) -> u64 {
+        let words = lock(&self.fate.words)[seat as usize].clone();
+        words.and_then(|words| words.report().sent.get(place as usize).copied()).unwrap_or(0)
     }
 
     /// The bytes of the inbox of a seat; no grid runs.
@@ -522,6 +568,21 @@ fn has_ended(state: u32) -> bool {
 /// The edge that a record in an inbox came by.
 fn edge_number(record: &TaggedRecord) -> u32 {
     u32::from(record.header.flags) >> 8
+}
+
+/// That the device can hold all blocks of a grid with this kernel at once.
+fn check_room(
+    session: &Session,
+    kernel: Kernel,
+    shape: Shape,
+    multiprocessors: u32,
+) -> Result<(), ResidentError> {
+    let occupancy = session.occupancy(kernel, BLOCK_THREADS).map_err(ResidentError::Code)?;
+    let (blocks, most) = (blocks(shape), occupancy * multiprocessors);
+    match blocks <= most {
+        true => Ok(()),
+        false => Err(ResidentError::NoRoom { blocks, most }),
+    }
 }
 
 /// One warp serves, and each other one is a seat.

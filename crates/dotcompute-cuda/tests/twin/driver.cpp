@@ -183,9 +183,9 @@ module *load(const void *image) {
     const int file = memfd_create("standin-image", 0);
     if (file < 0 || write(file, image, bytes) != ssize_t(bytes))
         return nullptr;
+    // It stays open: the loader takes a file of a name that it has seen for the one that it has loaded.
     const std::string path = "/proc/self/fd/" + std::to_string(file);
     void *library = dlopen(path.c_str(), RTLD_NOW | RTLD_LOCAL);
-    close(file);
     if (library == nullptr)
         return nullptr;
     loaded->seat = reinterpret_cast<decltype(loaded->seat)>(dlsym(library, "dc_twin_seat"));

@@ -6,7 +6,7 @@ use std::ptr::NonNull;
 use std::time::Duration;
 
 use dotcompute_abi::device::Grid as Parameters;
-use dotcompute_cuda::grid::{Arena, EdgePlan, Grid, Port, SeatPlan, Shape, Write};
+use dotcompute_cuda::grid::{Arena, EdgePlan, Grid, Port, SeatPlan, Shape, Way, Write};
 
 /// The handler of `handlers.cpp` that replies with the sum of all values.
 pub(crate) const ADD: u32 = 0;
@@ -94,7 +94,11 @@ impl Stage {
 
     /// Gives a kernel an edge for its replies; no grid runs.
     pub(crate) fn link(&self, seat: u32, plan: &SeatPlan, edge: EdgePlan) {
-        self.grid.link(seat, plan, edge).unwrap().iter().for_each(|write| self.write(write));
+        self.grid
+            .link(seat, plan, Way::Replies, edge, 0)
+            .unwrap()
+            .iter()
+            .for_each(|write| self.write(write));
     }
 
     /// The records in the inbox of a seat; no grid runs.
@@ -107,7 +111,7 @@ impl Stage {
         self.grid.unread(unsafe { std::slice::from_raw_parts(place.as_ptr(), bytes) })
     }
 
-    fn write(&self, (offset, bytes): &Write) {
+    pub(crate) fn write(&self, (offset, bytes): &Write) {
         assert!(offset + bytes.len() <= self.grid.shape().device_bytes());
         // SAFETY: inside the device's arena, as just checked.
         let place = unsafe { self.device.add(*offset) };
@@ -137,7 +141,7 @@ fn leak(bytes: usize) -> NonNull<u8> {
 
 /// A plan for a handler that takes and replies with the records of `handlers.cpp`.
 pub(crate) fn plan(handler: u32) -> SeatPlan {
-    SeatPlan { handler, state: Vec::new(), reply_bytes: 16, max_emit: 0, edges: Vec::new() }
+    SeatPlan { handler, reply_bytes: 16, ..SeatPlan::default() }
 }
 
 /// A message with this value.

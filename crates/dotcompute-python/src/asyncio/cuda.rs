@@ -43,7 +43,10 @@ fn refused(py: Python<'_>, kernel: &str, error: &CudaError) -> PyErr {
             let cause = pyo3::exceptions::PyRuntimeError::new_err(text);
             errors::raise(py, "KernelCompilationError", (kernel, cause))
         }
-        CudaError::TooLarge { .. } | CudaError::Emits { .. } => {
+        CudaError::TooLarge { .. }
+        | CudaError::Emits { .. }
+        | CudaError::Targets { .. }
+        | CudaError::Target { .. } => {
             errors::raise(py, "InvalidConfigurationError", ("executor", "cuda", text))
         }
         CudaError::Timeout(_) => PyTimeoutError::new_err(text),
@@ -77,7 +80,7 @@ impl CudaKernel {
     /// the interpreter's lock.
     #[new]
     #[expect(clippy::too_many_arguments, reason = "called once, from the Python half, by name")]
-    #[pyo3(signature = (kernel_id, code, input, output, state, initial, max_emit))]
+    #[pyo3(signature = (kernel_id, code, input, output, state, initial, max_emit, targets))]
     fn new(
         py: Python<'_>,
         kernel_id: &str,
@@ -87,6 +90,7 @@ impl CudaKernel {
         state: Option<&RecordLayout>,
         initial: &[u8],
         max_emit: u32,
+        targets: Vec<(String, Bound<'_, RecordLayout>)>,
     ) -> PyResult<Self> {
         let (kind, symbol): (String, String) =
             (code.get_item(0)?.extract()?, code.get_item(1)?.extract()?);
@@ -103,6 +107,9 @@ impl CudaKernel {
         if let Some(state) = state {
             // Each launch says what its own is at first.
             described = described.state_bytes(state.core, &vec![0; state.core.bytes]);
+        }
+        for (kernel, layout) in &targets {
+            described = described.target::<PyMessage>(kernel, layout.get().core);
         }
         // Kernels of the same code and records share their grids.
         let entry = format!("{described:?}");

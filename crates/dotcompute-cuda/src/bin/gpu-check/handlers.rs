@@ -216,7 +216,7 @@ pub(crate) fn grid(
 
 pub(crate) fn plan(image: &Image, function: &str, reply_bytes: u32) -> Result<SeatPlan, Failure> {
     let handler = image.handler(function).ok_or("the image has the handlers")?;
-    Ok(SeatPlan { handler, state: Vec::new(), reply_bytes, max_emit: 0, edges: Vec::new() })
+    Ok(SeatPlan { handler, state: Vec::new(), reply_bytes, ..SeatPlan::default() })
 }
 
 /// The executor, and a runtime.

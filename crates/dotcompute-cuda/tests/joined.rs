@@ -1,0 +1,267 @@
+//! Handlers that are registered one after the other, on the stand-ins: they are linked into one image,
+//! their kernels share grids, and those that run notice nothing of it.
+
+#![cfg(target_os = "linux")]
+#![expect(clippy::unwrap_used, reason = "a test")]
+
+mod standin;
+
+use std::thread;
+use std::time::{Duration, Instant};
+
+use dotcompute_core::{KernelRef, Message, Record, Runtime, Terminate, Termination};
+use dotcompute_cuda::resident::Residency;
+use dotcompute_cuda::{
+    BuildError, Cuda, CudaError, CudaHandler, CudaKernel, CudaKernels, CudaLaunch, CudaOptions,
+};
+use dotcompute_mailbox::sync::{AtomicBool, Ordering};
+use standin::StandIn;
+
+#[derive(Clone, Copy, Debug, PartialEq, Message)]
+#[message(record, crate = "dotcompute_core")]
+#[repr(C)]
+struct Number {
+    value: i64,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Message)]
+#[message(record, crate = "dotcompute_core")]
+#[repr(C)]
+struct Wide {
+    values: [i64; 256],
+}
+
+/// Replies with so much more, and sends that to its target if it has one.
+fn more(function: &str, by: i64, targets: u32) -> CudaKernel {
+    let send = match targets {
+        0 => "",
+        _ => "if (int32_t fault = rk_send(ctx, 0, reply)) return fault;",
+    };
+    let source = format!(
+        r#"
+        #include "dotcompute.cuh"
+        struct number {{ long long value; }};
+        extern "C" __device__ int32_t
+        {function}(const number *message, void *, number *reply, rk_ctx *ctx) {{
+            reply->value = message->value + {by};
+            (void)ctx; {send}
+            return DC_HANDLER_REPLY;
+        }}
+        "#
+    );
+    CudaKernel::new(CudaHandler::from_source(function, source), Number::LAYOUT)
+        .output(Number::LAYOUT)
+}
+
+struct Stage {
+    runtime: Runtime,
+    cuda: Cuda,
+}
+
+impl Stage {
+    fn with(options: CudaOptions) -> Self {
+        let cuda = CudaKernels::new().open(options).unwrap();
+        Self { runtime: Runtime::builder().executor(cuda.executor()).build(), cuda }
+    }
+
+    fn register(&self, name: &str, kernel: CudaKernel) -> Result<(), CudaError> {
+        self.cuda.register(CudaKernels::new().kernel(name, kernel))
+    }
+
+    fn launch(&self, name: &str, entry: &str) -> KernelRef<Number, Number> {
+        let builder = self.runtime.kernel(name).executor("cuda").reply_capacity(4096);
+        let kernel = self.cuda.launch(builder, CudaLaunch::new(entry)).unwrap();
+        kernel.activate().unwrap();
+        kernel
+    }
+
+    fn sent(&self, kernel: &str) -> u64 {
+        self.cuda.counters(kernel).unwrap().sent
+    }
+}
+
+/// Ends what goes on meanwhile, also where the test fails.
+struct Over<'a>(&'a AtomicBool);
+
+impl Drop for Over<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
+const LONG: Option<Duration> = Some(Duration::from_secs(100));
+
+fn ask(kernel: &KernelRef<Number, Number>, value: i64) -> i64 {
+    kernel.ask_blocking(Number { value }, LONG).unwrap().message.value
+}
+
+fn until(what: &str, mut done: impl FnMut() -> bool) {
+    let deadline = Instant::now() + Duration::from_secs(100);
+    while !done() {
+        assert!(Instant::now() < deadline, "waited in vain for {what}");
+        thread::park_timeout(Duration::from_micros(200));
+    }
+}
+
+fn drain(kernel: &KernelRef<Number, Number>) {
+    let ended = kernel.terminate_blocking(Terminate::drain().within(LONG.unwrap()));
+    assert_eq!(ended, Termination::Clean, "{}", kernel.id());
+    assert!(kernel.books().balance(), "{}: {:?}", kernel.id(), kernel.books());
+}
+
+#[test]
+fn kernels_of_handlers_that_came_one_by_one_send_to_each_other_on_the_device() {
+    let _device = StandIn::get().shared();
+    let stage = Stage::with(CudaOptions { seats: 15, ..standin::options() });
+    stage.register("last", more("last", 1000, 0)).unwrap();
+    let last = stage.launch("last", "last");
+    // While another one is at work.
+    let busy = stage.launch("busy", "last");
+    let is_over = AtomicBool::new(false);
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            let mut turns = 0;
+            while !is_over.load(Ordering::Relaxed) || turns == 0 {
+                assert_eq!(ask(&busy, turns), turns + 1000);
+                turns += 1;
+            }
+        });
+        let _over = Over(&is_over);
+        let mut kernels = Vec::new();
+        for number in 0..8 {
+            let (name, function) = (format!("kernel {number}"), format!("adds_{number}"));
+            let to = match number {
+                0 => "last".to_owned(),
+                _ => format!("kernel {}", number - 1),
+            };
+            let kernel = more(&function, 1, 1).target::<Number>(&to, Number::LAYOUT);
+            stage.register(&function, kernel).unwrap();
+            kernels.push(stage.launch(&name, &function));
+        }
+        // From each to all behind it, and to the last of all.
+        for value in 0..50 {
+            for (number, kernel) in kernels.iter().enumerate() {
+                assert_eq!(ask(kernel, value), value + 1, "kernel {number}");
+            }
+        }
+        let sent = (0..8).map(|number| stage.sent(&format!("kernel {number}")));
+        until("all went on the device", || {
+            sent.clone().enumerate().all(|(number, sent)| sent == 50 * (8 - number as u64))
+        });
+        kernels.iter().rev().for_each(drain);
+    });
+    drain(&busy);
+    drain(&last);
+}
+
+#[test]
+fn handlers_whose_names_clash_run_on_grids_of_their_own() {
+    let _device = StandIn::get().shared();
+    let stage = Stage::with(standin::options());
+    stage.register("one", more("same", 1, 0)).unwrap();
+    let one = stage.launch("one", "one");
+    stage.register("two", more("same", 2, 0)).unwrap();
+    let two = stage.launch("two", "two");
+    // And one that clashes in what it defines beside its handler.
+    let helper = |function: &str| {
+        let source = format!(
+            r#"
+            #include "dotcompute.cuh"
+            struct number {{ long long value; }};
+            __device__ long long helper(long long value) {{ return value + 3; }}
+            extern "C" __device__ int32_t
+            {function}(const number *message, void *, number *reply, rk_ctx *) {{
+                reply->value = helper(message->value);
+                return DC_HANDLER_REPLY;
+            }}
+            "#
+        );
+        CudaKernel::new(CudaHandler::from_source(function, source), Number::LAYOUT)
+            .output(Number::LAYOUT)
+    };
+    stage.register("three", helper("three")).unwrap();
+    stage.register("four", helper("four")).unwrap();
+    let (three, four) = (stage.launch("three", "three"), stage.launch("four", "four"));
+    // The first ones go on, and others join them.
+    stage.register("five", more("five", 5, 0)).unwrap();
+    let five = stage.launch("five", "five");
+    let kernels = [&one, &two, &three, &four, &five];
+    assert_eq!(kernels.map(|kernel| ask(kernel, 10)), [11, 12, 13, 13, 15]);
+    kernels.into_iter().for_each(drain);
+}
+
+#[test]
+fn a_source_that_does_not_compile_changes_nothing() {
+    let _device = StandIn::get().shared();
+    let stage = Stage::with(standin::options());
+    stage.register("one", more("one", 1, 0)).unwrap();
+    let one = stage.launch("one", "one");
+    let wrong = CudaKernel::new(CudaHandler::from_source("wrong", "no C++"), Number::LAYOUT);
+    let refused = stage.register("wrong", wrong).unwrap_err();
+    assert!(matches!(&refused, CudaError::Build(BuildError::Source { function, .. })
+        if function == "wrong"));
+    stage.register("two", more("two", 2, 0)).unwrap();
+    let two = stage.launch("two", "two");
+    assert_eq!((ask(&one, 1), ask(&two, 1)), (2, 3));
+    [&one, &two].into_iter().for_each(drain);
+}
+
+#[test]
+fn a_state_that_is_larger_than_those_of_before_has_a_grid_with_room() {
+    let _device = StandIn::get().shared();
+    let stage = Stage::with(standin::options());
+    stage.register("one", more("one", 1, 0)).unwrap();
+    let one = stage.launch("one", "one");
+    let source = r#"
+        #include "dotcompute.cuh"
+        struct number { long long value; };
+        struct wide { long long values[256]; };
+        extern "C" __device__ int32_t
+        keeps(const number *message, wide *state, number *reply, rk_ctx *) {
+            reply->value = state->values[message->value & 255]++;
+            return DC_HANDLER_REPLY;
+        }
+    "#;
+    let values = std::array::from_fn(|place| place as i64);
+    let keeps = CudaKernel::new(CudaHandler::from_source("keeps", source), Number::LAYOUT)
+        .output(Number::LAYOUT)
+        .state(&Wide { values });
+    stage.register("keeps", keeps).unwrap();
+    let keeps = stage.launch("keeps", "keeps");
+    assert_eq!([3, 255, 255].map(|value| ask(&keeps, value)), [3, 255, 256]);
+    let state: Wide = stage.cuda.state("keeps", LONG.unwrap()).unwrap();
+    assert_eq!((state.values[3], state.values[255]), (4, 257));
+    assert_eq!(ask(&one, 1), 2);
+    [&one, &keeps].into_iter().for_each(drain);
+}
+
+#[test]
+fn more_handlers_than_an_image_has_begin_another_one() {
+    let _device = StandIn::get().shared();
+    let stage = Stage::with(standin::options());
+    let all = (0..64).fold(CudaKernels::new(), |all, number| {
+        let name = format!("of_many_{number}");
+        all.kernel(&name, more(&name, number, 0))
+    });
+    stage.cuda.register(all).unwrap();
+    stage.register("beyond", more("beyond", 100, 0)).unwrap();
+    let kernels = [stage.launch("63", "of_many_63"), stage.launch("beyond", "beyond")];
+    assert_eq!([ask(&kernels[0], 1), ask(&kernels[1], 1)], [64, 101]);
+    kernels.iter().for_each(drain);
+}
+
+#[test]
+fn beside_a_grid_that_stays_for_good_nothing_is_loaded_into_it() {
+    let _device = StandIn::get().alone();
+    let residency = Residency { lease: None, ..standin::options().residency };
+    let stage = Stage::with(CudaOptions { residency, ..standin::options() });
+    stage.register("one", more("one", 1, 0)).unwrap();
+    let one = stage.launch("one", "one");
+    assert_eq!(ask(&one, 1), 2);
+    // With nothing on the device the next one has a grid of its own.
+    drain(&one);
+    stage.register("two", more("two", 2, 0)).unwrap();
+    let two = stage.launch("two", "two");
+    assert_eq!(ask(&two, 1), 3);
+    drain(&two);
+}
