@@ -40,6 +40,12 @@ typedef unsigned long long uint64_t;
 #define DC_TAGGED_PAYLOAD_BYTES 40u
 /* Chunks of a tagged slot. */
 #define DC_TAGGED_CHUNKS 4u
+/* Bytes of payload in each further slot of a tagged record. */
+#define DC_TAGGED_MORE_BYTES 48u
+/* Slots that a tagged record takes at most. */
+#define DC_TAGGED_SLOTS_MAX 8u
+/* Bytes of the longest tagged record. */
+#define DC_TAGGED_RECORD_BYTES_MAX 376u
 
 /* This slot continues the record that the slot before it began. */
 #define DC_FLAG_CONTINUED 1u
@@ -105,10 +111,12 @@ typedef unsigned long long uint64_t;
 /* The bands of a mailbox: SYSTEM, HIGH, NORMAL, LOW. */
 #define DC_BANDS 4u
 /* Slots that one look at the host's rings reads: one of each band, and the rest of the band */
-/* that is busiest. */
+/* that is busiest. So many records lie in one piece. */
 #define DC_WINDOW_SLOTS 16u
-/* Records that one call of a handler can make: what it emits and sends, and its reply. */
-#define DC_OUTBOX_RECORDS 8u
+/* Slots for what one call of a handler can make: what it emits, sends and logs, and its reply. */
+#define DC_OUTBOX_SLOTS 16u
+/* Records that one call of a handler can emit and send at most. */
+#define DC_EMITS_MAX 7u
 /* The bit of an order that asks a seat whether it could leave. */
 #define DC_ORDER_ASKED 65536u
 /* The last token that names a delivery to one kernel. Those above it go with what a kernel of the */
@@ -354,14 +362,20 @@ typedef struct dc_seat {
     uint32_t handler;
     /* How many records the handler emits and sends for one message at most, besides its reply. */
     uint32_t max_emit;
-    /* The size of a reply, in bytes; at most 40. */
+    /* The size of a reply, in bytes. */
     uint32_t reply_bytes;
     /* The edge that its replies take, counted from 1; 0: they go to the host. */
     uint32_t reply_edge;
     /* How many of `max_emit` it cannot emit, but send. */
     uint32_t send_only;
+    /* How many slots each of its messages takes; at most `TAGGED_SLOTS_MAX`. */
+    uint32_t message_slots;
+    /* How many slots a reply takes. */
+    uint32_t reply_slots;
+    /* How many slots the longest record takes that it sends. */
+    uint32_t send_slots;
 } dc_seat;
-DC_ASSERT(sizeof(dc_seat) == 256, "dc_seat");
+DC_ASSERT(sizeof(dc_seat) == 384, "dc_seat");
 DC_ASSERT(DC_OFFSET(dc_seat, bands) == 0, "dc_seat.bands");
 DC_ASSERT(DC_OFFSET(dc_seat, replies) == 128, "dc_seat.replies");
 DC_ASSERT(DC_OFFSET(dc_seat, inbox) == 160, "dc_seat.inbox");
@@ -376,6 +390,9 @@ DC_ASSERT(DC_OFFSET(dc_seat, max_emit) == 240, "dc_seat.max_emit");
 DC_ASSERT(DC_OFFSET(dc_seat, reply_bytes) == 244, "dc_seat.reply_bytes");
 DC_ASSERT(DC_OFFSET(dc_seat, reply_edge) == 248, "dc_seat.reply_edge");
 DC_ASSERT(DC_OFFSET(dc_seat, send_only) == 252, "dc_seat.send_only");
+DC_ASSERT(DC_OFFSET(dc_seat, message_slots) == 256, "dc_seat.message_slots");
+DC_ASSERT(DC_OFFSET(dc_seat, reply_slots) == 260, "dc_seat.reply_slots");
+DC_ASSERT(DC_OFFSET(dc_seat, send_slots) == 264, "dc_seat.send_slots");
 
 /* What the host tells a seat; in the host's memory. The device reads it as chunks of 16 bytes. */
 typedef struct dc_seat_news {
@@ -467,6 +484,8 @@ typedef struct dc_seat_store {
     uint64_t passed;
     /* The last epoch in which the seat was asked to leave and was not at work, or is empty. */
     uint32_t ready;
+    /* Messages taken out of the inbox. */
+    uint64_t received;
 } dc_seat_store;
 DC_ASSERT(sizeof(dc_seat_store) == 128, "dc_seat_store");
 DC_ASSERT(DC_OFFSET(dc_seat_store, heads) == 0, "dc_seat_store.heads");
@@ -482,6 +501,7 @@ DC_ASSERT(DC_OFFSET(dc_seat_store, state) == 96, "dc_seat_store.state");
 DC_ASSERT(DC_OFFSET(dc_seat_store, fault) == 100, "dc_seat_store.fault");
 DC_ASSERT(DC_OFFSET(dc_seat_store, passed) == 104, "dc_seat_store.passed");
 DC_ASSERT(DC_OFFSET(dc_seat_store, ready) == 112, "dc_seat_store.ready");
+DC_ASSERT(DC_OFFSET(dc_seat_store, received) == 120, "dc_seat_store.received");
 
 /* The way from one kernel to the inbox of another; in the device's memory. What an edge may */
 /* have in flight is its share of the inbox, and the shares sum up to no more than that holds: */
@@ -503,8 +523,10 @@ typedef struct dc_edge {
     uint32_t share;
     /* Its number among the target's edges: the token of what it sends. */
     uint32_t number;
-    /* The size of a record, in bytes; at most 40. */
+    /* The size of a record, in bytes. */
     uint32_t record_bytes;
+    /* How many slots a record takes: as many as the target's messages do. */
+    uint32_t record_slots;
     /* Records sent; written by the sender. */
     uint64_t sent;
     /* What `returned` was when last looked at; written by the sender. */
@@ -524,6 +546,7 @@ DC_ASSERT(DC_OFFSET(dc_edge, capacity) == 36, "dc_edge.capacity");
 DC_ASSERT(DC_OFFSET(dc_edge, share) == 40, "dc_edge.share");
 DC_ASSERT(DC_OFFSET(dc_edge, number) == 44, "dc_edge.number");
 DC_ASSERT(DC_OFFSET(dc_edge, record_bytes) == 48, "dc_edge.record_bytes");
+DC_ASSERT(DC_OFFSET(dc_edge, record_slots) == 52, "dc_edge.record_slots");
 DC_ASSERT(DC_OFFSET(dc_edge, sent) == 56, "dc_edge.sent");
 DC_ASSERT(DC_OFFSET(dc_edge, returned_seen) == 64, "dc_edge.returned_seen");
 DC_ASSERT(DC_OFFSET(dc_edge, head_seen) == 72, "dc_edge.head_seen");

@@ -10,6 +10,12 @@ const DC_PLAIN_PAYLOAD_BYTES: u32 = 56u;
 const DC_TAGGED_PAYLOAD_BYTES: u32 = 40u;
 // Chunks of a tagged slot.
 const DC_TAGGED_CHUNKS: u32 = 4u;
+// Bytes of payload in each further slot of a tagged record.
+const DC_TAGGED_MORE_BYTES: u32 = 48u;
+// Slots that a tagged record takes at most.
+const DC_TAGGED_SLOTS_MAX: u32 = 8u;
+// Bytes of the longest tagged record.
+const DC_TAGGED_RECORD_BYTES_MAX: u32 = 376u;
 
 // This slot continues the record that the slot before it began.
 const DC_FLAG_CONTINUED: u32 = 1u;

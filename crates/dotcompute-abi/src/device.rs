@@ -15,10 +15,12 @@ shared_constants! {
     /// The bands of a mailbox: SYSTEM, HIGH, NORMAL, LOW.
     BANDS = 4;
     /// Slots that one look at the host's rings reads: one of each band, and the rest of the band
-    /// that is busiest.
+    /// that is busiest. So many records lie in one piece.
     WINDOW_SLOTS = 16;
-    /// Records that one call of a handler can make: what it emits and sends, and its reply.
-    OUTBOX_RECORDS = 8;
+    /// Slots for what one call of a handler can make: what it emits, sends and logs, and its reply.
+    OUTBOX_SLOTS = 16;
+    /// Records that one call of a handler can emit and send at most.
+    EMITS_MAX = 7;
     /// The bit of an order that asks a seat whether it could leave.
     ORDER_ASKED = 65_536;
     /// The last token that names a delivery to one kernel. Those above it go with what a kernel of the
@@ -51,7 +53,7 @@ impl Shared for [RingPlace; 4] {
 
 shared_struct! {
     /// A seat, as its kernel finds it. The host writes it, while the seat is empty.
-    Seat: 256 bytes, aligned to 128;
+    Seat: 384 bytes, aligned to 128;
     /// The host's rings, most urgent first.
     bands: [RingPlace; 4], at 0;
     /// The ring of replies to the host.
@@ -74,12 +76,18 @@ shared_struct! {
     handler: u32, at 236;
     /// How many records the handler emits and sends for one message at most, besides its reply.
     max_emit: u32, at 240;
-    /// The size of a reply, in bytes; at most 40.
+    /// The size of a reply, in bytes.
     reply_bytes: u32, at 244;
     /// The edge that its replies take, counted from 1; 0: they go to the host.
     reply_edge: u32, at 248;
     /// How many of `max_emit` it cannot emit, but send.
     send_only: u32, at 252;
+    /// How many slots each of its messages takes; at most `TAGGED_SLOTS_MAX`.
+    message_slots: u32, at 256;
+    /// How many slots a reply takes.
+    reply_slots: u32, at 260;
+    /// How many slots the longest record takes that it sends.
+    send_slots: u32, at 264;
 }
 
 shared_struct! {
@@ -159,6 +167,8 @@ shared_struct! {
     passed: u64, at 104;
     /// The last epoch in which the seat was asked to leave and was not at work, or is empty.
     ready: u32, at 112;
+    /// Messages taken out of the inbox.
+    received: u64, at 120;
 }
 
 shared_struct! {
@@ -182,8 +192,10 @@ shared_struct! {
     share: u32, at 40;
     /// Its number among the target's edges: the token of what it sends.
     number: u32, at 44;
-    /// The size of a record, in bytes; at most 40.
+    /// The size of a record, in bytes.
     record_bytes: u32, at 48;
+    /// How many slots a record takes: as many as the target's messages do.
+    record_slots: u32, at 52;
     /// Records sent; written by the sender.
     sent: u64, at 56;
     /// What `returned` was when last looked at; written by the sender.

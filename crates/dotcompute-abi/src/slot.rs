@@ -10,8 +10,10 @@
 //!   each, 40 bytes of payload; a reader takes a slot when its four tags agree, so one read per
 //!   chunk fetches tag and data at once and no second word need be polled.
 //!
-//! A record longer than one slot takes several: `payload_bytes` is the whole record's length and
-//! each further slot carries [`FLAG_CONTINUED`].
+//! A record longer than one slot takes several: `payload_bytes` is the whole record's length. Each
+//! further plain slot carries [`FLAG_CONTINUED`]; each further tagged one is all payload, 48 bytes, so
+//! that a record lies in one piece where its slots are put one after the other. Every slot has tags of its
+//! own: a record is there when all of its slots are, and cannot be torn.
 
 use crate::describe::{Kind, Shared, Struct};
 
@@ -26,6 +28,12 @@ shared_constants! {
     TAGGED_PAYLOAD_BYTES = 40;
     /// Chunks of a tagged slot.
     TAGGED_CHUNKS = 4;
+    /// Bytes of payload in each further slot of a tagged record.
+    TAGGED_MORE_BYTES = 48;
+    /// Slots that a tagged record takes at most.
+    TAGGED_SLOTS_MAX = 8;
+    /// Bytes of the longest tagged record.
+    TAGGED_RECORD_BYTES_MAX = 376;
 }
 
 shared_constants! {
@@ -120,6 +128,20 @@ pub const STRUCTS: &[Struct] = &[
     TaggedRecord::LAYOUT,
 ];
 
+const RECORD_BYTES_MAX: usize = TAGGED_RECORD_BYTES_MAX as usize;
+
+/// How many slots a tagged record of so many bytes takes.
+pub const fn tagged_slots(payload_bytes: u32) -> u32 {
+    (payload_bytes + 8).div_ceil(TAGGED_MORE_BYTES)
+}
+
+const _: () = {
+    assert!(tagged_slots(TAGGED_PAYLOAD_BYTES) == 1);
+    assert!(tagged_slots(TAGGED_PAYLOAD_BYTES + 1) == 2);
+    assert!(tagged_slots(TAGGED_RECORD_BYTES_MAX) == TAGGED_SLOTS_MAX);
+    assert!(tagged_slots(TAGGED_RECORD_BYTES_MAX + 1) > TAGGED_SLOTS_MAX);
+};
+
 impl SlotHeader {
     /// The header of a record of `payload_bytes` bytes.
     pub const fn new(token: u32, payload_bytes: u16) -> Self {
@@ -142,6 +164,52 @@ impl TaggedRecord {
     pub fn new(token: u32, payload: &[u8]) -> Option<Self> {
         let (header, payload) = whole(token, payload)?;
         Some(Self { header, payload })
+    }
+
+    /// The slots of a record of up to [`TAGGED_RECORD_BYTES_MAX`] bytes, in order; none of a longer one.
+    pub fn slots(
+        token: u32,
+        flags: u16,
+        payload: &[u8],
+    ) -> impl ExactSizeIterator<Item = Self> + Clone {
+        let count = match payload.len() {
+            0..=RECORD_BYTES_MAX => tagged_slots(payload.len() as u32),
+            _ => 0,
+        };
+        (0..count).map(move |slot| {
+            let mut bytes = [0; TAGGED_MORE_BYTES as usize];
+            let (from, at) = match slot {
+                0 => {
+                    bytes[..4].copy_from_slice(&token.to_le_bytes());
+                    bytes[4..6].copy_from_slice(&(payload.len() as u16).to_le_bytes());
+                    bytes[6..8].copy_from_slice(&flags.to_le_bytes());
+                    (0, 8)
+                }
+                more => ((TAGGED_MORE_BYTES * more) as usize - 8, 0),
+            };
+            let part = &payload[from..];
+            let part = &part[..part.len().min(bytes.len() - at)];
+            bytes[at..at + part.len()].copy_from_slice(part);
+            Self::from_bytes(&bytes)
+        })
+    }
+
+    /// The bytes that this slot carries: of a further slot of a record all are payload.
+    pub fn bytes(&self) -> [u8; TAGGED_MORE_BYTES as usize] {
+        let mut bytes = [0; TAGGED_MORE_BYTES as usize];
+        for (quad, word) in bytes.chunks_exact_mut(4).zip(self.to_chunks().as_flattened()) {
+            quad.copy_from_slice(&word.to_le_bytes());
+        }
+        bytes
+    }
+
+    fn from_bytes(bytes: &[u8; TAGGED_MORE_BYTES as usize]) -> Self {
+        let (quads, []) = bytes.as_chunks::<4>() else { unreachable!("48 is 12 words") };
+        let mut chunks = [[0; 3]; 4];
+        for (word, quad) in chunks.as_flattened_mut().iter_mut().zip(quads) {
+            *word = u32::from_le_bytes(*quad);
+        }
+        Self::from_chunks(chunks)
     }
 
     /// The data of the chunks that carry this record, in order.

@@ -1,6 +1,9 @@
 //! Records go through slots unchanged.
 
-use dotcompute_abi::slot::{FLAG_CONTINUED, PLAIN_PAYLOAD_BYTES, TAGGED_PAYLOAD_BYTES};
+use dotcompute_abi::slot::{
+    FLAG_CONTINUED, PLAIN_PAYLOAD_BYTES, TAGGED_PAYLOAD_BYTES, TAGGED_RECORD_BYTES_MAX,
+    TAGGED_SLOTS_MAX, tagged_slots,
+};
 use dotcompute_abi::{PlainSlot, TaggedRecord};
 
 #[test]
@@ -17,6 +20,27 @@ fn a_tagged_record_survives_its_chunks() {
     assert_eq!(back.header.token, record.header.token);
     assert_eq!(back.header.payload_bytes, 40);
     assert_eq!(back.header.flags, 1);
+}
+
+#[test]
+fn the_slots_of_a_long_record_are_its_header_and_payload_in_one_piece() {
+    let most = TAGGED_RECORD_BYTES_MAX as usize;
+    let payload: Vec<u8> = (0..most).map(|at| at as u8 ^ 0x5a).collect();
+    for bytes in 0..=most {
+        let slots: Vec<_> = TaggedRecord::slots(0xfeed, 0x0810, &payload[..bytes]).collect();
+        assert_eq!(slots.len(), tagged_slots(bytes as u32) as usize);
+        let header = slots[0].header;
+        assert_eq!((header.token, header.flags), (0xfeed, 0x0810));
+        assert_eq!(usize::from(header.payload_bytes), bytes);
+        // Through the chunks, as a ring carries them.
+        let whole =
+            slots.iter().flat_map(|slot| TaggedRecord::from_chunks(slot.to_chunks()).bytes());
+        let whole: Vec<u8> = whole.collect();
+        assert_eq!(&whole[8..8 + bytes], &payload[..bytes]);
+        assert!(whole[8 + bytes..].iter().all(|byte| *byte == 0), "zero behind {bytes} bytes");
+    }
+    assert_eq!(tagged_slots(TAGGED_RECORD_BYTES_MAX), TAGGED_SLOTS_MAX);
+    assert_eq!(TaggedRecord::slots(0, 0, &vec![0; most + 1]).len(), 0);
 }
 
 #[test]

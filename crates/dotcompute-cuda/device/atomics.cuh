@@ -130,12 +130,12 @@ struct dc_pair {
 DC_SCOPED(sys)
 DC_SCOPED(gpu)
 
-// Counts up by one; what was there before.
-DC_FN uint64_t dc_count_gpu(dc_sync, uint64_t *place) {
+// Counts up by so many; what was there before.
+DC_FN uint64_t dc_count_gpu(dc_sync, uint64_t *place, uint64_t count) {
     uint64_t before;
-    asm volatile("atom.relaxed.gpu.global.add.u64 %0, [%1], 1;"
+    asm volatile("atom.relaxed.gpu.global.add.u64 %0, [%1], %2;"
                  : "=l"(before)
-                 : "l"(place)
+                 : "l"(place), "l"(count)
                  : "memory");
     return before;
 }
@@ -213,8 +213,8 @@ DC_FN void dc_fence_gpu() {}
 DC_FN void dc_fence_acquire_sys() {}
 DC_FN void dc_fence_acquire_gpu() {}
 
-DC_FN uint64_t dc_count_gpu(dc_sync edge, uint64_t *place) {
-    return std::atomic_ref<uint64_t>(*place).fetch_add(1, dc_stores(edge));
+DC_FN uint64_t dc_count_gpu(dc_sync edge, uint64_t *place, uint64_t count) {
+    return std::atomic_ref<uint64_t>(*place).fetch_add(count, dc_stores(edge));
 }
 
 DC_FN dc_pair dc_load_pair_sys(dc_sync edge, const uint64_t *place) {

@@ -3,18 +3,19 @@
 
 #include "seat.cuh"
 
-// The next place in the outbox, cleared; null if it is full. `limit` leaves the last to the reply.
+// The next place in the outbox, cleared; null if it is full, but for the reply's.
 DC_FN dc_tagged_record *dc_next_record(rk_ctx *ctx, uint32_t target, uint16_t bytes,
                                        uint16_t flags) {
-    if (ctx->made == DC_REPLY_PLACE)
+    const uint32_t slots = dc_slots_of(bytes);
+    if (ctx->made + slots > ctx->reply_place)
         return nullptr;
     dc_tagged_record *record = &ctx->out[ctx->made];
-    for (uint32_t word = 0; word < 12; ++word)
-        dc_words(record)[word] = 0;
+    dc_clear(record, slots);
     record->header.token = ctx->token;
     record->header.payload_bytes = bytes;
     record->header.flags = flags;
-    ctx->target[ctx->made++] = uint8_t(target);
+    ctx->target[ctx->made] = uint8_t(target);
+    ctx->made += slots;
     return record;
 }
 
@@ -66,21 +67,18 @@ DC_HANDLER int32_t rk_send(rk_ctx *ctx, uint32_t target, const void *record) {
     return dc_make(ctx, target + 1, record, edge.record_bytes, 0);
 }
 
-// How many places a handler may still need for records: for all that it may emit, and one for each of
-// its targets.
+// How many slots a handler may still need for records: for all that it may emit, and for one record to
+// each of its targets.
 DC_FN uint32_t dc_kept(const rk_ctx *ctx) {
     const dc_seat *seat = ctx->seat;
-    const uint32_t emits = seat->max_emit - ctx->emitted;
-    if (seat->send_only == 0)
-        return emits;
+    const uint32_t emits = seat->max_emit - seat->send_only - (ctx->emitted - ctx->sent);
     const uint32_t targets = seat->edge_count > ctx->sent ? seat->edge_count - ctx->sent : 0;
-    const uint32_t kept = seat->max_emit - seat->send_only - (ctx->emitted - ctx->sent) + targets;
-    return kept < emits ? kept : emits;
+    return emits * seat->reply_slots + targets * seat->send_slots;
 }
 
 DC_HANDLER void rk_log(rk_ctx *ctx, int32_t level, const char *text, uint64_t bytes) {
     const uint32_t kept = bytes < 36 ? uint32_t(bytes) : 36;
-    const bool room = ctx->made + dc_kept(ctx) < DC_REPLY_PLACE;
+    const bool room = ctx->made + dc_kept(ctx) < ctx->reply_place;
     dc_tagged_record *place =
         room ? dc_next_record(ctx, 0, uint16_t(4 + kept), DC_FLAG_LOG) : nullptr;
     if (place == nullptr) {

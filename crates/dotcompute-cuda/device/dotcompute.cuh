@@ -16,7 +16,8 @@
 // Emits one more reply before the one that the handler returns: 0, or the fault code to return.
 DC_HANDLER int32_t rk_emit(rk_ctx *ctx, const void *record);
 // Sends a record to the target of this number, of those declared: 0, or the fault code to return. What
-// is emitted and sent for one message, with what is logged, is 7 records at most.
+// is emitted and sent for one message is 7 records at most, and with what is logged, and the reply, 16
+// slots: 40 bytes are one, and each 48 more another.
 DC_HANDLER int32_t rk_send(rk_ctx *ctx, uint32_t target, const void *record);
 // Logs a text of so many bytes of UTF-8, at a level of 10 (debug) to 40 (error). What does not fit
 // into 36 bytes, or into the outbox of the message in hand, is cut off or counted as lost.

@@ -17,6 +17,11 @@ DC_FN const uint32_t *dc_words(const dc_tagged_record *record) {
     return reinterpret_cast<const uint32_t *>(record);
 }
 
+// How many slots a record of so many bytes takes.
+DC_FN uint32_t dc_slots_of(uint32_t bytes) {
+    return (bytes + 8 + DC_TAGGED_MORE_BYTES - 1) / DC_TAGGED_MORE_BYTES;
+}
+
 // The lap of a position plus one; slots are a power of two, `mask` + 1.
 DC_FN uint32_t dc_tag(uint64_t position, uint32_t mask) {
     return uint32_t(position >> dc_count_bits(mask)) + 1;
@@ -39,7 +44,12 @@ DC_FN uint32_t dc_whole_slots(uint32_t chunks) {
     return chunks & chunks >> 1 & chunks >> 2 & chunks >> 3 & 0x11111111;
 }
 
-// How many staged records each source has: five bits for each.
+// How many of `run` slots are those of whole records of so many slots.
+DC_FN uint32_t dc_whole_records(uint32_t run, uint32_t slots) {
+    return slots == 1 ? run : run - run % slots;
+}
+
+// How many staged slots each source has: five bits for each.
 DC_FN uint32_t dc_staged(uint32_t source, uint32_t count) { return count << 5 * source; }
 DC_FN uint32_t dc_staged_of(uint32_t staged, uint32_t source) { return staged >> 5 * source & 31; }
 
@@ -55,9 +65,10 @@ DC_FN void dc_stage_chunk(dc_tagged_record *record, uint32_t chunk, const dc_chu
 
 // Looks at the host's rings: the next slot of each band, and in the band that is busiest as many
 // more as there are lanes for. Two loads are in flight at once, so a look costs one journey over the
-// bus. Stages what is there; how many of each band.
-DC_FN uint32_t dc_look_at_host(const dc_seat *seat, dc_tagged_record *in, const uint64_t *heads,
-                               uint32_t busiest) {
+// bus. Stages what is there; how many slots of each band. `others`: the bands but the busiest that have
+// the beginning of a record which is too long to be staged beside those of the busiest.
+DC_FN uint32_t dc_look_once(const dc_seat *seat, dc_tagged_record *in, const uint64_t *heads,
+                            uint32_t busiest, uint32_t &others) {
     DC_PER_LANE(dc_chunk, low);
     DC_PER_LANE(dc_chunk, high);
     uint32_t low_full = 0, high_full = 0;
@@ -77,6 +88,7 @@ DC_FN uint32_t dc_look_at_host(const dc_seat *seat, dc_tagged_record *in, const 
         DC_BALLOT(low_full, lane, DC_OF(low, lane).tag == tag);
         DC_BALLOT(high_full, lane, DC_OF(high, lane).tag == further_tag);
     }
+    others = 0;
     if ((low_full | high_full) == 0)
         return 0;
     low_full = dc_whole_slots(low_full);
@@ -84,14 +96,39 @@ DC_FN uint32_t dc_look_at_host(const dc_seat *seat, dc_tagged_record *in, const 
     uint32_t run = dc_run_length(low_full, DC_BANDS - 1, 8 - (DC_BANDS - 1));
     if (run == 8 - (DC_BANDS - 1))
         run += dc_run_length(high_full, 0, 8);
-    uint32_t staged = dc_staged(busiest, run);
-    for (uint32_t place = 0; place < DC_BANDS - 1; ++place)
-        staged |= dc_staged(place + (place >= busiest), low_full >> 4 * place & 1);
+    uint32_t staged = dc_staged(busiest, dc_whole_records(run, seat->message_slots));
+    for (uint32_t place = 0; place < DC_BANDS - 1; ++place) {
+        const uint32_t band = place + (place >= busiest), single = low_full >> 4 * place & 1;
+        if (seat->message_slots == 1)
+            staged |= dc_staged(band, single);
+        else
+            others |= single << band;
+    }
     DC_EACH_LANE(lane) {
         dc_stage_chunk(&in[lane / 4], lane % 4, DC_OF(low, lane));
         dc_stage_chunk(&in[8 + lane / 4], lane % 4, DC_OF(high, lane));
     }
     dc_sync_warp();
+    return staged;
+}
+
+// The same, for messages of any size: long ones are staged of one band at a time, the most urgent.
+DC_FN uint32_t dc_look_at_host(const dc_seat *seat, dc_tagged_record *in, const uint64_t *heads,
+                               uint32_t &busiest) {
+    uint32_t staged = 0, seen = 0;
+    // A record whose last slots are not there yet is as if it were not there, and keeps no other back.
+    DC_ROLLED for (uint32_t look = 0; look < DC_BANDS; ++look) {
+        uint32_t others;
+        staged = dc_look_once(seat, in, heads, busiest, others);
+        seen |= 1u << busiest;
+        if (staged != 0)
+            others &= (1u << busiest) - 1;
+        others &= ~seen;
+        if (others == 0)
+            break;
+        staged = 0;
+        busiest = dc_lowest_bit(others);
+    }
     return staged;
 }
 
@@ -108,7 +145,8 @@ DC_FN uint32_t dc_look_at_inbox(const dc_seat *seat, dc_tagged_record *in, uint6
             DC_SYNC_INBOX_TAG, dc_chunk_at(ring.slots, ring.mask, position, lane % 4), tag);
         DC_BALLOT(full, lane, DC_OF(chunks, lane).tag == tag);
     }
-    const uint32_t run = dc_run_length(dc_whole_slots(full), 0, 8);
+    const uint32_t run =
+        dc_whole_records(dc_run_length(dc_whole_slots(full), 0, 8), seat->message_slots);
     if (run == 0)
         return 0;
     DC_EACH_LANE(lane) dc_stage_chunk(&in[lane / 4], lane % 4, DC_OF(chunks, lane));
@@ -116,37 +154,42 @@ DC_FN uint32_t dc_look_at_inbox(const dc_seat *seat, dc_tagged_record *in, uint6
     return dc_staged(DC_INBOX, run);
 }
 
-// Publishes those of `out` whose bits are set, in order, as the next replies after `tail`; how many.
-// The caller made sure of the room.
+// Publishes those slots of `out` whose bits are set, in order, as the next replies after `tail`; how
+// many. The caller made sure of the room.
 DC_FN uint32_t dc_publish(const dc_ring_place &ring, uint64_t tail, const dc_tagged_record *out,
-                          uint32_t records) {
-    DC_EACH_LANE(lane) {
-        const uint32_t record = lane / 4, chunk = lane % 4;
-        if (records >> record & 1) {
-            const uint64_t position = tail + dc_count_bits(records & ((1u << record) - 1));
-            const uint32_t *words = dc_words(&out[record]) + 3 * chunk;
-            const dc_chunk whole = {{words[0], words[1], words[2]}, dc_tag(position, ring.mask)};
-            // SYNC(ring.tag) release: pairs with the acquire in `Tagged::published` of the mailbox.
-            dc_store_chunk_sys(DC_SYNC_RING_TAG,
-                               dc_chunk_at(ring.slots, ring.mask, position, chunk), whole);
+                          uint32_t slots) {
+    DC_ROLLED for (uint32_t first = 0; slots >> first != 0; first += 8) {
+        DC_EACH_LANE(lane) {
+            const uint32_t slot = first + lane / 4, chunk = lane % 4;
+            if (slots >> slot & 1) {
+                const uint64_t position = tail + dc_count_bits(slots & ((1u << slot) - 1));
+                const uint32_t *words = dc_words(&out[slot]) + 3 * chunk;
+                const dc_chunk whole = {{words[0], words[1], words[2]},
+                                        dc_tag(position, ring.mask)};
+                // SYNC(ring.tag) release: pairs with the acquire in `Tagged::published` of the
+                // mailbox.
+                dc_store_chunk_sys(DC_SYNC_RING_TAG,
+                                   dc_chunk_at(ring.slots, ring.mask, position, chunk), whole);
+            }
         }
     }
-    return dc_count_bits(records);
+    return dc_count_bits(slots);
 }
 
 // Puts a record into the inbox of another kernel. The caller made sure that the edge has its share:
 // then a slot is free, or was freed and this warp is about to see so.
 DC_FN void dc_send(dc_edge *edge, const dc_tagged_record *record) {
+    const uint32_t slots = edge->record_slots;
     uint64_t position = 0;
     DC_FIRST_LANE {
-        position = dc_count_gpu(DC_SYNC_NONE, dc_at<uint64_t>(edge->tickets));
-        if (position - edge->head_seen >= edge->capacity) {
+        position = dc_count_gpu(DC_SYNC_NONE, dc_at<uint64_t>(edge->tickets), slots);
+        if (position + slots - edge->head_seen > edge->capacity) {
             uint64_t head;
             do
                 // SYNC(device.inbox_free) acquire: pairs with the release in `dc_free_inbox`. Makes
                 // visible that the slots before the head were read.
                 head = dc_load_gpu(DC_SYNC_INBOX_FREE, dc_at<uint64_t>(edge->head));
-            while (position - head >= edge->capacity);
+            while (position + slots - head > edge->capacity);
             dc_fence_acquire_gpu();
             edge->head_seen = head;
         }
@@ -155,12 +198,13 @@ DC_FN void dc_send(dc_edge *edge, const dc_tagged_record *record) {
     position = dc_from_first(position);
     dc_sync_warp();
     DC_EACH_LANE(lane) {
-        if (lane < 4) {
+        if (lane < 4 * slots) {
+            const uint64_t place = position + lane / 4;
             const uint32_t *words = dc_words(record) + 3 * lane;
-            const dc_chunk whole = {{words[0], words[1], words[2]}, dc_tag(position, edge->mask)};
+            const dc_chunk whole = {{words[0], words[1], words[2]}, dc_tag(place, edge->mask)};
             // SYNC(device.inbox_tag) release: pairs with the acquire in `dc_look_at_inbox`.
             dc_store_chunk_gpu(DC_SYNC_INBOX_TAG,
-                               dc_chunk_at(edge->slots, edge->mask, position, lane), whole);
+                               dc_chunk_at(edge->slots, edge->mask, place, lane % 4), whole);
         }
     }
 }
@@ -189,16 +233,17 @@ DC_FN bool dc_edges_have_room(dc_edge *edges, uint32_t count, uint32_t records, 
     return lacking == 0;
 }
 
-// Gives back what was read of the inbox: the `run` records staged last, up to `head`. First the
-// slots, for whoever has a ticket for them; then each edge's share, for whoever may take one.
+// Gives back what was read of the inbox: the `run` slots staged last, of records of so many `slots`,
+// up to `head`. First the slots, for whoever has a ticket for them; then each edge's share, for whoever
+// may take one.
 DC_FN void dc_free_inbox(const dc_ring_place &ring, uint64_t head, const dc_tagged_record *in,
-                         uint32_t run) {
+                         uint32_t run, uint32_t slots) {
     DC_FIRST_LANE {
         dc_fence_gpu();
         // SYNC(device.inbox_free) release: pairs with the acquire in `dc_send`. Makes visible that
         // the slots before the head were read.
         dc_store_gpu(DC_SYNC_INBOX_FREE, dc_at<uint64_t>(ring.own), head);
-        DC_ROLLED for (uint32_t record = 0; record < run; ++record) {
+        DC_ROLLED for (uint32_t record = 0; record < run; record += slots) {
             dc_ring_cursor *returned = &dc_at<dc_ring_cursor>(ring.peer)[dc_edge_number(in[record])];
             const uint64_t before = dc_load_gpu(DC_SYNC_NONE, &returned->position);
             dc_store_gpu(DC_SYNC_NONE, &returned->position, before + 1);

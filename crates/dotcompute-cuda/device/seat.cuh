@@ -14,9 +14,6 @@ DC_HANDLER int32_t dc_dispatch(uint32_t handler, const void *message, void *stat
 #define DC_LOOKS_UNTIL_BELLS 64u
 #define DC_PAUSE_NS 256u
 
-// The last record of an outbox is the reply that the handler returns.
-#define DC_REPLY_PLACE (DC_OUTBOX_RECORDS - 1u)
-
 DC_FN uint32_t dc_command(uint64_t order) { return uint32_t(order) & (DC_ORDER_ASKED - 1); }
 
 // What a handler's functions work on.
@@ -26,20 +23,23 @@ struct rk_ctx {
     const uint64_t *order;
     // The token of the message in hand.
     uint32_t token;
-    // Records in the outbox, how many of them are not of the log, and how many of those were sent.
+    // Slots of the outbox that are taken, and where those of the reply begin that the handler returns:
+    // its last ones.
     uint32_t made;
+    uint32_t reply_place;
+    // Records that are not of the log, and how many of those were sent.
     uint32_t emitted;
     uint32_t sent;
     int32_t fault;
     uint32_t logs_lost;
-    // Where each record goes: 0 to the host, or the number of an edge plus one.
-    uint8_t target[DC_OUTBOX_RECORDS];
+    // Where the record goes that begins with a slot: 0 to the host, or the number of an edge plus one.
+    uint8_t target[DC_OUTBOX_SLOTS];
 };
 
 // What a seat keeps in the multiprocessor.
 struct dc_stage {
     dc_tagged_record in[DC_WINDOW_SLOTS];
-    dc_tagged_record out[DC_OUTBOX_RECORDS];
+    dc_tagged_record out[DC_OUTBOX_SLOTS];
     // Next positions to read, and what of them the senders know.
     uint64_t heads[DC_SOURCES];
     uint64_t freed[DC_SOURCES];
@@ -53,7 +53,7 @@ struct dc_run {
     dc_seat_report *report;
     dc_seat_store *store;
     uint64_t reply_tail, reply_head;
-    uint64_t processed, faulted, replied, sent, passed, handler_ticks;
+    uint64_t processed, faulted, replied, sent, passed, received, handler_ticks;
     uint32_t state;
     int32_t fault;
     uint32_t waiting_on;
@@ -66,13 +66,13 @@ struct dc_run {
 DC_FN bool dc_has_room(dc_run &run, bool home) {
     const dc_ring_place &ring = run.seat->replies;
     uint32_t lacking = 0;
-    if (run.reply_tail + DC_OUTBOX_RECORDS - run.reply_head > ring.capacity) {
+    if (run.reply_tail + DC_OUTBOX_SLOTS - run.reply_head > ring.capacity) {
         // SYNC(ring.free) acquire: pairs with the release in `Consumer::publish` of the mailbox.
         // Makes visible that the slots before the head were read.
         run.reply_head =
             dc_from_first(dc_load_sys(DC_SYNC_RING_FREE, dc_at<uint64_t>(ring.peer)));
         dc_fence_acquire_sys();
-        if (run.reply_tail + DC_OUTBOX_RECORDS - run.reply_head > ring.capacity)
+        if (run.reply_tail + DC_OUTBOX_SLOTS - run.reply_head > ring.capacity)
             lacking = 1;
     }
     const uint32_t edges = run.seat->edge_count + (run.seat->reply_edge != 0);
@@ -100,6 +100,12 @@ DC_FN void dc_send_over(dc_run &run, uint32_t number, dc_tagged_record *record, 
     run.sent += 1;
 }
 
+DC_FN void dc_clear(dc_tagged_record *record, uint32_t slots) {
+    DC_ROLLED for (uint32_t slot = 0; slot < slots; ++slot)
+        for (uint32_t word = 0; word < 12; ++word)
+            dc_words(&record[slot])[word] = 0;
+}
+
 // Calls the handler for one staged record, which came by the inbox or from the host, and publishes
 // what it made; false if it failed.
 DC_FN bool dc_handle(dc_run &run, dc_stage *stage, const dc_tagged_record *message, bool inbox) {
@@ -114,9 +120,8 @@ DC_FN bool dc_handle(dc_run &run, dc_stage *stage, const dc_tagged_record *messa
         context->emitted = 0;
         context->sent = 0;
         context->fault = 0;
-        dc_tagged_record *reply = &stage->out[DC_REPLY_PLACE];
-        for (uint32_t word = 0; word < 12; ++word)
-            dc_words(reply)[word] = 0;
+        dc_tagged_record *reply = &stage->out[context->reply_place];
+        dc_clear(reply, run.seat->reply_slots);
         const uint64_t start = dc_clock_ticks();
         result = dc_dispatch(run.seat->handler, message->payload, dc_at<void>(run.seat->state),
                              reply->payload, context);
@@ -127,10 +132,11 @@ DC_FN bool dc_handle(dc_run &run, dc_stage *stage, const dc_tagged_record *messa
             result = DC_FAULT_BAD_RESULT;
         reply->header.token = token;
         reply->header.payload_bytes = uint16_t(run.seat->reply_bytes);
-        context->target[DC_REPLY_PLACE] = 0;
+        context->target[context->reply_place] = 0;
         if (result < 0 && inbox) {
             // Nobody else has it: the host is to.
-            for (uint32_t word = 0; word < 12; ++word)
+            const uint32_t words = 12 * run.seat->message_slots;
+            DC_ROLLED for (uint32_t word = 0; word < words; ++word)
                 dc_words(reply)[word] = dc_words(message)[word];
             reply->header.flags = DC_FLAG_FAULTED;
         }
@@ -142,18 +148,24 @@ DC_FN bool dc_handle(dc_run &run, dc_stage *stage, const dc_tagged_record *messa
     // The first reply goes on with the token of an ask; those after it are too late for who asked.
     const bool is_awaited = token > DC_TOKEN_LAST && token != DC_TOKEN_NONE;
     bool is_late = false;
-    uint32_t to_host = 0, made = (1u << stage->context.made) - 1;
-    if (result == DC_HANDLER_REPLY)
-        made |= 1u << DC_REPLY_PLACE;
-    for (; made != 0; made &= made - 1) {
-        const uint32_t record = dc_lowest_bit(made);
+    const uint32_t made = stage->context.made, reply_place = stage->context.reply_place;
+    uint32_t to_host = 0, published = result < 0 && inbox;
+    for (uint32_t record = 0, slots = 0;; record += slots) {
+        // Behind all others comes the reply.
+        if (record >= made && record < reply_place)
+            record = reply_place;
+        if (record > reply_place || (record == reply_place && result != DC_HANDLER_REPLY))
+            break;
+        slots = dc_slots_of(stage->out[record].header.payload_bytes);
+        const uint32_t bits = ((1u << slots) - 1) << record;
         uint32_t edge = stage->context.target[record], passes = DC_TOKEN_NONE;
         const uint32_t flags = stage->out[record].header.flags;
         // A fault discards all but the log.
         if (result < 0 && (flags & DC_FLAG_LOG) == 0)
             continue;
         if (flags & (DC_FLAG_LOG | DC_FLAG_SENT)) {
-            to_host |= 1u << record;
+            to_host |= bits;
+            published += 1;
             continue;
         }
         if (edge == 0 && reply_edge != 0 && is_late) {
@@ -165,18 +177,21 @@ DC_FN bool dc_handle(dc_run &run, dc_stage *stage, const dc_tagged_record *messa
             is_late = is_awaited;
             run.passed += 1;
         }
-        if (edge == 0)
-            to_host |= 1u << record;
-        else
+        if (edge == 0) {
+            to_host |= bits;
+            published += 1;
+        } else {
             dc_send_over(run, edge, &stage->out[record], passes);
+        }
     }
     if (result < 0 && inbox)
-        to_host |= 1u << DC_REPLY_PLACE;
+        to_host |= ((1u << run.seat->message_slots) - 1) << reply_place;
     if (to_host != 0) {
         const uint32_t count = dc_publish(run.seat->replies, run.reply_tail, stage->out, to_host);
         run.reply_tail += count;
-        run.replied += count;
+        run.replied += published;
     }
+    run.received += inbox;
     if (result < 0) {
         run.fault = result;
         run.fault_token = token;
@@ -215,7 +230,7 @@ DC_FN void dc_settle(dc_run &run, dc_stage *stage) {
     DC_FIRST_LANE {
         // SYNC(device.received) release: pairs with the host's acquire. Makes visible what the
         // messages of the inbox led to.
-        dc_store_sys(DC_SYNC_RECEIVED, &run.report->received, stage->heads[DC_INBOX]);
+        dc_store_sys(DC_SYNC_RECEIVED, &run.report->received, run.received);
         dc_store_sys(DC_SYNC_NONE, &run.report->processed, run.processed);
         dc_store_gpu(DC_SYNC_NONE, &run.store->processed, run.processed);
         dc_store_gpu(DC_SYNC_NONE, &run.store->faulted, run.faulted);
@@ -297,15 +312,17 @@ DC_FN bool dc_handle_staged(dc_run &run, dc_stage *stage, uint32_t staged, uint3
         good = dc_handle(run, stage, message, inbox);
         // The host's message that the handler failed at never counts as done: the host may see so
         // before it sees the failure, and would take it for processed.
+        const uint32_t slots = run.seat->message_slots;
         if (good || inbox)
-            DC_FIRST_LANE stage->heads[source] += 1;
+            DC_FIRST_LANE stage->heads[source] += slots;
         dc_sync_warp();
-        left -= dc_staged(source, 1);
+        left -= dc_staged(source, slots);
         is_new = dc_from_first(now) != order;
     }
     const uint32_t taken = dc_staged_of(staged, DC_INBOX) - dc_staged_of(left, DC_INBOX);
     if (taken != 0)
-        dc_free_inbox(run.seat->inbox, stage->heads[DC_INBOX], stage->in, taken);
+        dc_free_inbox(run.seat->inbox, stage->heads[DC_INBOX], stage->in, taken,
+                      run.seat->message_slots);
     return good;
 }
 
@@ -330,6 +347,7 @@ DC_FN void dc_sit_down(dc_run &run, dc_stage *stage, const dc_seat *seat) {
     run.replied = run.store->replied;
     run.sent = run.store->sent;
     run.passed = run.store->passed;
+    run.received = run.store->received;
     run.handler_ticks = run.store->handler_ticks;
     run.state = run.store->state;
     run.fault = run.store->fault;
@@ -342,6 +360,10 @@ DC_FN void dc_sit_down(dc_run &run, dc_stage *stage, const dc_seat *seat) {
         stage->heads[DC_INBOX] = stage->freed[DC_INBOX] = run.store->inbox_head;
         stage->context.seat = seat;
         stage->context.out = stage->out;
+        // The message goes there, where the kernel fails at it.
+        const uint32_t last = seat->message_slots > seat->reply_slots ? seat->message_slots
+                                                                      : seat->reply_slots;
+        stage->context.reply_place = DC_OUTBOX_SLOTS - last;
         stage->context.order = &run.mirror->order;
         stage->context.logs_lost = uint32_t(run.store->logs_lost);
     }
@@ -356,13 +378,14 @@ DC_FN void dc_leave(dc_run &run, dc_stage *stage, uint64_t *left, uint32_t epoch
         run.store->inbox_head = stage->heads[DC_INBOX];
         run.store->reply_tail = run.reply_tail;
         run.store->passed = run.passed;
+        run.store->received = run.received;
         run.store->state = run.state;
         run.store->fault = run.fault;
         // Others need not wait for it.
         dc_store_gpu(DC_SYNC_NONE, &run.store->ready, epoch);
         dc_fence_gpu();
         // SYNC(device.left) release: pairs with the acquire in `dc_serve`. Makes visible the store.
-        dc_count_gpu(DC_SYNC_LEFT, left);
+        dc_count_gpu(DC_SYNC_LEFT, left, 1);
     }
 }
 

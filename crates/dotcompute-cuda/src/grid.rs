@@ -29,7 +29,7 @@ use dotcompute_abi::TaggedRecord;
 use dotcompute_abi::control::STATE_STOPPED;
 use dotcompute_abi::device as abi;
 use dotcompute_abi::ring::{RingCursor, RingHeader};
-use dotcompute_abi::slot::{SLOT_BYTES, TAGGED_PAYLOAD_BYTES};
+use dotcompute_abi::slot::{SLOT_BYTES, TAGGED_RECORD_BYTES_MAX, tagged_slots};
 use dotcompute_mailbox::ring::{Polls, RawError, RawMemory, Tagged};
 use dotcompute_mailbox::sync::{AtomicU32, AtomicU64, Ordering};
 
@@ -88,7 +88,9 @@ pub struct SeatPlan {
     pub handler: u32,
     /// What its state is at the start.
     pub state: Vec<u8>,
-    /// The size of a reply, in bytes; at most 40.
+    /// The size of a message, in bytes; at most 376, as of all records.
+    pub message_bytes: u32,
+    /// The size of a reply, in bytes.
     pub reply_bytes: u32,
     /// How many records the handler emits and sends for one message at most, besides its reply; at
     /// most 7.
@@ -121,6 +123,11 @@ impl SeatPlan {
         (self.edges.len() + place) as u32
     }
 
+    /// How many slots a message takes.
+    pub fn message_slots(&self) -> u32 {
+        tagged_slots(self.message_bytes)
+    }
+
     /// How many targets there are.
     fn targets(&self) -> u32 {
         (self.edges.len() + self.open.len()) as u32
@@ -137,8 +144,15 @@ pub struct EdgePlan {
     /// How many records of it may be in flight: the shares of all edges to one seat sum up to no
     /// more than its inbox holds.
     pub share: u32,
-    /// The size of a record, in bytes; at most 40.
+    /// The size of a record, in bytes: that of the target's messages.
     pub record_bytes: u32,
+}
+
+impl EdgePlan {
+    /// How many slots of the inbox are its share.
+    pub fn share_slots(&self) -> u64 {
+        u64::from(self.share) * u64::from(tagged_slots(self.record_bytes))
+    }
 }
 
 /// A plan that a grid of its shape cannot keep.
@@ -349,6 +363,13 @@ impl Grid {
             reply_bytes: plan.reply_bytes,
             reply_edge: 0,
             send_only: plan.send_only,
+            message_slots: plan.message_slots(),
+            reply_slots: tagged_slots(plan.reply_bytes),
+            send_slots: {
+                let edges = plan.edges.iter().map(|edge| edge.record_bytes);
+                let all = edges.chain(plan.open.iter().copied());
+                all.map(tagged_slots).max().unwrap_or(0)
+            },
         };
         let mut state = plan.state.clone();
         state.resize(shape.state_bytes, 0);
@@ -394,6 +415,9 @@ impl Grid {
                 reply_bytes: 0,
                 reply_edge: 0,
                 send_only: 0,
+                message_slots: 1,
+                reply_slots: 1,
+                send_slots: 0,
             };
             let at = shape.seat(seat);
             bytes[at..at + size_of::<abi::Seat>()].copy_from_slice(&bytes_of_seat(&descriptor));
@@ -405,14 +429,16 @@ impl Grid {
 
     fn check(&self, seat: u32, plan: &SeatPlan) -> Result<(), PlanError> {
         let shape = self.shape;
-        let payload = u64::from(TAGGED_PAYLOAD_BYTES);
+        let payload = u64::from(TAGGED_RECORD_BYTES_MAX);
         let at_most = |what, wanted: u64, most: u64| match wanted <= most {
             true => Ok(()),
             false => Err(PlanError::TooLarge { what, wanted, most }),
         };
         at_most("the seat", u64::from(seat), u64::from(shape.seats) - 1)?;
+        at_most("bytes of a message", u64::from(plan.message_bytes), payload)?;
+        at_most("slots of a message", u64::from(plan.message_slots()), shape.window as u64)?;
         at_most("bytes of a reply", u64::from(plan.reply_bytes), payload)?;
-        at_most("records emitted", u64::from(plan.max_emit), u64::from(abi::OUTBOX_RECORDS) - 1)?;
+        at_most("records emitted", u64::from(plan.max_emit), u64::from(abi::EMITS_MAX))?;
         at_most("bytes of state", plan.state.len() as u64, shape.state_bytes as u64)?;
         at_most("records only sent", u64::from(plan.send_only), u64::from(plan.max_emit))?;
         at_most("edges", u64::from(plan.targets()), u64::from(shape.edges))?;
@@ -424,7 +450,7 @@ impl Grid {
             at_most("bytes of a record", u64::from(edge.record_bytes), payload)?;
             let most = u64::from(shape.edges_in.min(256));
             at_most("edges to a seat", u64::from(edge.number) + 1, most)?;
-            at_most("the share of an edge", u64::from(edge.share), shape.inbox_capacity as u64)?;
+            at_most("the share of an edge", edge.share_slots(), shape.inbox_capacity as u64)?;
             let least = plan.max_emit.max(1);
             if edge.share < least {
                 let share = edge.share;
@@ -494,9 +520,10 @@ impl Grid {
         (inbox.tickets, inbox.end - inbox.tickets)
     }
 
-    /// The records of an inbox that nobody has taken, in order, by the bytes that it has while no grid
-    /// runs; each with the number of its edge in the high byte of its flags.
-    pub fn unread(&self, inbox: &[u8]) -> Vec<TaggedRecord> {
+    /// The slots of the records of an inbox that nobody has taken, in order, by the bytes that it has
+    /// while no grid runs; the first of each with the number of its edge in the high byte of its flags.
+    /// A record takes so many `slots`.
+    pub fn unread(&self, inbox: &[u8], record_slots: u32) -> Vec<Vec<TaggedRecord>> {
         let capacity = self.shape.inbox_capacity;
         let slots = inbox.len() - capacity * SLOT_BYTES as usize;
         let long = |at: usize| u64::from_le_bytes(std::array::from_fn(|byte| inbox[at + byte]));
@@ -512,30 +539,37 @@ impl Grid {
             };
             TaggedRecord::from_chunks(std::array::from_fn(chunk))
         };
-        (head..tickets).map(slot).collect()
+        let all: Vec<_> = (head..tickets).map(slot).collect();
+        all.chunks(record_slots as usize).map(<[_]>::to_vec).collect()
     }
 
     /// Takes what came by the edge `number` out of the inbox of a seat, by the bytes that it has while
-    /// no grid runs: those records, in order, and what must be written to the device's memory before
-    /// the next launch.
+    /// no grid runs: those records, as [`unread`](Self::unread) gives them, and what must be written to
+    /// the device's memory before the next launch.
     pub fn take_out(
         &self,
         seat: u32,
         inbox: &[u8],
         number: u32,
-    ) -> (Vec<TaggedRecord>, Vec<Write>) {
-        let came_by = |record: &TaggedRecord| u32::from(record.header.flags) >> 8 == number;
-        let (taken, kept): (Vec<_>, Vec<_>) = self.unread(inbox).into_iter().partition(came_by);
+        record_slots: u32,
+    ) -> (Vec<Vec<TaggedRecord>>, Vec<Write>) {
+        let came_by = |record: &Vec<TaggedRecord>| u32::from(record[0].header.flags) >> 8 == number;
+        let (taken, kept): (Vec<_>, Vec<_>) =
+            self.unread(inbox, record_slots).into_iter().partition(came_by);
         if taken.is_empty() {
             return (taken, Vec::new());
         }
+        let kept = kept.concat();
         let places = self.shape.inbox(seat);
         let head = inbox[size_of::<RingCursor>()..].first_chunk().copied();
         let head = u64::from_le_bytes(head.unwrap_or_default());
         let capacity = self.shape.inbox_capacity as u64;
         let mut writes = vec![(places.tickets, (head + kept.len() as u64).to_le_bytes().into())];
         // The others move up; a slot that nobody wrote to in its lap has an older tag, or none.
-        let kept = kept.iter().map(Some).chain(std::iter::repeat_n(None, taken.len()));
+        let kept = kept
+            .iter()
+            .map(Some)
+            .chain(std::iter::repeat_n(None, taken.len() * record_slots as usize));
         for (position, record) in (head..).zip(kept) {
             let at = places.slots + (position % capacity) as usize * SLOT_BYTES as usize;
             let mut bytes = Bytes::new(SLOT_BYTES as usize);
@@ -592,6 +626,7 @@ impl Grid {
             share: plan.share,
             number: plan.number,
             record_bytes: plan.record_bytes,
+            record_slots: tagged_slots(plan.record_bytes),
             before,
             ..NO_EDGE
         })
@@ -701,6 +736,7 @@ const NO_EDGE: abi::Edge = abi::Edge {
     share: 0,
     number: 0,
     record_bytes: 0,
+    record_slots: 0,
     sent: 0,
     returned_seen: 0,
     head_seen: 0,
@@ -717,9 +753,10 @@ fn bytes_of_edge(edge: &abi::Edge) -> Vec<u8> {
     for long in [edge.slots, edge.tickets, edge.head, edge.returned] {
         bytes.long(long);
     }
-    for word in [edge.mask, edge.capacity, edge.share, edge.number, edge.record_bytes, 0] {
+    for word in [edge.mask, edge.capacity, edge.share, edge.number, edge.record_bytes] {
         bytes.word(word);
     }
+    bytes.word(edge.record_slots);
     for long in [edge.sent, edge.returned_seen, edge.head_seen, edge.before] {
         bytes.long(long);
     }
@@ -744,7 +781,9 @@ fn bytes_of_seat(seat: &abi::Seat) -> Vec<u8> {
         bytes.word(word);
     }
     bytes.word(seat.reply_edge);
-    bytes.word(seat.send_only);
+    for word in [seat.send_only, seat.message_slots, seat.reply_slots, seat.send_slots] {
+        bytes.word(word);
+    }
     bytes.done()
 }
 

@@ -6,7 +6,7 @@ use std::marker::PhantomData;
 use std::sync::{Arc, Mutex, Weak};
 use std::time::{Duration, Instant};
 
-use dotcompute_abi::slot::TAGGED_PAYLOAD_BYTES;
+use dotcompute_abi::slot::TAGGED_RECORD_BYTES_MAX;
 use dotcompute_core::compiled::{RecordMessage, RecordReply};
 use dotcompute_core::record::RecordLayout;
 use dotcompute_core::{
@@ -31,7 +31,8 @@ use crate::toolkit::Toolkit;
 
 /// The code of a kernel with what it takes, keeps and replies with.
 ///
-/// Messages, replies and states are [records](Record); a message and a reply have at most 40 bytes.
+/// Messages, replies and states are [records](Record); a message and a reply have at most 376
+/// bytes, and those of 40 take the least room.
 #[derive(Clone, Debug)]
 pub struct CudaKernel {
     code: CudaHandler,
@@ -96,8 +97,9 @@ impl CudaKernel {
     }
 
     /// It can send records of this layout, as messages of type `S`, to the kernel of this name in
-    /// its runtime, wherever that runs: its next target, counted from 0, of 31 at most. What it sends,
-    /// emits and logs for one message is 7 records at most.
+    /// its runtime, wherever that runs: its next target, counted from 0, of 31 at most. What it sends
+    /// and emits for one message is 7 records at most; with the reply and what it logs those take 16
+    /// slots at most, of which a record of 40 bytes takes one, and each 48 more another.
     ///
     /// To a kernel on the same grid that waits for room, and would not wait for this one in turn,
     /// records go on the device, for the first 8 targets; this is arranged when both are there and
@@ -120,6 +122,7 @@ impl CudaKernel {
         SeatPlan {
             handler,
             state,
+            message_bytes: self.layouts.input.bytes as u32,
             reply_bytes: output.map_or(0, |layout| layout.bytes as u32),
             max_emit: most,
             send_only: most - max_emit,
@@ -129,7 +132,7 @@ impl CudaKernel {
     }
 
     fn check(&self, name: &str) -> Result<(), CudaError> {
-        let most = TAGGED_PAYLOAD_BYTES as usize;
+        let most = TAGGED_RECORD_BYTES_MAX as usize;
         let sent = self.targets.iter().map(|target| ("record sent", Some(target.layout())));
         let records = [("message", Some(self.layouts.input)), ("reply", self.layouts.output)];
         for (what, layout) in records.into_iter().chain(sent) {
@@ -155,7 +158,7 @@ impl CudaKernel {
 }
 
 /// How many records a handler makes for one message at most, besides its reply.
-const EMITS_MAX: u32 = dotcompute_abi::device::OUTBOX_RECORDS - 1;
+const EMITS_MAX: u32 = dotcompute_abi::device::EMITS_MAX;
 
 /// Targets of a kernel: a seat has so many edges, and one for replies.
 const TARGETS_MAX: usize = EDGES as usize - 1;
@@ -256,8 +259,8 @@ pub enum CudaError {
         /// Those that are.
         registered: String,
     },
-    /// A record has no room in a slot.
-    #[error("the {what} '{record}' of '{kernel}' has {bytes} bytes; a slot takes {most}")]
+    /// A record has no room in as many slots as one takes.
+    #[error("the {what} '{record}' of '{kernel}' has {bytes} bytes; at most {most} will do")]
     TooLarge {
         /// Of which kernel.
         kernel: String,

@@ -33,6 +33,10 @@
 //! Handlers that are [registered](Cuda::register) one after the other are linked into one image. A grid
 //! takes it up between two leases, when the first kernel that needs it gets a seat; what runs goes on.
 //!
+//! Records of more than 40 bytes, up to 376, take several slots that follow each other, on all ways. Each
+//! slot has tags of its own, and a record counts when all of its slots are there. A window has room for as
+//! many fewer of them; all messages of a kernel are of one size.
+//!
 //! None of this has run on a GPU yet. The tests run it, device code and all, on host threads behind
 //! stand-ins for NVIDIA's libraries.
 //!

@@ -28,7 +28,9 @@ use dotcompute_abi::codes;
 use dotcompute_abi::control::{
     COMMAND_DRAIN, COMMAND_HOLD, COMMAND_RUN, COMMAND_STOP, STATE_FAILED, STATE_STOPPED,
 };
-use dotcompute_abi::slot::{FLAG_FAULTED, FLAG_HOME, FLAG_LATE, FLAG_LOG, FLAG_SENT};
+use dotcompute_abi::slot::{
+    FLAG_FAULTED, FLAG_HOME, FLAG_LATE, FLAG_LOG, FLAG_SENT, SlotHeader, tagged_slots,
+};
 use dotcompute_core::compiled::{RecordBatch, RecordMessage, RecordReply};
 use dotcompute_core::{
     BoxError, Context, Envelope, Fault, FaultKind, MessageId, NextStage, Stopped,
@@ -86,8 +88,14 @@ pub(crate) struct Proxy<M: RecordMessage, R: RecordReply> {
     route: Route,
     /// Whether what was sent last took the edge.
     goes_past_host: bool,
-    /// Replies that the next kernel did not take.
-    returned: VecDeque<TaggedRecord>,
+    /// Replies that the next kernel did not take, each as its slots.
+    returned: VecDeque<Vec<TaggedRecord>>,
+    /// What was published and has to wait: its payload is the one below.
+    held: Option<SlotHeader>,
+    /// The payload of what was published last.
+    payload: Vec<u8>,
+    /// How many slots a message takes.
+    slots: usize,
     /// This kernel's seat, for those before it.
     seat: Seat,
     /// Of what the seat reports, what is counted.
@@ -110,7 +118,7 @@ enum Route {
     /// By an edge on the device.
     Edge(Seat),
     /// The edge is being done away with.
-    Leaving(Seat, Boxed<Result<Vec<TaggedRecord>, ResidentError>>),
+    Leaving(Seat, Boxed<Result<Vec<Vec<TaggedRecord>>, ResidentError>>),
 }
 
 /// A message in hand.
@@ -168,6 +176,9 @@ impl<M: RecordMessage, R: RecordReply> Proxy<M, R> {
             route: Route::Host(None),
             goes_past_host: false,
             returned: VecDeque::new(),
+            held: None,
+            payload: Vec::new(),
+            slots: tagged_slots(layouts.input.bytes as u32) as usize,
             seat,
             passed: 0,
             received: 0,
@@ -177,7 +188,8 @@ impl<M: RecordMessage, R: RecordReply> Proxy<M, R> {
             context,
             desk,
             layouts,
-            window,
+            // A band has room for so many slots.
+            window: window / tagged_slots(layouts.input.bytes as u32) as usize,
             entries: VecDeque::new(),
             base: 0,
             sending: 0,
@@ -354,13 +366,10 @@ impl<M: RecordMessage, R: RecordReply> Proxy<M, R> {
             }
             let start = (entry.records - entry.unsent) * bytes;
             for record in records.bytes[start..start + count * bytes].chunks_exact(bytes) {
-                let mut record =
-                    TaggedRecord::new(entry.token, record).ok_or("a record fits into a slot")?;
-                if !passes {
-                    record.header.flags = FLAG_HOME as u16;
-                }
-                let sent = station.seated.port().send(band, record);
-                debug_assert!(sent.is_ok(), "a band holds the window");
+                let flags = if passes { 0 } else { FLAG_HOME as u16 };
+                let slots = TaggedRecord::slots(entry.token, flags, record);
+                let sent = station.seated.port().send_slots(band, slots);
+                debug_assert!(sent, "a band holds the window");
             }
             self.in_flight += count;
             entry.unsent -= count;
@@ -392,73 +401,89 @@ impl<M: RecordMessage, R: RecordReply> Proxy<M, R> {
         ready!(self.poll_blocked(cx));
         ready!(self.send_returned(cx));
         loop {
-            let back = self.returned.pop_front();
-            let Some(record) = back.or_else(|| station.seated.port().receive()) else { break };
-            let header = record.header;
-            // In the high byte is the number of an edge.
-            let flags = u32::from(header.flags) & 0xff;
-            let payload = &record.payload[..usize::from(header.payload_bytes).min(40)];
-            if flags & FLAG_LOG != 0 {
-                self.log(header.token, payload);
-                continue;
-            }
-            if flags & FLAG_SENT != 0 {
-                let target = usize::from(header.flags >> 8);
-                ready!(self.send_on(target, header.token, payload, cx));
-                continue;
-            }
-            if let Some(index) = self.index_of(header.token)
-                && self.batches > 0
-                && self.finish_batches_before(index)
-                && self.settle(cx).is_pending()
-            {
-                self.returned.push_front(record);
-                return Poll::Pending;
-            }
-            if self.ways.has_failed_at(header.token) {
-                continue;
-            }
-            let is_late = flags & FLAG_LATE != 0;
-            // The token of a late one is still that of the ask that goes on.
-            let passage = (!is_late).then(|| self.desk.directory().arrive(header.token)).flatten();
-            if flags & FLAG_FAULTED != 0 {
-                let message = Envelope::new(M::from_record(self.layouts.input, payload));
-                self.context.adopt(message, passage);
-                self.adopted = true;
-                continue;
-            }
-            let Some(layout) = self.layouts.output else { continue };
-            if is_late {
-                self.context.bury_late(Envelope::new(R::one(layout, payload)));
-                continue;
-            }
-            let index = self.index_of(header.token);
-            if let Some(entry) = index.and_then(|index| self.entries.get_mut(index))
-                && !entry.single
-            {
-                entry.replies.extend_from_slice(payload);
-                continue;
-            }
-            let mut reply = Envelope::new(R::one(layout, payload));
-            let sent = match (index, passage) {
-                (None, Some(passage)) => self.context.try_send_through(passage, reply),
-                (index, _) => {
-                    // It answers a message that has no name here where that came from the device.
-                    let named = index.map(|index| self.entries[index].id);
-                    reply.correlation_id = Some(named.unwrap_or_else(MessageId::next));
-                    self.context.try_send_from(index, reply)
-                }
+            let header = if let Some(held) = self.held.take() {
+                held
+            } else if let Some(back) = self.returned.pop_front() {
+                self.payload = payload_of(&back);
+                back[0].header
+            } else if let Some(header) = station.seated.port().receive_into(&mut self.payload) {
+                header
+            } else {
+                break;
             };
-            if let Some(index) = index
-                && self.layouts.max_emit == 0
-            {
-                // There is one reply at most: it says that the message is done with.
-                self.finished.push_back(self.base + index as u64);
+            // In its place again when it is read.
+            let payload = std::mem::take(&mut self.payload);
+            let brought = self.bring(header, &payload, cx);
+            self.payload = payload;
+            ready!(brought);
+        }
+        Poll::Ready(())
+    }
+
+    /// Takes in one record that the kernel published.
+    fn bring(&mut self, header: SlotHeader, payload: &[u8], cx: &mut TaskContext<'_>) -> Poll<()> {
+        // In the high byte is the number of an edge.
+        let flags = u32::from(header.flags) & 0xff;
+        if flags & FLAG_LOG != 0 {
+            self.log(header.token, payload);
+            return Poll::Ready(());
+        }
+        if flags & FLAG_SENT != 0 {
+            let target = usize::from(header.flags >> 8);
+            ready!(self.send_on(target, header.token, payload, cx));
+            return Poll::Ready(());
+        }
+        if let Some(index) = self.index_of(header.token)
+            && self.batches > 0
+            && self.finish_batches_before(index)
+            && self.settle(cx).is_pending()
+        {
+            self.held = Some(header);
+            return Poll::Pending;
+        }
+        if self.ways.has_failed_at(header.token) {
+            return Poll::Ready(());
+        }
+        let is_late = flags & FLAG_LATE != 0;
+        // The token of a late one is still that of the ask that goes on.
+        let passage = (!is_late).then(|| self.desk.directory().arrive(header.token)).flatten();
+        if flags & FLAG_FAULTED != 0 {
+            let message = Envelope::new(M::from_record(self.layouts.input, payload));
+            self.context.adopt(message, passage);
+            self.adopted = true;
+            return Poll::Ready(());
+        }
+        let Some(layout) = self.layouts.output else { return Poll::Ready(()) };
+        if is_late {
+            self.context.bury_late(Envelope::new(R::one(layout, payload)));
+            return Poll::Ready(());
+        }
+        let index = self.index_of(header.token);
+        if let Some(entry) = index.and_then(|index| self.entries.get_mut(index))
+            && !entry.single
+        {
+            entry.replies.extend_from_slice(payload);
+            return Poll::Ready(());
+        }
+        let mut reply = Envelope::new(R::one(layout, payload));
+        let sent = match (index, passage) {
+            (None, Some(passage)) => self.context.try_send_through(passage, reply),
+            (index, _) => {
+                // It answers a message that has no name here where that came from the device.
+                let named = index.map(|index| self.entries[index].id);
+                reply.correlation_id = Some(named.unwrap_or_else(MessageId::next));
+                self.context.try_send_from(index, reply)
             }
-            if let Err(reply) = sent {
-                self.blocked = Some(Box::pin(self.context.output(reply)));
-                ready!(self.poll_blocked(cx));
-            }
+        };
+        if let Some(index) = index
+            && self.layouts.max_emit == 0
+        {
+            // There is one reply at most: it says that the message is done with.
+            self.finished.push_back(self.base + index as u64);
+        }
+        if let Err(reply) = sent {
+            self.blocked = Some(Box::pin(self.context.output(reply)));
+            ready!(self.poll_blocked(cx));
         }
         Poll::Ready(())
     }
@@ -507,7 +532,7 @@ impl<M: RecordMessage, R: RecordReply> Proxy<M, R> {
     /// Notes what the device is done with, which what its handler failed at is not.
     fn note_done(&mut self, station: &mut Station, done: [u64; 4]) {
         for (band, runs) in self.bands.iter_mut().enumerate() {
-            let mut more = done[band].wrapping_sub(station.done[band]) as usize;
+            let mut more = done[band].wrapping_sub(station.done[band]) as usize / self.slots;
             while let Some(run) = runs.front_mut().filter(|_| more > 0) {
                 let count = run.records.min(more);
                 let index = (run.position.saturating_sub(self.base)) as usize;
@@ -734,7 +759,8 @@ impl<M: RecordMessage, R: RecordReply> Proxy<M, R> {
             return;
         }
         self.context.count_sent_on(more);
-        if let Route::Edge(to) | Route::Leaving(to, _) = &self.route {
+        // One that was asked for may be there before its answer is.
+        if let Route::Making(to, _) | Route::Edge(to) | Route::Leaving(to, _) = &self.route {
             to.add_sent(more);
         }
     }
@@ -755,6 +781,14 @@ impl Route {
     fn is_edge(&self) -> bool {
         matches!(self, Self::Edge(_))
     }
+}
+
+/// The payload of a record, by its slots.
+fn payload_of(slots: &[TaggedRecord]) -> Vec<u8> {
+    let bytes = usize::from(slots[0].header.payload_bytes);
+    let first = slots[0].payload.iter().copied();
+    let more = slots[1..].iter().flat_map(TaggedRecord::bytes);
+    first.chain(more).take(bytes).collect()
 }
 
 /// The seat that the replies of a kernel could go to on the device.
@@ -804,8 +838,7 @@ impl<M: RecordMessage, R: RecordReply> Drop for Proxy<M, R> {
         self.desk.set_seat(None);
         if let Some(layout) = self.layouts.output {
             for record in self.returned.drain(..) {
-                let payload = &record.payload[..layout.bytes];
-                self.context.bury(Envelope::new(R::one(layout, payload)));
+                self.context.bury(Envelope::new(R::one(layout, &payload_of(&record))));
             }
         }
         let station = lock(&self.desk.station).take();
@@ -813,8 +846,8 @@ impl<M: RecordMessage, R: RecordReply> Drop for Proxy<M, R> {
             let passed = self.passed;
             let mut told = self.ways.when_free();
             match std::mem::replace(&mut self.route, Route::Host(None)) {
-                Route::Host(_) | Route::Making(..) => {}
-                Route::Edge(to) => {
+                Route::Host(_) => {}
+                Route::Making(to, _) | Route::Edge(to) => {
                     told.push(Box::new(move |report| to.add_sent(report.passed - passed)));
                 }
                 Route::Leaving(to, mut left) => {
@@ -829,7 +862,7 @@ impl<M: RecordMessage, R: RecordReply> Drop for Proxy<M, R> {
                         to.add_sent((report.passed - passed).wrapping_sub(left.len() as u64));
                         let Some(layout) = output else { return };
                         for record in left {
-                            bury(Envelope::new(R::one(layout, &record.payload[..layout.bytes])));
+                            bury(Envelope::new(R::one(layout, &payload_of(&record))));
                         }
                     }));
                 }

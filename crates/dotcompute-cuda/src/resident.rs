@@ -108,7 +108,7 @@ enum Request {
     Unlink {
         from: u32,
         way: Way,
-        answer: oneshot::Sender<Result<Vec<TaggedRecord>, ResidentError>>,
+        answer: oneshot::Sender<Result<Vec<Vec<TaggedRecord>>, ResidentError>>,
     },
     /// A copy of this seat's state.
     State {
@@ -245,7 +245,7 @@ impl Resident {
     }
 
     /// Undoes [`link`](Self::link): records go to the host again. What the kernel that they went to
-    /// has not taken is given back, in order. All that `from` sent is in its report by then.
+    /// has not taken is given back, in order, each record as its slots. All that `from` sent is in its report by then.
     ///
     /// # Errors
     ///
@@ -258,7 +258,7 @@ impl Resident {
         &self,
         from: u32,
         way: Way,
-    ) -> impl Future<Output = Result<Vec<TaggedRecord>, ResidentError>> + use<> {
+    ) -> impl Future<Output = Result<Vec<Vec<TaggedRecord>>, ResidentError>> + use<> {
         self.ask(move |answer| Request::Unlink { from, way, answer })
     }
 

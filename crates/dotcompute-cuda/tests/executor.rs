@@ -651,7 +651,7 @@ fn a_launch_that_cannot_be_says_why() {
 #[message(record, crate = "dotcompute_core")]
 #[repr(C)]
 struct Large {
-    values: [i64; 6],
+    values: [i64; 48],
 }
 
 #[test]
@@ -662,9 +662,9 @@ fn a_kernel_that_cannot_be_says_why() {
     };
     let code = || CudaHandler::from_source("next", NEXT);
     let error = open(CudaKernel::new(code(), Large::LAYOUT));
-    assert_eq!(error.to_string(), "the message 'Large' of 'k' has 48 bytes; a slot takes 40");
+    assert_eq!(error.to_string(), "the message 'Large' of 'k' has 384 bytes; at most 376 will do");
     let error = open(CudaKernel::new(code(), Number::LAYOUT).output(Large::LAYOUT));
-    assert_eq!(error.to_string(), "the reply 'Large' of 'k' has 48 bytes; a slot takes 40");
+    assert_eq!(error.to_string(), "the reply 'Large' of 'k' has 384 bytes; at most 376 will do");
     let error = open(CudaKernel::new(code(), Number::LAYOUT).max_emit(8));
     assert!(error.to_string().contains("declares 8 emitted records"), "{error}");
     let bad = CudaHandler::from_source("next", NEXT.replace("+ 1;", "+ oops;"));

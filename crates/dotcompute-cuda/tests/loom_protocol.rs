@@ -24,6 +24,10 @@ enum Broken {
     Nothing,
     /// A reader believes a slot by the tag of its first chunk.
     OneTagIsEnough,
+    /// `dc_whole_records`: a record counts when its first slot is there.
+    FirstSlotIsEnough,
+    /// `dc_send`: a record is written when there is room for its first slot.
+    RoomForOneSlot,
     /// `dc_settle`, `dc_free_inbox`: no fence before the head.
     FreeFence,
     /// The head is published before the slot is read.
@@ -440,6 +444,59 @@ fn leave(broken: Broken) {
     });
 }
 
+/// Records of two slots each through a ring of three: the second one's last slot is that of the first
+/// one's first. All or nothing of a record is read, and nothing of it is written before it was.
+fn long(broken: Broken) {
+    #[derive(Default)]
+    struct Words {
+        slots: [Slot; 3],
+        head: AtomicU64,
+        mark: UnsafeCell<()>,
+    }
+
+    loom::model(move || {
+        let words: Arc<Words> = Arc::default();
+        let writer = {
+            let words = Arc::clone(&words);
+            thread::spawn(move || {
+                words.slots[0].write(1, 7);
+                words.slots[1].write(1, 7);
+                let (position, slots) = (2, if broken == Broken::RoomForOneSlot { 1 } else { 2 });
+                // SYNC(device.inbox_free) acquire
+                let head = words.head.load(Ordering::Relaxed);
+                if position + slots - head <= 3 {
+                    broken.fence(Broken::RoomFence, Ordering::Acquire);
+                    words.mark.with_mut(|_| ());
+                    words.slots[2].write(1, 8);
+                    words.slots[0].write(2, 8);
+                }
+            })
+        };
+        let record = |first: (usize, u64), second: (usize, u64)| {
+            let one = words.slots[first.0].read(first.1, broken)?;
+            let other = match broken {
+                Broken::FirstSlotIsEnough => {
+                    let chunks = &words.slots[second.0].0;
+                    [0, 1].map(|at: usize| chunks[at].load(Ordering::Relaxed) & 0xffff_ffff)
+                }
+                _ => words.slots[second.0].read(second.1, broken)?,
+            };
+            Some([one, other].concat())
+        };
+        if let Some(first) = record((0, 1), (1, 1)) {
+            assert_eq!(first, [7; 4], "a torn record");
+            words.mark.with(|_| ());
+            broken.fence(Broken::FreeFence, Ordering::AcqRel);
+            // SYNC(device.inbox_free) release
+            words.head.store(2, Ordering::Relaxed);
+            if let Some(second) = record((2, 1), (0, 2)) {
+                assert_eq!(second, [8; 4], "a torn record");
+            }
+        }
+        writer.join().unwrap();
+    });
+}
+
 /// A hand-over that works, and each way to break it, which must fail.
 macro_rules! hand_over {
     ($model:ident, $name:ident: $($broken:ident => $test:ident),* $(,)?) => {
@@ -470,6 +527,14 @@ hand_over! { inbox, an_inbox_never_lacks_a_slot_for_a_share:
     RoomFence => inbox_without_a_fence_after_its_head_fails,
     TicketIsEnough => inbox_that_trusts_its_tickets_fails,
     ShareBeforeRead => inbox_that_gives_shares_back_too_early_fails,
+}
+
+hand_over! { long, a_record_of_several_slots_is_whole_and_is_not_written_over_before_it_was_read:
+    OneTagIsEnough => long_with_one_tag_tears,
+    FirstSlotIsEnough => long_by_its_first_slot_tears,
+    RoomForOneSlot => long_with_room_for_one_slot_fails,
+    FreeFence => long_without_a_fence_before_its_head_fails,
+    RoomFence => long_without_a_fence_after_its_head_fails,
 }
 
 hand_over! { drain, a_drain_leaves_nothing_behind:

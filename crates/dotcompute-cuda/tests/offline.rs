@@ -140,9 +140,10 @@ fn each_architecture(handlers: &[CudaHandler], variant: Variant, check: impl Fn(
     }
 }
 
-/// Before sm_90 the compiler itself calls routines of its own where lanes meet and vote.
+/// Before sm_90 the compiler itself calls routines of its own where lanes meet and vote, and labels
+/// behind them where some lanes need not: a function is called by its name.
 fn is_of_the_compiler(call: &Instruction) -> bool {
-    call.text.contains("$__cuda_sm70_")
+    call.text.contains("$__cuda_sm70_") || call.text.contains("`(.L_x_")
 }
 
 #[test]

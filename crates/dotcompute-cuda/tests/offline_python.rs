@@ -55,8 +55,9 @@ fn python_handlers_are_inlined_in_the_grid_beside_those_in_cuda() {
         assert!(sections[0].starts_with(Image::KERNEL), "{architecture}: {}", sections[0]);
         // Before sm_90 the compiler itself calls routines of its own where lanes meet and vote; and
         // on all, those of a division.
-        let of_the_compiler =
-            |line: &&str| line.contains("$__cuda_sm") || line.contains("$__internal");
+        let of_the_compiler = |line: &&str| {
+            ["$__cuda_sm", "$__internal", "`(.L_x_"].iter().any(|own| line.contains(own))
+        };
         let calls: Vec<_> = code
             .lines()
             .filter(|line| line.contains("CALL"))

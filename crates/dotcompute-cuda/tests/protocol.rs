@@ -17,10 +17,10 @@ use dotcompute_abi::control::{
     COMMAND_DRAIN, COMMAND_HOLD, COMMAND_KILL, COMMAND_RUN, COMMAND_STOP, STATE_FAILED,
     STATE_HOLDING, STATE_RUNNING, STATE_STOPPED,
 };
-use dotcompute_abi::slot::{FLAG_LOG, FLAG_SENT};
+use dotcompute_abi::slot::{FLAG_FAULTED, FLAG_LOG, FLAG_SENT, SlotHeader};
 use dotcompute_cuda::grid::{EdgePlan, PlanError, Port, SeatPlan, Shape, Way};
 use dotcompute_mailbox::Band;
-use twin::{ADD, Stage, Twin, number, plan, sum};
+use twin::{ADD, Stage, Twin, number, numbers_of, plan, plan_of_spans, span, spanned, sum};
 
 /// The handler that sends on to each of its targets in turn, and the one that does what the value says.
 const DEAL: u32 = 1;
@@ -312,7 +312,8 @@ fn a_plan_that_does_not_fit_its_grid_is_refused() {
     let too_large = |error: PlanError| matches!(error, PlanError::TooLarge { .. });
     let edge = EdgePlan { to: 0, number: 0, share: 8, record_bytes: 8 };
     assert!(too_large(refused(1, &|_| ())));
-    assert!(too_large(refused(0, &|plan| plan.reply_bytes = 41)));
+    assert!(too_large(refused(0, &|plan| plan.reply_bytes = 377)));
+    assert!(too_large(refused(0, &|plan| plan.message_bytes = 377)));
     assert!(too_large(refused(0, &|plan| plan.max_emit = 8)));
     assert!(too_large(refused(0, &|plan| plan.state = vec![0; 1 << 20])));
     assert!(too_large(refused(0, &|plan| plan.edges = vec![edge; 2])));
@@ -541,4 +542,157 @@ fn what_is_sent_goes_to_the_host_until_there_is_an_edge_and_is_counted_over_all_
     assert_eq!(first.counters().sent, 20);
     let refused = stage.grid.link(0, &dealer, Way::Target(0), EdgePlan { share: 0, ..edge }, 0);
     assert_eq!(refused, Err(PlanError::ShareTooSmall { edge: 0, share: 0, least: 1 }));
+}
+
+/// Waits for a record of numbers: its header and its first number; they follow each other.
+fn received_span(port: &mut Port) -> (SlotHeader, i64) {
+    let (mut header, mut payload) = (None, Vec::new());
+    until("a reply", || {
+        header = port.receive_into(&mut payload);
+        header.is_some()
+    });
+    let first = numbers_of(&payload)[0];
+    assert_eq!(numbers_of(&payload), spanned(first));
+    (header.unwrap(), first)
+}
+
+#[test]
+fn records_of_several_slots_are_whole_on_every_band_and_the_most_urgent_go_first() {
+    // Windows of two records and some more, so that they lie across the end of the ring.
+    let shape = Shape { window: 13, ..Shape::default() };
+    let mut stage = Stage::new(shape);
+    let mut port = stage.seat(0, &plan_of_spans());
+    let (mut token, mut expected) = (0, Vec::new());
+    for lap in 0..50 {
+        for band in [Band::Low, Band::Normal, Band::High, Band::System] {
+            // What the kernel is done with it tells in time, or as it leaves.
+            let mut first = |_| {
+                token += 1;
+                assert!(port.send_slots(band, span(token, i64::from(token))), "lap {lap}");
+                token
+            };
+            expected.push((0..2).map(&mut first).collect::<Vec<u32>>());
+            assert!(!port.send_slots(band, span(0, 0)), "there is room for two");
+        }
+        port.command(COMMAND_RUN);
+        let (epoch, parameters) = stage.launch(None, None);
+        let warps: Vec<_> =
+            (0..=1).map(|warp| thread::spawn(compiled().warp(parameters, warp))).collect();
+        for tokens in expected.drain(..).rev() {
+            for token in tokens {
+                let (header, first) = received_span(&mut port);
+                assert_eq!((header.token, first), (token, i64::from(token) + 100));
+            }
+        }
+        stage.grid.quiesce(epoch);
+        until("the end of the grid", || stage.grid.has_ended(epoch));
+        warps.into_iter().for_each(|warp| warp.join().unwrap());
+        assert_eq!(port.report().processed, 8 * (lap + 1));
+        assert_eq!(port.done(), [10 * (lap + 1); 4]);
+    }
+    assert_eq!(port.counters().replied, 400);
+}
+
+#[test]
+fn a_record_of_which_a_slot_is_missing_is_not_there_yet() {
+    let mut stage = Stage::new(Shape::default());
+    let mut port = stage.seat(0, &plan_of_spans());
+    port.command(COMMAND_RUN);
+    let (epoch, parameters) = stage.launch(None, None);
+    let warps: Vec<_> =
+        (0..=1).map(|warp| thread::spawn(compiled().warp(parameters, warp))).collect();
+    for number in 0..20 {
+        let mut slots = span(number, i64::from(number));
+        let last = slots.len() - 1;
+        for slot in slots.by_ref().take(last) {
+            port.send(Band::Normal, slot).unwrap();
+        }
+        // Meanwhile a whole one on another band, which is handled.
+        assert!(port.send_slots(Band::Low, span(1000, 1000)));
+        assert_eq!(received_span(&mut port).0.token, 1000);
+        assert!(port.receive_into(&mut Vec::new()).is_none());
+        port.send(Band::Normal, slots.next().unwrap()).unwrap();
+        assert_eq!(received_span(&mut port).0.token, number);
+    }
+    port.command(COMMAND_DRAIN);
+    until("the end of the grid", || stage.grid.has_ended(epoch));
+    warps.into_iter().for_each(|warp| warp.join().unwrap());
+    assert_eq!(port.counters().processed, 40);
+}
+
+#[test]
+fn records_of_several_slots_go_between_kernels_and_come_back_whole() {
+    let shape = Shape { seats: 2, inbox_capacity: 16, edges: 2, edges_in: 1, ..Shape::default() };
+    let mut stage = Stage::new(shape);
+    let spans = plan_of_spans();
+    let sender = SeatPlan { max_emit: 1, send_only: 1, open: vec![200], ..spans.clone() };
+    let mut first = stage.seat(0, &sender);
+    let mut second = stage.seat(1, &spans);
+    // Three records of five slots in an inbox of sixteen.
+    let edge = EdgePlan { to: 1, number: 0, share: 3, record_bytes: 200 };
+    let way = Way::Target(0);
+    let refused = stage.grid.link(0, &sender, way, EdgePlan { share: 4, ..edge }, 0);
+    assert!(matches!(refused, Err(PlanError::TooLarge { wanted: 20, most: 16, .. })));
+    for write in stage.grid.link(0, &sender, way, edge, 0).unwrap() {
+        stage.write(&write);
+    }
+    let (epoch, parameters) = stage.launch(None, None);
+    let warps: Vec<_> =
+        (0..=2).map(|warp| thread::spawn(compiled().warp(parameters, warp))).collect();
+    [&first, &second].into_iter().for_each(|port| port.command(COMMAND_RUN));
+    for value in 0..100 {
+        until("room", || first.send_slots(Band::Normal, span(7, value)));
+        let (header, reply) = received_span(&mut first);
+        assert_eq!((header.token, reply), (7, value + 100));
+        let (header, reply) = received_span(&mut second);
+        assert_eq!((header.token, reply), (u32::MAX, value + 200));
+    }
+    second.command(COMMAND_HOLD);
+    until("it holds", || second.report().state == STATE_HOLDING);
+    for value in 100..103 {
+        until("room", || first.send_slots(Band::Normal, span(7, value)));
+        assert_eq!(received_span(&mut first).1, value + 100);
+    }
+    first.command(COMMAND_STOP);
+    second.command(COMMAND_STOP);
+    until("the end of the grid", || stage.grid.has_ended(epoch));
+    warps.into_iter().for_each(|warp| warp.join().unwrap());
+    let (offset, bytes) = stage.grid.inbox(1);
+    let inbox = stage.read(offset, bytes);
+    let unread = stage.grid.unread(&inbox, 5);
+    let firsts = unread.iter().map(|slots| {
+        let bytes: Vec<u8> = slots.iter().flat_map(|slot| slot.bytes()).collect();
+        numbers_of(&bytes[8..208])[0]
+    });
+    assert_eq!(firsts.collect::<Vec<_>>(), [200, 201, 202]);
+    assert_eq!((first.report().sent[0], second.report().received), (103, 100));
+    // They are taken out, and what the other edges sent stays.
+    let (taken, writes) = stage.grid.take_out(1, &inbox, 0, 5);
+    assert_eq!(taken.len(), unread.len());
+    writes.iter().for_each(|write| stage.write(write));
+    assert!(stage.grid.unread(&stage.read(offset, bytes), 5).is_empty());
+}
+
+#[test]
+fn a_long_message_of_another_kernel_goes_to_the_host_whole_when_its_kernel_fails_at_it() {
+    let shape = Shape { seats: 2, inbox_capacity: 16, edges: 2, edges_in: 1, ..Shape::default() };
+    let mut stage = Stage::new(shape);
+    let spans = plan_of_spans();
+    // The second sends on, which it did not declare: it fails.
+    let mut first = stage.seat(0, &spans);
+    let mut second = stage.seat(1, &SeatPlan { open: vec![200], ..spans.clone() });
+    stage.link(0, &spans, EdgePlan { to: 1, number: 0, share: 3, record_bytes: 200 });
+    let (epoch, parameters) = stage.launch(None, None);
+    let warps: Vec<_> =
+        (0..=2).map(|warp| thread::spawn(compiled().warp(parameters, warp))).collect();
+    [&first, &second].into_iter().for_each(|port| port.command(COMMAND_RUN));
+    assert!(first.send_slots(Band::Normal, span(PASSING, 1)));
+    let (header, message) = received_span(&mut second);
+    assert_eq!((header.token, message), (PASSING, 101));
+    assert_eq!(u32::from(header.flags), FLAG_FAULTED);
+    until("it fails", || second.report().state == STATE_FAILED);
+    assert_eq!((second.report().fault, second.report().received), (FAULT_EMIT_LIMIT, 1));
+    first.command(COMMAND_STOP);
+    until("the end of the grid", || stage.grid.has_ended(epoch));
+    warps.into_iter().for_each(|warp| warp.join().unwrap());
 }

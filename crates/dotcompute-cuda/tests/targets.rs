@@ -38,7 +38,7 @@ struct Seen {
 #[message(record, crate = "dotcompute_core")]
 #[repr(C)]
 struct Large {
-    values: [i64; 6],
+    values: [i64; 48],
 }
 
 /// Sends ten more to its first target, and replies with that.
@@ -447,9 +447,10 @@ fn seven_records_leave_a_message_and_lines_of_the_log_give_way() {
     };
     expect(5, 1, 5);
     expect(25, 3, 5);
-    // Two emits and one record for the target have their places: of nine lines four find room.
-    expect(921, 3, 1);
-    until("the counters", || stage.cuda.counters("many").unwrap().logs_lost == 5);
+    // Two emits, one record for the target and the reply have their places of sixteen: of twenty lines
+    // twelve find room.
+    expect(2021, 3, 1);
+    until("the counters", || stage.cuda.counters("many").unwrap().logs_lost == 8);
     // More emits than it declared, and more records than leave a message.
     for (name, value) in [("too many emits", 30), ("too many sent", 26)] {
         let kernel = stage.launch(name, "many");
@@ -491,7 +492,7 @@ fn targets_that_cannot_be_are_refused_at_launch() {
         CudaKernels::new().kernel("refused", kernel).open(standin::options()).unwrap_err()
     };
     let large = number("forward", SEND).target::<Large>("large", Large::LAYOUT);
-    assert!(matches!(open(large), CudaError::TooLarge { what: "record sent", bytes: 48, .. }));
+    assert!(matches!(open(large), CudaError::TooLarge { what: "record sent", bytes: 384, .. }));
     let all = to(number("forward", SEND), &["one"]).max_emit(7);
     assert!(matches!(open(all), CudaError::Emits { emits: 7, most: 6, .. }));
     let names: Vec<String> = (0..32).map(|number| format!("target {number}")).collect();

@@ -22,7 +22,7 @@ use dotcompute_abi::device::TOKEN_NONE;
 use dotcompute_abi::slot::FLAG_HOME;
 use dotcompute_cuda::grid::{EdgePlan, Port, Shape};
 use dotcompute_mailbox::Band;
-use twin::{ADD, Stage, Twin, number, plan, sum};
+use twin::{ADD, Stage, Twin, number, numbers_of, plan, plan_of_spans, span, spanned, sum};
 
 /// The handler that sends each value on to one of its targets.
 const DEAL: u32 = 1;
@@ -65,12 +65,13 @@ fn all(twin: Twin) {
     fed_by_the_host(twin);
     between_kernels(twin);
     along_a_chain(twin);
+    of_several_slots(twin);
 }
 
 /// Messages of all bands through one kernel, over several leases; small windows, so that slots are
 /// used again soon.
 fn fed_by_the_host(twin: Twin) {
-    let mut stage = Stage::new(Shape { window: 2, reply_window: 8, ..Shape::default() });
+    let mut stage = Stage::new(Shape { window: 2, reply_window: 16, ..Shape::default() });
     let mut port = stage.seat(0, &plan(ADD));
     port.command(COMMAND_RUN);
     let (mut sent, mut received, mut total) = (0_u32, 0_u32, 0_i64);
@@ -209,6 +210,44 @@ fn along_a_chain(twin: Twin) {
     }
     let (passed, taken) = (first.report().passed, second.report().received);
     assert_eq!((passed, taken), (u64::from(MESSAGES) * 7 / 8, passed));
+    warps.into_iter().for_each(Thread::join);
+    mem::forget((first, second));
+}
+
+/// Records of several slots, from the host to one kernel, from there to another, and back.
+fn of_several_slots(twin: Twin) {
+    let shape = Shape { window: 8, reply_window: 16, inbox_capacity: 16, ..Shape::default() };
+    let mut stage = Stage::new(Shape { seats: 2, edges: 1, edges_in: 1, ..shape });
+    let mut first = stage.seat(0, &plan_of_spans());
+    let mut second = stage.seat(1, &plan_of_spans());
+    let record_bytes = plan_of_spans().message_bytes;
+    stage.link(0, &plan_of_spans(), EdgePlan { to: 1, number: 0, share: 3, record_bytes });
+    first.command(COMMAND_RUN);
+    second.command(COMMAND_RUN);
+    let (epoch, parameters) = stage.launch(None, Some(Duration::from_secs(60)));
+    let warps: Vec<Thread> =
+        (0..=2).map(|warp| Thread::start(twin.warp(parameters, warp))).collect();
+    let (mut sent, mut received, mut payload) = (0_u32, 0_u32, Vec::new());
+    while received < MESSAGES / 4 {
+        if sent < MESSAGES / 4 && first.send_slots(Band::Normal, span(sent, i64::from(sent))) {
+            sent += 1;
+        }
+        stage.grid.beat();
+        match second.receive_into(&mut payload) {
+            // Both have added 100.
+            Some(_) => {
+                assert_eq!(numbers_of(&payload), spanned(i64::from(received) + 200));
+                received += 1;
+            }
+            None => relax(),
+        }
+    }
+    first.command(COMMAND_DRAIN);
+    second.command(COMMAND_DRAIN);
+    while !stage.grid.has_ended(epoch) {
+        relax();
+    }
+    assert_eq!(second.report().received, u64::from(received));
     warps.into_iter().for_each(Thread::join);
     mem::forget((first, second));
 }

@@ -3,14 +3,16 @@
 A kernel that is launched with ``executor="cuda"`` stays on the GPU: its handler runs inside a grid
 that is resident there, and its state lies in the device's memory. What runs there is a compiled
 handler: a Python function with ``state=``, which numba-cuda compiles (`compile_for_cuda`), or CUDA
-C++ source (`cuda_handler`). Messages and replies have at most 40 bytes.
+C++ source (`cuda_handler`). Messages and replies have at most 376 bytes; those of up to 40 are the
+fastest.
 
 Handlers are linked together as they come, and their kernels share grids. There `runtime.connect`
 lets the replies of one kernel go straight into the inbox of the next on the device, and so goes
 what a handler sends to its ``targets``; to kernels elsewhere both go by the host, as arrays do.
-What a handler emits, sends and logs for one record is 7 records at most; what it sends for an array
-goes out record by record. Only functions in CUDA C++ that have the same name, and are not the same,
-have grids of their own.
+For one record a handler emits and sends 7 at most, and with the reply and what it logs those take
+16 slots at most: one for 40 bytes, and another for each 48 more. What it sends for an array goes
+out record by record. Only functions in CUDA C++ that have the same name, and are not the same, have
+grids of their own.
 
 This has run on a stand-in for NVIDIA's libraries, and not on a GPU yet.
 """

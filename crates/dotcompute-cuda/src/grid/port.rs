@@ -4,6 +4,7 @@ use std::fmt;
 
 use dotcompute_abi::TaggedRecord;
 use dotcompute_abi::control::STATE_ABSENT;
+use dotcompute_abi::slot::{SlotHeader, tagged_slots};
 use dotcompute_mailbox::Band;
 use dotcompute_mailbox::ring::{Consumer, Polls, Producer, PushError, Tagged};
 use dotcompute_mailbox::sync::{AtomicU32, AtomicU64, Ordering};
@@ -127,6 +128,8 @@ pub struct Port {
     replies: Consumer<TaggedRecord, Tagged, Polls>,
     /// Next position to write in each band.
     tails: [u64; 4],
+    /// The header of a record of which not all slots were there yet, and how many are missing.
+    partial: Option<(SlotHeader, u32)>,
     words: PortWords,
 }
 
@@ -169,10 +172,10 @@ impl Port {
         for word in words32 {
             word.store(STATE_ABSENT, Ordering::Relaxed);
         }
-        Self { bands, replies, tails: [0; 4], words }
+        Self { bands, replies, tails: [0; 4], partial: None, words }
     }
 
-    /// How many messages this band takes at once.
+    /// How many slots this band takes at once.
     pub fn free(&self, band: Band) -> usize {
         self.bands[band as usize].free()
     }
@@ -191,8 +194,48 @@ impl Port {
         Ok(())
     }
 
-    /// The next record that the kernel published, if there is one: a reply, or, by its flag, a line
-    /// of its log.
+    /// Sends a message of several slots, all of them or none; whether there was room.
+    pub fn send_slots(
+        &mut self,
+        band: Band,
+        slots: impl ExactSizeIterator<Item = TaggedRecord>,
+    ) -> bool {
+        if self.free(band) < slots.len() {
+            return false;
+        }
+        for slot in slots {
+            let sent = self.send(band, slot);
+            debug_assert!(sent.is_ok(), "there is room");
+        }
+        true
+    }
+
+    /// The next record that the kernel published, of any size, once all of it is there: its header. Its
+    /// payload is put into `payload`, which is to be the same until then.
+    pub fn receive_into(&mut self, payload: &mut Vec<u8>) -> Option<SlotHeader> {
+        let (header, mut missing) = match self.partial.take() {
+            Some(partial) => partial,
+            None => {
+                let first = self.replies.try_pop().ok()?;
+                payload.clear();
+                payload.extend_from_slice(&first.payload);
+                (first.header, tagged_slots(u32::from(first.header.payload_bytes)) - 1)
+            }
+        };
+        while missing > 0 {
+            let Ok(slot) = self.replies.try_pop() else {
+                self.partial = Some((header, missing));
+                return None;
+            };
+            payload.extend_from_slice(&slot.bytes());
+            missing -= 1;
+        }
+        payload.truncate(usize::from(header.payload_bytes));
+        Some(header)
+    }
+
+    /// The next slot that the kernel published, if there is one: a reply, or, by its flag, a line of its
+    /// log, where those take one slot each.
     pub fn receive(&mut self) -> Option<TaggedRecord> {
         self.replies.try_pop().ok()
     }
@@ -202,7 +245,7 @@ impl Port {
         !self.replies.is_empty()
     }
 
-    /// How many messages of each band the kernel is done with, modulo 2^64: behind by less than a
+    /// How many slots of each band the kernel is done with, modulo 2^64: behind by less than a
     /// quarter of a window while it is busy, exact once it holds, has stopped or has failed. What
     /// those led to has been published.
     pub fn done(&self) -> [u64; 4] {

@@ -13,11 +13,12 @@ use dotcompute_mailbox::ring::{RawMemory, Tagged};
 pub struct Shape {
     /// Seats; at least 1.
     pub seats: u32,
-    /// Messages that each band of a seat holds on its way to the device; at least 1.
+    /// Slots of messages that each band of a seat holds on its way to the device; at least 1.
     pub window: usize,
-    /// Replies that wait for the host; at least 8, what one message can make.
+    /// Slots of replies that wait for the host; at least 16, what one message can make.
     pub reply_window: usize,
-    /// Records that other kernels may have on their way to a seat: a power of two, or 0 for none.
+    /// Slots of records that other kernels may have on their way to a seat: a power of two, or 0 for
+    /// none.
     pub inbox_capacity: usize,
     /// Edges from a seat, those to its targets and that of its replies; at most 32.
     pub edges: u32,
@@ -140,8 +141,8 @@ impl Shape {
         if self.window == 0 {
             return Some("a window holds at least one message");
         }
-        if self.reply_window < dotcompute_abi::device::OUTBOX_RECORDS as usize {
-            return Some("a reply window holds at least what one message can make, 8");
+        if self.reply_window < dotcompute_abi::device::OUTBOX_SLOTS as usize {
+            return Some("a reply window holds at least what one message can make, 16");
         }
         if self.inbox_capacity != 0 && !self.inbox_capacity.is_power_of_two() {
             return Some("the capacity of an inbox is a power of two");

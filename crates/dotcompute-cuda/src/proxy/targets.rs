@@ -15,7 +15,7 @@ use dotcompute_abi::device::COUNTED_EDGES;
 use dotcompute_core::BoxError;
 use dotcompute_core::compiled::{RecordMessage, RecordReply};
 
-use super::{Boxed, Proxy, Route, Station};
+use super::{Boxed, Proxy, Route, Station, payload_of};
 use crate::direct::Seat;
 use crate::grid::{Report, Way};
 use crate::kernels::{Targets, check_target};
@@ -29,7 +29,7 @@ pub(super) struct Ways {
     /// A record that waits for room at its target, and the token of its message.
     sending: Option<(u32, Boxed<Result<(), BoxError>>)>,
     /// What came back from an edge, by its target's number: to be sent before all else.
-    returned: VecDeque<(usize, TaggedRecord)>,
+    returned: VecDeque<(usize, Vec<TaggedRecord>)>,
     /// The kernel is to hold, so that edges can be made.
     pub(super) linking: bool,
     /// When it says that it holds, it does: it was seen to run since it held last.
@@ -80,8 +80,8 @@ impl Ways {
         for (place, way) in self.ways.drain(..).enumerate() {
             let WayTo { target, route, sent } = way;
             match route {
-                Route::Host(_) | Route::Making(..) => {}
-                Route::Edge(to) => told.push(Box::new(move |report| {
+                Route::Host(_) => {}
+                Route::Making(to, _) | Route::Edge(to) => told.push(Box::new(move |report| {
                     to.add_sent(report.sent[place] - sent);
                 })),
                 Route::Leaving(to, mut left) => told.push(Box::new(move |report| {
@@ -100,12 +100,8 @@ impl Ways {
     }
 }
 
-fn payload(target: &dyn OpenTarget, record: &TaggedRecord) -> Vec<u8> {
-    record.payload[..target.layout().bytes].to_vec()
-}
-
-fn bury(target: &dyn OpenTarget, record: &TaggedRecord) {
-    target.bury(&payload(target, record));
+fn bury(target: &dyn OpenTarget, slots: &[TaggedRecord]) {
+    target.bury(&payload_of(slots));
 }
 
 impl<M: RecordMessage, R: RecordReply> Proxy<M, R> {
@@ -118,7 +114,9 @@ impl<M: RecordMessage, R: RecordReply> Proxy<M, R> {
 
     fn note_sent_to(&mut self, number: usize, report: Report, back: u64) {
         let way = &mut self.ways.ways[number];
-        let (Route::Edge(to) | Route::Leaving(to, _)) = &way.route else { return };
+        let (Route::Making(to, _) | Route::Edge(to) | Route::Leaving(to, _)) = &way.route else {
+            return;
+        };
         // Its edges are the seat's first ones.
         let more = (report.sent[number] - way.sent).wrapping_sub(back);
         way.sent = report.sent[number];
@@ -286,7 +284,7 @@ impl<M: RecordMessage, R: RecordReply> Proxy<M, R> {
         ready!(self.poll_sending(cx));
         while let Some((number, record)) = self.ways.returned.pop_front() {
             let way = &mut self.ways.ways[number];
-            let payload = payload(&*way.target, &record);
+            let payload = payload_of(&record);
             match way.target.send(self.context.runtime(), &payload) {
                 Ok(None) => {}
                 Ok(Some(sending)) => {

@@ -13,6 +13,7 @@ use dotcompute_abi::control::{
     COMMAND_KILL, STATE_ABSENT, STATE_FAILED, STATE_HOLDING, STATE_STOPPED,
 };
 use dotcompute_abi::device::Grid as Parameters;
+use dotcompute_abi::slot::tagged_slots;
 use dotcompute_mailbox::sync::{Ordering, lock};
 
 use super::{Fate, LEAVE_WITHIN, Loss, Request, Residency, ResidentError, Vacated};
@@ -429,7 +430,7 @@ impl Launcher {
                 return Err(PlanError::EdgeTaken { to, number });
             }
             let there = edges.iter().copied().chain(theirs()).filter(|edge| edge.to == to);
-            let shares: u64 = there.map(|edge| u64::from(edge.share)).sum();
+            let shares: u64 = there.map(|edge| edge.share_slots()).sum();
             if shares > capacity as u64 {
                 return Err(PlanError::SharesTooLarge { to, shares, capacity });
             }
@@ -475,7 +476,12 @@ impl Launcher {
         record_bytes: u32,
     ) -> Result<(), ResidentError> {
         let plan = self.seated(from)?;
-        self.seated(to)?;
+        let slots = self.seated(to)?.message_slots();
+        let (what, wanted) = ("slots of a record for the seat", tagged_slots(record_bytes));
+        if wanted != slots {
+            let (wanted, most) = (u64::from(wanted), u64::from(slots));
+            return Err(PlanError::TooLarge { what, wanted, most }.into());
+        }
         if self.leads(to, from) {
             return Err(PlanError::Cycle { to, from }.into());
         }
@@ -484,7 +490,7 @@ impl Launcher {
             return Err(PlanError::NoEdge { to }.into());
         }
         self.pause()?;
-        let linked = self.write_link(from, way, to, record_bytes, &plan);
+        let linked = self.write_link(from, way, (to, slots), record_bytes, &plan);
         self.start()?;
         linked
     }
@@ -493,19 +499,19 @@ impl Launcher {
         &mut self,
         from: u32,
         way: Way,
-        to: u32,
+        (to, slots): (u32, u32),
         record_bytes: u32,
         plan: &SeatPlan,
     ) -> Result<(), ResidentError> {
         let shape = self.grid.shape();
         // An edge of before may have left records there, which give back what they took of its share.
-        let unread = self.grid.unread(&self.inbox(to)?);
+        let unread = self.grid.unread(&self.inbox(to)?, slots);
         let is_free = |number: &u32| {
             let is_taken = self.edges().any(|(_, edge)| edge.to == to && edge.number == *number);
-            !is_taken && !unread.iter().any(|record| edge_number(record) == *number)
+            !is_taken && !unread.iter().any(|record| edge_number(&record[0]) == *number)
         };
         let number = (0..shape.edges_in).find(is_free).ok_or(PlanError::NoEdge { to })?;
-        let share = shape.inbox_capacity as u32 / shape.edges_in;
+        let share = shape.inbox_capacity as u32 / shape.edges_in / slots;
         let edge = EdgePlan { to, number, share, record_bytes };
         self.check_edges(&[edge])?;
         let place = plan.place(way);
@@ -515,7 +521,7 @@ impl Launcher {
         Ok(())
     }
 
-    fn unlink(&mut self, from: u32, way: Way) -> Result<Vec<TaggedRecord>, ResidentError> {
+    fn unlink(&mut self, from: u32, way: Way) -> Result<Vec<Vec<TaggedRecord>>, ResidentError> {
         let plan = self.seated(from)?;
         let place = plan.place(way);
         let Some(edge) = self.links[from as usize].get(&place).copied() else {
@@ -524,7 +530,9 @@ impl Launcher {
         self.pause()?;
         self.write(&[self.grid.unlink(from, &plan, way, self.sent(from, place))])?;
         self.links[from as usize].remove(&place);
-        let (left, writes) = self.grid.take_out(edge.to, &self.inbox(edge.to)?, edge.number);
+        let slots = tagged_slots(edge.record_bytes);
+        let inbox = self.inbox(edge.to)?;
+        let (left, writes) = self.grid.take_out(edge.to, &inbox, edge.number, slots);
         self.write(&writes)?;
         self.start()?;
         Ok(left)

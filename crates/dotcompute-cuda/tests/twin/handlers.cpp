@@ -59,6 +59,27 @@ static int32_t obey(const number *message, sum *state, sum *reply, rk_ctx *ctx) 
     }
 }
 
+struct span {
+    int64_t numbers[25];
+};
+
+// Replies with a hundred more each, and sends that to its targets; fails where they do not follow each
+// other, or begin below zero.
+static int32_t shift(const span *message, sum *state, span *reply, rk_ctx *ctx) {
+    state->total += 1;
+    for (int at = 0; at < 25; ++at) {
+        if (message->numbers[at] != message->numbers[0] + at)
+            return rk_fault(ctx, -33, "a torn record", 13);
+        reply->numbers[at] = message->numbers[at] + 100;
+    }
+    if (message->numbers[0] < 0)
+        return -34;
+    for (uint32_t target = 0; target < ctx->seat->edge_count; ++target)
+        if (int32_t fault = rk_send(ctx, target, reply))
+            return fault;
+    return DC_HANDLER_REPLY;
+}
+
 extern "C" int32_t dc_dispatch(uint32_t handler, const void *message, void *state, void *reply,
                                rk_ctx *ctx) {
     auto in = static_cast<const number *>(message);
@@ -70,6 +91,8 @@ extern "C" int32_t dc_dispatch(uint32_t handler, const void *message, void *stat
         return deal(in, kept, out, ctx);
     case 2:
         return obey(in, kept, out, ctx);
+    case 3:
+        return shift(static_cast<const span *>(message), kept, static_cast<span *>(reply), ctx);
     default:
         return DC_FAULT_BOUNDS;
     }

@@ -105,10 +105,17 @@ impl Stage {
     #[allow(dead_code, reason = "not every test looks")]
     pub(crate) fn unread(&self, seat: u32) -> Vec<dotcompute_abi::TaggedRecord> {
         let (offset, bytes) = self.grid.inbox(seat);
-        // SAFETY: inside the device's arena.
+        self.grid.unread(&self.read(offset, bytes), 1).concat()
+    }
+
+    /// Bytes of the device's memory; no grid runs.
+    #[allow(dead_code, reason = "not every test looks")]
+    pub(crate) fn read(&self, offset: usize, bytes: usize) -> Vec<u8> {
+        assert!(offset + bytes <= self.grid.shape().device_bytes());
+        // SAFETY: inside the device's arena, as just checked.
         let place = unsafe { self.device.add(offset) };
         // SAFETY: as above; no grid runs.
-        self.grid.unread(unsafe { std::slice::from_raw_parts(place.as_ptr(), bytes) })
+        unsafe { std::slice::from_raw_parts(place.as_ptr(), bytes) }.to_vec()
     }
 
     pub(crate) fn write(&self, (offset, bytes): &Write) {
@@ -153,4 +160,38 @@ pub(crate) fn number(token: u32, value: i64) -> dotcompute_abi::TaggedRecord {
 pub(crate) fn sum(record: &dotcompute_abi::TaggedRecord) -> (i64, i64) {
     let word = |at: usize| i64::from_le_bytes(record.payload[at..at + 8].try_into().unwrap());
     (word(0), word(8))
+}
+
+/// How many numbers a record has that takes five slots.
+pub(crate) const SPAN: usize = 25;
+
+/// A plan for the handler of `handlers.cpp` that takes and replies with numbers that follow each other.
+#[allow(dead_code, reason = "not every test has long records")]
+pub(crate) fn plan_of_spans() -> SeatPlan {
+    let bytes = 8 * SPAN as u32;
+    SeatPlan { message_bytes: bytes, reply_bytes: bytes, ..plan(3) }
+}
+
+/// Numbers from this one on.
+#[allow(dead_code, reason = "as above")]
+pub(crate) fn spanned(first: i64) -> [i64; SPAN] {
+    std::array::from_fn(|at| first + at as i64)
+}
+
+/// A message of them, in its slots.
+#[allow(dead_code, reason = "as above")]
+pub(crate) fn span(
+    token: u32,
+    first: i64,
+) -> impl ExactSizeIterator<Item = dotcompute_abi::TaggedRecord> {
+    let bytes: Vec<u8> = spanned(first).iter().flat_map(|number| number.to_le_bytes()).collect();
+    let slots: Vec<_> = dotcompute_abi::TaggedRecord::slots(token, 0, &bytes).collect();
+    slots.into_iter()
+}
+
+/// The numbers of a payload.
+#[allow(dead_code, reason = "as above")]
+pub(crate) fn numbers_of(payload: &[u8]) -> [i64; SPAN] {
+    assert_eq!(payload.len(), 8 * SPAN);
+    std::array::from_fn(|at| i64::from_le_bytes(payload[8 * at..8 * at + 8].try_into().unwrap()))
 }
