@@ -32,7 +32,7 @@ typedef unsigned long long uint64_t;
 #define DC_LINE_BYTES 128u
 #define DC_RING_MAGIC 0x676e697263746f64ull
 
-/* Bytes of a slot, in both formats. */
+/* Bytes of a slot, in all formats. */
 #define DC_SLOT_BYTES 64u
 /* Bytes of payload in a plain slot. */
 #define DC_PLAIN_PAYLOAD_BYTES 56u

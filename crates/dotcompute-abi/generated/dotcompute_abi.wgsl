@@ -2,7 +2,7 @@
 
 const DC_ABI_VERSION: u32 = 1u;
 
-// Bytes of a slot, in both formats.
+// Bytes of a slot, in all formats.
 const DC_SLOT_BYTES: u32 = 64u;
 // Bytes of payload in a plain slot.
 const DC_PLAIN_PAYLOAD_BYTES: u32 = 56u;

@@ -20,7 +20,7 @@ use crate::describe::{Kind, Shared, Struct};
 shared_constants! {
     /// The sizes of slots.
     SIZES: u32;
-    /// Bytes of a slot, in both formats.
+    /// Bytes of a slot, in all formats.
     SLOT_BYTES = 64;
     /// Bytes of payload in a plain slot.
     PLAIN_PAYLOAD_BYTES = 56;
