@@ -251,6 +251,9 @@ fn flag(flag: u32, is_set: bool) -> u16 {
     if is_set { flag as u16 } else { 0 }
 }
 
+/// What begins a message, if anything does, its bytes, and the arrays beside it.
+pub(crate) type Found<'a> = (Option<Prefix>, &'a [u8], Vec<Lease>);
+
 /// Takes messages out of a ring.
 #[derive(Debug)]
 pub(crate) struct Reader {
@@ -355,7 +358,7 @@ impl Reader {
     }
 
     /// The message that is complete; once, since the arrays become the caller's.
-    pub(crate) fn message(&mut self) -> Result<(Option<Prefix>, &[u8], Vec<Lease>), Broken> {
+    pub(crate) fn message(&mut self) -> Result<Found<'_>, Broken> {
         let (prefix, start) = match self.has(FLAG_SHORT) {
             true => (None, 0),
             false => self.prefix().map(|(prefix, start)| (Some(prefix), start))?,
