@@ -89,19 +89,14 @@ impl<T, F: Format<T>, W: Waiting> Consumer<T, F, W> {
         known_between(self.head, tail, self.parts.capacity) as usize
     }
 
-    /// How many messages were popped, modulo 2^64.
-    #[inline]
-    pub(crate) fn position(&self) -> u64 {
-        self.head
-    }
-
     /// Whether there is nothing to pop; if false, a pop succeeds.
     pub fn is_empty(&self) -> bool {
         let tail = F::published(&self.parts, self.head, 1);
         known_between(self.head, tail, self.parts.capacity) == 0
     }
 
-    /// The position of the next message: how many were popped since the ring was made.
+    /// The position of the next message: how many were popped since the ring was made, modulo 2^64.
+    #[inline]
     pub fn position(&self) -> u64 {
         self.head
     }
