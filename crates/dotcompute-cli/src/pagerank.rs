@@ -147,16 +147,18 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode, Failure> {
     let reading = start.elapsed();
 
     if arguments.no_self_loops {
-        without_self_loops(&mut pairs);
+        pairs.iter_mut().for_each(without_self_loops);
     }
     if arguments.unique {
-        without_repeats(&mut pairs);
+        let mut all = pairs.concat();
+        without_repeats(&mut all);
+        pairs = vec![all];
     }
     let query = query(arguments, &nodes)?;
     let start = Instant::now();
     bar.say("building");
-    let graph =
-        Graph::build(nodes.count(), pairs).map_err(|error| Failure::new(FAILED, error, ""))?;
+    let graph = Graph::build_pieces(nodes.count(), pairs)
+        .map_err(|error| Failure::new(FAILED, error, ""))?;
     let building = start.elapsed();
 
     let single = query.tolerance >= f32::MIN_TOLERANCE;
@@ -320,7 +322,8 @@ fn query(arguments: &Arguments, nodes: &Nodes) -> Result<Query, Failure> {
     })
 }
 
-fn read(arguments: &Arguments, bar: &Bar) -> Result<Edges, Failure> {
+/// The edges, in pieces.
+fn read(arguments: &Arguments, bar: &Bar) -> Result<Edges<Vec<Vec<[u32; 2]>>>, Failure> {
     let path = &arguments.edges;
     let name =
         if path == Path::new("-") { "standard input".into() } else { path.display().to_string() };
@@ -345,7 +348,8 @@ fn read(arguments: &Arguments, bar: &Bar) -> Result<Edges, Failure> {
             return Err(crate::tables::not_a_file());
         }
         let tables = crate::tables::open(path)?;
-        return reader.read_table(tables, &mut watch).map_err(|error| failed(&error));
+        let edges = reader.read_table(tables, &mut watch).map_err(|error| failed(&error))?;
+        return Ok(edges.into_pieces());
     }
     let mut input: Box<dyn Read> = match path == Path::new("-") {
         true => Box::new(io::stdin().lock()),
@@ -358,7 +362,7 @@ fn read(arguments: &Arguments, bar: &Bar) -> Result<Edges, Failure> {
     let input = io::Cursor::new(mark).chain(input);
     let input: Box<dyn Read> =
         if gzip { Box::new(MultiGzDecoder::new(input)) } else { Box::new(input) };
-    reader.read(input, &mut watch).map_err(|error| failed(&error))
+    reader.read_pieces(input, &mut watch).map_err(|error| failed(&error))
 }
 
 /// The format; none of a table.

@@ -55,6 +55,7 @@ mod body;
 mod call;
 mod code;
 mod elsewhere;
+mod feed;
 mod state;
 
 use std::any::Any;
@@ -68,7 +69,11 @@ pub(crate) use body::run;
 pub use call::Call;
 pub use code::HandlerCode;
 use code::RawHandler;
+pub use dotcompute_mailbox::ring::PushError;
 pub use elsewhere::{CompiledCalls, NearSide, StateSource, WayTo};
+pub(crate) use feed::FeedOf;
+use feed::FeedPlace;
+pub use feed::{Feed, FeedError};
 use state::StateCell;
 pub use state::StateReader;
 
@@ -82,6 +87,7 @@ pub struct CompiledHandler {
     pub(crate) shape: Shape,
     pub(crate) state: Arc<StateCell>,
     pub(crate) routes: Vec<Box<dyn Route>>,
+    pub(crate) feed: Option<Arc<FeedPlace>>,
 }
 
 /// What a handler takes and makes.
@@ -116,6 +122,7 @@ impl CompiledHandler {
             shape: Shape { input, output: None, max_emit: 0 },
             state: Arc::new(StateCell::new(None, &[])),
             routes: Vec::new(),
+            feed: None,
         }
     }
 
@@ -158,6 +165,21 @@ impl CompiledHandler {
     pub fn target<S: RecordReply>(mut self, kernel: &str, layout: &'static RecordLayout) -> Self {
         self.routes.push(body::route::<S>(KernelId::from(kernel), layout));
         self
+    }
+
+    /// The same with a [`Feed`]: a way for one thread to stream records of type `T` into its kernel,
+    /// of which `capacity` can wait, at a few nanoseconds each. The kernel has to run in this process.
+    ///
+    /// # Errors
+    ///
+    /// See [`FeedError`].
+    pub fn feed<T: Record>(mut self, capacity: usize) -> Result<(Self, Feed<T>), FeedError> {
+        if self.feed.is_some() {
+            return Err(FeedError::Taken);
+        }
+        let (place, feed) = feed::feed(capacity, self.shape.input)?;
+        self.feed = Some(place);
+        Ok((self, feed))
     }
 
     /// Keeps `library` until the kernel is gone: what the function lies in.

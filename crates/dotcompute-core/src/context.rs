@@ -13,7 +13,7 @@ use crate::dead_letter::DeadLetterReason;
 use crate::error::{KernelId, LookupError, ReceiveError, Stopped};
 use crate::id::MessageId;
 use crate::kernel::{Address, Cell, Outlet};
-use crate::lent::LentMessages;
+use crate::lent::{LentMessage, LentMessages};
 use crate::message::{AskToken, Envelope, Message, Taken};
 use crate::runtime::{Runtime, Shared};
 use crate::timer;
@@ -498,6 +498,54 @@ impl<M: Message, R: Message> Context<M, R> {
                 return Poll::Ready(Ok(()));
             }
         }
+    }
+
+    /// [`poll_receive`](Self::poll_receive) of a kernel that has another source of messages beside its
+    /// mailbox, which goes second: `false` if there is something in that, as `other` says, whose task
+    /// is woken when there is. Of messages from there take note by [`take_fed`](Self::take_fed).
+    pub(crate) fn poll_either(
+        &mut self,
+        cx: &mut TaskContext<'_>,
+        other: impl FnOnce(&mut TaskContext<'_>) -> bool,
+    ) -> Poll<Result<bool, Stopped>> {
+        std::task::ready!(self.poll_turn(cx));
+        let budget = self.budget;
+        if let Poll::Ready(received) = self.poll_receive(cx) {
+            return Poll::Ready(received.map(|()| true));
+        }
+        if self.inbox.is_paused() || !other(cx) {
+            return Poll::Pending;
+        }
+        // The mailbox had nothing, so it is not its turn that is over.
+        self.budget = budget;
+        Poll::Ready(Ok(false))
+    }
+
+    /// Has so many messages in hand that came past the mailbox, until [`settle_fed`](Self::settle_fed).
+    /// `false`: it is not to have them now.
+    pub(crate) fn take_fed(&mut self, messages: usize) -> bool {
+        self.budget = self.budget.saturating_sub(messages as u32);
+        self.inbox.try_adopt(messages)
+    }
+
+    /// So many of the messages that came past the mailbox were processed.
+    pub(crate) fn settle_fed(&mut self, messages: usize) {
+        self.inbox.settle_lent(messages, Outcome::Processed);
+    }
+
+    /// What came past the mailbox and was not processed: settled by the kernel's restart policy if it was
+    /// `delivered`, and else queued.
+    pub(crate) fn give_back(&mut self, message: M, delivered: bool) {
+        self.lent.push(LentMessage::adopted(message, delivered));
+    }
+
+    /// Brings a reply to no message out of the kernel.
+    ///
+    /// # Errors
+    ///
+    /// It comes back if it has to wait: give it to [`output`](Self::output).
+    pub(crate) fn try_send_unasked(&mut self, reply: Envelope<R>) -> Result<(), Envelope<R>> {
+        self.send_out(reply).map(drop)
     }
 
     /// Lets others of the executor run, once in a while. The message in hand is done with, also

@@ -11,6 +11,7 @@ use dotcompute_mailbox::sync::{AtomicU32, AtomicU64, Lock, Ordering, lock};
 use dotcompute_mailbox::{Backpressure, Books, Mailbox, STAMP_EVERY};
 
 use crate::ask::Asks;
+use crate::compiled::FeedOf;
 use crate::error::{Fault, KernelId, StateError};
 use crate::executor::Helper;
 use crate::lent::LentMessages;
@@ -71,6 +72,8 @@ pub(crate) struct Cell<M, R> {
     pub(crate) runtime: Weak<Shared>,
     /// Lets those who wait for the kernel drive it, where its executor can.
     pub(crate) helper: OnceLock<Arc<dyn Helper>>,
+    /// The feed of a compiled handler, where it has one.
+    pub(crate) feed: OnceLock<FeedOf<M>>,
 }
 
 fn mailbox<M: Message>(
@@ -150,6 +153,7 @@ impl<M: Message, R: Message> Cell<M, R> {
             telemetry: Telemetry::default(),
             runtime: Arc::downgrade(runtime),
             helper: OnceLock::new(),
+            feed: OnceLock::new(),
         })
     }
 

@@ -15,7 +15,7 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::task::{Context as TaskContext, Poll};
 
-use dotcompute_mailbox::{Books, Inbox, Lent, Outcome, clock};
+use dotcompute_mailbox::{Band, Books, Inbox, Lent, Outcome, clock};
 
 use crate::context::Context;
 use crate::dead_letter::{self, DeadLetter, DeadLetterReason};
@@ -45,6 +45,16 @@ impl<M> LentMessage<M> {
     /// One that the far side has received.
     pub(crate) fn delivered(lent: Lent<Envelope<M>>) -> Self {
         Self { lent, delivered: true, settled: false }
+    }
+
+    /// One that was adopted, to be handled where the kernel is, and was not.
+    pub(crate) fn adopted(message: M, delivered: bool) -> Self
+    where
+        M: Message,
+    {
+        let value = Envelope::new(message);
+        let band = Band::from_priority(value.priority);
+        Self { lent: Lent { value, band, times: None }, delivered, settled: false }
     }
 }
 

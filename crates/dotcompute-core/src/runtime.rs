@@ -10,7 +10,7 @@ use std::time::Duration;
 use dotcompute_mailbox::sync::lock;
 use dotcompute_mailbox::{Backpressure, wait};
 
-use crate::compiled::{self, CompiledHandler, RecordMessage, RecordReply};
+use crate::compiled::{self, CompiledHandler, FeedOf, RecordMessage, RecordReply};
 use crate::context::Context;
 use crate::dead_letter::{DeadLetter, DeadLetterCounts, DeadLetters};
 use crate::error::{BoxError, ConnectError, KernelId, LaunchError, LookupError};
@@ -650,10 +650,20 @@ impl KernelBuilder<'_> {
     ) -> Result<KernelRef<M, R>, LaunchError> {
         handler.check::<M, R>(&self.id)?;
         let handler = Arc::new(handler);
+        let feed = handler.feed.as_ref().map(FeedOf::new);
         let body = move |context| -> BodyFuture {
             Box::pin(compiled::run::<M, R>(Arc::clone(&handler), context))
         };
-        self.runtime.launch(self.id, &self.executor, self.options, BodyKind::Closure, body)
+        let kernel =
+            self.runtime.launch(self.id, &self.executor, self.options, BodyKind::Closure, body)?;
+        if let Some(feed) = feed {
+            let _ = kernel.cell.feed.set(feed); // the first, as the kernel is new
+            // The runtime may have ended it before it had one.
+            if kernel.cell.look(|lifecycle| lifecycle.finished) {
+                kernel.cell.end_feed();
+            }
+        }
+        Ok(kernel)
     }
 
     /// Launches a kernel whose code is the [`Handler`] that `make` returns, at its activation and

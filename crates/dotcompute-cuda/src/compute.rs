@@ -39,6 +39,17 @@ use crate::library::{Absent, CallError};
 /// `matrix_multiply_NAME` for float32, float64, int32 and int64.
 pub const KERNELS: &str = include_str!("../kernels/compute.cu");
 
+/// CUDA C++ of what the workloads do on a device, by name: the detector over batches whose state stays
+/// there (`anomaly_ewma`), and PageRank, all of whose iterations are one launch (`pagerank`). Each includes
+/// [`BLOCK_HEADER`].
+pub const WORKLOADS: [(&str, &str); 2] = [
+    ("anomaly", include_str!("../kernels/anomaly.cu")),
+    ("pagerank", include_str!("../kernels/pagerank.cu")),
+];
+
+/// The name and the text of the header of [`WORKLOADS`].
+pub const BLOCK_HEADER: (&str, &str) = ("block.cuh", include_str!("../kernels/block.cuh"));
+
 /// Why something could not be done on a device.
 #[derive(Clone, Debug)]
 #[non_exhaustive]

@@ -49,6 +49,7 @@ fn every_stage_comes_to_its_end_and_says_that_it_is_a_rehearsal() {
         "executor",
         "recovery",
         "package",
+        "workloads",
         "soak",
     ];
     for stage in stages {
@@ -76,7 +77,7 @@ fn what_goes_wrong_in_a_stage_is_a_row_and_no_other_stages_matter() {
     let table = std::fs::read_to_string(folder.join("gpu-check.md")).unwrap();
     assert!(table.contains("cuLaunchCooperativeKernel returned 720"), "{table}");
     assert!(table.contains("an empty kernel runs | yes"), "{table}");
-    assert_eq!(table.matches("Not yet run.").count(), 10, "{table}");
+    assert_eq!(table.matches("Not yet run.").count(), 11, "{table}");
 }
 
 #[test]

@@ -8,20 +8,20 @@ use std::fs;
 use std::path::Path;
 use std::process::Command;
 
-use dotcompute_cuda::compute::KERNELS;
+use dotcompute_cuda::compute::{BLOCK_HEADER, KERNELS, WORKLOADS};
 use dotcompute_cuda::nvjitlink::{Part, PartKind};
 use dotcompute_cuda::nvrtc::{Output, Source};
 use dotcompute_cuda::toolkit::Toolkit;
 
 /// Compiles for an architecture, and lists the sections with code and all of it.
-fn compile(architecture: &str) -> (Vec<String>, String) {
+fn compile(source: &Source<'_>, architecture: &str) -> (Vec<String>, String) {
     let toolkit = Toolkit::load().expect("make cuda-offline says where the toolkit lies");
-    let source = Source { name: "compute.cu", text: KERNELS, headers: &[] };
     let option = format!("--gpu-architecture=sm_{architecture}");
     let options = [option.as_str(), "--std=c++17"];
-    let (cubin, log) = toolkit.nvrtc.compile(&source, &options, Output::Cubin).unwrap();
+    let (cubin, log) = toolkit.nvrtc.compile(source, &options, Output::Cubin).unwrap();
     assert_eq!(log.trim(), "", "sm_{architecture}: a warning");
-    let path = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("compute-{architecture}.cubin"));
+    let path = Path::new(env!("CARGO_TARGET_TMPDIR"))
+        .join(format!("{}-{architecture}.cubin", source.name));
     fs::write(&path, cubin).unwrap();
     let tool = env::var_os("NVDISASM").expect("make cuda-offline says where nvdisasm lies");
     let output = Command::new(tool).arg("-c").arg(&path).output().unwrap();
@@ -37,7 +37,8 @@ fn compile(architecture: &str) -> (Vec<String>, String) {
 #[test]
 fn every_kernel_is_there_for_every_architecture() {
     for architecture in ["80", "90", "100"] {
-        let (mut sections, text) = compile(architecture);
+        let source = Source { name: "compute.cu", text: KERNELS, headers: &[] };
+        let (mut sections, text) = compile(&source, architecture);
         sections.sort();
         let mut wanted: Vec<String> = ["vector_add", "matrix_multiply"]
             .iter()
@@ -54,6 +55,34 @@ fn every_kernel_is_there_for_every_architecture() {
         // nvdisasm can succeed and print nothing.
         assert!(text.matches("LDG.E").count() >= 2 * 8, "sm_{architecture}");
         assert!(text.matches("STG.E").count() >= 8, "sm_{architecture}");
+    }
+}
+
+#[test]
+fn the_workloads_are_one_kernel_each_and_keep_no_arrays_on_a_stack() {
+    for architecture in ["80", "90", "100"] {
+        for ((name, text), kernel) in WORKLOADS.into_iter().zip(["anomaly_ewma", "pagerank"]) {
+            let file = format!("{name}.cu");
+            let source = Source { name: &file, text, headers: &[BLOCK_HEADER] };
+            let (sections, text) = compile(&source, architecture);
+            assert_eq!(sections, [kernel], "sm_{architecture}");
+            let count = |operation: &str| text.matches(operation).count();
+            // At most what the slow path of a division saves.
+            for operation in [" LDL", " STL"] {
+                assert!(count(operation) <= 1, "sm_{architecture} {kernel}:{operation}");
+            }
+            if kernel == "anomaly_ewma" {
+                // What the host rounds twice is not fused: the products that are added to are there.
+                assert!(count("DMUL") >= 4 && count("DADD") >= 4, "sm_{architecture}");
+            } else {
+                // One arrival, a load that looks for the others', and what it makes visible.
+                let arrival = count("ATOMG.E.ADD.STRONG.GPU") + count("ATOM.E.ADD.STRONG.GPU");
+                assert!(arrival >= 1, "sm_{architecture}: {arrival}");
+                assert!(count("LDG.E.STRONG.GPU") >= 1, "sm_{architecture}");
+                assert!(count("CCTL.IVALL") >= 1, "sm_{architecture}");
+                assert!(count("MEMBAR") >= 1, "sm_{architecture}");
+            }
+        }
     }
 }
 

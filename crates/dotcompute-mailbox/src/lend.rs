@@ -19,7 +19,7 @@ use crate::bands::Band;
 use crate::books::Books;
 use crate::error::{Closed, TryReceiveError};
 use crate::inbox::{Inbox, Outcome, Times};
-use crate::mailbox::{Locked, Mailbox};
+use crate::mailbox::{Close, Locked, Mailbox};
 use crate::wait_list::Wakes;
 
 /// A message that was taken out of its mailbox and is still in hand.
@@ -73,10 +73,23 @@ impl<T> Inbox<T> {
 
     /// Counts `count` messages that came to the kernel past the mailbox: as accepted, and as lent.
     pub fn adopt(&mut self, count: usize) {
+        self.mailbox.lock().adopt(count);
+    }
+
+    /// [`adopt`](Self::adopt) of messages that the kernel is about to handle, unless the mailbox is paused
+    /// or hands out nothing more; whether it did.
+    pub fn try_adopt(&mut self, count: usize) -> bool {
         let mut locked = self.mailbox.lock();
-        locked.accepted += count as u64;
-        locked.adopted += count as u64;
-        locked.lent += count as u64;
+        let goes_on = !locked.paused && locked.closed != Some(Close::Now);
+        if goes_on {
+            locked.adopt(count);
+        }
+        goes_on
+    }
+
+    /// Whether the mailbox is paused. May have changed when this returns.
+    pub fn is_paused(&self) -> bool {
+        self.mailbox.is_paused()
     }
 
     /// Counts `count` messages that were lent as settled by `outcome`; their values are the
@@ -130,6 +143,12 @@ impl<T> Locked<'_, T> {
         Ok(())
     }
 
+    fn adopt(&mut self, count: usize) {
+        self.accepted += count as u64;
+        self.adopted += count as u64;
+        self.lent += count as u64;
+    }
+
     fn give_back(&mut self, count: usize) {
         let left = self.lent.checked_sub(count as u64);
         self.lent = left.expect("messages that are settled should be lent");
@@ -148,6 +167,14 @@ impl<T> Locked<'_, T> {
 }
 
 impl<T> Mailbox<T> {
+    /// Counts a message that was to come past the mailbox, and ends undelivered: as accepted and as
+    /// dead-lettered.
+    pub fn pass_dead(&self) {
+        let mut locked = self.lock();
+        locked.accepted += 1;
+        locked.dead_lettered += 1;
+    }
+
     /// The books, and whether the inbox waits for a message or found none when it looked last; both
     /// as of one instant. When it begins to wait anew, the task of `context` is woken; of several,
     /// the one that asked last.
@@ -162,7 +189,7 @@ impl<T> Mailbox<T> {
 #[cfg(all(test, not(loom)))]
 mod tests {
     use super::*;
-    use crate::mailbox::{Backpressure, Close};
+    use crate::mailbox::Backpressure;
     use std::future::Future;
     use std::task::Waker;
 
@@ -215,7 +242,7 @@ mod tests {
         let _ = mailbox.try_send(Band::Normal, 1).unwrap();
         let mut inbox = mailbox.inbox().unwrap();
         let first = lent(&mut inbox, 1);
-        inbox.adopt(3);
+        assert!(inbox.try_adopt(3));
         let books = mailbox.books();
         assert_eq!((books.accepted, books.in_hand, books.processed), (4, 4, 0));
         inbox.settle_lent(2, Outcome::Processed);
@@ -229,6 +256,15 @@ mod tests {
         inbox.put_back_lent(Lent { value: 5, band: Band::High, times: None }, true);
         assert_eq!(values(&lent(&mut inbox, 9)), [5, 1]);
         assert!(mailbox.books().balance());
+        // None that is to be handled at once, where nothing is to be.
+        mailbox.pause();
+        assert!(!inbox.try_adopt(1));
+        mailbox.resume();
+        mailbox.close(Close::Drain);
+        assert!(inbox.try_adopt(1));
+        mailbox.close(Close::Now);
+        assert!(!inbox.try_adopt(1));
+        assert_eq!(mailbox.books().accepted, 6);
     }
 
     #[test]

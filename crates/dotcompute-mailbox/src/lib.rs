@@ -3,6 +3,7 @@
 //! - [`Mailbox`]: many senders, four priority bands, exact capacity, a backpressure policy, books.
 //!   [`Inbox`] is the end of the one kernel that it belongs to.
 //! - [`ring`]: between one producer and one consumer, over the heap or memory that others map.
+//! - [`feed`]: a ring into a task, whose ends sleep as tasks do.
 //! - [`wait`]: how a thread waits, [`block_on`](wait::block_on) above all.
 //!
 //! ```
@@ -24,6 +25,7 @@
 
 pub mod clock;
 pub mod doorbell;
+pub mod feed;
 pub mod ring;
 pub mod sync;
 pub mod wait;

@@ -152,8 +152,8 @@ const _: () = {
 /// What the lock guards. What every send and receive touches comes first.
 #[repr(C)]
 pub(crate) struct State<T> {
-    closed: Option<Close>,
-    paused: bool,
+    pub(crate) closed: Option<Close>,
+    pub(crate) paused: bool,
     /// Whether an [`Inbox`] lives.
     pub(crate) has_inbox: bool,
     /// Whether the inbox waits for a message, as it found out when it looked last.

@@ -7,6 +7,8 @@
 #[cfg(not(loom))]
 mod imp {
     pub use std::hint::spin_loop;
+    #[cfg(all(target_os = "linux", not(dotcompute_portable)))]
+    pub(crate) use std::sync::atomic::compiler_fence;
     pub use std::sync::atomic::{
         AtomicBool, AtomicU8, AtomicU32, AtomicU64, AtomicUsize, Ordering, fence,
     };

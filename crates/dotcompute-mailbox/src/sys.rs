@@ -4,10 +4,16 @@
 //! and under loom (so that the model checker sees the sleep) a table of mutexes and condition
 //! variables stands in. Both keep one contract: [`futex_wait`] may return early for no reason, so
 //! callers look again at whatever they wait for.
+//!
+//! Linux also has [`heavy_barrier`], which makes every thread of the process pass a barrier where it
+//! stands, so that [`light_barrier`], its partner on the path that is taken often, costs nothing.
+//! Elsewhere both are fences.
 
 use std::time::{Duration, Instant};
 
-pub(crate) use imp::{current_cpu, futex_wait, futex_wake};
+pub(crate) use imp::{
+    current_cpu, futex_wait, futex_wake, heavy_barrier, light_barrier, prepare_barriers,
+};
 
 /// Who may wait on a word.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -26,7 +32,7 @@ fn time_left(deadline: Instant) -> Option<Duration> {
 #[cfg(all(target_os = "linux", not(any(loom, dotcompute_portable))))]
 mod imp {
     use super::{Scope, time_left};
-    use crate::sync::AtomicU32;
+    use crate::sync::{AtomicBool, AtomicU32, Ordering, compiler_fence, fence};
     use std::ptr;
     use std::time::Instant;
 
@@ -78,6 +84,43 @@ mod imp {
         }
     }
 
+    /// Whether the system has no barriers: then they are fences. Set before the first one, if at all.
+    static FENCES: AtomicBool = AtomicBool::new(false);
+
+    fn membarrier(command: libc::c_int) -> bool {
+        // SAFETY: it takes and gives no memory.
+        unsafe { libc::syscall(libc::SYS_membarrier, command, 0, 0) == 0 }
+    }
+
+    /// Has to be called before the barriers are.
+    pub(crate) fn prepare_barriers() {
+        if !membarrier(libc::MEMBARRIER_CMD_REGISTER_PRIVATE_EXPEDITED) {
+            // Relaxed: whoever gets to a barrier got what it orders from who called this.
+            FENCES.store(true, Ordering::Relaxed);
+        }
+    }
+
+    /// Of a store before it and a load after it: a thread that stores, passes a [`heavy_barrier`] and
+    /// loads, the other way round, sees the one or is seen by the other.
+    #[inline(always)]
+    pub(crate) fn light_barrier() {
+        // Relaxed: as above.
+        match FENCES.load(Ordering::Relaxed) {
+            false => compiler_fence(Ordering::SeqCst),
+            true => fence(Ordering::SeqCst),
+        }
+    }
+
+    /// The partner of [`light_barrier`]. Takes microseconds.
+    pub(crate) fn heavy_barrier() {
+        // Relaxed: as above.
+        if FENCES.load(Ordering::Relaxed) {
+            return fence(Ordering::SeqCst);
+        }
+        let passed = membarrier(libc::MEMBARRIER_CMD_PRIVATE_EXPEDITED);
+        assert!(passed, "a process that is registered for barriers should get one");
+    }
+
     /// The CPU on which this thread runs now, if the system tells. A hint: it may change at once.
     pub(crate) fn current_cpu() -> Option<u32> {
         // SAFETY: no arguments, no memory touched; -1 means unsupported.
@@ -88,7 +131,7 @@ mod imp {
 #[cfg(any(loom, dotcompute_portable, not(target_os = "linux")))]
 mod imp {
     use super::{Scope, time_left};
-    use crate::sync::{AtomicU32, Condvar, Mutex, Ordering, lock};
+    use crate::sync::{AtomicU32, Condvar, Mutex, Ordering, fence, lock};
     use std::time::{Duration, Instant};
 
     /// How long a wait on a word that other processes may wake lasts at most: they cannot reach
@@ -156,6 +199,20 @@ mod imp {
         let guard = lock(&bucket.lock);
         bucket.woken.notify_all();
         drop(guard);
+    }
+
+    /// Nothing to prepare here.
+    pub(crate) fn prepare_barriers() {}
+
+    /// A fence, as its partner.
+    #[inline(always)]
+    pub(crate) fn light_barrier() {
+        fence(Ordering::SeqCst);
+    }
+
+    /// A fence.
+    pub(crate) fn heavy_barrier() {
+        fence(Ordering::SeqCst);
     }
 
     /// Unknown here.

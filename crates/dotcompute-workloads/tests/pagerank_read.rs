@@ -8,8 +8,19 @@ use dotcompute_workloads::pagerank::read::{
 };
 use proptest::prelude::*;
 
+/// In one list; in pieces it is the same.
 fn read(reader: &Reader, text: impl AsRef<[u8]>) -> Result<Edges, ReadError> {
-    reader.read(text.as_ref(), &mut |_| ControlFlow::Continue(()))
+    let edges = reader.read(text.as_ref(), &mut |_| ControlFlow::Continue(()));
+    let pieces = reader.read_pieces(text.as_ref(), &mut |_| ControlFlow::Continue(()));
+    match (&edges, pieces) {
+        (Ok(edges), Ok(pieces)) => {
+            assert_eq!(pieces.pairs.concat(), edges.pairs);
+            assert_eq!((&pieces.nodes, pieces.malformed), (&edges.nodes, edges.malformed));
+        }
+        (Err(one), Err(other)) => assert_eq!(one.to_string(), other.to_string()),
+        (one, other) => panic!("{one:?} and {other:?}"),
+    }
+    edges
 }
 
 fn list(text: &str) -> Edges {

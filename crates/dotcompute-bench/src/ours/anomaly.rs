@@ -5,6 +5,7 @@ use std::hint::spin_loop;
 use std::sync::{Arc, LazyLock};
 use std::time::Instant;
 
+use dotcompute::compiled::{CompiledHandler, StateReader};
 use dotcompute::{Envelope, KernelRef, Record, RecordBatch, Runtime, Terminate};
 use dotcompute_mailbox::ring::ring;
 use dotcompute_workloads::anomaly::handler::{Alarm, Event, Keyed};
@@ -13,7 +14,7 @@ use dotcompute_workloads::anomaly::{Batch, Detector, Format, Parser, Settings, V
 
 use crate::harness::{Slice, Stopwatch, Wrong, expect};
 use crate::load::{CAPACITY, CHUNK, two_threads};
-use crate::os::pinned;
+use crate::os::{beside, pinned};
 use crate::page::{Curve, Series};
 use crate::peers::tokio::current_thread;
 
@@ -170,42 +171,84 @@ fn bare(rows: &mut [[f64; 4]], event: &Event, out: &mut Vec<Alarm>) {
     }
 }
 
-/// One event a message, some ahead, from another thread.
-pub(crate) fn singles(operations: u64) -> Result<Slice, Wrong> {
+/// A kernel on a thread of its own, bound to the second core, with what `more` makes of its handler.
+fn detecting<T: Send>(
+    keyed: &Keyed,
+    more: impl FnOnce(CompiledHandler) -> Result<(CompiledHandler, T), Wrong> + Send,
+) -> Result<(Runtime, KernelRef<Event, Alarm>, StateReader, T), Wrong> {
+    LazyLock::force(&LOG);
+    beside(|| {
+        let (handler, more) = more(keyed.handler())?;
+        let state = handler.state_reader();
+        let runtime = Runtime::builder().build();
+        let kernel = runtime
+            .kernel("detect")
+            .executor("thread")
+            .capacity(4 * CAPACITY)
+            .reply_capacity(1 << 17)
+            .launch_compiled(handler)
+            .map_err(Wrong::new)?;
+        kernel.activate().map_err(Wrong::new)?;
+        Ok((runtime, kernel, state, more))
+    })
+}
+
+/// Runs `send` for all events of so many batches, waits until the kernel is done with them, and looks
+/// whether it has had them all.
+fn singly(
+    operations: u64,
+    keyed: &Keyed,
+    (runtime, kernel, state): (Runtime, &KernelRef<Event, Alarm>, StateReader),
+    mut send: impl FnMut(&[Event]) -> Result<(), Wrong> + Send,
+) -> Result<Slice, Wrong> {
     let (batches, factor) = whole(operations);
     let operations = (batches * BATCH) as u64;
-    let keyed = Keyed::new(settings(), KEYS).map_err(Wrong::new)?;
-    let handler = keyed.handler();
-    let state = handler.state_reader();
-    let runtime = Runtime::builder().build();
-    let kernel: KernelRef<Event, Alarm> = runtime
-        .kernel("detect")
-        .executor("thread")
-        .capacity(4 * CAPACITY)
-        .reply_capacity(1 << 17)
-        .launch_compiled(handler)
-        .map_err(Wrong::new)?;
-    kernel.activate().map_err(Wrong::new)?;
+    let expected = alarms(operations);
     let mut slice = pinned(|| {
         let watch = Stopwatch::start();
-        let mut outgoing: VecDeque<Envelope<Event>> = VecDeque::new();
         for number in 0..batches {
             let start = (number % BATCHES) * BATCH;
-            for chunk in LOG[start..start + BATCH].chunks(CHUNK as usize) {
-                outgoing.extend(chunk.iter().map(|event| Envelope::from(*event)));
-                kernel.send_batch_blocking(&mut outgoing, None).map_err(Wrong::new)?;
-            }
+            send(&LOG[start..start + BATCH])?;
         }
         Ok(watch.stop())
     })?;
     let end = Instant::now();
     kernel.terminate_blocking(Terminate::drain());
     slice.elapsed += end.elapsed();
+    drop(runtime);
+    crate::ours::verify_books(kernel, operations)?;
     let snapshot = state.bytes(crate::load::LONG).ok_or(Wrong::new("no state"))?;
     let counts = keyed.counts(&snapshot).ok_or(Wrong::new("no counts"))?;
     expect("events", counts.taken as u64, operations)?;
-    expect("alarms", counts.unusual as u64, alarms(operations))?;
+    expect("alarms", counts.unusual as u64, expected)?;
     Ok(scaled(slice, factor))
+}
+
+/// One event a message, pushed into the kernel's feed.
+pub(crate) fn fed_singles(operations: u64) -> Result<Slice, Wrong> {
+    let keyed = Keyed::new(settings(), KEYS).map_err(Wrong::new)?;
+    let (runtime, kernel, state, mut feed) =
+        detecting(&keyed, |handler| handler.feed::<Event>(4 * CAPACITY).map_err(Wrong::new))?;
+    singly(operations, &keyed, (runtime, &kernel, state), |events| {
+        for event in events {
+            feed.push_blocking(*event, None).map_err(Wrong::new)?;
+        }
+        Ok(())
+    })
+}
+
+/// One event a message, sent some at a time.
+pub(crate) fn sent_singles(operations: u64) -> Result<Slice, Wrong> {
+    let keyed = Keyed::new(settings(), KEYS).map_err(Wrong::new)?;
+    let (runtime, kernel, state, ()) = detecting(&keyed, |handler| Ok((handler, ())))?;
+    let mut outgoing: VecDeque<Envelope<Event>> = VecDeque::new();
+    singly(operations, &keyed, (runtime, &kernel, state), |events| {
+        for chunk in events.chunks(CHUNK as usize) {
+            outgoing.extend(chunk.iter().map(|event| Envelope::from(*event)));
+            kernel.send_batch_blocking(&mut outgoing, None).map_err(Wrong::new)?;
+        }
+        Ok(())
+    })
 }
 
 /// One event a slot of the typed ring, to a detector on the other core; both ends spin.

@@ -177,12 +177,12 @@ static TEXT: LazyLock<String> = LazyLock::new(|| {
     text
 });
 
+fn reader() -> Reader {
+    Reader::new(Format::EdgeList).nodes(SPARSE.nodes)
+}
+
 fn read() -> Result<Edges, Wrong> {
-    let nodes = SPARSE.nodes;
-    Reader::new(Format::EdgeList)
-        .nodes(nodes)
-        .read(TEXT.as_bytes(), &mut |_| ControlFlow::Continue(()))
-        .map_err(Wrong::new)
+    reader().read(TEXT.as_bytes(), &mut |_| ControlFlow::Continue(())).map_err(Wrong::new)
 }
 
 /// Text in memory to edges.
@@ -203,7 +203,10 @@ pub(crate) fn text_to_ranks(operations: u64) -> Result<Slice, Wrong> {
     repeat(operations, SPARSE.edges.len() as u64, || {
         let start = Instant::now();
         let ranks = TWO.install(|| {
-            let graph = Graph::build(SPARSE.nodes, read()?.pairs).map_err(Wrong::new)?;
+            let edges = reader()
+                .read_pieces(TEXT.as_bytes(), &mut |_| ControlFlow::Continue(()))
+                .map_err(Wrong::new)?;
+            let graph = Graph::build_pieces(SPARSE.nodes, edges.pairs).map_err(Wrong::new)?;
             let query = Query { tolerance: 1e-6, ..Query::default() };
             graph.rank::<f32>(&query, &mut |_| ControlFlow::Continue(())).map_err(Wrong::new)
         })?;

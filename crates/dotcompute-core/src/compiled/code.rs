@@ -16,7 +16,9 @@ pub trait HandlerCode: Send + Sync + 'static {
     ///
     /// # Errors
     ///
-    /// The fault of the first record that failed; the message then has no replies.
+    /// The fault of the first record that failed, which [`Call::set_record`] says. The message then has
+    /// no replies; of records that came by a [`Feed`](super::Feed), each a message of its own, those
+    /// before it have what [`Call::wrote`] says.
     fn run(&self, call: &mut Call<'_>) -> Result<(), BoxError>;
 
     /// Takes a line that the handler logged, at a level of 10 (debug) to 40 (error).
@@ -80,6 +82,7 @@ impl RawHandler {
             let (left, replied, result) = unsafe { run.records(records, room) };
             written += replied;
             if left > 0 {
+                call.wrote(written);
                 call.set_record(chunk * AT_ONCE + records.len() / bytes - left);
                 return call.check(result);
             }

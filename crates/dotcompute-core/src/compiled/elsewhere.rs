@@ -25,24 +25,34 @@ pub struct NearSide {
     shape: Shape,
     state: Arc<StateCell>,
     routes: Vec<Box<dyn super::body::Route>>,
+    is_fed: bool,
 }
 
 impl NearSide {
     /// Of this handler, whose code runs elsewhere.
     pub fn of(handler: CompiledHandler) -> Self {
-        let CompiledHandler { shape, state, routes, .. } = handler;
-        Self { shape, state, routes }
+        let CompiledHandler { shape, state, routes, feed, .. } = handler;
+        Self { shape, state, routes, is_fed: feed.is_some() }
     }
 
     /// Whether messages of type `M` and replies of type `R` are what it takes and makes.
     ///
     /// # Errors
     ///
-    /// `Layout`, if they are not.
+    /// `Layout`, if they are not; `InvalidOption`, if the handler has a feed, which does not lead to
+    /// where its code runs.
     pub fn check<M: RecordMessage, R: RecordReply>(
         &self,
         kernel: &KernelId,
     ) -> Result<(), LaunchError> {
+        if self.is_fed {
+            return Err(LaunchError::InvalidOption {
+                kernel: kernel.clone(),
+                option: "feed",
+                value: "a ring of this process".into(),
+                expected: "an executor whose kernels run in this process",
+            });
+        }
         self.shape.check::<M, R>(kernel)
     }
 

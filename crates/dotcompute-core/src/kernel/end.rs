@@ -93,6 +93,7 @@ impl<M: Message, R: Message> Cell<M, R> {
             let reason = DeadLetterReason::Undelivered;
             self.dead_letter(DeadLetter::of(&self.id, envelope, reason, true));
         });
+        self.end_feed();
         let failure = match &fault {
             Some(fault) => AskFailure::Failed(fault.clone()),
             None => AskFailure::Stopped,

@@ -96,6 +96,12 @@ impl<M: Message, R: Message> Cell<M, R> {
         if lifecycle.paused && lifecycle.stop.is_none() {
             self.mailbox.pause();
         }
+        drop(lifecycle);
+        // What waits in a feed the mailbox knows nothing of.
+        if self.feed.get().is_some() {
+            let runner = lock(&self.runner).clone();
+            wake_all(runner);
+        }
         Ok(())
     }
 

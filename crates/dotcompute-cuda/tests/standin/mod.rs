@@ -19,9 +19,12 @@ use dotcompute_cuda::{Cache, CudaOptions};
 const NAMES: [&str; 3] = ["libcuda.so.1", "libnvrtc.so.13", "libnvJitLink.so.13"];
 
 /// The sources that it is made of.
-const SOURCES: [&str; 5] = [
+const SOURCES: [&str; 8] = [
     include_str!("../twin/driver.cpp"),
     include_str!("../twin/compute.cpp"),
+    include_str!("../../kernels/anomaly.cu"),
+    include_str!("../../kernels/pagerank.cu"),
+    include_str!("../../kernels/block.cuh"),
     include_str!("../twin/toolkit.cpp"),
     include_str!("../twin/handlers.cpp"),
     dotcompute_abi::C_HEADER,

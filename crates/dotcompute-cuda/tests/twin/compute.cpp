@@ -9,6 +9,16 @@
 #include <string>
 #include <utility>
 
+#include <cmath>
+
+// The kernels of the workloads: their own sources, which take the steps of all threads in turn.
+namespace workloads {
+#include "../../kernels/anomaly.cu"
+#undef DC_THREADS
+#include "../../kernels/pagerank.cu"
+#undef DC_THREADS
+} // namespace workloads
+
 namespace {
 
 constexpr size_t TOTAL_BYTES = size_t(1) << 30;
@@ -107,6 +117,29 @@ void *twin_of(const char *name) {
               auto *x = parameter<float *>(p, 0);
               for (int i = 0; i < parameter<int>(p, 2); ++i)
                   x[i] *= parameter<float>(p, 1);
+          }}},
+        {"anomaly_ewma",
+         {{8, 4, 8, 4, 8, 8, 8},
+          [](const unsigned *grid, const unsigned *, void **p) {
+              for (unsigned block = 0; block < grid[0]; ++block) {
+                  workloads::dc_twin_at(block, grid[0]);
+                  workloads::anomaly_ewma(
+                      parameter<const workloads::dc_event *>(p, 0), parameter<unsigned>(p, 1),
+                      parameter<workloads::dc_head *>(p, 2), parameter<unsigned>(p, 3),
+                      parameter<workloads::dc_alarm *>(p, 4), parameter<unsigned *>(p, 5),
+                      parameter<unsigned *>(p, 6));
+              }
+          }}},
+        // One block, whatever the grid: its blocks wait for one another.
+        {"pagerank",
+         {{32, 24, 8, 8, 8, 8, 8, 8},
+          [](const unsigned *, const unsigned *, void **p) {
+              workloads::dc_twin_at(0, 1);
+              workloads::pagerank(parameter<workloads::dc_graph>(p, 0),
+                                  parameter<workloads::dc_query>(p, 1), parameter<float *>(p, 2),
+                                  parameter<float *>(p, 3), parameter<float *>(p, 4),
+                                  parameter<double *>(p, 5), parameter<unsigned *>(p, 6),
+                                  parameter<workloads::dc_answer *>(p, 7));
           }}},
         // Those of `gpu-check`: see its `floors.cu`.
         {"floor_null", {{}, [](const unsigned *, const unsigned *, void **) {}}},

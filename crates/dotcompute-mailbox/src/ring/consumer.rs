@@ -89,6 +89,12 @@ impl<T, F: Format<T>, W: Waiting> Consumer<T, F, W> {
         known_between(self.head, tail, self.parts.capacity) as usize
     }
 
+    /// How many messages were popped, modulo 2^64.
+    #[inline]
+    pub(crate) fn position(&self) -> u64 {
+        self.head
+    }
+
     /// Whether there is nothing to pop; if false, a pop succeeds.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
@@ -250,6 +256,18 @@ impl<T, F: Format<T>, W: Waiting> ReadChunk<'_, T, F, W> {
     /// place, through [`as_slices`](ReadChunk::as_slices).
     pub fn commit(mut self, count: usize) {
         self.by_ref().take(count).for_each(drop);
+    }
+
+    /// Takes the first `count` messages of the rest, as [`commit`](Self::commit) does. Their slots are
+    /// freed at once.
+    #[cfg(not(loom))]
+    #[inline]
+    pub(crate) fn free(&mut self, count: usize) {
+        self.by_ref().take(count).for_each(drop);
+        self.start = self.next;
+        let end = self.consumer.head;
+        self.consumer.publish(self.next);
+        self.consumer.head = end;
     }
 
     /// Takes the whole rest and drops it.

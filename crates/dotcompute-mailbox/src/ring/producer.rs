@@ -110,6 +110,12 @@ impl<T, F: Format<T>, W: Waiting> Producer<T, F, W> {
         room_between(self.tail, head, self.parts.capacity) as usize
     }
 
+    /// How many messages were pushed, modulo 2^64.
+    #[inline]
+    pub(crate) fn position(&self) -> u64 {
+        self.tail
+    }
+
     /// How many messages fit in the ring.
     pub fn capacity(&self) -> usize {
         self.parts.capacity as usize

@@ -124,40 +124,53 @@ impl Graph {
     where
         P: AsRef<[[u32; 2]]>,
     {
-        let edges = pairs.as_ref();
-        if u32::try_from(edges.len()).is_err() {
-            return Err(GraphError::TooManyEdges(edges.len()));
-        }
-        if Tiles::suit(nodes, edges) {
-            Self::in_tiles(nodes, pairs)
-        } else {
-            Self::in_rows(nodes, pairs)
-        }
+        Self::build_pieces(nodes, vec![pairs])
     }
 
-    pub(super) fn in_rows<P>(nodes: u32, pairs: P) -> Result<Self, GraphError>
+    /// [`build`](Self::build) of edges that lie in several pieces, one after the other.
+    ///
+    /// # Errors
+    ///
+    /// As [`build`](Self::build); an edge is named by its place in all of them.
+    pub fn build_pieces<P>(nodes: u32, pieces: Vec<P>) -> Result<Self, GraphError>
     where
         P: AsRef<[[u32; 2]]>,
     {
-        let edges = pairs.as_ref();
-        let buckets = Buckets::new(nodes, edges.len());
-        let parts = parts(edges, nodes);
+        let slices: Vec<&[[u32; 2]]> = pieces.iter().map(AsRef::as_ref).collect();
+        let edges = slices.iter().map(|piece| piece.len()).sum();
+        if u32::try_from(edges).is_err() {
+            return Err(GraphError::TooManyEdges(edges));
+        }
+        if Tiles::suit(nodes, &slices) {
+            Self::in_tiles(nodes, pieces)
+        } else {
+            Self::in_rows(nodes, pieces)
+        }
+    }
+
+    pub(super) fn in_rows<P>(nodes: u32, pieces: Vec<P>) -> Result<Self, GraphError>
+    where
+        P: AsRef<[[u32; 2]]>,
+    {
+        let parts = parts(pieces.iter().map(AsRef::as_ref), nodes);
+        let edges = parts.iter().flatten().map(|piece| piece.len()).sum();
+        let buckets = Buckets::new(nodes, edges);
         let counts =
             Counts::of_parts(&parts, nodes, buckets.count, |[_, target]| buckets.of(target))?;
-        let mut dealt = Array::<[u32; 2]>::zeroed(edges.len());
+        let mut dealt = Array::<[u32; 2]>::zeroed(edges);
         buckets.deal(&parts, &counts, &mut dealt);
         drop(parts);
-        drop(pairs);
+        drop(pieces);
         let by_node = buckets.sort(&counts, dealt);
         let order = Order::new(&by_node.in_degrees, &out_degrees(counts, nodes));
         Ok(order.arrange(&by_node))
     }
 
-    pub(super) fn in_tiles<P>(nodes: u32, pairs: P) -> Result<Self, GraphError>
+    pub(super) fn in_tiles<P>(nodes: u32, pieces: Vec<P>) -> Result<Self, GraphError>
     where
         P: AsRef<[[u32; 2]]>,
     {
-        let parts = parts(pairs.as_ref(), nodes);
+        let parts = parts(pieces.iter().map(AsRef::as_ref), nodes);
         let grid = Grid::new(nodes);
         let counts = Counts::of_parts(&parts, nodes, grid.tiles(), |pair| grid.tile(pair))?;
         let tiles = grid.deal(&parts, &counts);
@@ -198,12 +211,35 @@ impl Graph {
     }
 }
 
-/// Cuts the edges into what one thread counts and deals. A part has counts of its own for every node:
-/// more parts than threads, or than the edges are worth, would cost more than they win.
-pub(super) fn parts(edges: &[[u32; 2]], nodes: u32) -> Vec<&[[u32; 2]]> {
-    let worth = 1 + edges.len() / (nodes as usize + LINKS_PER_BLOCK);
-    let parts = rayon::current_num_threads().min(worth);
-    edges.chunks(edges.len().div_ceil(parts).max(1)).collect()
+/// What one thread counts and deals: slices of the edges, one after the other.
+pub(super) type Part<'a> = Vec<&'a [[u32; 2]]>;
+
+/// Cuts the edges into parts. Each has counts of its own for every node: more parts than threads, or than
+/// the edges are worth, would cost more than they win.
+pub(super) fn parts<'a>(
+    pieces: impl Iterator<Item = &'a [[u32; 2]]> + Clone,
+    nodes: u32,
+) -> Vec<Part<'a>> {
+    let edges: usize = pieces.clone().map(<[_]>::len).sum();
+    let worth = 1 + edges / (nodes as usize + LINKS_PER_BLOCK);
+    let count = rayon::current_num_threads().min(worth);
+    let size = edges.div_ceil(count).max(1);
+    let mut parts = vec![Vec::new()];
+    let mut room = size;
+    for mut piece in pieces {
+        while !piece.is_empty() {
+            if room == 0 {
+                parts.push(Vec::new());
+                room = size;
+            }
+            let (own, rest) = piece.split_at(room.min(piece.len()));
+            if let Some(part) = parts.last_mut() {
+                part.push(own);
+            }
+            (room, piece) = (room - own.len(), rest);
+        }
+    }
+    parts
 }
 
 /// What one part counted of its edges.
@@ -217,27 +253,30 @@ pub(super) struct Counts {
 impl Counts {
     /// Counts each part, of which `bucket` says where an edge goes, below `buckets`.
     fn of_parts(
-        parts: &[&[[u32; 2]]],
+        parts: &[Part<'_>],
         nodes: u32,
         buckets: usize,
         bucket: impl Fn([u32; 2]) -> usize + Sync,
     ) -> Result<Vec<Self>, GraphError> {
-        let count = |edges: &[[u32; 2]]| {
+        let count = |part: &Part<'_>| {
             let mut out_degrees = Array::<u32>::zeroed(nodes as usize);
             let mut counts = vec![0_usize; buckets];
             let degrees = &mut out_degrees[..];
-            for &[source, target] in edges {
-                *degrees.get_mut(source as usize).ok_or(source)? += 1;
-                if target >= nodes {
-                    return Err(target);
+            for edges in part {
+                for &[source, target] in *edges {
+                    *degrees.get_mut(source as usize).ok_or(source)? += 1;
+                    if target >= nodes {
+                        return Err(target);
+                    }
+                    counts[bucket([source, target])] += 1;
                 }
-                counts[bucket([source, target])] += 1;
             }
             Ok(Self { out_degrees, buckets: counts })
         };
-        parts.par_iter().map(|part| count(part)).collect::<Result<_, _>>().map_err(|node| {
+        parts.par_iter().map(count).collect::<Result<_, _>>().map_err(|node| {
             let is_none = |pair: &&[u32; 2]| pair.iter().any(|end| *end >= nodes);
-            let edge = parts.iter().copied().flatten().take_while(|pair| !is_none(pair)).count();
+            let edges = parts.iter().flatten().copied().flatten();
+            let edge = edges.take_while(|pair| !is_none(pair)).count();
             GraphError::UnknownNode { edge, node, nodes }
         })
     }
@@ -283,11 +322,11 @@ impl Buckets {
     }
 
     /// Puts the edges into their buckets, in their order.
-    fn deal(&self, parts: &[&[[u32; 2]]], counts: &[Counts], dealt: &mut [[u32; 2]]) {
+    fn deal(&self, parts: &[Part<'_>], counts: &[Counts], dealt: &mut [[u32; 2]]) {
         let sizes: Vec<&[usize]> = counts.iter().map(|part| part.buckets.as_slice()).collect();
         let mut places = shares(dealt, &sizes);
         parts.par_iter().zip(places.par_iter_mut()).for_each(|(part, places)| {
-            for pair in *part {
+            for pair in part.iter().copied().flatten() {
                 // The counts made room for exactly these.
                 if let Some(place) = places[self.of(pair[1])].next() {
                     *place = *pair;

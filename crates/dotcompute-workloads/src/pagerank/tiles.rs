@@ -10,7 +10,7 @@
 use rayon::prelude::*;
 
 use super::array::Array;
-use super::graph::{Counts, shares};
+use super::graph::{Counts, Part, shares};
 use super::iterate::{Score, Share, Sums};
 
 /// A node's place in its block, in bits: 64 KiB of sums in `f32`.
@@ -41,12 +41,13 @@ pub(super) struct Tiles {
 
 impl Tiles {
     /// Whether this is the better way to keep a graph. Costs no more than a look.
-    pub(super) fn suit(nodes: u32, edges: &[[u32; 2]]) -> bool {
+    pub(super) fn suit(nodes: u32, pieces: &[&[[u32; 2]]]) -> bool {
         let tiles = Grid::new(nodes).tiles();
+        let edges: usize = pieces.iter().map(|piece| piece.len()).sum();
         nodes >= LEAST_NODES
             && tiles <= MOST_TILES
-            && edges.len() >= tiles * LEAST_LINKS
-            && (0..2).all(|end| !has_favourites(edges, end))
+            && edges >= tiles * LEAST_LINKS
+            && (0..2).all(|end| !has_favourites(pieces, edges, end))
     }
 
     /// One turn: new ranks, and in `next` what they contribute.
@@ -121,9 +122,13 @@ pub(super) fn table(nodes: usize) -> usize {
 
 /// Whether nodes occur more often at this end of a sample of the edges than if any of a quarter of a
 /// million was as likely as any other.
-fn has_favourites(edges: &[[u32; 2]], end: usize) -> bool {
-    let mut sample: Vec<u32> =
-        edges.iter().step_by(edges.len() / SAMPLE + 1).map(|pair| pair[end]).collect();
+fn has_favourites(pieces: &[&[[u32; 2]]], edges: usize, end: usize) -> bool {
+    let of_piece = |piece: &&[[u32; 2]]| {
+        let step = edges / SAMPLE + 1;
+        // From the middle of a step, so that pieces of less than one are not all left out or all in.
+        piece.iter().skip(step / 2).step_by(step).map(|pair| pair[end]).collect::<Vec<u32>>()
+    };
+    let mut sample: Vec<u32> = pieces.iter().flat_map(of_piece).collect();
     let taken = sample.len();
     sample.sort_unstable();
     sample.dedup();
@@ -153,7 +158,7 @@ impl Grid {
     }
 
     /// Puts the edges into their tiles, in their order.
-    pub(super) fn deal(&self, parts: &[&[[u32; 2]]], counts: &[Counts]) -> Tiles {
+    pub(super) fn deal(&self, parts: &[Part<'_>], counts: &[Counts]) -> Tiles {
         let sizes: Vec<&[usize]> = counts.iter().map(|part| part.buckets.as_slice()).collect();
         let mut starts = vec![0];
         for tile in 0..self.tiles() {
@@ -163,10 +168,12 @@ impl Grid {
         let mut links = Array::<u32>::zeroed(starts[self.tiles()]);
         let mut places = shares(&mut links, &sizes);
         parts.par_iter().zip(places.par_iter_mut()).for_each(|(part, places)| {
-            for &[source, target] in *part {
-                // The counts made room for exactly these.
-                if let Some(place) = places[self.tile([source, target])].next() {
-                    *place = target << SOURCE_BITS | (source & (SEGMENT as u32 - 1));
+            for edges in part {
+                for &[source, target] in *edges {
+                    // The counts made room for exactly these.
+                    if let Some(place) = places[self.tile([source, target])].next() {
+                        *place = target << SOURCE_BITS | (source & (SEGMENT as u32 - 1));
+                    }
                 }
             }
         });
@@ -200,12 +207,12 @@ mod tests {
             let ranks = |graph: &Graph| {
                 graph.rank::<f64>(&query, &mut |_| ControlFlow::Continue(())).expect("a query")
             };
-            let rows = ranks(&Graph::in_rows(nodes, &edges).expect("a graph"));
+            let rows = ranks(&Graph::in_rows(nodes, vec![&edges]).expect("a graph"));
             for threads in [1, 3] {
                 let pool =
                     rayon::ThreadPoolBuilder::new().num_threads(threads).build().expect("threads");
                 let tiles = pool.install(|| {
-                    let graph = Graph::in_tiles(nodes, &edges).expect("a graph");
+                    let graph = Graph::in_tiles(nodes, vec![&edges]).expect("a graph");
                     assert_eq!((graph.nodes(), graph.links()), (nodes as usize, edges.len()));
                     ranks(&graph)
                 });
@@ -220,21 +227,21 @@ mod tests {
     fn large_graphs_lie_in_tiles_unless_they_have_favourites() {
         let nodes = LEAST_NODES;
         let even = generate::uniform(nodes, 100_000, 3);
-        assert!(Tiles::suit(nodes, &even));
-        assert!(!Tiles::suit(nodes - 1, &even), "rows of few nodes lie in the cache");
-        assert!(!Tiles::suit(nodes, &even[..10_000]), "tiles of few links are not worth it");
-        assert!(!Tiles::suit(nodes, &generate::kronecker(19, 1, 3)));
+        assert!(Tiles::suit(nodes, &[&even]));
+        assert!(!Tiles::suit(nodes - 1, &[&even]), "rows of few nodes lie in the cache");
+        assert!(!Tiles::suit(nodes, &[&even[..10_000]]), "tiles of few links are not worth it");
+        assert!(!Tiles::suit(nodes, &[&generate::kronecker(19, 1, 3)]));
         // One node to which one link in ten leads, or from which it comes.
         for end in 0..2 {
             let mut edges = even.clone();
             edges.iter_mut().step_by(10).for_each(|pair| pair[end] = 77);
-            assert!(!Tiles::suit(nodes, &edges));
+            assert!(!Tiles::suit(nodes, &[&edges]));
         }
     }
 
     #[test]
     fn an_end_that_is_no_node_is_named_by_its_edge() {
-        let error = Graph::in_tiles(3, [[0, 1], [1, 2], [3, 0], [9, 9]]).map(|_| ());
+        let error = Graph::in_tiles(3, vec![[[0, 1], [1, 2]], [[3, 0], [9, 9]]]).map(|_| ());
         let expected = super::super::GraphError::UnknownNode { edge: 2, node: 3, nodes: 3 };
         assert_eq!(error, Err(expected));
     }

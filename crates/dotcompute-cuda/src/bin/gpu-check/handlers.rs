@@ -134,7 +134,7 @@ pub(crate) fn kernels() -> CudaKernels {
 
 const FUNCTIONS: [&str; 4] = ["echo", "hop", "sink", "work"];
 
-fn name(what: &str, Version { major, minor }: Version) -> String {
+pub(crate) fn name(what: &str, Version { major, minor }: Version) -> String {
     format!("{what}_sm_{major}{minor}.cubin")
 }
 
@@ -148,6 +148,7 @@ pub(crate) fn build(folder: &Path) -> Result<(), Failure> {
         fs::write(folder.join(name("handlers", architecture)), image.cubin())?;
         let floors = compile_floors(&toolkit, architecture)?;
         fs::write(folder.join(name("floors", architecture)), floors)?;
+        crate::workloads::build(folder, &toolkit, architecture)?;
     }
     Ok(())
 }
@@ -163,7 +164,7 @@ fn compile_floors(
 }
 
 /// What was built for the device's architecture: for the largest that is not larger, of its kind.
-fn built(check: &Check, what: &str, device: Version) -> Option<Vec<u8>> {
+pub(crate) fn built(check: &Check, what: &str, device: Version) -> Option<Vec<u8>> {
     let minors = (0..=device.minor).rev();
     minors
         .map(|minor| check.folder.join("images").join(name(what, Version { minor, ..device })))

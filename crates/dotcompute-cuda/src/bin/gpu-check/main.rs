@@ -14,6 +14,7 @@ mod messages;
 mod package;
 mod recovery;
 mod report;
+mod workloads;
 
 use std::path::PathBuf;
 use std::process::{Command, ExitCode};
@@ -106,6 +107,12 @@ const STAGES: &[Stage] = &[
         what: "the Python package: arrays, copies, kernels, other libraries",
         seconds: 180,
         run: package::run,
+    },
+    Stage {
+        name: "workloads",
+        what: "the detector over batches, PageRank in one launch",
+        seconds: 240,
+        run: workloads::run,
     },
     Stage {
         name: "soak",

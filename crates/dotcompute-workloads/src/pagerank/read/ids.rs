@@ -50,7 +50,10 @@ impl Ids {
     /// Numbers the ids that occur, ascending.
     pub(super) fn number(self) -> Result<(Vec<[u32; 2]>, Nodes), ReadError> {
         match self {
-            Self::Narrow(pairs) => Ok(number_narrow(pairs)),
+            Self::Narrow(mut pairs) => {
+                let nodes = number_narrow(std::slice::from_mut(&mut pairs));
+                Ok((pairs, nodes))
+            }
             Self::Wide(pairs) => number_wide(&pairs),
         }
     }
@@ -61,18 +64,20 @@ fn widen(pair: [u32; 2]) -> [u64; 2] {
 }
 
 /// By a table of all ids up to the largest: 4 bytes each, at most 16 GiB for 32 bits.
-fn number_narrow(mut pairs: Vec<[u32; 2]>) -> (Vec<[u32; 2]>, Nodes) {
-    let Some(largest) = pairs.par_iter().map(|pair| pair[0].max(pair[1])).max() else {
-        return (pairs, Nodes::Range(0));
+pub(super) fn number_narrow(pieces: &mut [Vec<[u32; 2]>]) -> Nodes {
+    let count: usize = pieces.iter().map(Vec::len).sum();
+    let pairs = pieces.par_iter().flat_map(|pairs| pairs.par_iter());
+    let Some(largest) = pairs.clone().map(|pair| pair[0].max(pair[1])).max() else {
+        return Nodes::Range(0);
     };
     // A few edges with large ids are looked up rather than given a table of gigabytes.
-    if largest as usize / 16 > pairs.len() + (1 << 16) {
-        let ids = distinct(pairs.par_iter().flatten_iter().copied().collect());
-        pairs.par_iter_mut().flatten_iter().for_each(|id| *id = place(&ids, id));
-        return (pairs, Nodes::Ids(ids.into_iter().map(u64::from).collect()));
+    if largest as usize / 16 > count + (1 << 16) {
+        let ids = distinct(pairs.flatten_iter().copied().collect());
+        renumber(pieces, |id| place(&ids, &id));
+        return Nodes::Ids(ids.into_iter().map(u64::from).collect());
     }
     let mut node_of = vec![0_u32; largest as usize + 1];
-    for id in pairs.iter().flatten() {
+    for id in pieces.iter().flatten().flatten() {
         node_of[*id as usize] = 1;
     }
     let mut count = 0;
@@ -85,10 +90,15 @@ fn number_narrow(mut pairs: Vec<[u32; 2]>) -> (Vec<[u32; 2]>, Nodes) {
         }
     }
     if count == largest.wrapping_add(1) {
-        return (pairs, Nodes::Range(count));
+        return Nodes::Range(count);
     }
-    pairs.par_iter_mut().flatten_iter().for_each(|id| *id = node_of[*id as usize]);
-    (pairs, Nodes::Ids(ids.into()))
+    renumber(pieces, |id| node_of[id as usize]);
+    Nodes::Ids(ids.into())
+}
+
+fn renumber(pieces: &mut [Vec<[u32; 2]>], number: impl Fn(u32) -> u32 + Sync) {
+    let pairs = pieces.par_iter_mut().flat_map(|pairs| pairs.par_iter_mut());
+    pairs.flatten_iter().for_each(|id| *id = number(*id));
 }
 
 fn number_wide(pairs: &[[u64; 2]]) -> Result<(Vec<[u32; 2]>, Nodes), ReadError> {

@@ -50,11 +50,11 @@ pub struct Reader {
     columns: Option<[String; 2]>,
 }
 
-/// A graph as a list of edges.
+/// A graph as a list of edges, or as one in pieces: see [`Reader::read_pieces`].
 #[derive(Clone, Debug)]
-pub struct Edges {
+pub struct Edges<P = Vec<[u32; 2]>> {
     /// `[source, target]`, both below `nodes.count()`, in the order of the input.
-    pub pairs: Vec<[u32; 2]>,
+    pub pairs: P,
     /// What the nodes are called.
     pub nodes: Nodes,
     /// How many lines were skipped as malformed.
@@ -269,6 +269,37 @@ impl Reader {
         }
     }
 
+    /// [`read`](Self::read), with the edges in pieces where that spares a copy of them all: for
+    /// [`Graph::build_pieces`](super::Graph::build_pieces).
+    ///
+    /// # Errors
+    ///
+    /// As [`read`](Self::read).
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use std::ops::ControlFlow;
+    /// use dotcompute_workloads::pagerank::Graph;
+    /// use dotcompute_workloads::pagerank::read::{Format, Reader};
+    ///
+    /// let edges = Reader::new(Format::EdgeList)
+    ///     .read_pieces("0 1\n1 2\n".as_bytes(), &mut |_| ControlFlow::Continue(()))?;
+    /// let graph = Graph::build_pieces(edges.nodes.count(), edges.pairs)?;
+    /// assert_eq!((graph.nodes(), graph.links()), (3, 2));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn read_pieces(
+        &self,
+        input: impl Read,
+        watch: &mut dyn FnMut(Progress) -> ControlFlow<()>,
+    ) -> Result<Edges<Vec<Vec<[u32; 2]>>>, ReadError> {
+        if let Format::EdgeList = self.format {
+            return self.edge_list_in_pieces(input, watch);
+        }
+        Ok(self.read(input, watch)?.into_pieces())
+    }
+
     /// Notes a line that is no edge, or makes it the end.
     fn malformed(&self, found: &mut Faults, malformed: Malformed) -> Result<(), ReadError> {
         if !self.skip_malformed {
@@ -289,9 +320,18 @@ struct Faults {
     lines: Vec<Malformed>,
 }
 
-impl Edges {
-    fn new(pairs: Vec<[u32; 2]>, nodes: Nodes, faults: Faults) -> Self {
+impl<P> Edges<P> {
+    fn new(pairs: P, nodes: Nodes, faults: Faults) -> Self {
         Self { pairs, nodes, malformed: faults.count, malformed_lines: faults.lines }
+    }
+}
+
+impl Edges {
+    /// The same as one piece.
+    #[must_use]
+    pub fn into_pieces(self) -> Edges<Vec<Vec<[u32; 2]>>> {
+        let Self { pairs, nodes, malformed, malformed_lines } = self;
+        Edges { pairs: vec![pairs], nodes, malformed, malformed_lines }
     }
 }
 

@@ -20,18 +20,57 @@ struct Piece {
 }
 
 impl Reader {
+    /// Which numbers an edge list's nodes can have.
+    fn list_rule(&self) -> impl Fn([u64; 2]) -> Result<[u64; 2], Reason> + Sync + use<> {
+        let limit = self.nodes.map(u64::from);
+        move |pair: [u64; 2]| match limit {
+            Some(limit) if pair.iter().any(|id| *id >= limit) => Err(Reason::Beyond),
+            _ => Ok(pair),
+        }
+    }
+
+    /// As [`edge_list`](Self::edge_list), with the edges in the pieces in which they were parsed.
+    pub(super) fn edge_list_in_pieces(
+        &self,
+        input: impl Read,
+        watch: &mut dyn FnMut(Progress) -> ControlFlow<()>,
+    ) -> Result<Edges<Vec<Vec<[u32; 2]>>>, ReadError> {
+        let mut pieces = Vec::new();
+        let (mut wide, mut found) = (None::<Ids>, 0);
+        let mut take = |piece: Ids| {
+            found += piece.len();
+            match (piece, &mut wide) {
+                (piece, Some(all)) => all.append(piece),
+                (Ids::Narrow(pairs), None) => pieces.push(pairs),
+                (piece, all) => {
+                    let mut ids = Ids::new();
+                    pieces.drain(..).for_each(|pairs| ids.append(Ids::Narrow(pairs)));
+                    ids.append(piece);
+                    *all = Some(ids);
+                }
+            }
+            found
+        };
+        let faults = self.lines(input, 0, &self.list_rule(), &mut take, watch)?;
+        let nodes = match (wide, self.nodes) {
+            (Some(ids), _) => {
+                let (pairs, nodes) = ids.number()?;
+                pieces.push(pairs);
+                nodes
+            }
+            (None, Some(nodes)) => Nodes::Range(nodes),
+            (None, None) => super::ids::number_narrow(&mut pieces),
+        };
+        Ok(Edges::new(pieces, nodes, faults))
+    }
+
     pub(super) fn edge_list(
         &self,
         input: impl Read,
         watch: &mut dyn FnMut(Progress) -> ControlFlow<()>,
     ) -> Result<Edges, ReadError> {
-        let limit = self.nodes.map(u64::from);
-        let rule = move |pair: [u64; 2]| match limit {
-            Some(limit) if pair.iter().any(|id| *id >= limit) => Err(Reason::Beyond),
-            _ => Ok(pair),
-        };
         let mut edges = Ids::new();
-        let faults = self.lines(input, 0, &rule, &mut edges, watch)?;
+        let faults = self.lines(input, 0, &self.list_rule(), &mut into(&mut edges), watch)?;
         match (edges, self.nodes) {
             // Below a limit of 32 bits nothing is wide.
             (Ids::Narrow(pairs), Some(nodes)) => Ok(Edges::new(pairs, Nodes::Range(nodes), faults)),
@@ -56,7 +95,7 @@ impl Reader {
             () => Ok([row - 1, column - 1]),
         };
         let mut edges = Ids::new();
-        let faults = self.lines(input, header.lines, &rule, &mut edges, watch)?;
+        let faults = self.lines(input, header.lines, &rule, &mut into(&mut edges), watch)?;
         let found = (edges.len() + faults.count) as u64;
         if found != header.entries {
             return Err(ReadError::Entries { promised: header.entries, found });
@@ -73,16 +112,17 @@ impl Reader {
         Ok(Edges::new(pairs, Nodes::Range(header.nodes), faults))
     }
 
-    /// Parses the lines of `input` into `edges`; `rule` says which numbers are nodes.
+    /// Parses the lines of `input`, and gives `take` the edges, piece after piece, which says how many it
+    /// has; `rule` says which numbers are nodes.
     fn lines(
         &self,
         mut input: impl Read,
         lines_before: u64,
         rule: &(dyn Fn([u64; 2]) -> Result<[u64; 2], Reason> + Sync),
-        edges: &mut Ids,
+        take: &mut dyn FnMut(Ids) -> usize,
         watch: &mut dyn FnMut(Progress) -> ControlFlow<()>,
     ) -> Result<Faults, ReadError> {
-        let mut faults = Faults::default();
+        let (mut faults, mut edges) = (Faults::default(), 0);
         let (mut block, mut bytes, mut line) = (Vec::new(), 0, lines_before);
         loop {
             let kept = block.len();
@@ -102,14 +142,22 @@ impl Reader {
                     self.malformed(&mut faults, Malformed { line: line + offset + 1, reason })?;
                 }
                 line += piece.lines;
-                edges.append(piece.edges);
+                edges = take(piece.edges);
             }
-            go_on(watch(Progress { bytes, edges: edges.len() }))?;
+            go_on(watch(Progress { bytes, edges }))?;
             if read == 0 {
                 return Ok(faults);
             }
             block.drain(..whole);
         }
+    }
+}
+
+/// Appends what is read.
+fn into(edges: &mut Ids) -> impl FnMut(Ids) -> usize {
+    |piece| {
+        edges.append(piece);
+        edges.len()
     }
 }
 
