@@ -14,6 +14,9 @@ For one record a handler emits and sends 7 at most, and with the reply and what 
 out record by record. Only functions in CUDA C++ that have the same name, and are not the same, have
 grids of their own.
 
+A handler runs on one lane of a warp, whatever `block_size` and `grid_size` say; handlers of a whole
+warp or block are not there yet.
+
 This has run on a stand-in for NVIDIA's libraries, and not on a GPU yet.
 """
 
