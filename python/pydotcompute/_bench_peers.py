@@ -1,4 +1,4 @@
-"""The rows of `pydotcompute.bench` beside libraries of the field: graphs, streams, actors.
+"""The rows of `pydotcompute.bench` beside libraries of the field: graphs, streams, actors, processes.
 
 ``python -P _bench_peers.py ROW LOOP SCALE`` measures one row, checks what it got, and prints the
 nanoseconds per operation as JSON. Ours run with the package, each other one with an interpreter
@@ -8,6 +8,7 @@ that has its library; the graph and the log are the same in both.
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import importlib.util
 import json
 import multiprocessing
@@ -561,6 +562,69 @@ def pipe_echo(scale: int) -> Figures:
         child.join(10)
 
 
+# --- processes ------------------------------------------------------------------------------------
+
+
+class SharedWord(ctypes.Structure):
+    """The record of 64 bytes of `_bench_process`, as iceoryx2 takes it."""
+
+    _fields_ = (("number", ctypes.c_uint64), ("rest", ctypes.c_uint64 * 7))
+
+
+async def ours_process_trip(scale: int) -> Figures:
+    from pydotcompute import _bench_process
+
+    return await _bench_process.asks(scale)
+
+
+def iceoryx_ends(name: str, there: str, back: str) -> Any:
+    """A node, where it publishes, and where it looks."""
+    iceoryx2 = library("iceoryx2")
+    node = iceoryx2.NodeBuilder.new().create(iceoryx2.ServiceType.Ipc)
+
+    def way(to: str) -> Any:
+        service = node.service_builder(iceoryx2.ServiceName.new(f"{name}/{to}"))
+        return service.publish_subscribe(SharedWord).open_or_create()
+
+    return node, way(there).publisher_builder().create(), way(back).subscriber_builder().create()
+
+
+def iceoryx_answers(name: str, ready: Any) -> None:
+    """The other process: answers each word with the next number, and ends at 0."""
+    _node, answers, asked = iceoryx_ends(name, "back", "there")
+    ready.send(True)
+    while True:
+        while (word := asked.receive()) is None:
+            pass
+        number = word.payload().contents.number
+        if number == 0:
+            return
+        answers.loan_uninit().write_payload(SharedWord(number=number + 1)).send()
+
+
+def iceoryx_trip(scale: int) -> Figures:
+    """A word of 64 bytes to another process and back; both look all the time."""
+    name = f"pydotcompute-bench-{os.getpid()}"
+    _node, asked, answers = iceoryx_ends(name, "there", "back")
+    context = multiprocessing.get_context("spawn")
+    ready, tells = context.Pipe(duplex=False)
+    child = context.Process(target=iceoryx_answers, args=(name, tells), daemon=True)
+    child.start()
+    assert ready.poll(60) and ready.recv()
+    times = []
+    for number in range(1, scale + 1):
+        begun = clock()
+        asked.loan_uninit().write_payload(SharedWord(number=number)).send()
+        while (answer := answers.receive()) is None:
+            pass
+        times.append(clock() - begun)
+        assert answer.payload().contents.number == number + 1
+    asked.loan_uninit().write_payload(SharedWord(number=0)).send()
+    child.join(10)
+    times = sorted(times[scale // 10 :])
+    return {"value": times[len(times) // 2], "p99": times[len(times) * 99 // 100]}
+
+
 #: Each row's function, and how many cores it runs on.
 ROWS: dict[str, tuple[Callable[[int], Any], int]] = {
     "ours_turn_1": (ours_turn_1, 1),
@@ -584,6 +648,8 @@ ROWS: dict[str, tuple[Callable[[int], Any], int]] = {
     "xoscar_echo": (xoscar_echo, 2),
     "ray_echo": (ray_echo, 2),
     "pipe_echo": (pipe_echo, 2),
+    "ours_process_trip": (ours_process_trip, 2),
+    "iceoryx_trip": (iceoryx_trip, 2),
 }
 
 

@@ -28,6 +28,7 @@ _SCRIPT = Path(__file__).with_name("_bench_rows.py")
 #: The libraries that rows are held against, by the names of their modules.
 LIBRARIES = {
     "graphblas": "python-graphblas[default]>=2025.2",
+    "iceoryx2": "iceoryx2>=0.10",
     "igraph": "igraph>=1.0",
     "networkit": "networkit>=11",
     "numba": "numba>=0.68",
@@ -123,6 +124,7 @@ def _rows() -> list[Row]:
         ("actors.echo.xoscar", "ours_echo", "xoscar", "xoscar_echo", None),
         ("actors.echo.ray", "ours_echo", "ray", "ray_echo", None),
         ("actors.echo.pipe", "ours_echo", "multiprocessing", "pipe_echo", None),
+        ("process.round_trip.iceoryx2", "ours_process_trip", "iceoryx2", "iceoryx_trip", 1 / 3),
     ]
     rows += [
         Row(name, row, other, goal, library=library) for name, row, library, other, goal in beside

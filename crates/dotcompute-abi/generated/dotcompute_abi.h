@@ -32,7 +32,7 @@ typedef unsigned long long uint64_t;
 #define DC_LINE_BYTES 128u
 #define DC_RING_MAGIC 0x676e697263746f64ull
 
-/* Bytes of a slot, in both formats. */
+/* Bytes of a slot, in all formats. */
 #define DC_SLOT_BYTES 64u
 /* Bytes of payload in a plain slot. */
 #define DC_PLAIN_PAYLOAD_BYTES 56u
@@ -64,11 +64,23 @@ typedef unsigned long long uint64_t;
 #define DC_FLAG_FAULTED 64u
 /* This record is no reply but was sent to the target whose number is in the high byte. */
 #define DC_FLAG_SENT 128u
+/* The record is the message alone, and what goes beside it is as it mostly is, between processes. */
+#define DC_FLAG_SHORT 256u
+/* Somebody waits for the answer to this message, between processes. */
+#define DC_FLAG_ASKED 512u
+/* With this reply its message is processed, and all that were handed over before it, between processes. */
+#define DC_FLAG_SETTLES 1024u
+/* Behind the message the record says where arrays lie, between processes. */
+#define DC_FLAG_ARRAYS 2048u
+/* In a lapped ring: the lap in which this slot was written, position divided by slots, is even. */
+#define DC_FLAG_LAP 32768u
 
 /* `format` of a ring of plain slots. */
 #define DC_FORMAT_PLAIN 1u
 /* `format` of a ring of tagged slots. */
 #define DC_FORMAT_TAGGED 2u
+/* `format` of a ring of lapped slots. */
+#define DC_FORMAT_LAPPED 3u
 /* `waiting` of a ring whose ends poll. */
 #define DC_WAITING_POLLS 0u
 /* `waiting` of a ring whose ends may sleep and ring each other. */

@@ -2,7 +2,7 @@
 
 const DC_ABI_VERSION: u32 = 1u;
 
-// Bytes of a slot, in both formats.
+// Bytes of a slot, in all formats.
 const DC_SLOT_BYTES: u32 = 64u;
 // Bytes of payload in a plain slot.
 const DC_PLAIN_PAYLOAD_BYTES: u32 = 56u;
@@ -34,6 +34,16 @@ const DC_FLAG_LATE: u32 = 32u;
 const DC_FLAG_FAULTED: u32 = 64u;
 // This record is no reply but was sent to the target whose number is in the high byte.
 const DC_FLAG_SENT: u32 = 128u;
+// The record is the message alone, and what goes beside it is as it mostly is, between processes.
+const DC_FLAG_SHORT: u32 = 256u;
+// Somebody waits for the answer to this message, between processes.
+const DC_FLAG_ASKED: u32 = 512u;
+// With this reply its message is processed, and all that were handed over before it, between processes.
+const DC_FLAG_SETTLES: u32 = 1024u;
+// Behind the message the record says where arrays lie, between processes.
+const DC_FLAG_ARRAYS: u32 = 2048u;
+// In a lapped ring: the lap in which this slot was written, position divided by slots, is even.
+const DC_FLAG_LAP: u32 = 32768u;
 
 // The handler is done and made no reply.
 const DC_HANDLER_DONE: i32 = 0;

@@ -20,6 +20,8 @@ shared_constants! {
     FORMAT_PLAIN = 1;
     /// `format` of a ring of tagged slots.
     FORMAT_TAGGED = 2;
+    /// `format` of a ring of lapped slots.
+    FORMAT_LAPPED = 3;
     /// `waiting` of a ring whose ends poll.
     WAITING_POLLS = 0;
     /// `waiting` of a ring whose ends may sleep and ring each other.

@@ -1,9 +1,11 @@
 //! Message slots: 64 bytes, an 8-byte header first.
 //!
-//! Two formats, one ring protocol:
+//! Three formats, one ring protocol:
 //!
 //! - **plain** ([`PlainSlot`]), between threads and processes: 56 bytes of payload; the producer's
 //!   tail publishes the slot.
+//! - **lapped**, between processes: the same slots, each published by its own header, where
+//!   [`FLAG_LAP`] tells the lap. A reader that waits looks at the very line that it will read.
 //! - **tagged** ([`TaggedSlot`]), between host and device: four chunks of 12 bytes and a lap tag
 //!   each, 40 bytes of payload; a reader takes a slot when its four tags agree, so one read per
 //!   chunk fetches tag and data at once and no second word need be polled.
@@ -18,7 +20,7 @@ use crate::describe::{Kind, Shared, Struct};
 shared_constants! {
     /// The sizes of slots.
     SIZES: u32;
-    /// Bytes of a slot, in both formats.
+    /// Bytes of a slot, in all formats.
     SLOT_BYTES = 64;
     /// Bytes of payload in a plain slot.
     PLAIN_PAYLOAD_BYTES = 56;
@@ -35,8 +37,9 @@ shared_constants! {
 }
 
 shared_constants! {
-    /// The bits of `flags` in a slot's header. Between kernels of a device the high byte is the number
-    /// of the edge, by which shares are given back; all other bits are zero, but for `FLAG_SENT`.
+    /// The bits of `flags` in a slot's header; all others are zero. Between kernels of a device, and where
+    /// `FLAG_SENT` is set, the high byte is a number: of the edge, by which shares are given back, or of
+    /// the target.
     FLAGS: u32;
     /// This slot continues the record that the slot before it began.
     FLAG_CONTINUED = 1;
@@ -55,6 +58,16 @@ shared_constants! {
     FLAG_FAULTED = 64;
     /// This record is no reply but was sent to the target whose number is in the high byte.
     FLAG_SENT = 128;
+    /// The record is the message alone, and what goes beside it is as it mostly is, between processes.
+    FLAG_SHORT = 256;
+    /// Somebody waits for the answer to this message, between processes.
+    FLAG_ASKED = 512;
+    /// With this reply its message is processed, and all that were handed over before it, between processes.
+    FLAG_SETTLES = 1024;
+    /// Behind the message the record says where arrays lie, between processes.
+    FLAG_ARRAYS = 2048;
+    /// In a lapped ring: the lap in which this slot was written, position divided by slots, is even.
+    FLAG_LAP = 32768;
 }
 
 shared_struct! {

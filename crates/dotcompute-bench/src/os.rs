@@ -1,8 +1,12 @@
 //! What the floors and the environment take straight from Linux: affinity, futex, resident memory.
 //! The crate's only unsafe code.
 
-use std::fs;
+use std::fs::{self, File};
+use std::io;
 use std::mem::{MaybeUninit, size_of};
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::ptr::{self, NonNull};
 use std::thread;
 
 use dotcompute_mailbox::sync::{AtomicU32, Ordering};
@@ -122,14 +126,96 @@ pub(crate) fn joined<T>(result: thread::Result<Result<T, Wrong>>) -> Result<T, W
     result.unwrap_or_else(|_| Err(Wrong::new("a thread panicked")))
 }
 
+/// A word alone on its cache lines.
+#[derive(Debug, Default)]
+#[repr(align(128))]
+pub(crate) struct Line<T>(pub(crate) T);
+
+/// Two words that several processes map.
+#[derive(Debug)]
+pub(crate) struct SharedWords {
+    page: NonNull<[Line<AtomicU32>; 2]>,
+    file: File,
+}
+
+// SAFETY: a mapping belongs to no thread, and what is in it are atomics.
+unsafe impl Sync for SharedWords {}
+
+impl SharedWords {
+    /// Two zeros, in a file without a name.
+    pub(crate) fn create() -> io::Result<Self> {
+        // SAFETY: the name is a string that ends with a zero.
+        let file = unsafe { libc::memfd_create(c"words".as_ptr(), libc::MFD_CLOEXEC) };
+        if file < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        // SAFETY: just opened, and nobody else's.
+        let file = File::from(unsafe { OwnedFd::from_raw_fd(file) });
+        file.set_len(size_of::<[Line<AtomicU32>; 2]>() as u64)?;
+        Self::map(file)
+    }
+
+    /// The words that another process of this user made.
+    pub(crate) fn attach(path: &Path) -> io::Result<Self> {
+        Self::map(File::options().read(true).write(true).open(path)?)
+    }
+
+    fn map(file: File) -> io::Result<Self> {
+        let (bytes, access) =
+            (size_of::<[Line<AtomicU32>; 2]>(), libc::PROT_READ | libc::PROT_WRITE);
+        let file_number = file.as_raw_fd();
+        // SAFETY: a fresh mapping, placed by the system, over nothing of ours.
+        let start =
+            unsafe { libc::mmap(ptr::null_mut(), bytes, access, libc::MAP_SHARED, file_number, 0) };
+        match NonNull::new(start.cast()) {
+            Some(page) if start != libc::MAP_FAILED => Ok(Self { page, file }),
+            _ => Err(io::Error::last_os_error()),
+        }
+    }
+
+    /// Where others find them, as long as this is kept.
+    pub(crate) fn path(&self) -> PathBuf {
+        format!("/proc/{}/fd/{}", std::process::id(), self.file.as_raw_fd()).into()
+    }
+
+    pub(crate) fn words(&self) -> &[Line<AtomicU32>; 2] {
+        // SAFETY: aligned to a page, as long as the file, never unmapped; any bytes are words, which are
+        // atomics.
+        unsafe { self.page.as_ref() }
+    }
+}
+
+impl Drop for SharedWords {
+    fn drop(&mut self) {
+        // SAFETY: mapped by `map`, once; whoever uses the words borrows `self`.
+        unsafe { libc::munmap(self.page.as_ptr().cast(), size_of::<[Line<AtomicU32>; 2]>()) };
+    }
+}
+
+/// Whose threads sleep on a word.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Within {
+    Process,
+    Machine,
+}
+
+impl Within {
+    fn flag(self) -> libc::c_int {
+        match self {
+            Self::Process => libc::FUTEX_PRIVATE_FLAG,
+            Self::Machine => 0,
+        }
+    }
+}
+
 /// Sleeps while `word` holds `value`; may return early.
-pub(crate) fn futex_wait(word: &AtomicU32, value: u32) {
+pub(crate) fn futex_wait(word: &AtomicU32, value: u32, within: Within) {
     // SAFETY: `word` is a live, aligned 32-bit word for the whole call; a null timeout means none.
     unsafe {
         libc::syscall(
             libc::SYS_futex,
             word.as_ptr(),
-            libc::FUTEX_WAIT | libc::FUTEX_PRIVATE_FLAG,
+            libc::FUTEX_WAIT | within.flag(),
             value,
             std::ptr::null::<libc::timespec>(),
         )
@@ -137,34 +223,27 @@ pub(crate) fn futex_wait(word: &AtomicU32, value: u32) {
 }
 
 /// Wakes one thread that sleeps on `word`.
-pub(crate) fn futex_wake(word: &AtomicU32) {
+pub(crate) fn futex_wake(word: &AtomicU32, within: Within) {
     // SAFETY: the address of `word` only names a wait queue; the call does not access the word.
-    unsafe {
-        libc::syscall(
-            libc::SYS_futex,
-            word.as_ptr(),
-            libc::FUTEX_WAKE | libc::FUTEX_PRIVATE_FLAG,
-            1,
-        )
-    };
+    unsafe { libc::syscall(libc::SYS_futex, word.as_ptr(), libc::FUTEX_WAKE | within.flag(), 1) };
 }
 
 /// Publishes `value` in `word` and wakes whoever waits for it.
-pub(crate) fn futex_post(word: &AtomicU32, value: u32) {
+pub(crate) fn futex_post(word: &AtomicU32, value: u32, within: Within) {
     // SYNC(bench-futex) release: the acquire load in `futex_await` sees what came before.
     word.store(value, Ordering::Release);
-    futex_wake(word);
+    futex_wake(word, within);
 }
 
 /// Sleeps until `word` holds `value`.
-pub(crate) fn futex_await(word: &AtomicU32, value: u32) {
+pub(crate) fn futex_await(word: &AtomicU32, value: u32, within: Within) {
     loop {
         // SYNC(bench-futex) acquire: pairs with the release store in `futex_post`.
         let found = word.load(Ordering::Acquire);
         if found == value {
             return;
         }
-        futex_wait(word, found);
+        futex_wait(word, found, within);
     }
 }
 

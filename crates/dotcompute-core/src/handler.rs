@@ -1,7 +1,7 @@
 //! Kernels as handlers: one call per message, no waiting inside.
 
 use std::fmt;
-use std::sync::Weak;
+use std::sync::{Arc, Weak};
 
 use crate::context::Context;
 use crate::error::{BoxError, LookupError};
@@ -70,11 +70,39 @@ pub trait Handler: Send + 'static {
 
 /// What a handler can do besides returning one reply.
 pub struct HandlerContext<R> {
-    message: MessageId,
+    message: Named,
     delivery_count: u8,
-    emitted: Vec<Envelope<R>>,
+    emitted: Vec<Made<R>>,
     /// The runtime that the kernel lives in, where the handler runs in its process.
     runtime: Weak<Shared>,
+}
+
+/// What a handler made of the message at hand.
+#[derive(Debug)]
+pub enum Made<R> {
+    /// A reply to it, which gets its envelope where it is sent from.
+    Reply(R),
+    /// What says itself what it belongs to.
+    Sent(Envelope<R>),
+}
+
+impl<R: Message> Made<R> {
+    fn into_envelope(self, message: MessageId) -> Envelope<R> {
+        match self {
+            Self::Reply(reply) => Envelope::new(reply).with_correlation(message),
+            Self::Sent(envelope) => envelope,
+        }
+    }
+}
+
+/// The name of a message that a kernel elsewhere has at hand, by the number of its delivery.
+pub type FindId = Arc<dyn Fn(u64) -> MessageId + Send + Sync>;
+
+/// The name of the message at hand.
+enum Named {
+    Id(MessageId),
+    /// Few handlers ask for it, and elsewhere it has to be fetched.
+    Delivery(u64, FindId),
 }
 
 impl<R: Message> HandlerContext<R> {
@@ -82,13 +110,12 @@ impl<R: Message> HandlerContext<R> {
     /// reply that the handler returns, and only if it does not fail. The first reply to an asked
     /// message answers the ask.
     pub fn emit(&mut self, reply: R) {
-        let correlated = Envelope::new(reply).with_correlation(self.message);
-        self.emitted.push(correlated);
+        self.emitted.push(Made::Reply(reply));
     }
 
     /// Sends a reply that says itself what it belongs to, as [`Context::send`] does.
     pub fn send(&mut self, reply: impl Into<Envelope<R>>) {
-        self.emitted.push(reply.into());
+        self.emitted.push(Made::Sent(reply.into()));
     }
 
     /// The address of another kernel that takes `N`, by its name. A handler must not wait:
@@ -108,7 +135,10 @@ impl<R: Message> HandlerContext<R> {
 
     /// The id of the message at hand.
     pub fn message_id(&self) -> MessageId {
-        self.message
+        match &self.message {
+            Named::Id(id) => *id,
+            Named::Delivery(number, find) => find(*number),
+        }
     }
 
     /// Which delivery of the message this is: more than 1 after a fault.
@@ -120,7 +150,6 @@ impl<R: Message> HandlerContext<R> {
 impl<R> fmt::Debug for HandlerContext<R> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("HandlerContext")
-            .field("message", &self.message)
             .field("emitted", &self.emitted.len())
             .finish_non_exhaustive()
     }
@@ -134,13 +163,12 @@ pub struct HandlerCalls<H: Handler> {
 }
 
 impl<H: Handler> HandlerCalls<H> {
-    /// Calls of `handler`, which is its state.
-    pub fn new(handler: H) -> Self {
-        let message = MessageId::from_u128(0);
+    /// Calls of `handler`, which is its state; `find` is asked for a message's name if the handler asks.
+    pub fn new(handler: H, find: FindId) -> Self {
         Self {
             handler,
             context: HandlerContext {
-                message,
+                message: Named::Delivery(0, find),
                 delivery_count: 1,
                 emitted: Vec::new(),
                 runtime: Weak::new(),
@@ -148,26 +176,30 @@ impl<H: Handler> HandlerCalls<H> {
         }
     }
 
-    /// Handles one message; appends the replies to it, in order, to `replies`.
+    /// Handles one message, delivered for the `delivery_count`th time, in the delivery of this number;
+    /// appends what it made, in order, to `made`.
     ///
     /// # Errors
     ///
-    /// The handler's; there are no replies then.
+    /// The handler's; it made nothing then.
     pub fn call(
         &mut self,
-        envelope: &Envelope<H::In>,
-        replies: &mut Vec<Envelope<H::Out>>,
+        message: &H::In,
+        delivery: u64,
+        delivery_count: u8,
+        made: &mut Vec<Made<H::Out>>,
     ) -> Result<(), BoxError> {
         let context = &mut self.context;
-        context.message = envelope.id;
-        context.delivery_count = envelope.delivery_count();
-        let outcome = self.handler.handle(&envelope.message, context);
+        if let Named::Delivery(number, _) = &mut context.message {
+            *number = delivery;
+        }
+        context.delivery_count = delivery_count;
+        let outcome = self.handler.handle(message, context);
         if outcome.is_err() {
             context.emitted.clear();
         }
-        replies.append(&mut context.emitted);
-        let reply = outcome?;
-        replies.extend(reply.map(|reply| Envelope::new(reply).with_correlation(envelope.id)));
+        made.append(&mut context.emitted);
+        made.extend(outcome?.map(Made::Reply));
         Ok(())
     }
 }
@@ -184,7 +216,7 @@ pub(crate) async fn run<H: Handler>(
     mut context: Context<H::In, H::Out>,
 ) -> Result<(), BoxError> {
     let mut out = HandlerContext {
-        message: MessageId::from_u128(0),
+        message: Named::Id(MessageId::from_u128(0)),
         delivery_count: 1,
         emitted: Vec::new(),
         runtime: context.weak_runtime(),
@@ -194,7 +226,8 @@ pub(crate) async fn run<H: Handler>(
             return Ok(());
         }
         let Some(envelope) = context.envelope() else { continue };
-        out.message = envelope.id;
+        let id = envelope.id;
+        out.message = Named::Id(id);
         out.delivery_count = envelope.delivery_count();
         let reply = handler.handle(&envelope.message, &mut out)?;
         if out.emitted.is_empty() {
@@ -202,9 +235,9 @@ pub(crate) async fn run<H: Handler>(
             context.reply(reply).await?;
             continue;
         }
-        let reply = reply.map(|reply| Envelope::new(reply).with_correlation(out.message));
         let mut stopped = false;
-        for reply in out.emitted.drain(..).chain(reply) {
+        for made in out.emitted.drain(..).chain(reply.map(Made::Reply)) {
+            let reply = made.into_envelope(id);
             match stopped {
                 false => stopped = context.send(reply).await.is_err(),
                 true => context.bury(reply),

@@ -37,11 +37,14 @@ pub(crate) struct LentMessage<M> {
 /// All of them, in the order in which they were taken out.
 pub(crate) struct LentMessages<M> {
     queue: VecDeque<LentMessage<M>>,
-    /// On their way into the queue; empty between calls.
-    fresh: VecDeque<Lent<Envelope<M>>>,
 }
 
 impl<M> LentMessage<M> {
+    /// One that was just taken out.
+    fn fresh(lent: Lent<Envelope<M>>) -> Self {
+        Self { lent, delivered: false, settled: false }
+    }
+
     /// One that the far side has received.
     pub(crate) fn delivered(lent: Lent<Envelope<M>>) -> Self {
         Self { lent, delivered: true, settled: false }
@@ -70,7 +73,7 @@ impl<M> LentMessages<M> {
 
 impl<M> Default for LentMessages<M> {
     fn default() -> Self {
-        Self { queue: VecDeque::new(), fresh: VecDeque::new() }
+        Self { queue: VecDeque::new() }
     }
 }
 
@@ -93,29 +96,29 @@ impl<M: Message, R: Message> Context<M, R> {
         max: usize,
         cx: &mut TaskContext<'_>,
     ) -> Poll<Result<usize, Stopped>> {
-        let mut fresh = std::mem::take(&mut self.lent.fresh);
         let before = self.lent.queue.len();
-        let outcome = loop {
-            match self.inbox.poll_lend(max, &mut fresh, cx) {
-                Poll::Pending => break Poll::Pending,
-                Poll::Ready(Err(_closed)) => break Poll::Ready(Err(self.stopped())),
+        loop {
+            match self.inbox.poll_lend(max, &mut self.lent.queue, LentMessage::fresh, cx) {
+                Poll::Pending => return Poll::Pending,
+                Poll::Ready(Err(_closed)) => return Poll::Ready(Err(self.stopped())),
                 Poll::Ready(Ok(())) => {}
             }
-            for lent in fresh.drain(..) {
-                if lent.value.ask.is_some_and(|token| !self.cell.ask_received(token)) {
-                    // Nobody waits for it any more.
-                    self.inbox.settle_lent(1, Outcome::Expired);
-                    dead_letter::discard(lent.value);
+            let mut index = before;
+            while let Some(LentMessage { lent, .. }) = self.lent.queue.get(index) {
+                index += 1;
+                if lent.value.ask.is_none_or(|token| self.cell.ask_received(token)) {
                     continue;
                 }
-                self.lent.queue.push_back(LentMessage { lent, delivered: false, settled: false });
+                // Nobody waits for it any more.
+                index -= 1;
+                let expired = self.lent.queue.remove(index);
+                self.inbox.settle_lent(1, Outcome::Expired);
+                dead_letter::discard(expired.map(|expired| expired.lent.value));
             }
             if self.lent.queue.len() > before {
-                break Poll::Ready(Ok(self.lent.queue.len() - before));
+                return Poll::Ready(Ok(self.lent.queue.len() - before));
             }
-        };
-        self.lent.fresh = fresh;
-        outcome
+        }
     }
 
     /// The messages that were lent, oldest first, from the oldest that is not settled.
@@ -210,6 +213,12 @@ impl<M: Message, R: Message> Context<M, R> {
             .and_then(|index| self.lent.queue.get(index))
             .map(|message| (message.lent.value.id, message.lent.value.ask));
         self.try_send_with(in_hand, reply)
+    }
+
+    /// Whether the kernel was asked to end: to look whether it is to do so [at once](Self::stop_at_once)
+    /// is worth its while.
+    pub fn may_stop_at_once(&self) -> bool {
+        self.cell.is_stopping()
     }
 
     /// Waits until the kernel is to end without finishing what is queued; a future of its own.

@@ -68,7 +68,7 @@ pub use error::{
     ReceiveError, SendError, StateError, Stopped,
 };
 pub use executor::{Executor, Helper, KernelTask, Place};
-pub use handler::{Handler, HandlerCalls, HandlerContext};
+pub use handler::{FindId, Handler, HandlerCalls, HandlerContext, Made};
 pub use id::{MessageId, ParseMessageIdError};
 pub use kernel::{Address, KernelRef, Next, Pipeline, Receiving, ScopedKernel};
 pub use lifecycle::KernelState;

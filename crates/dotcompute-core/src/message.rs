@@ -118,7 +118,8 @@ impl<M: Message> Envelope<M> {
 }
 
 impl<M> Envelope<M> {
-    pub(crate) fn with_parts(
+    /// An envelope of all these. For executors, which bring messages to where their kernels run.
+    pub fn with_parts(
         id: MessageId,
         correlation_id: Option<MessageId>,
         priority: u8,

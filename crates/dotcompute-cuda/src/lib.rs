@@ -37,6 +37,9 @@
 //! slot has tags of its own, and a record counts when all of its slots are there. A window has room for as
 //! many fewer of them; all messages of a kernel are of one size.
 //!
+//! A handler runs on the first lane of its warp. Handlers of a whole warp, a block or several blocks, with
+//! shared memory and barriers, are not there yet.
+//!
 //! Arrays stay on the device: a record names them by their addresses, and the message holds them
 //! ([`Holding`]) until it has been processed; [`Cuda::send_on_stream`] sends it behind the work that makes
 //! them.

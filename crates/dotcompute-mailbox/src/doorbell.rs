@@ -7,7 +7,9 @@
 //!
 //! Who is *in* looks for news: the owner, or a guest; which of them may be in is a matter of a lock
 //! that they share. An owner that [goes](Doorbell::go) sleeps until a ring that nobody was in for. A
-//! guest that comes meanwhile finds it asleep, and leaves it so if it leaves no news behind.
+//! guest that comes meanwhile finds it asleep, and leaves it so if it leaves no news behind. Where it
+//! knows that the other process will have no news either, it [leaves](Doorbell::leave_quietly) the
+//! line alone that the other process looks at: only those who are [near](Doorbell::ring_near) ring then.
 //!
 //! Between processes of one machine only: unlike those of rings, its words are read-modify-written
 //! by several sides, which no device could do.
@@ -16,12 +18,12 @@
 //!
 //! | name | release | acquire | makes visible |
 //! |---|---|---|---|
-//! | `doorbell.news` | fence in `ring` | fence in `wait_as`, `go`, `leave` | either the news, or that somebody sleeps |
+//! | `doorbell.news` | fence in `ring`, `ring_near` | fence in `wait_as`, `go`, `leave`, `leave_quietly` | either the news, or that somebody sleeps |
 //! | `doorbell.rung` | `ring_for`, `rings` | `wait_as`, `go`, `sleep`, `rings` | the news that the bell was rung for |
 
 use crate::sync::{AtomicU32, Ordering, fence};
 use crate::sys::{self, Scope};
-use crate::wait::{Idle, Spin, cpu_mark, same_cpu};
+use crate::wait::{Idle, Spin, cpu_mark, let_others_run, same_cpu};
 use std::time::Instant;
 
 /// Whoever is in is awake, and looks for news.
@@ -43,6 +45,15 @@ pub struct Doorbell {
     guest_rings: AtomicU32,
     /// The CPU from which it was last rung, plus one. A hint.
     cpu: AtomicU32,
+    near: Near,
+}
+
+/// What only those look at who share the owner's process, on a line of its own.
+#[derive(Debug, Default)]
+#[repr(C, align(64))]
+struct Near {
+    /// `OWNER_SLEEPS` although `Doorbell::asleep` says that it is awake; or `AWAKE`, and that counts.
+    asleep: AtomicU32,
 }
 
 /// How the owner of a [`Doorbell`] waits: it learns how long spinning is worth its while.
@@ -65,11 +76,25 @@ impl Doorbell {
         }
     }
 
+    /// [`ring`](Self::ring) for threads of the owner's process.
+    #[inline]
+    pub fn ring_near(&self) {
+        // SYNC(doorbell.news) SeqCst: as in `ring`, for both words.
+        fence(Ordering::SeqCst);
+        // Relaxed, both: ordered by the fence.
+        if self.near.asleep.load(Ordering::Relaxed) != AWAKE
+            || self.asleep.load(Ordering::Relaxed) != AWAKE
+        {
+            self.wake();
+        }
+    }
+
     #[cold]
     fn wake(&self) {
-        // Relaxed: only so that one of several ringers makes the system call.
+        // Relaxed, both: only so that one of several ringers makes the system call.
         match self.asleep.swap(AWAKE, Ordering::Relaxed) {
-            AWAKE => {}
+            AWAKE if self.near.asleep.swap(AWAKE, Ordering::Relaxed) == AWAKE => {}
+            AWAKE => self.ring_for(&self.rings),
             OWNER_SLEEPS => self.ring_for(&self.rings),
             _ => self.ring_for(&self.guest_rings),
         }
@@ -83,14 +108,7 @@ impl Doorbell {
     }
 
     fn set_asleep(&self, who: u32) {
-        if cfg!(loom) {
-            // A store, and no more, is what is needed. But loom lets a swap that comes after it read a
-            // value from before it, which another swap has replaced; no machine does.
-            self.asleep.swap(who, Ordering::Relaxed);
-        } else {
-            // Relaxed: ordered by the callers' fences, or by what they look at next.
-            self.asleep.store(who, Ordering::Relaxed);
-        }
+        set(&self.asleep, who);
     }
 
     fn ring_for(&self, rings: &AtomicU32) {
@@ -156,9 +174,23 @@ impl Doorbell {
     /// For whoever is in: spins until `ready`, about as long as the last waits made worthwhile; false if
     /// that was not enough.
     pub fn spin(&self, waiting: &mut Waiting, ready: impl FnMut() -> bool) -> bool {
-        // Relaxed: a hint. On the core from which we were last woken, only sleeping lets the
-        // other side run.
-        !same_cpu(self.cpu.load(Ordering::Relaxed)) && waiting.spin.until(ready)
+        // On the core from which we were last woken, only sleeping lets the other side run.
+        !self.shares_core() && waiting.spin.until(ready)
+    }
+
+    /// [`spin`](Self::spin) for a guest that will not sleep: on the core of the other side it lets that
+    /// run, a few times.
+    pub fn wait_briefly(&self, waiting: &mut Waiting, mut ready: impl FnMut() -> bool) -> bool {
+        match self.shares_core() {
+            true => ready() || let_others_run(ready),
+            false => waiting.spin.until(ready),
+        }
+    }
+
+    /// Whether we were last woken from the core that we run on.
+    fn shares_core(&self) -> bool {
+        // Relaxed: a hint.
+        same_cpu(self.cpu.load(Ordering::Relaxed))
     }
 
     /// For an owner or a guest that holds the lock by which they take turns: it is in, and must look for
@@ -166,7 +198,12 @@ impl Doorbell {
     pub fn enter(&self) {
         // A ringer that still sees a sleeper wakes the owner in vain; one that sees none has
         // its news found by the look before the next sleep.
-        self.set_asleep(AWAKE);
+        set(&self.near.asleep, AWAKE);
+        // Relaxed: who is in was the last to write it, but for ringers, who write the same. Not written
+        // if it says so by now: the other process would have to fetch it anew.
+        if self.asleep.load(Ordering::Relaxed) != AWAKE {
+            self.set_asleep(AWAKE);
+        }
     }
 
     /// For whoever is in: nobody is any more, and the next ring wakes the owner; what the owner then
@@ -195,6 +232,17 @@ impl Doorbell {
         }
     }
 
+    /// [`leave`](Self::leave), where the other process will not ring before somebody was in again, but
+    /// for [`ring_always`](Self::ring_always).
+    pub fn leave_quietly(&self, mut is_news: impl FnMut() -> bool) {
+        set(&self.near.asleep, OWNER_SLEEPS);
+        // SYNC(doorbell.news) SeqCst: as in `wait_as`, against those who are near.
+        fence(Ordering::SeqCst);
+        if is_news() {
+            self.wake();
+        }
+    }
+
     /// For the owner after it went: sleeps until it is woken.
     pub fn sleep(&self, seen: Rings) {
         let _idle = Idle::begin();
@@ -202,6 +250,18 @@ impl Doorbell {
         while self.rings.load(Ordering::Acquire) == seen.0 {
             sys::futex_wait(&self.rings, seen.0, None, Scope::Machine);
         }
+    }
+}
+
+/// Says in a word of a bell who sleeps.
+fn set(word: &AtomicU32, who: u32) {
+    if cfg!(loom) {
+        // A store, and no more, is what is needed. But loom lets a swap that comes after it read a
+        // value from before it, which another swap has replaced; no machine does.
+        word.swap(who, Ordering::Relaxed);
+    } else {
+        // Relaxed: ordered by the callers' fences, or by what they look at next.
+        word.store(who, Ordering::Relaxed);
     }
 }
 
@@ -273,6 +333,32 @@ mod loom_tests {
             let all = || shared.news.load(Ordering::Relaxed) == 2;
             assert!(shared.bell.wait(&mut Waiting::default(), None, all));
             ringers.into_iter().for_each(|ringer| ringer.join().unwrap());
+        });
+    }
+
+    #[test]
+    fn the_owner_learns_from_nearby_of_what_a_guest_leaves_quietly() {
+        loom::model(|| {
+            let shared = Arc::new(Shared::default());
+            let owner = {
+                let shared = Arc::clone(&shared);
+                thread::spawn(move || shared.own(1))
+            };
+            let ringer = {
+                let shared = Arc::clone(&shared);
+                thread::spawn(move || {
+                    // Relaxed: as in `publish`.
+                    shared.news.fetch_add(1, Ordering::Relaxed);
+                    shared.bell.ring_near();
+                })
+            };
+            if let Ok(mut seen) = shared.seat.try_lock() {
+                shared.bell.enter();
+                shared.look(&mut seen);
+                shared.bell.leave_quietly(|| *seen == 1 || shared.has_news(*seen));
+            }
+            owner.join().unwrap();
+            ringer.join().unwrap();
         });
     }
 

@@ -35,9 +35,12 @@ pub struct Lent<T> {
 }
 
 impl<T> Inbox<T> {
-    /// Moves up to `max` messages to the end of `out`, at least one; each is in hand until it is
-    /// given to [`settle_lent`](Self::settle_lent) or [`put_back_lent`](Self::put_back_lent). The
-    /// message in hand of the other kind ([`poll_next`](Self::poll_next)) is settled as processed.
+    /// Moves up to `max` messages, at least one, to the end of `out`, as what `keep` makes of each; each
+    /// is in hand until it is given to [`settle_lent`](Self::settle_lent) or
+    /// [`put_back_lent`](Self::put_back_lent). The message in hand of the other kind
+    /// ([`poll_next`](Self::poll_next)) is settled as processed.
+    ///
+    /// `keep` is called under the mailbox's lock.
     ///
     /// Pending while the mailbox is empty or paused; `context`'s task is woken when there may be
     /// more.
@@ -53,10 +56,11 @@ impl<T> Inbox<T> {
     /// # Cancel safety
     ///
     /// Messages are taken exactly when this returns ready.
-    pub fn poll_lend(
+    pub fn poll_lend<K>(
         &mut self,
         max: usize,
-        out: &mut VecDeque<Lent<T>>,
+        out: &mut VecDeque<K>,
+        keep: fn(Lent<T>) -> K,
         context: &mut Context<'_>,
     ) -> Poll<Result<(), Closed>> {
         drop(self.take());
@@ -67,7 +71,7 @@ impl<T> Inbox<T> {
         let mut wakes = Wakes::default();
         let mut locked = mailbox.lock();
         end.settle_hand(&mut locked);
-        let outcome = locked.lend(max, out, &mut wakes);
+        let outcome = locked.lend(max, out, keep, &mut wakes);
         locked.finish_receive(outcome, &mut end.place, context, &mut wakes)
     }
 
@@ -126,10 +130,11 @@ impl<T> Inbox<T> {
 }
 
 impl<T> Locked<'_, T> {
-    fn lend(
+    fn lend<K>(
         &mut self,
         max: usize,
-        out: &mut VecDeque<Lent<T>>,
+        out: &mut VecDeque<K>,
+        keep: fn(Lent<T>) -> K,
         wakes: &mut Wakes,
     ) -> Result<(), TryReceiveError> {
         self.can_deliver()?;
@@ -137,7 +142,7 @@ impl<T> Locked<'_, T> {
             let Some((value, band, stamp)) = self.bands.lend() else { break };
             self.lent += 1;
             let times = Times::since(stamp);
-            out.push_back(Lent { value, band, times });
+            out.push_back(keep(Lent { value, band, times }));
         }
         self.admit_blocked(wakes);
         Ok(())
@@ -195,7 +200,8 @@ mod tests {
 
     fn lent(inbox: &mut Inbox<u32>, max: usize) -> Vec<Lent<u32>> {
         let mut out = VecDeque::new();
-        let _ = inbox.poll_lend(max, &mut out, &mut Context::from_waker(Waker::noop()));
+        let _ =
+            inbox.poll_lend(max, &mut out, |lent| lent, &mut Context::from_waker(Waker::noop()));
         out.into()
     }
 
@@ -283,7 +289,7 @@ mod tests {
         first.into_iter().for_each(|lent| inbox.put_back_lent(lent, false));
         assert_eq!(values(&lent(&mut inbox, 9)), [1, 2]);
         mailbox.close(Close::Drain);
-        let closed = inbox.poll_lend(1, &mut VecDeque::new(), &mut cx);
+        let closed = inbox.poll_lend(1, &mut VecDeque::new(), |lent| lent, &mut cx);
         assert_eq!(closed, Poll::Ready(Err(Closed)));
     }
 

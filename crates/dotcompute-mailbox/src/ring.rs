@@ -40,7 +40,7 @@
 //! | | | |
 //! |---|---|---|
 //! | where it lies | the heap ([`ring`], [`prompt_ring`], [`ring_with_doorbells`]) | memory that others map too ([`RawMemory`]) |
-//! | slots | [`Plain`]: published by the tail | [`Prompt`], [`Tagged`]: published by their own tags |
+//! | slots | [`Plain`]: published by the tail | [`Prompt`], [`Lapped`], [`Tagged`]: published by their own tags |
 //! | waiting | [`Polls`]: ends never sleep | [`Rings`]: ends may sleep, and each publish pays a fence |
 //!
 //! Publish in chunks where you can: [`Producer::push_iter`] and [`Consumer::read_chunk`] move many
@@ -68,6 +68,7 @@
 //! |---|---|---|---|
 //! | `ring.publish` | `Producer::publish`, tail | `Plain::published`, tail | the messages before `tail` |
 //! | `ring.prompt` | `Prompt::write`, the tag | `Prompt::published`, the tag | the message |
+//! | `ring.lap` | `Lapped::write`, the header | `Lapped::published`, the header | the payload |
 //! | `ring.tag` | `Tagged::write`, a chunk's tag | `Tagged::published`, the tag | the chunk's data |
 //! | `ring.free` | `Consumer::publish`, head | `Producer::room`, head | that slots before `head` were read |
 //! | `ring.closed` | `Drop` of either end, `closed` | the other end, `closed` | all that the end published |
@@ -82,8 +83,8 @@ mod memory;
 mod parts;
 mod producer;
 
-pub use consumer::{Consumer, ReadChunk};
-pub use format::{Format, Plain, Prompt, RawFormat, Tagged};
+pub use consumer::{Consumer, Glance, ReadChunk};
+pub use format::{Format, Lapped, Plain, Prompt, RawFormat, Tagged};
 pub use memory::{RawEnds, RawError, RawMemory, RawRing};
 pub use producer::Producer;
 
@@ -153,6 +154,7 @@ mod sealed {
     impl Sealed for super::Rings {}
     impl Sealed for super::Plain {}
     impl Sealed for super::Prompt {}
+    impl Sealed for super::Lapped {}
     impl Sealed for super::Tagged {}
 }
 

@@ -134,11 +134,8 @@ impl Parker {
         if !same_cpu(self.waker_cpu) {
             self.spin.until(notified);
         }
-        for _ in 0..YIELDS_BEFORE_SLEEP {
-            if notified() {
-                break;
-            }
-            thread::yield_now();
+        if !notified() {
+            let_others_run(notified);
         }
         let woken = self.sleep(deadline);
         if woken {
@@ -215,6 +212,14 @@ pub(crate) fn same_cpu(mark: u32) -> bool {
 /// happen on this very core; and the longer the others run, the more there is to do afterwards,
 /// where a sleep would be ended by the first message of many. A model checker would explore each.
 const YIELDS_BEFORE_SLEEP: u32 = if cfg!(loom) { 0 } else { 8 };
+
+/// Lets other threads run until `ready` says so, so often; whether it did.
+pub(crate) fn let_others_run(mut ready: impl FnMut() -> bool) -> bool {
+    (0..YIELDS_BEFORE_SLEEP).any(|_| {
+        thread::yield_now();
+        ready()
+    })
+}
 
 /// The longest spin: about two wakes of a thread on another core.
 const SPIN_MAX: Duration = Duration::from_micros(50);

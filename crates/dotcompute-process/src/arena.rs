@@ -117,10 +117,16 @@ impl Arena {
         let start = self.segment.granules_of(self.direction);
         // SAFETY: the block ends inside the arena, as was just checked.
         let block = unsafe { start.add(first * GRANULE) };
-        // SAFETY: so many bytes lie there. Nobody reads or writes them: they belong to no block that is
-        // lent, and what was there before has been returned. `array` lies elsewhere, or in a block that
-        // is lent.
-        unsafe { block.as_ptr().copy_from_nonoverlapping(array.as_ptr(), array.len()) };
+        // A page at a time: where a long array lies otherwise to its cache lines than the block does, the
+        // processor's own copy instruction, which long copies are left to, is slower by a tenth.
+        for (index, page) in array.chunks(PAGE).enumerate() {
+            // SAFETY: so many bytes lie there, in the block.
+            let place = unsafe { block.add(index * PAGE) };
+            // SAFETY: and as many as this page has. Nobody reads or writes them: they belong to no block
+            // that is lent, and what was there before has been returned. `array` lies elsewhere, or in
+            // a block that is lent.
+            unsafe { place.as_ptr().copy_from_nonoverlapping(page.as_ptr(), page.len()) };
+        }
         Some(Block { first: first as u64, turn: self.turns, bytes: array.len() as u64 })
     }
 

@@ -173,16 +173,10 @@ impl<T: Message> Coder<T> {
         self
     }
 
-    /// The message that `reader` has read, and what travelled beside it.
-    pub(crate) fn read(&self, reader: &mut Reader) -> Result<(Envelope<T>, Prefix), BoxError> {
+    /// The message that `reader` has read, and what travelled beside it, if anything did.
+    pub(crate) fn read(&self, reader: &mut Reader) -> Result<(T, Option<Prefix>), BoxError> {
         let (prefix, bytes, arrays) = reader.message()?;
-        let Prefix { id, correlation_id, priority, delivery_count, .. } = prefix;
-        let mut envelope = Envelope::new((self.decode)(Incoming { bytes, arrays })?)
-            .with_id(id)
-            .with_priority(priority)
-            .with_delivery_count(delivery_count);
-        envelope.correlation_id = correlation_id;
-        Ok((envelope, prefix))
+        Ok(((self.decode)(Incoming { bytes, arrays })?, prefix))
     }
 }
 

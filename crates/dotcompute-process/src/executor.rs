@@ -12,7 +12,8 @@ use std::time::Instant;
 
 use dotcompute_core::{BoxError, Executor, Helper, KernelId, KernelTask, Place};
 use dotcompute_mailbox::doorbell::{Rings, Waiting};
-use dotcompute_mailbox::sync::{AtomicBool, AtomicUsize, Ordering, lock};
+use dotcompute_mailbox::ring::{Glance, Lapped};
+use dotcompute_mailbox::sync::{AtomicBool, AtomicU64, AtomicUsize, Ordering, lock};
 use dotcompute_mailbox::wait;
 
 use crate::segment::{ParentBell, Segment};
@@ -26,11 +27,25 @@ pub(crate) struct Desk {
     seat: Mutex<Seat>,
     /// What the driver's thread keeps.
     kept: Mutex<Option<Box<dyn Any + Send>>>,
-    /// The segment of the child that runs now.
-    segment: Mutex<Option<Arc<Segment>>>,
-    /// Whether that is another one than the seat's. Touched by whoever is in the seat.
+    /// What is watched of the child that runs now.
+    watched: Mutex<Option<Watched>>,
+    /// Whether that is not what the seat has. Touched by whoever is in the seat, as is the next one.
     replaced: AtomicBool,
+    /// The position of the reply that would be news.
+    next_reply: AtomicU64,
+    /// Whether the child has nothing more to say before it is handed a message.
+    quiet: AtomicBool,
 }
+
+/// What there is to watch of a child.
+#[derive(Debug)]
+pub(crate) struct Watched {
+    pub(crate) segment: Arc<Segment>,
+    pub(crate) replies: Glance<Lapped>,
+}
+
+/// No reply would be news.
+const NO_REPLY: u64 = u64::MAX;
 
 /// What there may be to do at a desk.
 #[derive(Debug)]
@@ -51,7 +66,7 @@ impl Signals {
     fn ring(&self) {
         // Relaxed: it equals this thread's mark only if this thread wrote it last.
         if self.inside.load(Ordering::Relaxed) != thread_mark() {
-            self.bell.bell().ring();
+            self.bell.bell().ring_near();
         }
     }
 }
@@ -68,7 +83,7 @@ fn thread_mark() -> usize {
 struct Seat {
     /// The kernel's life; none before and after it.
     task: Option<KernelTask>,
-    segment: Option<Arc<Segment>>,
+    watched: Option<Watched>,
     /// The child's count of news when the task was polled last.
     seen: u64,
     waker: Waker,
@@ -130,7 +145,7 @@ impl Desk {
         });
         let seat = Seat {
             task: None,
-            segment: None,
+            watched: None,
             seen: 0,
             waker: Waker::from(Arc::new(WakeKernel(Arc::clone(&signals)))),
             guest_waker: Waker::from(Arc::new(WakeGuest(Arc::clone(&signals)))),
@@ -141,8 +156,10 @@ impl Desk {
             signals,
             seat: Mutex::new(seat),
             kept: Mutex::new(Some(kept)),
-            segment: Mutex::default(),
+            watched: Mutex::default(),
             replaced: AtomicBool::new(false),
+            next_reply: AtomicU64::new(NO_REPLY),
+            quiet: AtomicBool::new(false),
         }))
     }
 
@@ -155,13 +172,22 @@ impl Desk {
     }
 
     /// From now on news of this child are what is waited for. For the task that is driven here.
-    pub(crate) fn watch(&self, segment: Option<&Arc<Segment>>) {
-        *lock(&self.segment) = segment.cloned();
+    pub(crate) fn watch(&self, watched: Option<Watched>) {
+        *lock(&self.watched) = watched;
+        self.expect_reply(None, false);
         // Relaxed: for whoever polls the task, which is this thread, or one that gets the seat from it.
         self.replaced.store(true, Ordering::Relaxed);
         // The task must be polled again: who does looked at another child's news.
         // SYNC(process.woken) release: as in `wake_by_ref`.
         self.signals.woken.store(true, Ordering::Release);
+    }
+
+    /// From now on the reply at this position is news. `quiet`: the child has nothing more to say, nor
+    /// to publish, before it is handed a message. For the task that is driven here.
+    pub(crate) fn expect_reply(&self, position: Option<u64>, quiet: bool) {
+        // Relaxed, both: as in `watch`.
+        self.next_reply.store(position.unwrap_or(NO_REPLY), Ordering::Relaxed);
+        self.quiet.store(quiet, Ordering::Relaxed);
     }
 
     /// Wakes whoever drives because the child came to an end, which may have been while the child was
@@ -177,26 +203,33 @@ impl Desk {
         // Relaxed, both: as in `watch`.
         if self.replaced.load(Ordering::Relaxed) {
             self.replaced.store(false, Ordering::Relaxed);
-            seat.segment = lock(&self.segment).clone();
+            seat.watched = lock(&self.watched).take();
         }
         // Before the poll: what comes after this look is news.
-        seat.seen = seat.segment.as_ref().map_or(0, |segment| segment.news());
+        seat.seen = seat.watched.as_ref().map_or(0, |watched| watched.segment.news());
         // SYNC(process.woken) acquire: pairs with the release in `wake_by_ref`. Makes visible what the
         // waker did before.
-        self.signals.woken.swap(false, Ordering::Acquire);
+        if self.signals.woken.load(Ordering::Acquire) {
+            self.signals.woken.swap(false, Ordering::Acquire);
+        }
         let mut context = Context::from_waker(&seat.waker);
         let Some(task) = &mut seat.task else { return false };
         if Pin::new(task).poll(&mut context).is_ready() {
             seat.task = None;
             // The desk is kept as long as the kernel is known; the memory of its child is not.
-            seat.segment = None;
+            seat.watched = None;
             return false;
         }
         true
     }
 
     fn has_news(&self, seat: &Seat) -> bool {
-        let published = seat.segment.as_ref().is_some_and(|segment| segment.news() != seat.seen);
+        let published = seat.watched.as_ref().is_some_and(|watched| {
+            // Relaxed: as in `watch`.
+            let next = self.next_reply.load(Ordering::Relaxed);
+            (next != NO_REPLY && watched.replies.is_published(next))
+                || watched.segment.news() != seat.seen
+        });
         // SYNC(process.woken) acquire: as in `poll`, where it is taken.
         published || self.signals.woken.load(Ordering::Acquire)
     }
@@ -294,7 +327,9 @@ impl Guest<'_> {
         loop {
             // SYNC(process.guest_woken) acquire: pairs with the release in `wake_by_ref`. Makes visible
             // what the waker did before.
-            guest_woken.swap(false, Ordering::Acquire);
+            if guest_woken.load(Ordering::Acquire) {
+                guest_woken.swap(false, Ordering::Acquire);
+            }
             let runs = desk.poll(seat);
             if done(&mut context) {
                 return true;
@@ -307,7 +342,7 @@ impl Guest<'_> {
             let ready = || guest_woken.load(Ordering::Acquire) || desk.has_news(seat);
             let found = match wait {
                 Wait::Until(deadline) => bell.bell().wait_as_guest(&mut waiting, *deadline, ready),
-                Wait::Briefly => bell.bell().spin(&mut waiting, ready),
+                Wait::Briefly => bell.bell().wait_briefly(&mut waiting, ready),
             };
             seat.guest_waiting = waiting;
             if !found {
@@ -324,7 +359,11 @@ impl Drop for Guest<'_> {
         signals.inside.store(0, Ordering::Relaxed);
         // What is left is the driver's, so that a guest is not kept.
         let is_news = || self.seat.task.is_none() || self.desk.has_news(&self.seat);
-        signals.bell.bell().leave(is_news);
+        // Relaxed: as in `Desk::watch`.
+        match self.desk.quiet.load(Ordering::Relaxed) {
+            true => signals.bell.bell().leave_quietly(is_news),
+            false => signals.bell.bell().leave(is_news),
+        }
     }
 }
 

@@ -12,14 +12,14 @@ use std::time::{Duration, Instant};
 
 use dotcompute_core::compiled::{CompiledCalls, RecordMessage, RecordReply};
 use dotcompute_core::{
-    BoxError, CompiledHandler, Envelope, Fault, FaultKind, Handler, HandlerCalls, KernelRef,
+    BoxError, CompiledHandler, Envelope, Fault, FaultKind, Handler, HandlerCalls, KernelRef, Made,
     Message, MessageId,
 };
 use dotcompute_mailbox::doorbell::Waiting;
 use dotcompute_mailbox::sync::{AtomicBool, Ordering};
 
 use crate::coder::{Coder, Outgoing};
-use crate::frame::{FromRing, Prefix, Reader, ToRing, Writer};
+use crate::frame::{FromRing, Head, Prefix, Reader, ToRing, Writer};
 use crate::memory::Memory;
 use crate::output::ToParent;
 use crate::segment::{DRAIN, FROM_CHILD, HOLD, ParentBell, RUN, STOP, Segment, TO_CHILD, is_end};
@@ -48,10 +48,16 @@ pub struct Host {
     received: u64,
     /// What was acknowledged last.
     acknowledged: u64,
-    /// What of that the parent was woken for, and when.
+    /// What of that the parent was woken for, and since when it has been unaware of more.
     told: u64,
-    told_at: Instant,
+    quiet_since: Option<Instant>,
     demand: u64,
+    /// The last message that a reply says is processed, of those replies that were put into the ring.
+    said: u64,
+    /// What the parent knows, or will from what is in the ring: what was acknowledged, and the demand.
+    known: (u64, u64),
+    /// Whether something was put down that the parent finds only if its news say so.
+    unheard: bool,
     /// Whether the parent knows that this process came to what it was started for.
     started: bool,
     /// The state in shared memory, if the parent gave one.
@@ -60,14 +66,23 @@ pub struct Host {
     memory: Vec<Memory>,
 }
 
+/// What a message is handed over with.
+struct Delivery {
+    position: u64,
+    /// How often it was delivered.
+    count: u8,
+    /// Whether somebody waits for the answer.
+    asked: bool,
+}
+
 /// What is called message by message.
 trait Calls<M, R> {
-    /// Handles a message; appends the replies to it.
+    /// Handles a message; appends what it made.
     fn call(
         &mut self,
-        message: &Envelope<M>,
-        asked: bool,
-        replies: &mut Vec<Envelope<R>>,
+        message: &M,
+        delivery: &Delivery,
+        made: &mut Vec<Made<R>>,
     ) -> Result<(), BoxError>;
 
     /// What was sent to the target of this number with that message, and whether as one that is no
@@ -85,22 +100,22 @@ trait Calls<M, R> {
 impl<H: Handler> Calls<H::In, H::Out> for HandlerCalls<H> {
     fn call(
         &mut self,
-        message: &Envelope<H::In>,
-        _asked: bool,
-        replies: &mut Vec<Envelope<H::Out>>,
+        message: &H::In,
+        delivery: &Delivery,
+        made: &mut Vec<Made<H::Out>>,
     ) -> Result<(), BoxError> {
-        Self::call(self, message, replies)
+        Self::call(self, message, delivery.position, delivery.count, made)
     }
 }
 
 impl<M: RecordMessage, R: RecordReply> Calls<M, R> for CompiledCalls {
     fn call(
         &mut self,
-        message: &Envelope<M>,
-        asked: bool,
-        replies: &mut Vec<Envelope<R>>,
+        message: &M,
+        delivery: &Delivery,
+        made: &mut Vec<Made<R>>,
     ) -> Result<(), BoxError> {
-        Self::call(self, message, asked, replies)
+        Self::call(self, message, delivery.asked, made)
     }
 
     fn sent(&mut self, target: usize) -> Option<(&[u8], bool)> {
@@ -215,8 +230,11 @@ impl Host {
             received: 0,
             acknowledged: 0,
             told: 0,
-            told_at: Instant::now(),
+            quiet_since: None,
             demand: 0,
+            said: 0,
+            known: (0, 0),
+            unheard: false,
             started: false,
             state: state.map(|shared| KeptState {
                 shared,
@@ -300,7 +318,9 @@ impl Host {
         messages: &Coder<H::In>,
         replies: &Coder<H::Out>,
     ) -> Result<(), Fault> {
-        self.run_calls(HandlerCalls::new(handler), messages, replies)
+        let segment = Arc::clone(&self.segment);
+        let find = Arc::new(move |position| segment.id(position));
+        self.run_calls(HandlerCalls::new(handler, find), messages, replies)
     }
 
     /// Runs a compiled handler over the messages until the parent says that it is over, or it fails.
@@ -351,8 +371,10 @@ impl Host {
             let command = self.segment.command();
             while self.segment.command() != STOP && self.next()? {
                 let (message, prefix) = self.read(messages)?;
-                let token = self.received as u32;
-                let call = AssertUnwindSafe(|| calls.call(&message, prefix.flag, &mut made));
+                let (position, asked) = (self.received, self.reader.is_asked());
+                let count = prefix.map_or(1, |prefix| prefix.delivery_count);
+                let delivery = Delivery { position, count, asked };
+                let call = AssertUnwindSafe(|| calls.call(&message, &delivery, &mut made));
                 if let Err(fault) = flatten(catch_unwind(call)) {
                     self.acknowledge(self.received - 1, 0);
                     return Err(fault);
@@ -363,20 +385,27 @@ impl Host {
                 let mut target = 0;
                 while let Some((records, single)) = calls.sent(target) {
                     if !records.is_empty() {
-                        let prefix = Prefix::to_target(message.id, target, single);
-                        self.put(token, prefix, |out| {
+                        let prefix = Some(Prefix::to_target(target, single));
+                        let head = self.head(position, prefix, false);
+                        self.put(head, |out| {
                             out.bytes.extend_from_slice(records);
                             Ok(())
                         })?;
                     }
                     target += 1;
                 }
-                for reply in made.drain(..) {
-                    self.send(token, &reply, replies)?;
+                let replied = !made.is_empty();
+                let mut left = made.len();
+                for made in made.drain(..) {
+                    left -= 1;
+                    self.answer(position, made, left == 0, replies)?;
+                }
+                if replied {
+                    self.said = position;
                 }
                 // After a fault one by one, so that it is known whose it is.
                 let since = self.received - self.acknowledged;
-                if since >= every || message.delivery_count() > 1 {
+                if since >= every || count > 1 {
                     self.acknowledge_quietly(self.received, self.received + window);
                 }
             }
@@ -429,7 +458,8 @@ impl Host {
                 let index = unsettled.iter().position(|id| Some(*id) == named);
                 let index = index.or((named.is_none() && !unsettled.is_empty()).then_some(0));
                 let token = index.map_or(0, |index| self.acknowledged + 1 + index as u64);
-                self.send(token as u32, &reply, replies)?;
+                let head = self.head(token, Some(Prefix::of(&reply)), false);
+                self.put(head, |out| (replies.encode)(&reply, out))?;
             }
             if let Some(outcome) = ending {
                 // Of those that are not settled it had one in hand, and only if it failed.
@@ -453,9 +483,16 @@ impl Host {
             // The command before the ring, as for a handler.
             let command = self.segment.command();
             while command != STOP && !refused && self.next()? {
-                let (message, _) = self.read(messages)?;
-                let id = message.id;
-                match kernel.try_send(message) {
+                let (message, prefix) = self.read(messages)?;
+                let id = self.segment.id(self.received);
+                let envelope = match prefix {
+                    None => Envelope::new(message).with_id(id),
+                    Some(Prefix { correlation_id, priority, delivery_count, .. }) => {
+                        Envelope::with_parts(id, correlation_id, priority, message)
+                            .with_delivery_count(delivery_count)
+                    }
+                };
+                match kernel.try_send(envelope) {
                     Ok(()) => unsettled.push_back(id),
                     // It has just ended by itself, which the next turn finds.
                     Err(_) => {
@@ -493,28 +530,46 @@ impl Host {
         Ok(found)
     }
 
-    fn read<T: Message>(&mut self, coder: &Coder<T>) -> Result<(Envelope<T>, Prefix), Fault> {
+    fn read<T: Message>(&mut self, coder: &Coder<T>) -> Result<(T, Option<Prefix>), Fault> {
         coder.read(&mut self.reader).map_err(Fault::from_error)
     }
 
-    /// Puts a reply into its ring, to be published with the next acknowledgement; waits for room.
-    fn send<T: Message>(
-        &mut self,
-        token: u32,
-        reply: &Envelope<T>,
-        coder: &Coder<T>,
-    ) -> Result<(), Fault> {
-        self.put(token, Prefix::of(reply), |out| (coder.encode)(reply, out))
+    fn head(&self, position: u64, prefix: Option<Prefix>, settles: bool) -> Head {
+        Head { token: position as u32, prefix, asked: false, settles }
     }
 
-    /// Puts what `fill` appends into the ring of replies.
+    /// Puts what a handler made of the message at this position into the ring of replies; `last`: it is
+    /// done with it.
+    fn answer<T: Message>(
+        &mut self,
+        position: u64,
+        made: Made<T>,
+        last: bool,
+        coder: &Coder<T>,
+    ) -> Result<(), Fault> {
+        let (envelope, prefix) = match made {
+            // Its name it gets in the parent, which knows what it answers.
+            Made::Reply(reply) => {
+                let priority = reply.default_priority();
+                (Envelope::with_parts(MessageId::from_u128(0), None, priority, reply), None)
+            }
+            Made::Sent(envelope) => {
+                let prefix = Prefix::of(&envelope);
+                (envelope, Some(prefix))
+            }
+        };
+        let head = self.head(position, prefix, last);
+        self.put(head, |out| (coder.encode)(&envelope, out))
+    }
+
+    /// Puts what `fill` appends into the ring of replies, to be published with the next acknowledgement;
+    /// waits for room.
     fn put(
         &mut self,
-        token: u32,
-        prefix: Prefix,
+        head: Head,
         fill: impl FnOnce(&mut Outgoing<'_>) -> Result<(), BoxError>,
     ) -> Result<(), Fault> {
-        self.writer.begin(token, prefix, fill).map_err(Fault::from_error)?;
+        self.writer.begin(head, fill).map_err(Fault::from_error)?;
         while !self.writer.stage(&self.to_parent) {
             // Before the parent is told: it rings when it has read what it is told of.
             self.segment.set_wants_room(true);
@@ -541,7 +596,7 @@ impl Host {
         self.demand = demand.max(self.demand);
         if self.put_down(true)
             || (self.acknowledged - self.told) * 2 >= self.window() as u64
-            || self.told_at.elapsed() >= TELL_WITHIN
+            || self.quiet_since.get_or_insert_with(Instant::now).elapsed() >= TELL_WITHIN
         {
             self.tell();
         }
@@ -559,13 +614,27 @@ impl Host {
             state.commit(whole);
         }
         let replied = self.writer.publish(&mut self.to_parent);
-        self.segment.set_progress(self.acknowledged, self.demand);
+        if self.said > self.known.0 {
+            // A reply that says so also says that as many more are wanted as the window has.
+            self.known = (self.said, self.said + self.window() as u64);
+        }
+        let now = (self.acknowledged, self.demand);
+        // Where the ring says it all, not one line more has to change hands.
+        let is_more = now.0 > self.known.0 || now.1 > self.known.1;
+        if is_more {
+            self.segment.set_progress(self.acknowledged, self.demand);
+            self.known = now;
+        }
+        self.unheard |= is_more || !replied;
         replied
     }
 
     fn tell(&mut self) {
-        (self.told, self.told_at) = (self.acknowledged, Instant::now());
-        self.segment.tell();
+        (self.told, self.quiet_since) = (self.acknowledged, None);
+        // Replies are news by themselves.
+        if std::mem::take(&mut self.unheard) {
+            self.segment.tell();
+        }
         self.parent.bell().ring();
     }
 

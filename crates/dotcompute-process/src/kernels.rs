@@ -510,9 +510,9 @@ impl Processes {
             builder.launch_proxy(move |context| {
                 let session = first.take().map_or_else(|| starter.start(), Ok);
                 let desk = Arc::clone(&starter.desk);
-                let (messages, replies) = (messages.clone(), replies.clone());
-                let near = starter.near.clone();
-                async move { Proxy::new(context, session?, desk, messages, replies, near).await }
+                let (coders, near) = ((messages.clone(), replies.clone()), starter.near.clone());
+                let window = starter.process.window;
+                async move { Proxy::new(context, session?, desk, coders, window, near).await }
             })
         });
         let launched = launched?;

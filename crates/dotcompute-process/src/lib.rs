@@ -17,8 +17,9 @@
 //!
 //! Parent and child share, for one life of the child,
 //!
-//! - a *segment*: a memory file with a ring of [plain slots](dotcompute_abi::slot) each way, a few
-//!   words, a line per writer, and an *arena* each way for arrays of 32 KiB and more;
+//! - a *segment*: a memory file with a ring of [lapped slots](dotcompute_abi::slot) each way, a few
+//!   words, a line per writer, the ids of the messages that are under way, and an *arena* each way for
+//!   arrays of 32 KiB and more;
 //! - the *parent's bell*: another memory file, the same for all children of a kernel. Link and host
 //!   each wait for several things at once (rings, words, wakers, the child's death), so each has
 //!   one [`Doorbell`](dotcompute_mailbox::doorbell::Doorbell) that all of these ring; the rings
@@ -32,8 +33,9 @@
 //! # The way of a message
 //!
 //! Positions count the messages handed to one child, from 1; the token of a slot is its position
-//! modulo 2^32. Ids, bands and askers stay in the parent: the proxy takes an envelope out of the
-//! mailbox into a table, in which it is *in hand*, and writes a copy into the ring.
+//! modulo 2^32. Bands and askers stay in the parent: the proxy takes an envelope out of the
+//! mailbox into a table, in which it is *in hand*, and writes a copy into the ring. Its id lies beside the
+//! ring, where the child fetches it if its kernel asks; a reply of a handler gets its id in the parent.
 //!
 //! 0. Nothing is handed over, and no body begins, before the kernel is active: then the proxy begins, and
 //!    says so.
@@ -44,11 +46,17 @@
 //! 2. The proxy writes the message and rings. A ring is a window: nothing is taken back out of it.
 //! 3. The host notes the position (`received`) *before* its kernel sees the message.
 //! 4. Replies go into the other ring under the token of the message they answer. Then, in this
-//!    order: the tail of that ring, `processed` with the new `demand` (one word), and the bell. The bell
+//!    order: the first slot of what is published, which publishes all, `processed` with the new `demand`
+//!    (one word), and the bell. The last reply of a handler says that it settles its message: then the two
+//!    words say nothing new, and are not written, nor are the *news* that count what there is to look for
+//!    outside the ring. The bell
 //!    waits where there are no replies and there is more to do: until half of the window is done, the
 //!    ring is empty, or 200 us have passed; to wake a thread costs more than to handle a message.
 //! 5. The proxy reads `processed`, then the replies, routes these, and settles the messages. While a
 //!    reply waits for room in the output mailbox its message stays in hand.
+//!
+//! So a round trip that nobody sleeps in takes two lines from core to core, where the message is a
+//! record of up to 56 bytes: its slot there, and the slot of the answer back.
 //!
 //! # Arrays
 //!
@@ -73,7 +81,7 @@
 //! | received | `received` covers it | delivered again, or a dead letter, as [`Restart`] says |
 //! | neither | still in the ring, or on its way | queued again, as if never taken |
 //!
-//! A reply is its message's acknowledgement: both are the one store of the ring's tail. So a message
+//! A reply is its message's acknowledgement: both are the one store of a slot's header. So a message
 //! whose reply was read is never delivered again. (A reply of a body that names no message is taken for
 //! one to the oldest that is in hand.) Everything else is at least once: what was
 //! received and not acknowledged comes again first, in its old order, with a delivery count that

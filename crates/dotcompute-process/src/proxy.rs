@@ -11,8 +11,8 @@ use dotcompute_core::{BoxError, Context, Envelope, Fault, FaultKind, Message, St
 
 use crate::child::Session;
 use crate::coder::Coder;
-use crate::executor::Desk;
-use crate::frame::{Prefix, Reader, Writer};
+use crate::executor::{Desk, Watched};
+use crate::frame::{Head, Prefix, Reader, Writer};
 use crate::segment::{DRAIN, FROM_CHILD, RUN, STOP, TO_CHILD};
 use crate::state::SharedState;
 
@@ -50,6 +50,12 @@ pub(crate) struct Proxy<M: Message, R: Message> {
     settled: u64,
     /// The last position whose reply was read.
     replied: u64,
+    /// The last position whose reply said that it was processed, and has been sent on.
+    answered: u64,
+    /// The same of the reply that was read last, until it has been sent on.
+    answering: u64,
+    /// How many messages a child that says so is ready for beyond it.
+    window: u64,
     /// What waits for room.
     blocked: Option<Blocked>,
     /// Of a compiled handler: what stays here, and the ways to its targets that were used.
@@ -57,6 +63,8 @@ pub(crate) struct Proxy<M: Message, R: Message> {
     ways: HashMap<usize, WayTo>,
     /// Ready once the kernel is to end at once.
     stop: Option<Boxed<()>>,
+    /// Whether it knows whom to wake, which is the same task always: that of the desk.
+    stop_wakes: bool,
 }
 
 impl<M: Message, R: Message> Proxy<M, R> {
@@ -64,11 +72,14 @@ impl<M: Message, R: Message> Proxy<M, R> {
         context: Context<M, R>,
         session: Session,
         desk: Arc<Desk>,
-        messages: Coder<M>,
-        replies: Coder<R>,
+        (messages, replies): (Coder<M>, Coder<R>),
+        window: usize,
         near: Option<Arc<Near>>,
     ) -> Self {
-        desk.watch(Some(&session.segment));
+        desk.watch(Some(Watched {
+            segment: Arc::clone(&session.segment),
+            replies: session.from_child.glance(),
+        }));
         let stop = Box::pin(context.stop_at_once());
         let proxy = Self {
             context,
@@ -82,10 +93,14 @@ impl<M: Message, R: Message> Proxy<M, R> {
             begun: 0,
             settled: 0,
             replied: 0,
+            answered: 0,
+            answering: 0,
+            window: window as u64,
             blocked: None,
             near,
             ways: HashMap::new(),
             stop: Some(stop),
+            stop_wakes: false,
         };
         // This is the body of the kernel, which is active by now.
         proxy.command(RUN);
@@ -95,6 +110,7 @@ impl<M: Message, R: Message> Proxy<M, R> {
     /// Does all that can be done now; ready when the child has ended and everything of it was read.
     fn turn(&mut self, cx: &mut TaskContext<'_>) -> Poll<Result<(), BoxError>> {
         if let Some(stop) = &mut self.stop
+            && (!std::mem::replace(&mut self.stop_wakes, true) || self.context.may_stop_at_once())
             && stop.as_mut().poll(cx).is_ready()
         {
             self.stop = None;
@@ -106,8 +122,7 @@ impl<M: Message, R: Message> Proxy<M, R> {
             let progress = self.session.segment.progress();
             ready!(self.bring_replies(cx))?;
             // No child that keeps to the protocol says more than it was handed.
-            let processed = progress.processed.min(self.begun);
-            self.settle(processed);
+            self.settle(progress.processed.max(self.answered).min(self.begun));
             if let Some(ending) = ending {
                 // A reply acknowledges its message, also where the word did not get so far.
                 let received = self.session.segment.received().min(self.begun);
@@ -125,7 +140,11 @@ impl<M: Message, R: Message> Proxy<M, R> {
                 });
             }
             self.hand_over()?;
-            let wanted = progress.demand.saturating_sub(self.handed);
+            let demand = match self.answered {
+                0 => progress.demand,
+                answered => progress.demand.max(answered + self.window),
+            };
+            let wanted = demand.saturating_sub(self.handed);
             if wanted == 0 || self.handed > self.begun {
                 return Poll::Pending;
             }
@@ -184,6 +203,7 @@ impl<M: Message, R: Message> Proxy<M, R> {
                 }
             }
             self.blocked = None;
+            self.answered = self.answering;
             match self.reader.next(&mut self.session.from_child) {
                 Ok(true) => {}
                 Ok(false) => break,
@@ -194,11 +214,10 @@ impl<M: Message, R: Message> Proxy<M, R> {
                 Ok(true) => continue,
                 Err(error) => return Poll::Ready(Err(error)),
             }
-            let reply = match self.replies.read(&mut self.reader) {
-                Ok((reply, _)) => reply,
+            match self.replies.read(&mut self.reader) {
+                Ok((reply, prefix)) => self.send(reply, prefix)?,
                 Err(error) => return Poll::Ready(Err(self.lost(&error.to_string()))),
-            };
-            self.send(reply);
+            }
         }
         Poll::Ready(Ok(()))
     }
@@ -212,7 +231,9 @@ impl<M: Message, R: Message> Proxy<M, R> {
         let way = way.or_else(|| self.near.as_ref().and_then(|near| near.side.way_to(target)));
         let way = way.ok_or_else(|| self.lost(&format!("it has no target {target}")))?;
         let (records, single) = match self.reader.message() {
-            Ok((prefix, records, _)) => (records.to_vec(), prefix.flag),
+            Ok((prefix, records, _)) => {
+                (records.to_vec(), prefix.is_some_and(|prefix| prefix.single))
+            }
             Err(error) => return Err(self.lost(&error.to_string())),
         };
         let sent = way.send(self.context.runtime(), records, single);
@@ -220,7 +241,7 @@ impl<M: Message, R: Message> Proxy<M, R> {
         Ok(true)
     }
 
-    fn send(&mut self, reply: Envelope<R>) {
+    fn send(&mut self, reply: R, prefix: Option<Prefix>) -> Result<(), BoxError> {
         let index = match self.reader.token() {
             0 => None,
             // Tokens are positions modulo 2^32; those of replies are of the last few.
@@ -228,35 +249,64 @@ impl<M: Message, R: Message> Proxy<M, R> {
         };
         let index = index.filter(|index| *index < self.context.lent().len());
         if let Some(index) = index {
-            self.replied = self.replied.max(self.settled + index as u64 + 1);
+            let position = self.settled + index as u64 + 1;
+            self.replied = self.replied.max(position);
+            if self.reader.settles() {
+                self.answering = self.answering.max(position);
+            }
         }
+        let reply = match prefix {
+            Some(Prefix { id, correlation_id, priority, .. }) => {
+                Envelope::with_parts(id, correlation_id, priority, reply)
+            }
+            None => match index.and_then(|index| self.context.lent_at(index)) {
+                Some(message) => Envelope::new(reply).with_correlation(message.id),
+                None => return Err(self.lost("it answered a message that it does not have")),
+            },
+        };
         if let Err(reply) = self.context.try_send_from(index, reply) {
             self.blocked = Some(Blocked::Reply(Box::pin(self.context.output(reply))));
         }
+        Ok(())
     }
 
     /// Puts messages that were taken out into the ring, as it has room.
     fn hand_over(&mut self) -> Result<(), BoxError> {
         loop {
-            if !self.writer.stage(&self.session.to_child) || self.begun == self.handed {
+            let staged = self.writer.stage(&self.session.to_child);
+            if self.writer.has_lent() {
+                // The child reads this array while the next one is copied.
+                self.publish();
+            }
+            if !staged || self.begun == self.handed {
                 break;
             }
             let index = (self.begun - self.settled) as usize;
             self.begun += 1;
             let Some(envelope) = self.context.lent_at(index) else { break };
             let encode = &self.messages.encode;
-            let token = self.begun as u32;
-            let begun = self.writer.begin(token, Prefix::of(envelope), |out| encode(envelope, out));
+            let head = Head {
+                token: self.begun as u32,
+                prefix: Prefix::needed(envelope),
+                asked: envelope.is_asked(),
+                settles: false,
+            };
+            self.session.segment.set_id(self.begun, envelope.id);
+            let begun = self.writer.begin(head, |out| encode(envelope, out));
             if let Err(error) = begun {
                 // It cannot be delivered, now or later.
                 self.context.mark_delivered(index + 1);
                 return Err(error);
             }
         }
+        self.publish();
+        Ok(())
+    }
+
+    fn publish(&mut self) {
         if self.writer.publish(&mut self.session.to_child) {
             self.session.segment.child_bell().ring();
         }
-        Ok(())
     }
 
     fn command(&self, command: u32) {
@@ -275,7 +325,14 @@ impl<M: Message, R: Message> Future for Proxy<M, R> {
     type Output = Result<(), BoxError>;
 
     fn poll(self: Pin<&mut Self>, cx: &mut TaskContext<'_>) -> Poll<Self::Output> {
-        self.get_mut().turn(cx)
+        let this = self.get_mut();
+        let turned = this.turn(cx);
+        // While a reply waits those behind it are no news.
+        let next = this.blocked.is_none().then(|| this.session.from_child.position());
+        // A handler that has answered all that it was handed says no more. A body may.
+        let quiet = next.is_some() && this.answered == this.handed && this.answered > 0;
+        this.desk.expect_reply(next, quiet);
+        turned
     }
 }
 

@@ -4,8 +4,9 @@ use std::ptr::NonNull;
 use std::sync::Arc;
 
 use dotcompute_abi::ABI_VERSION;
+use dotcompute_core::MessageId;
 use dotcompute_mailbox::doorbell::Doorbell;
-use dotcompute_mailbox::ring::{Plain, Polls, RawError, RawMemory, RawRing};
+use dotcompute_mailbox::ring::{Lapped, Polls, RawError, RawMemory, RawRing};
 use dotcompute_mailbox::sync::{AtomicU32, AtomicU64, Ordering};
 use rustix::io;
 
@@ -29,7 +30,7 @@ pub(crate) const fn is_end(command: u32) -> bool {
 /// `dotcproc` in ASCII: the first word of a segment, written last.
 const MAGIC: u64 = u64::from_le_bytes(*b"dotcproc");
 
-/// The words come first; the rings follow from here, and the arenas behind them.
+/// The words come first; the rings follow from here, then the ids, and the arenas behind them.
 const RINGS_AT: usize = 1024;
 
 /// The words of a segment, a line per writer.
@@ -98,14 +99,14 @@ pub(crate) struct Progress {
 }
 
 /// Messages to the child, and replies from it.
-pub(crate) type Ring = RawRing<Plain, Polls>;
+pub(crate) type Ring = RawRing<Lapped, Polls>;
 
 /// A mapped segment.
 #[derive(Debug)]
 pub(crate) struct Segment {
     memory: Memory,
-    /// Where the arenas begin.
-    arenas_at: usize,
+    /// The slots of each ring.
+    slots: usize,
     granules: usize,
 }
 
@@ -117,10 +118,9 @@ impl Segment {
     /// A new segment with two rings of `slots` slots and two arenas of `granules` granules each, and
     /// these rings: to the child, and from it. Memory is taken as it is first used.
     pub(crate) fn create(slots: usize, granules: usize) -> io::Result<(Arc<Self>, Ring, Ring)> {
-        let arenas_at = arenas_at(slots);
-        let bytes = arenas_at + 2 * arena::bytes_for(granules);
+        let bytes = arenas_at(slots) + 2 * arena::bytes_for(granules);
         let memory = Memory::create("dotcompute-segment", bytes)?;
-        let segment = Arc::new(Self { memory, arenas_at, granules });
+        let segment = Arc::new(Self { memory, slots, granules });
         let make = |index| segment.ring_memory(index, slots).create(slots);
         let (there, back) = (make(TO_CHILD).map_err(invalid)?, make(FROM_CHILD).map_err(invalid)?);
         let identity = &segment.words().identity;
@@ -139,7 +139,7 @@ impl Segment {
         if memory.bytes() < RINGS_AT {
             return Err(io::Errno::INVAL);
         }
-        let mut segment = Self { memory, arenas_at: 0, granules: 0 };
+        let mut segment = Self { memory, slots: 0, granules: 0 };
         let identity = &segment.words().identity;
         // SYNC(segment.made) acquire: pairs with the release in `create`. Makes visible the words
         // and the rings.
@@ -148,16 +148,42 @@ impl Segment {
         let version = identity.version.load(Ordering::Relaxed);
         let slots = identity.slots.load(Ordering::Relaxed) as usize;
         let granules = identity.granules.load(Ordering::Relaxed) as usize;
-        let arenas_at = arenas_at(slots);
-        let bytes = arenas_at + 2 * arena::bytes_for(granules);
+        let bytes = arenas_at(slots) + 2 * arena::bytes_for(granules);
         if magic != MAGIC || version != ABI_VERSION || segment.memory.bytes() != bytes {
             return Err(io::Errno::INVAL);
         }
-        (segment.arenas_at, segment.granules) = (arenas_at, granules);
+        (segment.slots, segment.granules) = (slots, granules);
         let segment = Arc::new(segment);
         let find = |index| segment.ring_memory(index, slots).attach();
         let (there, back) = (find(TO_CHILD).map_err(invalid)?, find(FROM_CHILD).map_err(invalid)?);
         Ok((segment, there, back))
+    }
+
+    /// For the parent, before it hands over the message at this position: its id.
+    pub(crate) fn set_id(&self, position: u64, id: MessageId) {
+        let id = id.as_u128();
+        let [low, high] = self.id_words(position);
+        // Relaxed, both: the message's slot publishes them. The words' last message is one that the child
+        // is done with: its kernel has seen one behind it, which came `slots` messages ago.
+        low.store(id as u64, Ordering::Relaxed);
+        high.store((id >> 64) as u64, Ordering::Relaxed);
+    }
+
+    /// For the child, until it takes the next message out: the id of the message at this position.
+    pub(crate) fn id(&self, position: u64) -> MessageId {
+        // Relaxed, both: see `set_id`.
+        let [low, high] =
+            self.id_words(position).each_ref().map(|word| word.load(Ordering::Relaxed));
+        MessageId::from_u128(u128::from(high) << 64 | u128::from(low))
+    }
+
+    fn id_words(&self, position: u64) -> &[AtomicU64; 2] {
+        let index = position as usize & (ids(self.slots) - 1);
+        // SAFETY: `create` and `attach` made sure that the ids lie inside the memory, behind the rings.
+        let place = unsafe { self.memory.start().add(ids_at(self.slots) + index * ID_BYTES) };
+        // SAFETY: the place is aligned to 16, lies in a mapping that lives as long as `self`, and any bytes
+        // are words, which are atomics.
+        unsafe { place.cast().as_ref() }
     }
 
     /// How many granules each arena has.
@@ -167,14 +193,14 @@ impl Segment {
 
     /// Where the granules of the arena of this direction begin.
     pub(crate) fn granules_of(&self, direction: usize) -> NonNull<u8> {
-        let at = self.arenas_at + direction * arena::bytes_for(self.granules);
+        let at = arenas_at(self.slots) + direction * arena::bytes_for(self.granules);
         // SAFETY: `create` and `attach` made sure that both arenas lie inside the memory.
         unsafe { self.memory.start().add(at + arena::words_bytes(self.granules)) }
     }
 
     /// The words of the arena of this direction, one for each granule: see [`arena`].
     pub(crate) fn returned(&self, direction: usize) -> &[AtomicU64] {
-        let at = self.arenas_at + direction * arena::bytes_for(self.granules);
+        let at = arenas_at(self.slots) + direction * arena::bytes_for(self.granules);
         // SAFETY: as in `granules_of`.
         let start = unsafe { self.memory.start().add(at) };
         // SAFETY: an arena begins with so many words, on a page of a mapping that lives as long as
@@ -282,13 +308,27 @@ impl Segment {
     }
 }
 
-/// Where the arenas begin behind rings of so many slots: at a page.
+/// The bytes of an id.
+const ID_BYTES: usize = size_of::<MessageId>();
+
+/// For so many messages there are ids: twice as many as can lie in the ring, so that those which the child
+/// has at hand are not written over. A power of two.
+fn ids(slots: usize) -> usize {
+    2 * slots.next_power_of_two()
+}
+
+/// Where the ids begin behind rings of so many slots.
+fn ids_at(slots: usize) -> usize {
+    RINGS_AT + 2 * ring_bytes(slots)
+}
+
+/// Where the arenas begin: at a page.
 fn arenas_at(slots: usize) -> usize {
-    (RINGS_AT + 2 * ring_bytes(slots)).next_multiple_of(arena::PAGE)
+    (ids_at(slots) + ids(slots) * ID_BYTES).next_multiple_of(arena::PAGE)
 }
 
 fn ring_bytes(slots: usize) -> usize {
-    RawMemory::bytes_for::<Plain>(slots).next_multiple_of(dotcompute_abi::LINE_BYTES)
+    RawMemory::bytes_for::<Lapped>(slots).next_multiple_of(dotcompute_abi::LINE_BYTES)
 }
 
 fn invalid(_: RawError) -> io::Errno {
@@ -348,6 +388,12 @@ mod tests {
         assert_eq!(ours.news(), 1);
         ours.set_command(STOP);
         assert_eq!(theirs.command(), STOP);
+        for position in 1..100 {
+            ours.set_id(position, MessageId::from_u128(u128::MAX - u128::from(position)));
+            for known in position.saturating_sub(8).max(1)..=position {
+                assert_eq!(theirs.id(known).as_u128(), u128::MAX - u128::from(known));
+            }
+        }
     }
 
     #[test]

@@ -14,6 +14,9 @@ For one record a handler emits and sends 7 at most, and with the reply and what 
 out record by record. Only functions in CUDA C++ that have the same name, and are not the same, have
 grids of their own.
 
+A handler runs on one lane of a warp, whatever `block_size` and `grid_size` say; handlers of a whole
+warp or block are not there yet.
+
 With ``isolation="process"`` the context that all of this lives in is one of a child process
 (Linux): a hardware exception, a handler that never comes back, or a SIGKILL costs that process, and
 kernels with a restart policy are brought back in another one. Contexts of several processes take

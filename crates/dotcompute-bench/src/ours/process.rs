@@ -3,17 +3,18 @@
 use std::hint::black_box;
 use std::sync::Arc;
 
-use dotcompute::process::{Coder, Kernels, Process, Processes};
+use dotcompute::process::{Coder, Host, Kernels, Process, Processes};
 use dotcompute::{
-    BoxError, Handler, HandlerContext, KernelRef, Message, Record, RecordBatch, Runtime, Terminate,
+    BoxError, Fault, Handler, HandlerContext, KernelRef, Message, Record, RecordBatch, Runtime,
+    Terminate,
 };
 
 use crate::harness::{Slice, Stopwatch, Trips, Wrong, expect};
 use crate::load::{CAPACITY, sum_below};
-use crate::os::pinned;
+use crate::os::{SharedWords, Within, futex_await, futex_post, pinned};
 use crate::ours::verify_books;
 
-/// A record of 56 bytes: with what travels beside it, two slots.
+/// A record of 56 bytes: with what travels beside it, one slot.
 #[derive(Clone, Copy, Message)]
 #[message(record)]
 #[repr(C)]
@@ -112,6 +113,7 @@ pub(crate) fn processes() -> Processes {
         .handler("sample", Coder::records(Cell::LAYOUT), Coder::record(), |_| Ok(Sample(0)))
         .handler("next", Coder::record(), Coder::record(), |_| Ok(Next))
         .handler("sum", Coder::record(), Coder::record(), |_| Ok(Sum(0)))
+        .host("futexes", Coder::<Word>::record(), Coder::<Word>::record(), answer_futexes)
         .child_main()
 }
 
@@ -144,6 +146,50 @@ pub(crate) fn ask(operations: u64) -> Result<Slice, Wrong> {
 pub(crate) fn ask_one_core(operations: u64) -> Result<Slice, Wrong> {
     // Threads and processes started from here stay on this core.
     pinned(|| ask(operations))
+}
+
+/// The floor of [`ask_one_core`]: two words that two processes map, each written by one and slept upon by
+/// the other.
+pub(crate) fn futexes_one_core(operations: u64) -> Result<Slice, Wrong> {
+    let shared = SharedWords::create().map_err(Wrong::new)?;
+    let total = Trips::total(operations);
+    let args = format!("{total} {}", shared.path().display());
+    let [there, back] = shared.words();
+    pinned(|| {
+        // What else there is of this kernel sleeps meanwhile.
+        let (_runtime, kernel) = launch::<Word>(Process::new("futexes").args(args))?;
+        // Before the clock starts the other process does.
+        futex_await(&back.0, READY, Within::Machine);
+        let mut trips = Trips::new(operations);
+        for number in trips.by_ref() {
+            futex_post(&there.0, number as u32 + 1, Within::Machine);
+            futex_await(&back.0, number as u32 + 1, Within::Machine);
+        }
+        let slice = trips.finish();
+        kernel.terminate_blocking(Terminate::drain());
+        Ok(slice)
+    })
+}
+
+/// Said by the process that answers before it answers.
+const READY: u32 = u32::MAX;
+
+/// The other process of [`futexes_one_core`].
+fn answer_futexes(host: &mut Host) -> Result<(), Fault> {
+    host.started();
+    let wrong = || Fault::new("the arguments say how many there are, and where the words are");
+    let args = std::str::from_utf8(host.args()).map_err(|_| wrong())?;
+    let (total, path) = args.split_once(' ').ok_or_else(wrong)?;
+    let total: u64 = total.parse().map_err(|_| wrong())?;
+    let shared =
+        SharedWords::attach(path.as_ref()).map_err(|error| Fault::new(error.to_string()))?;
+    let [there, back] = shared.words();
+    futex_post(&back.0, READY, Within::Machine);
+    for number in 0..total {
+        futex_await(&there.0, number as u32 + 1, Within::Machine);
+        futex_post(&back.0, number as u32 + 1, Within::Machine);
+    }
+    Ok(())
 }
 
 /// Records one after the other, many of them on their way at a time.

@@ -10,13 +10,8 @@ use dotcompute_mailbox::sync::{AtomicU32, AtomicU64, Ordering};
 use crate::handled::{BATCH, Handled, Order, handle, verify};
 use crate::harness::{Slice, Stopwatch, Trips, Wrong, expect};
 use crate::load::{CAPACITY, Placement, round_trip, sum_below};
-use crate::os::{futex_await, futex_post, pinned};
+use crate::os::{Line, Within, futex_await, futex_post, pinned};
 use crate::ours::handlers::{AHEAD, arrays};
-
-/// A word alone on its cache lines.
-#[derive(Debug, Default)]
-#[repr(align(128))]
-struct Line<T>(T);
 
 /// Two words on two lines, each written by one thread and spun upon by the other.
 pub(crate) fn atomic_round_trip(operations: u64) -> Result<Slice, Wrong> {
@@ -65,15 +60,15 @@ fn futex_round_trip(operations: u64, placement: Placement) -> Result<Slice, Wron
         || {
             let mut trips = Trips::new(operations);
             for number in trips.by_ref() {
-                futex_post(&there.0, number as u32 + 1);
-                futex_await(&back.0, number as u32 + 1);
+                futex_post(&there.0, number as u32 + 1, Within::Process);
+                futex_await(&back.0, number as u32 + 1, Within::Process);
             }
             Ok(trips.finish())
         },
         || {
             for number in 0..Trips::total(operations) {
-                futex_await(&there.0, number as u32 + 1);
-                futex_post(&back.0, number as u32 + 1);
+                futex_await(&there.0, number as u32 + 1, Within::Process);
+                futex_post(&back.0, number as u32 + 1, Within::Process);
             }
             Ok(())
         },

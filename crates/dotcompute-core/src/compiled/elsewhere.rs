@@ -11,7 +11,8 @@ use super::state::StateCell;
 use super::{Call, CompiledHandler, RecordBatch, RecordMessage, RecordReply, Shape};
 use crate::context::Context;
 use crate::error::{BoxError, KernelId, LaunchError};
-use crate::message::{Envelope, Message};
+use crate::handler::Made;
+use crate::message::Message;
 use crate::runtime::Runtime;
 
 /// Reads a state that lies elsewhere.
@@ -161,7 +162,7 @@ impl CompiledCalls {
     }
 
     /// Handles one message, which somebody may have `asked`; appends the replies to it, in order, to
-    /// `replies`.
+    /// `made`.
     ///
     /// # Errors
     ///
@@ -169,12 +170,12 @@ impl CompiledCalls {
     /// the handler left it.
     pub fn call<M: RecordMessage, R: RecordReply>(
         &mut self,
-        envelope: &Envelope<M>,
+        message: &M,
         asked: bool,
-        replies: &mut Vec<Envelope<R>>,
+        made: &mut Vec<Made<R>>,
     ) -> Result<(), BoxError> {
         let Self { handler, state, outbox, scratch, .. } = self;
-        let records = envelope.message.records(handler.shape.input, scratch)?;
+        let records = message.records(handler.shape.input, scratch)?;
         let single = records.single;
         self.single = single;
         let state_bytes = handler.state.layout().map_or(0, |layout| layout.bytes);
@@ -189,21 +190,20 @@ impl CompiledCalls {
         }
         ran.map_err(|error| at_record(error, at, count, single))?;
         let Some(layout) = handler.shape.output else { return Ok(()) };
-        let (made, id) = (outbox.reply_count(), envelope.id);
-        let reply = |message: R| Envelope::new(message).with_correlation(id);
+        let count = outbox.reply_count();
         // Whoever asks with a batch gets one, also an empty one.
-        if !single && (made > 0 || asked) {
-            match R::many(RecordBatch::owned(layout, outbox.take_replies(), made)) {
-                Ok(batch) => replies.push(reply(batch)),
+        if !single && (count > 0 || asked) {
+            match R::many(RecordBatch::owned(layout, outbox.take_replies(), count)) {
+                Ok(batch) => made.push(Made::Reply(batch)),
                 Err(batch) => {
                     let each = batch.bytes().chunks_exact(layout.bytes);
-                    replies.extend(each.map(|record| reply(R::one(layout, record))));
+                    made.extend(each.map(|record| Made::Reply(R::one(layout, record))));
                 }
             }
             return Ok(());
         }
         let records = outbox.replies().chunks_exact(layout.bytes);
-        replies.extend(records.map(|record| reply(R::one(layout, record))));
+        made.extend(records.map(|record| Made::Reply(R::one(layout, record))));
         Ok(())
     }
 

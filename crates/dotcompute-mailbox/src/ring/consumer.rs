@@ -1,7 +1,7 @@
 //! The end that pops.
 
 use super::bell::Bell;
-use super::format::{Format, Plain};
+use super::format::{Format, Plain, RawFormat};
 use super::memory::Owner;
 use super::parts::{AHEAD_BYTES, Parts, Words};
 use super::{Polls, PopError, Rings, Waiting};
@@ -27,7 +27,7 @@ pub struct Consumer<T, F: Format<T> = Plain, W: Waiting = Polls> {
     /// Everything before this position was published when we last looked.
     tail: u64,
     bell: Bell,
-    _owner: Owner<T, F>,
+    owner: Owner<T, F>,
     waiting: PhantomData<fn() -> W>,
 }
 
@@ -44,7 +44,7 @@ impl<T, F: Format<T>, W: Waiting> Consumer<T, F, W> {
         // Relaxed: zero, unless a consumer was here before.
         words.consumer.closed.store(0, Ordering::Relaxed);
         let bell = Bell::new(&words.consumer);
-        Self { parts, head, tail: head, bell, _owner: owner, waiting: PhantomData }
+        Self { parts, head, tail: head, bell, owner, waiting: PhantomData }
     }
 
     /// Pops the oldest message, if there is one.
@@ -89,15 +89,16 @@ impl<T, F: Format<T>, W: Waiting> Consumer<T, F, W> {
         known_between(self.head, tail, self.parts.capacity) as usize
     }
 
-    /// How many messages were popped, modulo 2^64.
-    #[inline]
-    pub(crate) fn position(&self) -> u64 {
-        self.head
-    }
-
     /// Whether there is nothing to pop; if false, a pop succeeds.
     pub fn is_empty(&self) -> bool {
-        self.len() == 0
+        let tail = F::published(&self.parts, self.head, 1);
+        known_between(self.head, tail, self.parts.capacity) == 0
+    }
+
+    /// The position of the next message: how many were popped since the ring was made, modulo 2^64.
+    #[inline]
+    pub fn position(&self) -> u64 {
+        self.head
     }
 
     /// How many messages fit in the ring.
@@ -181,6 +182,41 @@ impl<T, F: Format<T>, W: Waiting> Consumer<T, F, W> {
         if W::RINGS {
             self.bell.ring(&words.consumer, &words.producer, self.parts.scope);
         }
+    }
+}
+
+impl<F: RawFormat, W: Waiting> Consumer<F::Record, F, W> {
+    /// Another pair of eyes, for whoever waits until there is something for this consumer.
+    pub fn glance(&self) -> Glance<F> {
+        Glance { parts: self.parts, _owner: self.owner.clone() }
+    }
+}
+
+/// Looks into a ring without being an end of it: see [`Consumer::glance`].
+pub struct Glance<F: RawFormat> {
+    parts: Parts<F::Slot>,
+    _owner: Owner<F::Record, F>,
+}
+
+// SAFETY: it only reads the words by which messages are published, which are atomics, in memory that any
+// thread may use and that `_owner` keeps; the last to go drops plain data.
+unsafe impl<F: RawFormat> Send for Glance<F> {}
+// SAFETY: as above.
+unsafe impl<F: RawFormat> Sync for Glance<F> {}
+
+impl<F: RawFormat> Glance<F> {
+    /// Whether the message at `position` is published, where that is the next one of the consumer. Of
+    /// another position it may say anything.
+    #[inline]
+    pub fn is_published(&self, position: u64) -> bool {
+        let tail = F::published(&self.parts, position, 1);
+        known_between(position, tail, self.parts.capacity) > 0
+    }
+}
+
+impl<F: RawFormat> fmt::Debug for Glance<F> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Glance").field("capacity", &self.parts.capacity).finish_non_exhaustive()
     }
 }
 

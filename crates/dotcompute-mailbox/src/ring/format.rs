@@ -2,12 +2,13 @@
 
 use super::parts::Parts;
 use super::sealed::Sealed;
-use crate::sync::{AtomicU32, Ordering, UnsafeCell};
-use dotcompute_abi::ring::{FORMAT_PLAIN, FORMAT_TAGGED};
+use crate::sync::{AtomicU32, AtomicU64, Ordering, UnsafeCell};
+use dotcompute_abi::ring::{FORMAT_LAPPED, FORMAT_PLAIN, FORMAT_TAGGED};
+use dotcompute_abi::slot::{FLAG_LAP, SlotHeader};
 use dotcompute_abi::{PlainSlot, TaggedRecord};
 use std::mem::MaybeUninit;
 
-/// A slot format for messages of type `T`: [`Plain`], [`Prompt`] or [`Tagged`].
+/// A slot format for messages of type `T`: [`Plain`], [`Prompt`], [`Lapped`] or [`Tagged`].
 pub trait Format<T>: Sealed + Sized {
     /// A slot in the ring.
     #[doc(hidden)]
@@ -151,6 +152,79 @@ impl<T> Format<T> for Prompt {
     }
 }
 
+/// Slots that carry the lap they were written in within their header: between processes, for messages
+/// that are waited for. As [`Prompt`], but in memory that others map too, and a slot is one line.
+///
+/// Such a ring has one producer in its life: one that died in
+/// [`push_together`](super::Producer::push_together) may have left slots that its heir would publish.
+#[derive(Clone, Copy, Debug)]
+pub enum Lapped {}
+
+/// [`PlainSlot`], whose header is one word and tells the lap.
+#[doc(hidden)]
+#[derive(Debug)]
+#[repr(C, align(64))]
+pub struct LappedSlot {
+    header: AtomicU64,
+    payload: Cell<[u8; 56]>,
+}
+
+/// Where in the word of a header its flags begin.
+const FLAGS_AT: u32 = 48;
+
+/// The bit of a header's word that tells the lap of this tag. The slots before and after it in the same
+/// place have it otherwise, and no older one is there: a slot is written again once it has been read.
+fn lap_bit(tag: u32) -> u64 {
+    if tag & 1 == 1 { u64::from(FLAG_LAP) << FLAGS_AT } else { 0 }
+}
+
+impl Format<PlainSlot> for Lapped {
+    type Slot = LappedSlot;
+
+    fn empty(tag: u32) -> LappedSlot {
+        let payload = Cell(UnsafeCell::new(MaybeUninit::new([0; 56])));
+        LappedSlot { header: AtomicU64::new(lap_bit(tag)), payload }
+    }
+
+    #[inline(always)]
+    unsafe fn write(slot: &LappedSlot, tag: u32, value: PlainSlot) {
+        let PlainSlot { header: SlotHeader { token, payload_bytes, flags }, payload } = value;
+        // SAFETY: the caller promises that nobody else touches the slot.
+        unsafe { Plain::write(&slot.payload, tag, payload) };
+        let flags = u64::from(flags) & !u64::from(FLAG_LAP);
+        let word = u64::from(token) | u64::from(payload_bytes) << 32 | flags << FLAGS_AT;
+        // SYNC(ring.lap) release: pairs with the acquire in `published`. Makes visible the payload, and
+        // what the writer did before.
+        slot.header.store(word | lap_bit(tag), Ordering::Release);
+    }
+
+    #[inline(always)]
+    unsafe fn read(slot: &LappedSlot) -> PlainSlot {
+        // Relaxed: `published` saw it, and it is not written again before the slot is freed.
+        let word = slot.header.load(Ordering::Relaxed);
+        let flags = (word >> FLAGS_AT) as u16 & !(FLAG_LAP as u16);
+        let header = SlotHeader { token: word as u32, payload_bytes: (word >> 32) as u16, flags };
+        // SAFETY: as the caller promises.
+        let payload = unsafe { Plain::read(&slot.payload) };
+        PlainSlot { header, payload }
+    }
+
+    #[inline]
+    fn published(parts: &Parts<LappedSlot>, from: u64, want: u64) -> u64 {
+        first_without(from, want, |at| {
+            // SYNC(ring.lap) acquire: pairs with the release in `write`. Makes visible the payload; a
+            // slot of the lap before is not written yet.
+            let word = parts.slot(at).header.load(Ordering::Acquire);
+            word & lap_bit(1) == lap_bit(parts.tag(at))
+        })
+    }
+}
+
+impl RawFormat for Lapped {
+    type Record = PlainSlot;
+    const FORMAT: u32 = FORMAT_LAPPED;
+}
+
 /// The first of at most `want` positions from `from` on that is not full, or the one after them.
 #[inline(always)]
 fn first_without(from: u64, want: u64, is_full: impl Fn(u64) -> bool) -> u64 {
@@ -192,6 +266,8 @@ const _: () = {
     assert!(size_of::<Chunks>() == size_of::<TaggedSlot>());
     assert!(align_of::<Chunks>() == align_of::<TaggedSlot>());
     assert!(size_of::<Cell<PlainSlot>>() == size_of::<PlainSlot>());
+    assert!(size_of::<LappedSlot>() == size_of::<PlainSlot>());
+    assert!(offset_of!(LappedSlot, payload) == offset_of!(PlainSlot, payload));
 };
 
 impl Format<TaggedRecord> for Tagged {

@@ -4,7 +4,7 @@
 
 use super::memory::on_heap;
 use super::*;
-use dotcompute_abi::TaggedRecord;
+use dotcompute_abi::{PlainSlot, TaggedRecord};
 use loom::sync::Arc;
 use loom::thread;
 
@@ -200,6 +200,38 @@ fn tagged_slots_are_never_torn() {
             assert_eq!(record.payload, *[number.to_le_bytes(); 10].as_flattened());
         }
     });
+}
+
+/// A slot whose every byte says `number`.
+fn slot(number: u8) -> PlainSlot {
+    PlainSlot::new(number.into(), &[number; 56]).unwrap()
+}
+
+#[test]
+fn lapped_slots_are_never_torn_and_those_pushed_together_are_found_together() {
+    for start in [0, LATE] {
+        loom::model(move || {
+            let (mut producer, mut consumer) = on_heap::<PlainSlot, Lapped, Polls>(2, start);
+            assert!(producer.push_together(&[slot(1)]));
+            let pusher = thread::spawn(move || producer.push_together(&[slot(2), slot(3)]));
+            let mut received = Vec::new();
+            received.extend(consumer.try_pop());
+            let second = consumer.try_pop();
+            let found = second.is_ok();
+            if let Ok(second) = second {
+                received.push(second);
+                received.push(consumer.try_pop().expect("both or none"));
+            }
+            if pusher.join().unwrap() && !found {
+                received.extend([consumer.try_pop().unwrap(), consumer.try_pop().unwrap()]);
+            }
+            for (found, number) in received.iter().zip(1..) {
+                assert_eq!(found.header.token, u32::from(number));
+                assert_eq!(found.payload, slot(number).payload);
+            }
+            assert!(matches!(consumer.try_pop(), Err(PopError::Closed)));
+        });
+    }
 }
 
 #[test]

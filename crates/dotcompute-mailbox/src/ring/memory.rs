@@ -21,6 +21,15 @@ pub(super) enum Owner<T, F: Format<T>> {
     Raw { _memory: Keep },
 }
 
+impl<T, F: Format<T>> Clone for Owner<T, F> {
+    fn clone(&self) -> Self {
+        match self {
+            Self::Heap { _ring: ring } => Self::Heap { _ring: Arc::clone(ring) },
+            Self::Raw { _memory: memory } => Self::Raw { _memory: Keep::clone(memory) },
+        }
+    }
+}
+
 /// Whatever keeps raw memory mapped. The standard library's also under loom, whose own cannot hold
 /// an unknown type; the ends only count it.
 type Keep = std::sync::Arc<dyn Send + Sync>;
@@ -101,8 +110,11 @@ unsafe fn init<T, F: Format<T>>(start_of_memory: NonNull<u8>, capacity: usize, s
     for index in 0..slots {
         // SAFETY: inside the memory.
         let slot = unsafe { first.add(index) };
+        // The first position from `start` on that lies in this slot.
+        let ahead = (index as u64).wrapping_sub(start) & (slots as u64 - 1);
+        let empty = F::empty(tag_before(start.wrapping_add(ahead), slots));
         // SAFETY: inside the memory, and aligned: the words' size is a multiple of 128.
-        unsafe { slot.write(F::empty(tag_before(start, slots))) };
+        unsafe { slot.write(empty) };
     }
 }
 
@@ -129,9 +141,9 @@ unsafe fn parts_at<S>(start_of_memory: NonNull<u8>, capacity: usize, scope: Scop
     unsafe { Parts::new(start_of_memory.cast(), slots, capacity, scope) }
 }
 
-/// The tag of slots that were last written in the lap before that of `start`.
-fn tag_before(start: u64, slots: usize) -> u32 {
-    (start / slots as u64) as u32
+/// The tag of a slot that was last written in the lap before that of `position`.
+fn tag_before(position: u64, slots: usize) -> u32 {
+    (position / slots as u64) as u32
 }
 
 /// Memory that others may map too: a mapped file, or pages that a device reads.

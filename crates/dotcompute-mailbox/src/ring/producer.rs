@@ -102,6 +102,26 @@ impl<T, F: Format<T>, W: Waiting> Producer<T, F, W> {
         self.push_iter(values.iter().copied())
     }
 
+    /// Pushes all of `values`, or none if there is no room for all or the consumer is gone; whether it
+    /// did. The consumer finds all of them or none, whatever becomes of the producer meanwhile.
+    #[inline]
+    pub fn push_together(&mut self, values: &[T]) -> bool
+    where
+        T: Copy,
+    {
+        let count = values.len() as u64;
+        if self.is_abandoned() || count > self.parts.capacity || self.room(count) < count {
+            return false;
+        }
+        // The last first: where slots publish themselves it is the first that the consumer waits for.
+        for (offset, value) in values.iter().enumerate().rev() {
+            // SAFETY: there is room for that many from the tail on, and each is written once.
+            unsafe { self.write(self.tail.wrapping_add(offset as u64), *value) };
+        }
+        self.publish(self.tail.wrapping_add(count));
+        true
+    }
+
     /// How many messages can be pushed now: at least that many will succeed, since only this
     /// producer makes it less, unless the consumer goes.
     pub fn free(&self) -> usize {

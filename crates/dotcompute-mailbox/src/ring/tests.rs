@@ -97,6 +97,37 @@ fn a_prompt_slot_of_56_bytes_is_one_line() {
 }
 
 #[test]
+fn what_is_pushed_together_is_there_together_lap_after_lap() {
+    fn check<F: RawFormat<Record = PlainSlot> + Format<PlainSlot>>() {
+        let slot = |number: u32| PlainSlot::new(number, &number.to_le_bytes()).unwrap();
+        for (capacity, start) in [(2, 0), (3, 0), (4, u64::MAX - 1)] {
+            let (mut producer, mut consumer) = on_heap::<PlainSlot, F, Polls>(capacity, start);
+            let eyes = consumer.glance();
+            let all: Vec<u32> = (0..capacity as u32).collect();
+            for lap in 0..5 {
+                let slots: Vec<_> = all.iter().map(|number| slot(lap + number)).collect();
+                assert!(!eyes.is_published(consumer.position()));
+                assert!(producer.push_together(&slots[1..]));
+                assert!(!producer.push_together(&slots[..2]), "there is room for one");
+                assert!(eyes.is_published(consumer.position()));
+                for expected in &slots[1..] {
+                    assert_eq!(consumer.try_pop().map(|slot| slot.payload), Ok(expected.payload));
+                }
+                assert!(producer.push_together(&slots[..1]));
+                assert!(eyes.is_published(consumer.position()));
+                assert_eq!(consumer.try_pop().map(|slot| slot.payload), Ok(slots[0].payload));
+            }
+            assert!(!producer.push_together(&[slot(0); 9]), "more than it holds");
+            assert!(consumer.is_empty());
+            drop(consumer);
+            assert!(!producer.push_together(&[slot(0)]));
+        }
+    }
+    check::<Plain>();
+    check::<Lapped>();
+}
+
+#[test]
 fn push_iter_takes_no_more_than_it_pushes() {
     let (mut producer, mut consumer) = ring(3);
     let mut numbers = 0..10;
