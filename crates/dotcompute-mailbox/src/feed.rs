@@ -31,7 +31,7 @@ use std::time::Instant;
 use crate::ring::{Consumer, Producer, PushError, ring};
 use crate::sync::{Arc, AtomicU32, AtomicU64, Mutex, Ordering, lock, spin_loop};
 use crate::sys;
-use crate::wait::{Spin, block_on_until};
+use crate::wait::{Spin, block_on_until, let_others_run};
 
 /// A ring of `capacity` records from one sender into one task.
 ///
@@ -231,7 +231,8 @@ impl<T: Copy + Send> FeedSender<T> {
     #[cold]
     fn wait_for_room(&mut self, value: T, deadline: Option<Instant>) -> Result<(), PushError<T>> {
         let Self { producer, shared, spin, .. } = self;
-        spin.until(|| producer.free() > 0 || shared.is_closed());
+        let mut ready = || producer.free() > 0 || shared.is_closed();
+        let _ = spin.until(&mut ready) || let_others_run(ready);
         let push = std::pin::pin!(self.push(value));
         block_on_until(push, deadline).unwrap_or(Err(PushError::Full(value)))
     }
@@ -352,7 +353,7 @@ impl<T> FeedReceiver<T> {
     }
 
     /// Ready once there is something to read. Otherwise the task of `context` is woken when there is;
-    /// with `spins` only after a spin, as [`wait`](crate::wait) does it, for a task that has a thread
+    /// with `spins` only after a spin and some turns of others, as [`wait`](crate::wait) does it, for a task that has a thread
     /// to itself.
     pub fn poll_ready(&mut self, context: &mut Context<'_>, spins: bool) -> Poll<()> {
         if self.has_more() {
@@ -360,7 +361,9 @@ impl<T> FeedReceiver<T> {
         }
         if spins {
             let consumer = &self.consumer;
-            if self.spin.until(|| !consumer.is_empty()) && self.has_more() {
+            let mut ready = || !consumer.is_empty();
+            let came = self.spin.until(&mut ready) || let_others_run(ready);
+            if came && self.has_more() {
                 return Poll::Ready(());
             }
         }
