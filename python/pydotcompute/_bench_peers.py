@@ -1,4 +1,4 @@
-"""The rows of `pydotcompute.bench` beside libraries of the field: graphs, streams, actors, processes.
+"""The rows of `pydotcompute.bench` beside libraries of the field: graphs, streams and actors.
 
 ``python -P _bench_peers.py ROW LOOP SCALE`` measures one row, checks what it got, and prints the
 nanoseconds per operation as JSON. Ours run with the package, each other one with an interpreter
@@ -610,7 +610,8 @@ def iceoryx_trip(scale: int) -> Figures:
     ready, tells = context.Pipe(duplex=False)
     child = context.Process(target=iceoryx_answers, args=(name, tells), daemon=True)
     child.start()
-    assert ready.poll(60) and ready.recv()
+    assert ready.poll(60)
+    assert ready.recv()
     times = []
     for number in range(1, scale + 1):
         begun = clock()

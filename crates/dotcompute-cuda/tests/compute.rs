@@ -36,9 +36,10 @@ fn stand_in() -> (&'static StandIn, Context, MutexGuard<'static, ()>) {
     // A test that failed in its turn has failed already.
     let turn = stand_in.turn.lock().unwrap_or_else(PoisonError::into_inner);
     let context = Context::of(stand_in.driver, 0).unwrap();
-    // What an earlier test launched may be about to end; its module is freed with the next call.
+    // What an earlier test launched may be about to end; its module is freed with the next call. So may
+    // be what has to come before its memory is freed.
     let deadline = Instant::now() + Duration::from_secs(30);
-    while context.frees_put_off() > 0 {
+    while context.frees_put_off() > 0 || (stand_in.count)(PIECES) > 0 {
         drop(context.hold_frees());
         assert!(Instant::now() < deadline, "an earlier test left a kernel that does not end");
         std::thread::yield_now();

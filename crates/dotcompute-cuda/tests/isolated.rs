@@ -186,7 +186,7 @@ fn kernels_of_another_process_are_kernels_as_any() {
         sum += number;
         assert_eq!(second.receive_blocking(LONG).unwrap().message.value, sum);
     }
-    assert_eq!(stage.cuda.counters("first").unwrap().processed, 22);
+    until("the counters", || stage.cuda.counters("first").unwrap().processed == 22);
     let fault = match second.ask_blocking(Number { value: -1 }, LONG) {
         Err(AskError::Failed { fault, .. }) => fault,
         other => panic!("{other:?}"),

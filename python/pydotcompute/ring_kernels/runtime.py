@@ -13,7 +13,7 @@ import time
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydotcompute import _native
 from pydotcompute.exceptions import (
@@ -33,6 +33,9 @@ from pydotcompute.ring_kernels.lifecycle import (
 )
 from pydotcompute.ring_kernels.pool import KernelPool
 from pydotcompute.ring_kernels.telemetry import RingKernelTelemetry, TelemetryCollector
+
+if TYPE_CHECKING:
+    from pydotcompute.handlers.cuda import CudaHandler
 
 _logger = logging.getLogger("pydotcompute")
 
@@ -214,7 +217,7 @@ class RingKernelRuntime(_native.Runtime):
     async def launch(
         self,
         kernel_id: str,
-        kernel_func: Callable[..., Any] | None = None,
+        kernel_func: Callable[..., Any] | CudaHandler | None = None,
         *,
         config: RingKernelConfig | None = None,
         input_type: type | None = None,
@@ -238,8 +241,8 @@ class RingKernelRuntime(_native.Runtime):
             Its name, unique in this runtime.
         kernel_func
             An ``async def`` function (a task of the running loop) or a plain one (a thread), called
-            with a `KernelContext`; or a compiled handler (a thread): see `pydotcompute.handlers`.
-            None: the one registered under the name.
+            with a `KernelContext`; or a compiled handler (a thread), or one for a GPU: see
+            `pydotcompute.handlers`. None: the one registered under the name.
         config, input_type, output_type
             As for `RingKernel`; what is not given is taken from the decorator or the registry.
         restart
@@ -251,9 +254,8 @@ class RingKernelRuntime(_native.Runtime):
             What the state of a compiled handler is at first: see `RingKernel`.
         executor, isolation, window, start_timeout
             "cuda": on a GPU, where it stays, with its context in this process or in one of its own.
-            "process": in a process of its own, how many messages
-            that is handed at a time, and how many seconds it may take to import the function: see
-            `RingKernel`.
+            "process": in a process of its own, how many messages that is handed at a time, and how
+            many seconds it may take to import the function: see `RingKernel`.
 
         Raises
         ------
@@ -266,12 +268,12 @@ class RingKernelRuntime(_native.Runtime):
         KernelNotFoundError
             If there is no function, and none is registered.
         """
-        kernel_func, settings = self._described(kernel_id, kernel_func)
+        described, settings = self._described(kernel_id, kernel_func)
         if config is None:
             config = RingKernelConfig(kernel_id, **settings.get("config", {}))
         kernel: RingKernel[Any, Any] = RingKernel(
             kernel_id,
-            kernel_func,
+            described,
             config=config,
             input_type=input_type if input_type is not None else settings.get("input_type"),
             output_type=output_type if output_type is not None else settings.get("output_type"),
@@ -295,8 +297,8 @@ class RingKernelRuntime(_native.Runtime):
         return kernel
 
     def _described(
-        self, kernel_id: str, kernel_func: Callable[..., Any] | None
-    ) -> tuple[Callable[..., Any], dict[str, Any]]:
+        self, kernel_id: str, kernel_func: Callable[..., Any] | CudaHandler | None
+    ) -> tuple[Any, dict[str, Any]]:
         """The function to launch under a free name, and what its decorator or the registry says."""
         if any(kernel_id in names for names in (self._kernels, self._pools, self._launching)):
             raise KernelAlreadyExistsError(kernel_id)
