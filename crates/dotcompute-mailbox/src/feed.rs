@@ -2,7 +2,7 @@
 //!
 //! The [`ring`](crate::ring)'s own doorbells ([`Rings`](crate::ring::Rings)) put threads to sleep and
 //! cost each publish a fence. Here the ends sleep as tasks do, by a waker, and the fence is paid by
-//! whoever goes to sleep, not by whoever publishes: see [`sys::heavy_barrier`].
+//! whoever goes to sleep, not by whoever publishes: see `heavy_barrier` in `sys.rs`.
 //!
 //! The receiver's close is exact. A push that succeeded is among what the receiver reads until it finds
 //! nothing more; a later one gives its record back.
