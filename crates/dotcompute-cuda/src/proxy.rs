@@ -225,13 +225,16 @@ impl<M: RecordMessage, R: RecordReply> Proxy<M, R> {
         let loss = station.seated.resident().loss().cloned();
         let report = station.seated.port().report();
         let done = station.seated.port().done();
+        // What went over edges is told before what it came of is done: read after that, it lacks nothing,
+        // and a kernel of which nothing is under way may be left alone.
+        let gone = station.seated.port().report();
         self.note_hold(report);
         station.blocked = true;
         ready!(self.bring_replies(station, cx));
         station.blocked = false;
         self.note_done(station, done);
-        self.note_passed(report, 0);
-        self.note_sent(report);
+        self.note_passed(gone, 0);
+        self.note_sent(gone);
         self.note_received(report);
         station.received = report.received;
         ready!(self.settle(cx));
