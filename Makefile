@@ -73,9 +73,9 @@ bench: tools
 # The lock-free structures and the waiters under loom, which tries every interleaving. It builds
 # the mailbox crate alone, in a folder of its own.
 loom: tools
-	RUSTFLAGS="--cfg loom" LOOM_MAX_PREEMPTIONS=2 $(CARGO) test --release \
+	RUSTFLAGS="--cfg loom" LOOM_MAX_PREEMPTIONS=2 $(CARGO) test --profile deep \
 		-p dotcompute-mailbox --lib --target-dir target/loom -- loom
-	RUSTFLAGS="--cfg loom" LOOM_MAX_PREEMPTIONS=3 $(CARGO) test --release \
+	RUSTFLAGS="--cfg loom" LOOM_MAX_PREEMPTIONS=3 $(CARGO) test --profile deep \
 		-p dotcompute-cuda --test loom_protocol --target-dir target/loom
 
 # std is not instrumented on a stable toolchain, so only harnesses that share no lock, channel or
@@ -96,8 +96,8 @@ portable: tools
 		-p dotcompute-mailbox --target-dir target/portable
 
 chaos: tools
-	CHAOS_SECONDS=$(CHAOS_SECONDS) $(CARGO) test --release -p dotcompute-conformance --test chaos
-	CHAOS_KILLS=$(CHAOS_KILLS) CHAOS_MESSAGES=1000000 $(CARGO) test --release -p dotcompute-process --test chaos
+	CHAOS_SECONDS=$(CHAOS_SECONDS) $(CARGO) test --profile deep -p dotcompute-conformance --test chaos
+	CHAOS_KILLS=$(CHAOS_KILLS) CHAOS_MESSAGES=1000000 $(CARGO) test --profile deep -p dotcompute-process --test chaos
 
 # Device sources compiled and linked for every architecture by the code that ships, and their machine
 # code looked at. Takes NVIDIA's compilers (200 MB) into an environment of its own, and the package,
@@ -150,7 +150,7 @@ parity: python
 	fi
 
 fuzz: tools
-	cargo fuzz --version >/dev/null 2>&1 || $(CARGO) install --locked cargo-fuzz
+	cargo fuzz --version >/dev/null 2>&1 || $(CARGO) install --locked --debug cargo-fuzz
 	mkdir -p fuzz/corpus/wire_decode
 	RUSTC_BOOTSTRAP=1 cargo fuzz run wire_decode fuzz/corpus/wire_decode fuzz/seeds/wire_decode \
 		-- -max_total_time=$(FUZZ_SECONDS) -max_len=4096
