@@ -39,6 +39,7 @@ from pydotcompute.handlers.context import HandlerContext
 from pydotcompute.handlers.cuda import CudaHandler, cuda_handler
 from pydotcompute.handlers.native import NativeHandler, native_handler
 from pydotcompute.handlers.record import (
+    DevicePointer,
     RecordBatch,
     c_struct,
     record,
@@ -50,6 +51,7 @@ from pydotcompute.handlers.spec import Handler
 __all__ = [
     "CudaCode",
     "CudaHandler",
+    "DevicePointer",
     "Handler",
     "HandlerContext",
     "NativeHandler",
