@@ -12,7 +12,7 @@ use std::sync::{Condvar, Mutex, MutexGuard, OnceLock};
 use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
-use dotcompute_mailbox::sync::{AtomicUsize, Ordering, lock};
+use dotcompute_mailbox::sync::{AtomicBool, AtomicUsize, Ordering, lock};
 
 use crate::lifecycle::wake_all;
 
@@ -237,6 +237,20 @@ pub fn hold_timeouts() -> TimeoutsHeld {
     TimeoutsHeld { _waking: (!IS_TIMER.get()).then(|| lock(&WAKING)) }
 }
 
+/// Whether the process is about to end.
+static STOPPED: AtomicBool = AtomicBool::new(false);
+
+/// For a process that is about to end, with a runtime of another language in it that no thread may call
+/// any more: waits until no waker runs on the timer's thread, and none does from then on. What waits for
+/// a time afterwards waits no longer: [`Sleep`] is ready at once.
+///
+/// Must not be called with a lock held that a waker takes, nor by a waker.
+pub fn stop_timeouts() {
+    // Relaxed: whoever set a timeout before cannot count on it; later ones are the caller's.
+    STOPPED.store(true, Ordering::Relaxed);
+    std::mem::forget(hold_timeouts());
+}
+
 /// For a child process after `fork`, in which the calling thread is the only one: from here on
 /// timeouts fire again, on a thread of the child's own. Those set before are the parent's, and are
 /// looked at only when they are polled. In any other process those would fire late, or never.
@@ -370,7 +384,8 @@ impl Future for Sleep {
             let pending = lock(&timer.state).wheel.pending(key, cx.waker(), &mut stale);
             return if pending { Poll::Pending } else { Poll::Ready(()) };
         }
-        if self.deadline <= Instant::now() {
+        // Relaxed: see `stop_timeouts`.
+        if self.deadline <= Instant::now() || STOPPED.load(Ordering::Relaxed) {
             return Poll::Ready(());
         }
         self.set = Some((timer, timer.set(self.deadline, cx.waker().clone())));

@@ -671,6 +671,14 @@ pub(super) fn _close_all(py: Python<'_>) {
     }
 }
 
+/// The interpreter is about to end: a thread that is in it then is torn down in the middle of Rust code,
+/// and that is a crash. So the timer's thread is not to wake anybody any more.
+#[pyfunction]
+pub(super) fn _stop_timeouts(py: Python<'_>) {
+    // What it is at may need the interpreter.
+    py.detach(dotcompute::stop_timeouts);
+}
+
 thread_local! {
     /// Held while this thread forks.
     static HELD: Cell<Option<dotcompute::TimeoutsHeld>> = const { Cell::new(None) };
