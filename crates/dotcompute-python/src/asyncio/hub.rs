@@ -671,9 +671,37 @@ pub(super) fn _close_all(py: Python<'_>) {
     }
 }
 
+/// The interpreter is about to end: a thread that is in it then is torn down in the middle of Rust code,
+/// and that is a crash. So the timer's thread is not to wake anybody any more.
+#[pyfunction]
+pub(super) fn _stop_timeouts(py: Python<'_>) {
+    // What it is at may need the interpreter.
+    py.detach(dotcompute::stop_timeouts);
+}
+
+thread_local! {
+    /// Held while this thread forks.
+    static HELD: Cell<Option<dotcompute::TimeoutsHeld>> = const { Cell::new(None) };
+}
+
+/// The timer's thread is not to be at work while this one forks: dropping what belongs to Python it may
+/// hold a lock of PyO3's, and in the child that would be locked for ever.
+#[pyfunction]
+pub(super) fn _before_fork(py: Python<'_>) {
+    // What it is at may need the interpreter.
+    py.detach(|| HELD.set(Some(dotcompute::hold_timeouts())));
+}
+
+/// After a fork, in the parent.
+#[pyfunction]
+pub(super) fn _after_fork_in_parent() {
+    HELD.take();
+}
+
 /// The child of a fork has none of its parent's loops and threads.
 #[pyfunction]
 pub(super) fn _after_fork() {
+    HELD.take();
     dotcompute::MessageId::reseed();
     dotcompute::restart_timeouts_after_fork();
     // Relaxed: this thread is the only one.
