@@ -12,7 +12,7 @@ use std::sync::{Condvar, Mutex, MutexGuard, OnceLock};
 use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
-use dotcompute_mailbox::sync::{AtomicBool, AtomicUsize, Ordering, lock};
+use dotcompute_mailbox::sync::{AtomicUsize, Ordering, lock};
 
 use crate::lifecycle::wake_all;
 
@@ -206,16 +206,17 @@ struct Timer {
     start: Instant,
     state: Mutex<Shared>,
     earlier: Condvar,
+    /// Held by its thread while it wakes, and by whoever keeps it from that.
+    waking: Mutex<()>,
     thread: OnceLock<()>,
-    /// The one that takes its place in a child process.
+    /// The one that takes its place.
     next: OnceLock<Box<Timer>>,
 }
 
-/// Which timer of the chain is in use.
-static FORKS: AtomicUsize = AtomicUsize::new(0);
+static FIRST: OnceLock<Timer> = OnceLock::new();
 
-/// Held by the timer's thread while it wakes, and by whoever is about to fork.
-static WAKING: Mutex<()> = Mutex::new(());
+/// Which timer of the chain is in use.
+static IN_USE: AtomicUsize = AtomicUsize::new(0);
 
 thread_local! {
     static IS_TIMER: Cell<bool> = const { Cell::new(false) };
@@ -234,21 +235,8 @@ pub struct TimeoutsHeld {
 ///
 /// Must not be called with a lock held that a waker takes. On the timer's own thread it does nothing.
 pub fn hold_timeouts() -> TimeoutsHeld {
-    TimeoutsHeld { _waking: (!IS_TIMER.get()).then(|| lock(&WAKING)) }
-}
-
-/// Whether the process is about to end.
-static STOPPED: AtomicBool = AtomicBool::new(false);
-
-/// For a process that is about to end, with a runtime of another language in it that no thread may call
-/// any more: waits until no waker runs on the timer's thread, and none does from then on. What waits for
-/// a time afterwards waits no longer: [`Sleep`] is ready at once.
-///
-/// Must not be called with a lock held that a waker takes, nor by a waker.
-pub fn stop_timeouts() {
-    // Relaxed: whoever set a timeout before cannot count on it; later ones are the caller's.
-    STOPPED.store(true, Ordering::Relaxed);
-    std::mem::forget(hold_timeouts());
+    let timer = Timer::in_use().filter(|_| !IS_TIMER.get());
+    TimeoutsHeld { _waking: timer.map(|timer| lock(&timer.waking)) }
 }
 
 /// For a child process after `fork`, in which the calling thread is the only one: from here on
@@ -256,7 +244,19 @@ pub fn stop_timeouts() {
 /// looked at only when they are polled. In any other process those would fire late, or never.
 pub fn restart_timeouts_after_fork() {
     // Relaxed: the calling thread is the only one that must see it, and does.
-    FORKS.fetch_add(1, Ordering::Relaxed);
+    IN_USE.fetch_add(1, Ordering::Relaxed);
+}
+
+/// For a process that is about to end, with a runtime of another language in it that no thread may call
+/// any more: waits until no waker runs on the timer's thread, and none ever does again. Timeouts that were
+/// set before fire only when they are polled; those that are set afterwards, by what runs all the same, do
+/// so on another thread.
+///
+/// Must not be called with a lock held that a waker takes, nor by a waker.
+pub fn stop_timeouts() {
+    std::mem::forget(hold_timeouts());
+    // Relaxed: a thread that does not see it yet sets a timeout for nothing, as just before.
+    IN_USE.fetch_add(1, Ordering::Relaxed);
 }
 
 #[derive(Debug)]
@@ -272,16 +272,22 @@ impl Timer {
             start: Instant::now(),
             state: Mutex::new(Shared { wheel: Wheel::new(), sleeps_until: 0 }),
             earlier: Condvar::new(),
+            waking: Mutex::new(()),
             thread: OnceLock::new(),
             next: OnceLock::new(),
         }
     }
 
+    /// The one that is in use, if it is there.
+    fn in_use() -> Option<&'static Timer> {
+        // Relaxed, here and below: as in `restart_timeouts_after_fork`.
+        let place = IN_USE.load(Ordering::Relaxed);
+        (0..place).try_fold(FIRST.get()?, |timer, _| timer.next.get().map(|next| &**next))
+    }
+
     fn get() -> &'static Timer {
-        static FIRST: OnceLock<Timer> = OnceLock::new();
         let mut timer = FIRST.get_or_init(Timer::new);
-        // Relaxed: as in `restart_timeouts_after_fork`.
-        for _ in 0..FORKS.load(Ordering::Relaxed) {
+        for _ in 0..IN_USE.load(Ordering::Relaxed) {
             timer = timer.next.get_or_init(|| Box::new(Timer::new()));
         }
         timer.thread.get_or_init(|| {
@@ -312,7 +318,7 @@ impl Timer {
             shared.wheel.advance(now.as_millis() as u64, &mut fired);
             if !fired.is_empty() {
                 drop(shared);
-                let waking = lock(&WAKING);
+                let waking = lock(&self.waking);
                 wake_all(fired.drain(..));
                 drop(waking);
                 shared = lock(&self.state);
@@ -384,8 +390,7 @@ impl Future for Sleep {
             let pending = lock(&timer.state).wheel.pending(key, cx.waker(), &mut stale);
             return if pending { Poll::Pending } else { Poll::Ready(()) };
         }
-        // Relaxed: see `stop_timeouts`.
-        if self.deadline <= Instant::now() || STOPPED.load(Ordering::Relaxed) {
+        if self.deadline <= Instant::now() {
             return Poll::Ready(());
         }
         self.set = Some((timer, timer.set(self.deadline, cx.waker().clone())));

@@ -340,7 +340,8 @@ impl Hub {
             Ready::Slot(slot) => slot.run(py),
             Ready::Job(job) => {
                 job.run(py);
-                Ok(())
+                // Its actor may have come to its end at once, as eager tasks do.
+                lock(&self.state).exit.take().map_or(Ok(()), Err)
             }
         }
     }
@@ -393,7 +394,8 @@ impl Hub {
         self.began.with(py, |began| now.duration_since(*began.get_or_insert(now)) > TURN)
     }
 
-    fn raise_later(self: &Arc<Self>, py: Python<'_>, exit: PyErr) {
+    /// Has the loop raise an exit (SystemExit, KeyboardInterrupt) as soon as can be.
+    pub(super) fn raise_later(self: &Arc<Self>, py: Python<'_>, exit: PyErr) {
         lock(&self.state).exit = Some(exit);
         // SYNC(hub.scheduled) acqrel: as in `ask_for_drain`.
         if !self.scheduled.swap(true, Ordering::AcqRel) {
@@ -677,6 +679,8 @@ pub(super) fn _close_all(py: Python<'_>) {
 pub(super) fn _stop_timeouts(py: Python<'_>) {
     // What it is at may need the interpreter.
     py.detach(dotcompute::stop_timeouts);
+    // What the exit handlers that follow still begin has one of its own.
+    TIMER_STARTED.store(false, Ordering::Relaxed);
 }
 
 thread_local! {
