@@ -17,7 +17,7 @@ use pyo3::types::PyBytes;
 use super::layout::RecordLayout;
 use super::memory::{self, Held, Lease, RecordMemory};
 use crate::asyncio::{PyFault, PyMessage};
-use crate::message;
+use crate::message::{self, RecordCodec, pack_record, unpack_record};
 
 /// The record classes of a kernel, on its outside.
 pub(crate) struct Records {
@@ -56,11 +56,17 @@ fn to_records(
     layout: &'static Core,
 ) -> PyResult<RecordBatch> {
     let py = message.py();
+    let wrong = || PyTypeError::new_err("a record of another size");
+    if let Ok(codec) = record.cast::<RecordCodec>()
+        && let Some(packed) =
+            pack_record(codec, message, |bytes| RecordBatch::single(layout, bytes))?
+    {
+        return packed.ok_or_else(wrong);
+    }
     // Bytes of one record, or how many an array has.
     let packed = record.call_method1(intern!(py, "to_records"), (message,))?;
     if let Ok(bytes) = packed.cast::<PyBytes>() {
-        return RecordBatch::single(layout, bytes.as_bytes())
-            .ok_or_else(|| PyTypeError::new_err("a record of another size"));
+        return RecordBatch::single(layout, bytes.as_bytes()).ok_or_else(wrong);
     }
     let count: usize = packed.extract()?;
     // SAFETY: `to_records` has looked: it is an array.
@@ -107,6 +113,13 @@ impl Delivered {
                 module.call_method1(intern!(py, "type_of_layout"), (layout,))?
             }
         };
+        if single
+            && let Ok(codec) = record.cast::<RecordCodec>()
+            && let Some(made) = unpack_record(codec, self.batch.bytes())?
+        {
+            message::set_header(&made, self.id, self.correlation_id, self.priority)?;
+            return Ok(made.unbind());
+        }
         let memory = Py::new(py, RecordMemory::new(self.batch))?;
         let method = if single { intern!(py, "from_record") } else { intern!(py, "from_batch") };
         let made = record.call_method1(
