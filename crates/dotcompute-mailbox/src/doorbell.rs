@@ -187,15 +187,16 @@ impl Doorbell {
     /// the two take turns, each ends the waits of the other after microseconds, and neither can spin,
     /// while another core is idle. After so many short waits the thread goes elsewhere, if it may.
     pub fn wait_apart(&self, waiting: &mut Waiting, mut ready: impl FnMut() -> bool) {
-        if self.shares_core() {
-            waiting.apart.has_moved |=
-                waiting.apart.is_due() && may_spin() && !ready() && sys::leave_cpu();
+        if self.shares_core() && may_spin() {
+            if !waiting.apart.is_due() || ready() || !sys::leave_cpu() {
+                let since = Instant::now();
+                self.sleep_as(OWNER_SLEEPS, &self.rings, None, ready);
+                waiting.apart.waited(since.elapsed());
+                return;
+            }
+            waiting.apart.has_moved = true;
         }
-        if self.shares_core() {
-            let since = Instant::now();
-            self.wait(waiting, None, ready);
-            waiting.apart.waited(since.elapsed());
-        } else if self.spin(waiting, &mut ready) {
+        if self.spin(waiting, &mut ready) {
             waiting.apart.spun();
         } else {
             self.sleep_as(OWNER_SLEEPS, &self.rings, None, ready);

@@ -22,7 +22,7 @@ use super::hub;
 use super::message::{PyMessage, plain_envelope};
 use super::python;
 use super::runtime::NativeRuntime;
-use super::scope::{detached, scope};
+use super::scope::scope;
 use crate::queues::{QueueOperation, is_main_thread};
 use crate::quick::Quick;
 
@@ -523,7 +523,8 @@ pub(super) fn ask_blocking(
     let is_main = is_main_thread(py)?;
     loop {
         let until = is_main.then(|| Instant::now() + SLICE);
-        if let Some(answered) = detached(py, || wait_for(kernel, asking.as_mut(), until)) {
+        // Not in a scope: an event loop that has to go on for the answer is told at once.
+        if let Some(answered) = py.detach(|| wait_for(kernel, asking.as_mut(), until)) {
             return match answered {
                 Ok(reply) => Ok(PyMessage::into_object(reply, py, actor.reply_record())?),
                 Err(error) => Err(errors::ask(py, error, timeout, actor.capacity())),
