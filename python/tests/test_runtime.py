@@ -397,6 +397,67 @@ def test_the_interpreter_ends_with_live_kernels(how):
     assert time.monotonic() - began < 20
 
 
+def test_the_interpreter_ends_while_timeouts_fire():
+    program = """
+import asyncio
+from pydotcompute import RingKernelRuntime
+
+async def silent(ctx):
+    while True:
+        await ctx.receive()
+
+async def main():
+    runtime = RingKernelRuntime()
+    await runtime.launch("k", silent)
+    await runtime.activate("k")
+    for place in range(400):
+        asyncio.ensure_future(runtime.receive("k", timeout=0.001 + place * 0.0005))
+    await asyncio.sleep(0.01)
+    return runtime
+
+loop = asyncio.SelectorEventLoop()
+kept = loop.run_until_complete(main())
+"""
+    command = [sys.executable, "-W", "ignore", "-c", program]
+    # One in seven of them was aborted by a wake-up that came while the interpreter ended.
+    ends = [subprocess.Popen(command, stderr=subprocess.DEVNULL) for _ in range(12)]
+    assert [end.wait(60) for end in ends] == [0] * len(ends)
+
+
+def test_the_interpreter_ends_while_daemon_threads_run_kernels():
+    program = """
+import asyncio
+import threading
+from pydotcompute import RingKernelRuntime
+from pydotcompute.exceptions import QueueTimeoutError
+
+async def echo(ctx):
+    while True:
+        try:
+            await ctx.send(await ctx.receive(timeout=0.001))
+        except QueueTimeoutError:
+            pass
+
+async def main(runs):
+    async with RingKernelRuntime() as runtime:
+        await runtime.launch("k", echo)
+        await runtime.activate("k")
+        for number in range(1_000_000_000):
+            await runtime.send("k", number)
+            await runtime.receive("k", timeout=5)
+            if number == 20:
+                runs.set()
+
+for runs in [threading.Event() for _ in range(3)]:
+    threading.Thread(target=lambda runs=runs: asyncio.run(main(runs)), daemon=True).start()
+    assert runs.wait(60)
+"""
+    command = [sys.executable, "-W", "ignore", "-c", program]
+    # One in ten of them was aborted: their threads were ended in the middle of Rust code.
+    ends = [subprocess.Popen(command, stderr=subprocess.DEVNULL) for _ in range(12)]
+    assert [end.wait(120) for end in ends] == [0] * len(ends)
+
+
 def test_timeouts_fire_in_a_child_of_fork():
     program = """
 import asyncio

@@ -14,6 +14,12 @@ For one record a handler emits and sends 7 at most, and with the reply and what 
 out record by record. Only functions in CUDA C++ that have the same name, and are not the same, have
 grids of their own.
 
+A message can name an array that lies on the GPU: a field annotated as `DevicePointer` takes what
+`RingKernelRuntime.lend` returns for a `UnifiedBuffer` or an array of CuPy, PyTorch or numba. In
+CUDA C++ it is an ``unsigned long long``, to be cast to a pointer once ``rk_acquire(ctx)`` was
+called. `RingKernelRuntime.send_on_stream` sends a message when the work that writes the array is
+done.
+
 A handler runs on one lane of a warp, whatever `block_size` and `grid_size` say; handlers of a whole
 warp or block are not there yet.
 

@@ -77,6 +77,18 @@ impl Calls {
         }
     }
 
+    /// Undoes the last [`take_up`](Self::take_up).
+    pub(super) fn put_back(&mut self) -> Result<(), ResidentError> {
+        match self {
+            Self::Here(here) => {
+                here.put_back();
+                Ok(())
+            }
+            #[cfg(target_os = "linux")]
+            Self::There(child) => child.put_back(),
+        }
+    }
+
     /// Writes to the device's arena, and waits for it.
     ///
     /// # Safety
@@ -180,6 +192,8 @@ pub(super) struct Here {
     session: Session,
     multiprocessors: u32,
     kernel: Kernel,
+    /// The one before it, which stays loaded too.
+    before: Kernel,
     /// The grid's stream, in which nothing else is ever queued.
     resident: Stream,
     /// For writes while no grid runs.
@@ -210,12 +224,18 @@ impl Here {
         let (resident, copies) = (session.stream()?, session.stream()?);
         let host = host(&session)?;
         let device = session.device_memory(device_bytes)?;
-        Ok((Self { session, multiprocessors, kernel, resident, copies, device }, host))
+        let before = kernel;
+        Ok((Self { session, multiprocessors, kernel, before, resident, copies, device }, host))
     }
 
     pub(super) fn take_up(&mut self, cubin: &[u8], blocks: u32) -> Result<(), ResidentError> {
-        self.kernel = kernel_of(&self.session, cubin, blocks, self.multiprocessors)?;
+        let kernel = kernel_of(&self.session, cubin, blocks, self.multiprocessors)?;
+        self.before = std::mem::replace(&mut self.kernel, kernel);
         Ok(())
+    }
+
+    pub(super) fn put_back(&mut self) {
+        self.kernel = self.before;
     }
 
     /// # Safety

@@ -69,6 +69,7 @@ pub fn serve_isolated(host: &mut Host) -> Result<(), Fault> {
 enum Call {
     Begin { driver: PathBuf, ordinal: u32, blocks: u32, device_bytes: usize, cubin: Vec<u8> },
     TakeUp { blocks: u32, cubin: Vec<u8> },
+    PutBack,
     Write { offset: usize, bytes: Vec<u8> },
     Read { offset: usize, bytes: usize },
     Launch { zeros: (usize, usize), blocks: u32, parameters: Parameters },
@@ -188,6 +189,7 @@ impl Call {
             Self::TakeUp { blocks, cubin } => {
                 Frame::new(5, &[u64::from(*blocks)], cubin).write(out);
             }
+            Self::PutBack => Frame::new(6, &[], &[]).write(out),
         }
     }
 
@@ -227,6 +229,7 @@ impl Call {
             },
             4 => Self::IsIdle,
             5 => Self::TakeUp { blocks: u32::try_from(n[0])?, cubin: bytes.to_vec() },
+            6 => Self::PutBack,
             other => return Err(format!("no call of kind {other}").into()),
         })
     }
@@ -345,6 +348,10 @@ impl Server {
                 here.take_up(cubin, *blocks)?;
                 Said::Done
             }
+            Call::PutBack => {
+                here.put_back();
+                Said::Done
+            }
             Call::Write { offset, bytes } => {
                 // SAFETY: the parent's launcher promises it (`Calls::write`).
                 unsafe { here.write(*offset, bytes) }?;
@@ -461,6 +468,10 @@ impl Child {
         self.done(Call::TakeUp { blocks, cubin: image.cubin().to_vec() })
     }
 
+    pub(super) fn put_back(&self) -> Result<(), ResidentError> {
+        self.done(Call::PutBack)
+    }
+
     pub(super) fn write(&self, offset: usize, bytes: &[u8]) -> Result<(), ResidentError> {
         self.done(Call::Write { offset, bytes: bytes.to_vec() })
     }
@@ -543,6 +554,7 @@ mod tests {
                 cubin: vec![0, 255],
             },
             Call::TakeUp { blocks: 3, cubin: vec![7; 9] },
+            Call::PutBack,
             Call::Write { offset: 77, bytes: vec![1; 300] },
             Call::Read { offset: 77, bytes: 5 },
             Call::Launch { zeros: (1, 128), blocks: 33, parameters },

@@ -73,7 +73,11 @@ int fails(const char *call) {
 struct module {
     void (*seat)(const dc_grid *, uint32_t) = dc_twin_seat;
     void (*service)(const dc_grid *) = dc_twin_service;
+    // What its launches return, where they are refused.
+    int refused = 0;
 };
+// That of modules that are loaded from now on.
+std::atomic<int> refuse_loaded = 0;
 
 // Ends the calling thread of a grid whose context is lost, as hardware would.
 struct ended {};
@@ -177,6 +181,7 @@ size_t image_bytes(const void *image) {
 // Loads an image from memory; it stays loaded.
 module *load(const void *image) {
     auto loaded = new module;
+    loaded->refused = refuse_loaded;
     const bool is_library = std::memcmp(image, ELFMAG, SELFMAG) == 0;
     const size_t bytes = is_library ? image_bytes(image) : 0;
     if (bytes == 0)
@@ -221,6 +226,9 @@ void standin_fail(const char *call, int code) {
     std::lock_guard held(lock);
     failing[call] = code;
 }
+
+// Launches of code that is loaded from now on return this; 0: they are launched.
+void standin_refuse_loaded(int code) { refuse_loaded = code; }
 
 int cuInit(unsigned) {
     // STANDIN_FAIL: call=code, separated by commas.
@@ -404,6 +412,9 @@ int cuLaunchCooperativeKernel(void *function, unsigned blocks, unsigned, unsigne
                               unsigned, unsigned, unsigned, void *of, void **parameters) {
     STANDIN_CALL
     const dc_grid grid = *static_cast<const dc_grid *>(parameters[0]);
+    auto code = static_cast<const module *>(function);
+    if (code->refused != 0)
+        return code->refused;
     // A warp for the service and each seat, and no block to spare.
     const unsigned warps = threads / 32;
     if (blocks != (grid.seat_count + warps) / warps)
@@ -414,7 +425,6 @@ int cuLaunchCooperativeKernel(void *function, unsigned blocks, unsigned, unsigne
         number = ++launched;
         resident.insert(number);
     }
-    auto code = static_cast<const module *>(function);
     return give(of, [=] { run_grid(number, code, grid); });
 }
 

@@ -15,9 +15,11 @@ use pyo3::prelude::*;
 use super::actor::Kernel;
 use super::context::{ContextCell, ContextHandle, Shared};
 use super::errors::{self, PyFault};
+use super::guarded;
 use super::hub::Hub;
 use super::message::PyMessage;
 use super::operation::duration;
+use super::python::is_exit;
 
 /// Kernels on the event loop that runs on the launching thread, or on a given one.
 pub(crate) struct AsyncioExecutor;
@@ -213,7 +215,11 @@ impl ActorRun {
             let handle = Py::new(py, ContextHandle { cell })?;
             let report = Arc::clone(&self.report);
             let done = Py::new(py, Done { report, kernel: kernel.clone() })?;
-            let task = self.spec.start.bind(py).call1((handle, done))?;
+            // SAFETY: the interpreter is attached, and these are alive.
+            let task =
+                unsafe { guarded::call(self.spec.start.as_ptr(), handle.as_ptr(), done.as_ptr()) };
+            // SAFETY: a new reference, or null with an error set.
+            let task = unsafe { Bound::from_owned_ptr_or_err(py, task) }?;
             Ok(match task.is_none() {
                 true => None,
                 false => Some(task.unbind()),
@@ -226,7 +232,14 @@ impl ActorRun {
                 self.task = task;
                 Poll::Pending
             }
-            Some(Err(error)) => Poll::Ready(Python::attach(|py| fault_of(py, &kernel, error))),
+            Some(Err(error)) => Poll::Ready(Python::attach(|py| {
+                // A task that starts eagerly gives an exit to whoever made it; it is the loop's.
+                if !self.spec.threaded && is_exit(py, &error) {
+                    let exit = error.clone_ref(py);
+                    let _ = Hub::with_running(py, |hub, _| hub.raise_later(py, exit));
+                }
+                fault_of(py, &kernel, error)
+            })),
         }
     }
 }

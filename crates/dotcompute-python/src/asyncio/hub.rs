@@ -22,6 +22,7 @@ use pyo3::types::PyDict;
 use pyo3::{Borrowed, ffi, intern, prelude::*};
 
 use super::executor::without_signals;
+use super::guarded;
 use super::held::Held;
 use super::python::names;
 use super::scope::{attached, detached, schedule_later, scope};
@@ -285,7 +286,12 @@ impl Hub {
         let here = *lock(&self.thread) == std::thread::current().id();
         let method =
             if here { intern!(py, "call_soon") } else { intern!(py, "call_soon_threadsafe") };
-        if let Err(error) = event_loop.call_method1(method, (drain,)) {
+        // SAFETY: the interpreter is attached, and these are alive.
+        let called = unsafe {
+            guarded::call_method(event_loop.as_ptr(), method.as_ptr(), drain.as_ptr(), null_mut())
+        };
+        // SAFETY: a new reference, or null with an error set.
+        if let Err(error) = unsafe { Bound::from_owned_ptr_or_err(py, called) } {
             let closed = event_loop.call_method0(intern!(py, "is_closed"));
             if closed.and_then(|closed| closed.is_truthy()).unwrap_or(true) {
                 self.close(py);
@@ -352,7 +358,8 @@ impl Hub {
             Ready::Slot(slot) => slot.run(py),
             Ready::Job(job) => {
                 job.run(py);
-                Ok(())
+                // Its actor may have come to its end at once, as eager tasks do.
+                lock(&self.state).exit.take().map_or(Ok(()), Err)
             }
         }
     }
@@ -405,7 +412,8 @@ impl Hub {
         self.began.with(py, |began| now.duration_since(*began.get_or_insert(now)) > TURN)
     }
 
-    fn raise_later(self: &Arc<Self>, py: Python<'_>, exit: PyErr) {
+    /// Has the loop raise an exit (SystemExit, KeyboardInterrupt) as soon as can be.
+    pub(super) fn raise_later(self: &Arc<Self>, py: Python<'_>, exit: PyErr) {
         lock(&self.state).exit = Some(exit);
         // SYNC(hub.scheduled) acqrel: as in `ask_for_drain`.
         if !self.scheduled.swap(true, Ordering::AcqRel) {
@@ -683,9 +691,29 @@ pub(super) fn _close_all(py: Python<'_>) {
     }
 }
 
+thread_local! {
+    /// Held while this thread forks.
+    static HELD: Cell<Option<dotcompute::TimeoutsHeld>> = const { Cell::new(None) };
+}
+
+/// The timer's thread is not to be at work while this one forks: dropping what belongs to Python it may
+/// hold a lock of PyO3's, and in the child that would be locked for ever.
+#[pyfunction]
+pub(super) fn _before_fork(py: Python<'_>) {
+    // What it is at may need the interpreter.
+    py.detach(|| HELD.set(Some(dotcompute::hold_timeouts())));
+}
+
+/// After a fork, in the parent.
+#[pyfunction]
+pub(super) fn _after_fork_in_parent() {
+    HELD.take();
+}
+
 /// The child of a fork has none of its parent's loops and threads.
 #[pyfunction]
 pub(super) fn _after_fork() {
+    HELD.take();
     dotcompute::MessageId::reseed();
     dotcompute::restart_timeouts_after_fork();
     // Relaxed: this thread is the only one.

@@ -194,10 +194,21 @@ impl Number {
         }
         let own =
             is_bool || python.is(py.get_type::<PyInt>()) || python.is(py.get_type::<PyFloat>());
+        // Numbers of numpy's; what names memory, say, is more than its number.
+        if !own && !is_of_numpy(&python)? {
+            return Ok(None);
+        }
         let class = (!own).then(|| python.unbind());
         let offset = field.getattr(intern!(py, "offset"))?.extract()?;
         Ok(Some(Self { index, offset, code, class }))
     }
+}
+
+/// Whether this is a class of numpy's numbers.
+fn is_of_numpy(class: &Bound<'_, PyAny>) -> PyResult<bool> {
+    let py = class.py();
+    let generic = py.import(intern!(py, "numpy"))?.getattr(intern!(py, "generic"))?;
+    class.cast::<PyType>()?.is_subclass(&generic)
 }
 
 impl Code {
