@@ -3,6 +3,7 @@
 
 #include "dotcompute.cuh"
 #include "ring.cuh"
+#include "scope.cuh"
 
 // Calls the handler of this number. Defined where the handlers are linked.
 DC_HANDLER int32_t dc_dispatch(uint32_t handler, const void *message, void *state, void *reply,
@@ -34,7 +35,21 @@ struct rk_ctx {
     uint32_t logs_lost;
     // Where the record goes that begins with a slot: 0 to the host, or the number of an edge plus one.
     uint8_t target[DC_OUTBOX_SLOTS];
+#if DC_IS_WIDE
+    dc_call call;
+#endif
 };
+
+// Fails the message in hand, unless it has failed already: the first fault counts. What to return.
+DC_FN int32_t dc_fail(rk_ctx *ctx, int32_t code) {
+#if DC_IS_WIDE
+    dc_be_first(&ctx->fault, code);
+#else
+    if (ctx->fault == 0)
+        ctx->fault = code;
+#endif
+    return code;
+}
 
 // What a seat keeps in the multiprocessor.
 struct dc_stage {
@@ -106,6 +121,101 @@ DC_FN void dc_clear(dc_tagged_record *record, uint32_t slots) {
             dc_words(&record[slot])[word] = 0;
 }
 
+// Makes the context ready for a call; where its reply goes. The first lane does.
+DC_FN dc_tagged_record *dc_prepare(const dc_run &run, dc_stage *stage,
+                                   const dc_tagged_record *message, uint32_t token) {
+    rk_ctx *context = &stage->context;
+    context->token = token;
+    context->made = 0;
+    context->emitted = 0;
+    context->sent = 0;
+    context->fault = 0;
+#if DC_IS_WIDE
+    context->call.message = message;
+    context->call.has_reply = 0;
+    context->call.text_bytes = 0;
+    dc_begin_meetings(context->call);
+#else
+    (void)message;
+#endif
+    dc_tagged_record *reply = &stage->out[context->reply_place];
+    dc_clear(reply, run.seat->reply_slots);
+    return reply;
+}
+
+// What came of a call, by what the handler returned. The first lane does.
+DC_FN int32_t dc_conclude(const dc_run &run, rk_ctx *context, dc_tagged_record *reply,
+                          const dc_tagged_record *message, uint32_t token, int32_t result,
+                          bool inbox) {
+    if (context->fault != 0)
+        result = context->fault;
+    else if (result > DC_HANDLER_REPLY)
+        result = DC_FAULT_BAD_RESULT;
+    reply->header.token = token;
+    reply->header.payload_bytes = uint16_t(run.seat->reply_bytes);
+    context->target[context->reply_place] = 0;
+    if (result < 0 && inbox) {
+        // Nobody else has it: the host is to.
+        const uint32_t words = 12 * run.seat->message_slots;
+        DC_ROLLED for (uint32_t word = 0; word < words; ++word)
+            dc_words(reply)[word] = dc_words(message)[word];
+        reply->header.flags = DC_FLAG_FAULTED;
+    }
+    return result;
+}
+
+#if DC_IS_WIDE
+
+// One thread's part in a call, once all have met for it: what it returned is told, and it waits for the
+// others, as often as they come to a barrier meanwhile.
+DC_FN void dc_take_part(const dc_seat *seat, rk_ctx *context) {
+    const int32_t result = dc_dispatch(seat->handler, context->call.message->payload,
+                                       dc_at<void>(seat->state),
+                                       context->out[context->reply_place].payload, context);
+    if (result < 0)
+        dc_fail(context, result);
+    else if (result > DC_HANDLER_REPLY)
+        dc_fail(context, DC_FAULT_BAD_RESULT);
+    else if (result == DC_HANDLER_REPLY)
+        dc_say_so(&context->call.has_reply);
+    while (dc_meet(context->call, true) != DC_SEAT_THREADS) {
+    }
+}
+
+// What the threads of a seat do that are not of its first warp, up to when it is left.
+DC_FN void dc_assist(const dc_seat *seat, rk_ctx *context) {
+    for (;;) {
+        dc_meet(context->call, false);
+        if (context->call.message == nullptr)
+            return;
+        dc_take_part(seat, context);
+    }
+}
+
+// Calls the handler by all threads of the seat, for what `dc_prepare` made ready.
+DC_FN void dc_call_all(const dc_seat *seat, rk_ctx *context) {
+#if !defined(__CUDACC__)
+    context->call.crew->begin([seat, context] { dc_assist(seat, context); });
+#endif
+    dc_meet(context->call, false);
+    dc_take_part(seat, context);
+}
+
+// Lets the other threads go.
+DC_FN void dc_dismiss(rk_ctx *context) {
+#if !defined(__CUDACC__)
+    if (!context->call.crew->has_begun())
+        return;
+#elif DC_SCOPE == DC_SCOPE_WARP
+    // There are none.
+    return;
+#endif
+    DC_FIRST_LANE context->call.message = nullptr;
+    dc_meet(context->call, false);
+}
+
+#endif
+
 // Calls the handler for one staged record, which came by the inbox or from the host, and publishes
 // what it made; false if it failed.
 DC_FN bool dc_handle(dc_run &run, dc_stage *stage, const dc_tagged_record *message, bool inbox) {
@@ -113,34 +223,28 @@ DC_FN bool dc_handle(dc_run &run, dc_stage *stage, const dc_tagged_record *messa
     uint64_t ticks = 0;
     const uint32_t token = message->header.token;
     const bool home = !inbox && (message->header.flags & DC_FLAG_HOME) != 0;
+    rk_ctx *context = &stage->context;
+#if DC_IS_WIDE
+    DC_FIRST_LANE dc_prepare(run, stage, message, token);
+    const uint64_t start = dc_clock_ticks();
+    dc_call_all(run.seat, context);
+    ticks = dc_clock_ticks() - start;
     DC_FIRST_LANE {
-        rk_ctx *context = &stage->context;
-        context->token = token;
-        context->made = 0;
-        context->emitted = 0;
-        context->sent = 0;
-        context->fault = 0;
-        dc_tagged_record *reply = &stage->out[context->reply_place];
-        dc_clear(reply, run.seat->reply_slots);
+        if (context->call.text_bytes != 0)
+            rk_log(context, 40, context->call.text, context->call.text_bytes);
+        result = dc_conclude(run, context, &stage->out[context->reply_place], message, token,
+                             int32_t(context->call.has_reply), inbox);
+    }
+#else
+    DC_FIRST_LANE {
+        dc_tagged_record *reply = dc_prepare(run, stage, message, token);
         const uint64_t start = dc_clock_ticks();
         result = dc_dispatch(run.seat->handler, message->payload, dc_at<void>(run.seat->state),
                              reply->payload, context);
         ticks = dc_clock_ticks() - start;
-        if (context->fault != 0)
-            result = context->fault;
-        else if (result > DC_HANDLER_REPLY)
-            result = DC_FAULT_BAD_RESULT;
-        reply->header.token = token;
-        reply->header.payload_bytes = uint16_t(run.seat->reply_bytes);
-        context->target[context->reply_place] = 0;
-        if (result < 0 && inbox) {
-            // Nobody else has it: the host is to.
-            const uint32_t words = 12 * run.seat->message_slots;
-            DC_ROLLED for (uint32_t word = 0; word < words; ++word)
-                dc_words(reply)[word] = dc_words(message)[word];
-            reply->header.flags = DC_FLAG_FAULTED;
-        }
+        result = dc_conclude(run, context, reply, message, token, result, inbox);
     }
+#endif
     result = int32_t(dc_from_first(uint32_t(result)));
     run.handler_ticks += dc_from_first(ticks);
     dc_sync_warp();
@@ -464,5 +568,8 @@ DC_FN void dc_sit(const dc_grid &grid, const dc_seat *seat, dc_stage *stage) {
         if (looks > DC_LOOKS_UNTIL_BELLS || state == DC_STATE_HOLDING)
             dc_pause(DC_PAUSE_NS);
     }
+#if DC_IS_WIDE
+    dc_dismiss(&stage->context);
+#endif
     dc_leave(run, stage, dc_at<uint64_t>(grid.left), grid.epoch);
 }
