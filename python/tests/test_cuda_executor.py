@@ -82,8 +82,8 @@ def test_what_is_no_function_of_c_is_refused():
         ("block", {"grid_size": 2}, r"grid_size.*one block at most"),
         ("lane", {"block_size": 128}, r"block_size.*has one thread: leave it out.*scope 'block'"),
         ("warp", {"block_size": 64}, r"block_size.*has 32 threads: leave it out"),
-        ("block", {"block_size": 48}, r"block_size.*a multiple of 32 threads, 512 at most"),
-        ("block", {"block_size": 1024}, r"block_size.*a multiple of 32 threads, 512 at most"),
+        ("block", {"block_size": 48}, r"block_size.*a multiple of 32 threads, 1024 at most"),
+        ("block", {"block_size": 1056}, r"block_size.*a multiple of 32 threads, 1024 at most"),
     ],
 )
 async def test_sizes_that_make_no_sense_for_a_handler_say_what_does(scope, sizes, error):

@@ -10,8 +10,8 @@ use crate::nvrtc::{Output, Source};
 use crate::source::{HANDLER_HEADERS, HEADERS, RESIDENT};
 use crate::toolkit::Toolkit;
 
-/// The threads of a block at most. With more, each has 64 registers, and the seat's own loop lies in memory.
-const THREADS_MAX: u32 = 512;
+/// The threads of a block at most, on any device.
+const THREADS_MAX: u32 = 1024;
 
 /// A handler, as CUDA C++ or compiled already.
 ///
@@ -60,7 +60,8 @@ pub enum Scope {
     Warp,
     /// Those of a block.
     Block {
-        /// How many: a multiple of 32, 512 at most.
+        /// How many: a multiple of 32, 1024 at most. The more they are, the fewer registers each
+        /// has: 64 where there are 1024.
         threads: u32,
     },
 }

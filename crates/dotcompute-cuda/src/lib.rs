@@ -38,7 +38,7 @@
 //! many fewer of them; all messages of a kernel are of one size.
 //!
 //! A handler is called by one thread, the first lane of its warp, unless it has another [`Scope`]: then all
-//! 32 of the warp call it, or those of a block of up to 512, together for each message, with shared memory
+//! 32 of the warp call it, or those of a block of up to 1024, together for each message, with shared memory
 //! ([`CudaHandler::shared_bytes`]) and barriers. A barrier that not all threads come to fails the message and
 //! keeps nobody waiting. Kernels that need the same (scope, block, shared memory) share grids; what the others
 //! send each other goes by the host. Handlers of several blocks are not there yet.

@@ -94,7 +94,7 @@ const WIDE: [Scope; 4] = [
     Scope::Warp,
     Scope::Block { threads: 32 },
     Scope::Block { threads: 256 },
-    Scope::Block { threads: 512 },
+    Scope::Block { threads: 1024 },
 ];
 
 /// One instruction of machine code: what it is, and all of it.

@@ -341,9 +341,9 @@ fn a_handler_of_one_lane_finds_itself_alone() {
 }
 
 #[test]
-fn a_block_may_be_as_large_as_512_threads_with_shared_memory_that_a_block_has_to_ask_for() {
+fn a_block_may_be_as_large_as_1024_threads_with_shared_memory_that_a_block_has_to_ask_for() {
     let _device = StandIn::get().shared();
-    let scope = Scope::Block { threads: 512 };
+    let scope = Scope::Block { threads: 1024 };
     let code = CudaHandler::from_source("sum", SUM).scope(scope).shared_bytes(100_000);
     let large = CudaKernel::new(code, Range::LAYOUT)
         .output(Total::LAYOUT)
@@ -355,7 +355,7 @@ fn a_block_may_be_as_large_as_512_threads_with_shared_memory_that_a_block_has_to
     let kernel: Kernel = cuda.launch(builder, CudaLaunch::new("large")).unwrap();
     kernel.activate().unwrap();
     let value = 10_000 * 9_999 / 2;
-    assert_eq!(ask(&kernel, 0, 10_000), Ok(Total { value, threads: 512 }));
+    assert_eq!(ask(&kernel, 0, 10_000), Ok(Total { value, threads: 1024 }));
     kernel.terminate_blocking(Terminate::now());
 }
 
@@ -391,7 +391,7 @@ fn a_combination_that_makes_no_sense_says_what_to_do() {
         CudaKernels::new().kernel("k", kernel).open(standin::options()).unwrap_err()
     };
     let code = || CudaHandler::from_source("sum", SUM);
-    for threads in [0, 33, 48, 513, 1024] {
+    for threads in [0, 33, 48, 1025, 1056] {
         let error = open(code().scope(Scope::Block { threads }));
         let said = error.to_string();
         assert!(said.contains(&format!("blocks of {threads} threads: name a multiple of 32")));

@@ -112,8 +112,8 @@ def cuda_handler(
         and what they take; numbered from 0 in this order.
     scope
         How many threads call it for each message, together: one ("lane"), those of a warp ("warp"),
-        or of a block ("block"), as many as the kernel's `block_size` says: a multiple of 32, 512 at
-        most. They share message, state, reply and shared memory, and agree on who does what by
+        or of a block ("block"), as many as the kernel's `block_size` says: a multiple of 32, 1024
+        at most. They share message, state, reply and shared memory, and agree on who does what by
         ``rk_thread``, ``rk_threads`` and ``rk_barrier``. There is a reply if any of them says so,
         and a fault if any of them fails. The first emits, sends and logs: if another does, or one
         returns that others wait for at a barrier, the message fails.
@@ -149,7 +149,7 @@ def cuda_handler(
 
 
 #: The threads of a block that one kernel has at most, and what a kernel has that says nothing.
-_BLOCK_MAX = 512
+_BLOCK_MAX = 1024
 _BLOCK_DEFAULT = 256
 
 
