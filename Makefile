@@ -7,6 +7,8 @@
 # make bench       every figure beside its peer or floor, in one run
 
 CARGO ?= cargo
+# Any that is 3.11 or newer; `make pytest` with another one wants its environments, .venv*, gone.
+PYTHON ?= python3
 # How long the parts of check-deep run that could run for ever.
 FUZZ_SECONDS ?= 60
 CHAOS_SECONDS ?= 60
@@ -42,11 +44,11 @@ python: venv
 
 # The same without anything optional: no numba, no uvloop.
 python-base: venv
-	@test -x .venv-base/bin/python || python3 -m venv .venv-base
+	@test -x .venv-base/bin/python || $(PYTHON) -m venv .venv-base
 	PIP_QUIET=1 VIRTUAL_ENV=$(CURDIR)/.venv-base $(DEVELOP) --extras test
 
 venv: tools
-	@test -x .venv/bin/python || python3 -m venv .venv
+	@test -x .venv/bin/python || $(PYTHON) -m venv .venv
 	@test -x .venv/bin/maturin || \
 		.venv/bin/python -m pip install --quiet --disable-pip-version-check "maturin>=1.9,<2"
 
@@ -103,7 +105,7 @@ chaos: tools
 # code looked at. Takes NVIDIA's compilers (200 MB) into an environment of its own, and the package,
 # whose handlers are compiled there by numba-cuda.
 cuda-offline: python
-	@test -x target/cuda-tools/bin/python || python3 -m venv target/cuda-tools
+	@test -x target/cuda-tools/bin/python || $(PYTHON) -m venv target/cuda-tools
 	@target/cuda-tools/bin/python -m pip install --quiet --disable-pip-version-check \
 		-r crates/dotcompute-cuda/tests/requirements.txt
 	PYTHONPATH=python:python/tests target/cuda-tools/bin/python \
@@ -120,7 +122,7 @@ cuda-offline: python
 BUNDLE = target/gpu-check
 
 gpu-check-bundle: venv
-	@test -x target/cuda-tools/bin/python || python3 -m venv target/cuda-tools
+	@test -x target/cuda-tools/bin/python || $(PYTHON) -m venv target/cuda-tools
 	@target/cuda-tools/bin/python -m pip install --quiet --disable-pip-version-check \
 		-r crates/dotcompute-cuda/tests/requirements.txt
 	rm -rf $(BUNDLE) && mkdir -p $(BUNDLE)
@@ -162,7 +164,7 @@ tools:
 	version=$$($(CARGO) --version | cut -d " " -f 2); \
 	printf '1.88\n%s\n' "$$version" | sort -VC || { echo "cargo $$version is too old: $$rust"; exit 1; }; \
 	command -v cc >/dev/null || missing="$$missing build-essential"; \
-	python3 -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null \
+	$(PYTHON) -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null \
 		|| missing="$$missing python3 python3-venv"; \
 	if [ -n "$$missing" ]; then \
 		echo "missing (Python must be 3.11 or newer): sudo apt-get install -y$$missing"; exit 1; \

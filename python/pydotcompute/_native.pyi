@@ -46,6 +46,8 @@ __all__ = [
     "SyncQueue",
     "ThreadQueue",
     "_after_fork",
+    "_after_fork_in_parent",
+    "_before_fork",
     "_close_all",
     "_cuda_capability",
     "_join_threads",
@@ -53,6 +55,7 @@ __all__ = [
     "_launch_process",
     "_own_methods",
     "_serve_cuda",
+    "_stop_timeouts",
     "cuda_devices",
     "decode_any_message",
     "decode_message",
@@ -898,6 +901,9 @@ class ProcessHost:
 def _close_all() -> None: ...
 def _join_threads(timeout: float) -> None: ...
 def _own_methods(class_: type[_T], /) -> type[_T]: ...
+def _stop_timeouts() -> None: ...
+def _before_fork() -> None: ...
+def _after_fork_in_parent() -> None: ...
 def _after_fork() -> None: ...
 
 # --- workloads.rs ----------------------------------------------------------------------------

@@ -388,8 +388,9 @@ def test_a_closed_loop_fails_its_kernels_and_their_waiters():
     task._log_destroy_pending = False
 
 
+@pytest.mark.parametrize("at_once", [False, True], ids=["waited", "at_once"])
 @pytest.mark.parametrize("kind", [SystemExit, KeyboardInterrupt])
-def test_an_exit_is_raised_by_the_loop_and_by_no_other_task(kind):
+def test_an_exit_is_raised_by_the_loop_and_by_no_other_task(kind, at_once):
     seen = []
     runtime = RingKernelRuntime()
 
@@ -400,7 +401,8 @@ def test_an_exit_is_raised_by_the_loop_and_by_no_other_task(kind):
     async def main():
         await runtime.launch("k", actor)
         await runtime.activate("k")
-        await asyncio.sleep(0)
+        if not at_once:  # Otherwise an eager task (Python 3.12) ends while it is made.
+            await asyncio.sleep(0)
         await runtime.send("k", 1)
         try:
             await runtime.receive("k")
@@ -413,7 +415,7 @@ def test_an_exit_is_raised_by_the_loop_and_by_no_other_task(kind):
         task = loop.create_task(main())
         with pytest.raises(kind):
             loop.run_until_complete(task)
-        assert seen == []
+        assert kind not in seen
         with pytest.raises(KernelFailedError) as caught:
             loop.run_until_complete(task)
         assert isinstance(caught.value.__cause__, kind)

@@ -119,6 +119,19 @@ def test_helpers_do_only_what_needs_no_check() -> None:
     assert (line, "'total' has loops" in reason) == (1, True)
 
 
+def _twice(value: int) -> int:
+    return 2 * value
+
+
+def test_plain_functions_are_compiled_for_the_processor_only() -> None:
+    def bad(msg: Figure, state: Kept, out: Figure) -> int:
+        out.value = _twice(msg.value)
+        return 1
+
+    reason, line = refused(bad)
+    assert (line, "'_twice' is a plain function" in reason) == (1, True)
+
+
 def test_the_message_is_not_written_and_lists_are_not_made() -> None:
     def writes(msg: Figure, state: Kept, out: Figure) -> int:
         msg.value = 1

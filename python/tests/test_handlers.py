@@ -134,6 +134,30 @@ def clerk(msg: Amount, state: None, out: Amount, ctx: HandlerContext) -> int:
     return 1
 
 
+def _clipped(value: int) -> int:
+    if value > 1000:
+        raise ValueError("too much", value)
+    return _positive(value)
+
+
+def _positive(value: int) -> int:
+    return max(value, 0)
+
+
+def _remember(state: Total, value: int) -> None:
+    state.last[state.count % 4] = value
+    state.count += np.uint32(1)
+
+
+@ring_kernel(kernel_id="helped", state=Total, auto_register=False)
+def helped(msg: Amount, state: Total, out: Amount) -> int:
+    value = _clipped(msg.value)
+    state.sum += value
+    _remember(state, value)
+    out.value = state.sum
+    return 1
+
+
 def amounts(*values: int) -> Any:
     made = np.zeros(len(values), record_dtype(Amount))
     made["value"] = values
@@ -168,6 +192,17 @@ async def test_single_records_are_messages_as_any_others(executor: str) -> None:
         assert (await runtime.receive("total", timeout=30)).value == 12
         with pytest.raises(QueueTimeoutError):
             await runtime.receive("total", timeout=0)
+
+
+async def test_a_handler_calls_plain_functions_of_its_module(executor: str) -> None:
+    async with RingKernelRuntime() as runtime:
+        kernel = await started(runtime, "helped", helped)
+        made = await runtime.send_and_receive("helped", amounts(5, -3, 7), timeout=60)
+        assert made["value"].tolist() == [5, 5, 12]
+        state = kernel.read_state()
+        assert (state.sum, state.count, state.last.tolist()) == (12, 3, [5, 0, 7, 0])
+        with pytest.raises(KernelFailedError, match=r"ValueError: \('too much', 1001\)"):
+            await runtime.send_and_receive("helped", Amount(1001), timeout=60)
 
 
 async def test_a_batch_is_one_message_and_its_replies_one_array(executor: str) -> None:

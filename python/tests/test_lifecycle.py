@@ -495,7 +495,7 @@ async def test_an_actor_cleans_up_when_it_is_cancelled():
     await kernel.launch()
     await kernel.activate()
     await asyncio.sleep(0.01)
-    # On a busy machine the tenth of the time that is left for it may not be enough.
+    # On a busy machine the fifth of the time that is left for it may not be enough.
     await kernel.terminate(timeout=1.0)
     await asyncio.wait_for(cleaned.wait(), 60)
     assert kernel.state is KernelState.TERMINATED

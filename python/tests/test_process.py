@@ -271,11 +271,17 @@ async def test_a_process_that_is_stopped_is_reported_as_stalled(caplog):
         async with asyncio.timeout(WAIT):
             while "kernel 'stopping' stalled" not in caplog.text:
                 await asyncio.sleep(0.001)
-        for child in set(os.listdir("/proc")) - children:
-            with contextlib.suppress(OSError, ValueError):
-                stat = Path(f"/proc/{child}/stat").read_text().rsplit(")", 1)[1].split()
-                if stat[0] == "T" and int(stat[1]) == os.getpid():
-                    os.kill(int(child), signal.SIGCONT)
+        # On a busy machine it may stop only after it was reported.
+        went_on = False
+        async with asyncio.timeout(WAIT):
+            while not went_on:
+                await asyncio.sleep(0.001)
+                for child in set(os.listdir("/proc")) - children:
+                    with contextlib.suppress(OSError, ValueError):
+                        stat = Path(f"/proc/{child}/stat").read_text().rsplit(")", 1)[1].split()
+                        if stat[0] == "T" and int(stat[1]) == os.getpid():
+                            os.kill(int(child), signal.SIGCONT)
+                            went_on = True
         assert await runtime.receive("stopping", timeout=WAIT) == 1
 
 

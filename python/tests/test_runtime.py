@@ -335,6 +335,33 @@ def test_the_interpreter_ends_with_live_kernels(how):
     assert time.monotonic() - began < 20
 
 
+def test_the_interpreter_ends_while_timeouts_fire():
+    program = """
+import asyncio
+from pydotcompute import RingKernelRuntime
+
+async def silent(ctx):
+    while True:
+        await ctx.receive()
+
+async def main():
+    runtime = RingKernelRuntime()
+    await runtime.launch("k", silent)
+    await runtime.activate("k")
+    for place in range(400):
+        asyncio.ensure_future(runtime.receive("k", timeout=0.001 + place * 0.0005))
+    await asyncio.sleep(0.01)
+    return runtime
+
+loop = asyncio.SelectorEventLoop()
+kept = loop.run_until_complete(main())
+"""
+    command = [sys.executable, "-W", "ignore", "-c", program]
+    # One in seven of them was aborted by a wake-up that came while the interpreter ended.
+    ends = [subprocess.Popen(command, stderr=subprocess.DEVNULL) for _ in range(12)]
+    assert [end.wait(60) for end in ends] == [0] * len(ends)
+
+
 def test_timeouts_fire_in_a_child_of_fork():
     program = """
 import asyncio

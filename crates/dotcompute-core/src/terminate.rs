@@ -51,9 +51,9 @@ pub enum Termination {
 /// and takes them out of their runtime. How each ended, in order.
 pub(crate) async fn end_all(cells: &[Arc<dyn AnyCell>], within: Duration) -> Vec<Termination> {
     let deadline = Instant::now().checked_add(within);
-    // The last tenth of the time is for cancelling, so that the deadline holds; on a machine that
+    // The last fifth of the time is for cancelling, so that the deadline holds; on a machine that
     // has more to do than it can, a kernel may have to wait long for its last turn.
-    let grace = (within / 10).min(Duration::from_millis(500));
+    let grace = (within / 5).min(Duration::from_secs(1));
     let cancel_at = deadline.map(|deadline| deadline - grace);
     let mut outcomes: Vec<Option<Termination>> = cells
         .iter()

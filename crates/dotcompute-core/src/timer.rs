@@ -5,9 +5,10 @@
 //! Setting and cancelling are O(1) and, once the table has grown, allocate nothing. A timeout fires
 //! up to a tick late and never early. The thread starts with the first timeout.
 
+use std::cell::Cell;
 use std::future::Future;
 use std::pin::Pin;
-use std::sync::{Condvar, Mutex, OnceLock};
+use std::sync::{Condvar, Mutex, MutexGuard, OnceLock};
 use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
@@ -205,20 +206,57 @@ struct Timer {
     start: Instant,
     state: Mutex<Shared>,
     earlier: Condvar,
+    /// Held by its thread while it wakes, and by whoever keeps it from that.
+    waking: Mutex<()>,
     thread: OnceLock<()>,
-    /// The one that takes its place in a child process.
+    /// The one that takes its place.
     next: OnceLock<Box<Timer>>,
 }
 
+static FIRST: OnceLock<Timer> = OnceLock::new();
+
 /// Which timer of the chain is in use.
-static FORKS: AtomicUsize = AtomicUsize::new(0);
+static IN_USE: AtomicUsize = AtomicUsize::new(0);
+
+thread_local! {
+    static IS_TIMER: Cell<bool> = const { Cell::new(false) };
+}
+
+/// No timeout fires while this lives: see [`hold_timeouts`].
+#[derive(Debug)]
+#[must_use = "timeouts fire again when this is dropped"]
+pub struct TimeoutsHeld {
+    _waking: Option<MutexGuard<'static, ()>>,
+}
+
+/// For a process that is about to `fork`: waits until no waker runs on the timer's thread, and lets none
+/// run there until what is returned is dropped, which the calling thread does in both processes. A waker
+/// is foreign code and may be anywhere, also under a lock, which in the child nobody would ever release.
+///
+/// Must not be called with a lock held that a waker takes. On the timer's own thread it does nothing.
+pub fn hold_timeouts() -> TimeoutsHeld {
+    let timer = Timer::in_use().filter(|_| !IS_TIMER.get());
+    TimeoutsHeld { _waking: timer.map(|timer| lock(&timer.waking)) }
+}
 
 /// For a child process after `fork`, in which the calling thread is the only one: from here on
 /// timeouts fire again, on a thread of the child's own. Those set before are the parent's, and are
 /// looked at only when they are polled. In any other process those would fire late, or never.
 pub fn restart_timeouts_after_fork() {
     // Relaxed: the calling thread is the only one that must see it, and does.
-    FORKS.fetch_add(1, Ordering::Relaxed);
+    IN_USE.fetch_add(1, Ordering::Relaxed);
+}
+
+/// For a process that is about to end, with a runtime of another language in it that no thread may call
+/// any more: waits until no waker runs on the timer's thread, and none ever does again. Timeouts that were
+/// set before fire only when they are polled; those that are set afterwards, by what runs all the same, do
+/// so on another thread.
+///
+/// Must not be called with a lock held that a waker takes, nor by a waker.
+pub fn stop_timeouts() {
+    std::mem::forget(hold_timeouts());
+    // Relaxed: a thread that does not see it yet sets a timeout for nothing, as just before.
+    IN_USE.fetch_add(1, Ordering::Relaxed);
 }
 
 #[derive(Debug)]
@@ -234,16 +272,22 @@ impl Timer {
             start: Instant::now(),
             state: Mutex::new(Shared { wheel: Wheel::new(), sleeps_until: 0 }),
             earlier: Condvar::new(),
+            waking: Mutex::new(()),
             thread: OnceLock::new(),
             next: OnceLock::new(),
         }
     }
 
+    /// The one that is in use, if it is there.
+    fn in_use() -> Option<&'static Timer> {
+        // Relaxed, here and below: as in `restart_timeouts_after_fork`.
+        let place = IN_USE.load(Ordering::Relaxed);
+        (0..place).try_fold(FIRST.get()?, |timer, _| timer.next.get().map(|next| &**next))
+    }
+
     fn get() -> &'static Timer {
-        static FIRST: OnceLock<Timer> = OnceLock::new();
         let mut timer = FIRST.get_or_init(Timer::new);
-        // Relaxed: as in `restart_timeouts_after_fork`.
-        for _ in 0..FORKS.load(Ordering::Relaxed) {
+        for _ in 0..IN_USE.load(Ordering::Relaxed) {
             timer = timer.next.get_or_init(|| Box::new(Timer::new()));
         }
         timer.thread.get_or_init(|| {
@@ -266,6 +310,7 @@ impl Timer {
     }
 
     fn run(&'static self) {
+        IS_TIMER.set(true);
         let mut fired = Vec::new();
         let mut shared = lock(&self.state);
         loop {
@@ -273,7 +318,9 @@ impl Timer {
             shared.wheel.advance(now.as_millis() as u64, &mut fired);
             if !fired.is_empty() {
                 drop(shared);
+                let waking = lock(&self.waking);
                 wake_all(fired.drain(..));
+                drop(waking);
                 shared = lock(&self.state);
                 continue;
             }
@@ -392,9 +439,10 @@ pub(crate) fn after(timeout: Duration) -> Option<Instant> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use dotcompute_mailbox::sync::{AtomicU64, Ordering};
+    use dotcompute_mailbox::sync::{AtomicBool, AtomicU64, Ordering};
     use proptest::prelude::*;
-    use std::sync::Arc;
+    use std::pin::pin;
+    use std::sync::{Arc, mpsc};
     use std::task::Wake;
 
     /// Counts how often it was woken.
@@ -406,6 +454,51 @@ mod tests {
             // Relaxed: the tests are single-threaded.
             self.0.fetch_add(1, Ordering::Relaxed);
         }
+    }
+
+    /// Says that it runs, and ends when it is told to.
+    struct Slow {
+        runs: mpsc::SyncSender<()>,
+        may_end: Mutex<mpsc::Receiver<()>>,
+        has_ended: Arc<AtomicBool>,
+    }
+
+    impl Wake for Slow {
+        fn wake(self: Arc<Self>) {
+            self.runs.send(()).unwrap();
+            lock(&self.may_end).recv().unwrap();
+            // Relaxed: ordered by the lock under test.
+            self.has_ended.store(true, Ordering::Relaxed);
+        }
+    }
+
+    #[test]
+    fn who_holds_timeouts_waits_until_no_waker_runs() {
+        let (runs, running) = mpsc::sync_channel(1);
+        let (end, may_end) = mpsc::channel();
+        let has_ended = Arc::new(AtomicBool::new(false));
+        let (its, may_end) = (Arc::clone(&has_ended), Mutex::new(may_end));
+        let waker = Waker::from(Arc::new(Slow { runs, may_end, has_ended: its }));
+        let mut sleep = pin!(sleep_until(Instant::now()));
+        // In the past it is ready; so a moment later.
+        sleep.deadline += Duration::from_millis(5);
+        assert!(sleep.as_mut().poll(&mut Context::from_waker(&waker)).is_pending());
+        running.recv().unwrap();
+        let (ask, asked) = mpsc::channel();
+        let holder = std::thread::spawn(move || {
+            ask.send(()).unwrap();
+            let held = hold_timeouts();
+            // Relaxed: as above.
+            let ended = has_ended.load(Ordering::Relaxed);
+            drop(held);
+            ended
+        });
+        asked.recv().unwrap();
+        end.send(()).unwrap();
+        assert!(holder.join().unwrap());
+        // And then timeouts fire again.
+        let soon = Instant::now() + Duration::from_millis(1);
+        dotcompute_mailbox::wait::block_on(sleep_until(soon));
     }
 
     proptest! {

@@ -40,11 +40,12 @@ use crate::library::{Absent, CallError};
 pub const KERNELS: &str = include_str!("../kernels/compute.cu");
 
 /// CUDA C++ of what the workloads do on a device, by name: the detector over batches whose state stays
-/// there (`anomaly_ewma`), and PageRank, all of whose iterations are one launch (`pagerank`). Each includes
-/// [`BLOCK_HEADER`].
-pub const WORKLOADS: [(&str, &str); 2] = [
+/// there (`anomaly_ewma`), the places of names in its table (`anomaly_find`, `anomaly_insert`), and PageRank,
+/// all of whose iterations are one launch (`pagerank`). Each includes [`BLOCK_HEADER`].
+pub const WORKLOADS: [(&str, &str); 3] = [
     ("anomaly", include_str!("../kernels/anomaly.cu")),
     ("pagerank", include_str!("../kernels/pagerank.cu")),
+    ("anomaly_names", include_str!("../kernels/anomaly_names.cu")),
 ];
 
 /// The name and the text of the header of [`WORKLOADS`].

@@ -59,22 +59,25 @@ fn every_kernel_is_there_for_every_architecture() {
 }
 
 #[test]
-fn the_workloads_are_one_kernel_each_and_keep_no_arrays_on_a_stack() {
+fn the_workloads_are_the_kernels_they_say_and_keep_no_arrays_on_a_stack() {
+    let kernels: [&[&str]; 3] =
+        [&["anomaly_ewma"], &["pagerank"], &["anomaly_find", "anomaly_insert"]];
     for architecture in ["80", "90", "100"] {
-        for ((name, text), kernel) in WORKLOADS.into_iter().zip(["anomaly_ewma", "pagerank"]) {
+        for ((name, text), kernels) in WORKLOADS.into_iter().zip(kernels) {
             let file = format!("{name}.cu");
             let source = Source { name: &file, text, headers: &[BLOCK_HEADER] };
-            let (sections, text) = compile(&source, architecture);
-            assert_eq!(sections, [kernel], "sm_{architecture}");
+            let (mut sections, text) = compile(&source, architecture);
+            sections.sort();
+            assert_eq!(sections, kernels, "sm_{architecture}");
             let count = |operation: &str| text.matches(operation).count();
             // At most what the slow path of a division saves.
             for operation in [" LDL", " STL"] {
-                assert!(count(operation) <= 1, "sm_{architecture} {kernel}:{operation}");
+                assert!(count(operation) <= 1, "sm_{architecture} {name}:{operation}");
             }
-            if kernel == "anomaly_ewma" {
+            if name == "anomaly" {
                 // What the host rounds twice is not fused: the products that are added to are there.
                 assert!(count("DMUL") >= 4 && count("DADD") >= 4, "sm_{architecture}");
-            } else {
+            } else if name == "pagerank" {
                 // One arrival, a load that looks for the others', and what it makes visible.
                 let arrival = count("ATOMG.E.ADD.STRONG.GPU") + count("ATOM.E.ADD.STRONG.GPU");
                 assert!(arrival >= 1, "sm_{architecture}: {arrival}");

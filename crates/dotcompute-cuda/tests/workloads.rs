@@ -7,9 +7,11 @@
 use std::ops::ControlFlow;
 use std::path::Path;
 use std::process::Command;
+use std::time::Duration;
 
-use dotcompute_core::Record;
+use dotcompute_core::{KernelRef, Record, RecordBatch, Runtime};
 use dotcompute_workloads::anomaly::handler::{Alarm, Event, Keyed};
+use dotcompute_workloads::anomaly::named::{NAME_BYTES, Name, Named, NamedAlarm, NamedEvent, name};
 use dotcompute_workloads::anomaly::{Detector, Settings, Verdict};
 use dotcompute_workloads::pagerank::{Graph, Query, generate};
 use libloading::Library;
@@ -141,6 +143,151 @@ fn the_detector_finds_on_a_grid_what_it_finds_on_the_processor_bit_for_bit() {
         // The state is one that the processor goes on from.
         let restored = Keyed::restored(&state, settings, keys).unwrap();
         assert_eq!(restored.handler().state_reader().bytes(std::time::Duration::ZERO), Some(state));
+    }
+}
+
+/// What `anomaly_find` makes of an event.
+type Placed = Event;
+type Find = unsafe extern "C" fn(*const NamedEvent, u32, *const Name, u32, *mut Placed, *mut u32);
+type Insert = unsafe extern "C" fn(
+    *const NamedEvent,
+    u32,
+    *mut Name,
+    u32,
+    *mut u8,
+    *mut Placed,
+    *const u32,
+    *mut u32,
+);
+
+/// The state of a detector of names in memory of a device, and the kernels that work on it.
+struct NamedDevice<'a> {
+    names: &'a Library,
+    ewma: &'a Library,
+    words: Vec<u64>,
+    places: u32,
+}
+
+impl NamedDevice<'_> {
+    /// Takes a batch up; says its alarms, and how many of its events there was room for.
+    fn detect(&mut self, batch: &[NamedEvent], blocks: u32) -> (Vec<NamedAlarm>, usize) {
+        let (count, places) = (batch.len() as u32, self.places);
+        let state: *mut u8 = self.words.as_mut_ptr().cast();
+        // SAFETY: 64 bytes of settings and counts, and 32 a place.
+        let fill = unsafe { state.add(64 + 32 * places as usize) };
+        // SAFETY: 16 bytes say how full the table is.
+        let names: *mut Name = unsafe { fill.add(16) }.cast();
+        let mut placed: Vec<Placed> = vec![bytemuck::Zeroable::zeroed(); batch.len()];
+        let (mut unknown, mut usable) = (0_u32, 0_u32);
+        let find: Find = symbol(self.names, "anomaly_find");
+        let insert: Insert = symbol(self.names, "anomaly_insert");
+        let at: At = symbol(self.names, "dc_twin_at");
+        for block in 0..blocks {
+            // SAFETY: it sets a variable of this thread's.
+            unsafe { at(block, blocks) };
+            let (to, new) = (placed.as_mut_ptr(), &raw mut unknown);
+            // SAFETY: the arguments that the source names, each as large as it says.
+            unsafe { find(batch.as_ptr(), count, names, places, to, new) };
+        }
+        // SAFETY: as above.
+        unsafe { at(0, 1) };
+        let (to, new) = (placed.as_mut_ptr(), &raw const unknown);
+        // SAFETY: the arguments that the source names, each as large as it says.
+        unsafe { insert(batch.as_ptr(), count, names, places, fill, to, new, &raw mut usable) };
+
+        let ewma: Ewma = symbol(self.ewma, "anomaly_ewma");
+        let at: At = symbol(self.ewma, "dc_twin_at");
+        let mut alarms: Vec<Alarm> = vec![bytemuck::Zeroable::zeroed(); batch.len()];
+        let (mut order, mut made) = (vec![0_u32; batch.len()], 0_u32);
+        for block in 0..blocks {
+            let (alarms, order) = (alarms.as_mut_ptr(), order.as_mut_ptr());
+            // SAFETY: it sets a variable of this thread's.
+            unsafe { at(block, blocks) };
+            // SAFETY: the arguments that the source names, each as large as it says.
+            unsafe { ewma(placed.as_ptr(), usable, state, places, alarms, order, &raw mut made) };
+        }
+        alarms.truncate(made as usize);
+        alarms.sort_by_key(|alarm| alarm.sequence);
+        let named = |alarm: Alarm| {
+            let NamedEvent { name, sequence, time, value } = batch[alarm.sequence as usize];
+            let Alarm { expected, deviation, z, .. } = alarm;
+            NamedAlarm { name, sequence, time, value, expected, deviation, z }
+        };
+        (alarms.into_iter().map(named).collect(), usable as usize)
+    }
+}
+
+fn named_log(keys: u32, count: u32) -> Vec<NamedEvent> {
+    let name_of = |key: u32| match key {
+        // What is no key has no name.
+        none if none >= keys => [0; 6],
+        key => name(&format!("hall {}, sensor {key}", key % 7)).unwrap(),
+    };
+    let named = |event: Event| NamedEvent {
+        name: name_of(event.key),
+        sequence: u64::from(event.sequence) << 20,
+        time: event.time,
+        value: event.value,
+    };
+    log(keys, count).into_iter().map(named).collect()
+}
+
+/// The bytes of the alarms: a time can be no number.
+fn bytes_of(alarms: &[NamedAlarm]) -> Vec<u8> {
+    alarms.iter().flat_map(|alarm| alarm.bytes().to_vec()).collect()
+}
+
+#[test]
+fn names_have_on_a_grid_the_alarms_and_the_table_that_they_have_on_the_processor_bit_for_bit() {
+    let (names, ewma) = (compile("anomaly_names"), compile("anomaly"));
+    let settings = Settings::new(0.05, 3.0, 8).unwrap();
+    // A table that is filled to the last, one with room to spare, and one that is too small.
+    for (keys, room, blocks) in [(3000, 3000, 7), (50, 400, 3), (3000, 2000, 5)] {
+        let log = named_log(keys, 40_000);
+        let named = Named::new(settings, room).unwrap();
+        let handler = named.handler();
+        let reader = handler.state_reader();
+        let state = reader.bytes(Duration::ZERO).unwrap();
+        let mut words = vec![0_u64; state.len() / 8];
+        bytemuck::cast_slice_mut(&mut words).copy_from_slice(&state);
+        let places = ((state.len() - 80) / (32 + NAME_BYTES)) as u32;
+        let mut device = NamedDevice { names: &names, ewma: &ewma, words, places };
+
+        let runtime = Runtime::builder().build();
+        let kernel: KernelRef<RecordBatch, RecordBatch> =
+            runtime.kernel("detect").executor("thread").launch_compiled(handler).unwrap();
+        kernel.activate().unwrap();
+        let mut is_full = false;
+        // Batches that end in the middle of a tile, and one of a single event.
+        let pieces = log.chunks(9_001).map(|piece| piece.split_at(1));
+        for batch in pieces.flat_map(|(one, rest)| [one, rest]) {
+            let (found, usable) = device.detect(batch, blocks);
+            let asked = RecordBatch::from_vec(batch.to_vec());
+            match kernel.ask_blocking(asked, Some(Duration::from_secs(60))) {
+                Ok(reply) => {
+                    assert_eq!(usable, batch.len());
+                    let expected = reply.message.as_slice::<NamedAlarm>().unwrap();
+                    assert!(bytes_of(&found) == bytes_of(expected), "{keys} keys, {room} room");
+                }
+                Err(error) => {
+                    let said = format!("{error:#}");
+                    assert!(said.contains("the table of names is full"), "{said}");
+                    assert!(
+                        said.contains(&format!("record {usable} of {}", batch.len())),
+                        "{said}"
+                    );
+                    is_full = true;
+                    break;
+                }
+            }
+        }
+        assert_eq!(is_full, room < keys);
+        let state = reader.bytes(Duration::from_secs(60)).unwrap();
+        assert!(
+            bytemuck::cast_slice::<u64, u8>(&device.words) == state,
+            "{keys} keys, {room} room"
+        );
+        assert!(named.names(&state).unwrap().len() as u32 == keys.min(room));
     }
 }
 

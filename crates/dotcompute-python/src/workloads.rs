@@ -22,7 +22,11 @@ pub(crate) fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
 
 /// The code of a detector over a state that `pydotcompute.workloads.anomaly` lays out: `size` is the
 /// window of "robust" and the slots of "seasonal".
-pub(crate) fn anomaly_code(model: &str, size: u32) -> PyResult<Box<dyn HandlerCode>> {
+pub(crate) fn anomaly_code(
+    model: &str,
+    size: u32,
+    is_named: bool,
+) -> PyResult<Box<dyn HandlerCode>> {
     let model = match model {
         "ewma" => Model::Ewma,
         "robust" => Model::Robust { window: size },
@@ -30,7 +34,7 @@ pub(crate) fn anomaly_code(model: &str, size: u32) -> PyResult<Box<dyn HandlerCo
         "seasonal" => Model::Seasonal { slots: size, slot: 1.0 },
         other => return Err(PyValueError::new_err(format!("no model is called '{other}'"))),
     };
-    Ok(anomaly::handler::code(model))
+    Ok(if is_named { anomaly::named::code(model) } else { anomaly::handler::code(model) })
 }
 
 /// A graph that is ready to be ranked. Never changes: any thread may use it.

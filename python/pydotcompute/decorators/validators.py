@@ -13,6 +13,7 @@ import warnings
 from collections.abc import Callable
 from typing import Annotated, Any, Literal, ParamSpec, TypeVar, Union
 
+from pydotcompute._annotations import unaliased
 from pydotcompute.exceptions import InvalidConfigurationError, TypeValidationError
 
 __all__ = [
@@ -44,6 +45,7 @@ def _check_type(value: Any, expected: Any) -> bool:
     Containers are checked element by element. A bool is no int, an int is no float, and an
     annotation that cannot be checked (a type variable, a protocol) is taken to hold.
     """
+    expected = unaliased(expected)
     origin = typing.get_origin(expected)
     if origin is not None:
         return _check_generic(value, origin, typing.get_args(expected))
@@ -93,6 +95,7 @@ def _check_generic(value: Any, origin: Any, args: tuple[Any, ...]) -> bool:
 
 def _check_subclass(value: type, expected: Any) -> bool:
     """Check a class against the argument of `type[...]`."""
+    expected = unaliased(expected)
     if typing.get_origin(expected) in (Union, types.UnionType):
         return any(_check_subclass(value, arg) for arg in typing.get_args(expected))
     return issubclass(value, expected) if isinstance(expected, type) else True

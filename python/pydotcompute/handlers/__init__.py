@@ -27,8 +27,10 @@ Sent one by one, records are messages as any others, and so are their replies. A
 a batch always gets one, also an empty one. Of a batch in which one record fails no reply goes out.
 
 Compiled, a handler follows numba's rules for numbers: int64 and float64 wrap and round as in C.
-What numba cannot compile is an error at launch, with the line and the reason. Where numba is not
-installed the same handler is interpreted, with a warning: `interpreted` says what may differ then.
+What numba cannot compile is an error at launch, with the line and the reason. Plain functions of
+its own module that a handler calls are compiled with it (for a GPU they are written out). Where
+numba is not installed the same handler is interpreted, with a warning: `interpreted` says what may
+differ then.
 
 `compile_for_cuda` compiles the same handler for a GPU, without one. A message that fails there
 loses its exception's arguments; a multiplication followed by an addition may be rounded once.

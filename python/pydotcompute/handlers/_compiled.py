@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import ctypes
 import importlib
+import inspect
 import re
 import threading
 from collections.abc import Callable
@@ -354,6 +355,26 @@ _lock = threading.Lock()
 _compiled: dict[tuple[Any, ...], tuple[int, Any]] = {}
 
 
+#: How a handler, and what it calls, is compiled.
+_OPTIONS = {"boundscheck": True, "error_model": "python"}
+
+_callable: set[Callable[..., Any]] = set()
+
+
+def _make_callable(function: Callable[..., Any]) -> None:
+    """Have numba compile the plain functions of its own module that a function calls, too."""
+    for name in function.__code__.co_names:
+        called = function.__globals__.get(name)
+        if (
+            inspect.isfunction(called)
+            and called.__module__ == function.__module__
+            and called not in _callable
+        ):
+            _callable.add(called)
+            extending.register_jitable(**_OPTIONS)(called)
+            _make_callable(called)
+
+
 def _numba_record(record: Any) -> Any:
     """The numba type of a record; asserts that it lies as the record does."""
     made = numba.from_dtype(record.dtype)
@@ -388,8 +409,9 @@ def _compile(kernel_id: str, handler: PythonHandler) -> tuple[int, Any]:
     targets = tuple((name, _numba_record(record)) for name, record in said.targets)
     context = ContextType(out, targets)
     arguments = [message, state, out, *([context] if handler.takes_context else [])]
-    dispatcher = numba.njit(boundscheck=True, error_model="python")(handler.function)
+    dispatcher = numba.njit(**_OPTIONS)(handler.function)
     try:
+        _make_callable(handler.function)
         dispatcher.compile(tuple(arguments))
         result = dispatcher.overloads[tuple(arguments)].signature.return_type
         if not isinstance(result, types.Integer | types.Boolean):

@@ -426,7 +426,14 @@ class _Rewrite(ast.NodeTransformer):
         """Refuse to call what would have to be rewritten too."""
         function = self.handler.function
         scope = {**function.__globals__, **inspect.getclosurevars(function).nonlocals}
-        inner = getattr(scope.get(name), "py_func", None)
+        found = scope.get(name)
+        inner = getattr(found, "py_func", None)
+        if inspect.isfunction(found) and found.__module__ == function.__module__:
+            self.refuse(
+                node,
+                f"'{name}' is a plain function, which is compiled for the processor only: write it "
+                "in the handler",
+            )
         if name == "print":
             self.refuse(node, "a device prints nothing while it runs: use ctx.log")
         if inner is None:

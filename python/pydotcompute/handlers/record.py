@@ -41,6 +41,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pydotcompute import _native
+from pydotcompute._annotations import unaliased
 from pydotcompute.exceptions import TypeValidationError
 
 __all__ = ["RecordBatch", "RecordType", "c_struct", "record", "record_dtype", "record_type"]
@@ -396,10 +397,11 @@ def _field(owner: str, name: str, annotation: Any) -> Field:
     def refuse(reason: str) -> TypeError:
         return TypeError(f"record '{owner}', field '{name}': {reason}")
 
-    python: Any = annotation
+    python: Any = unaliased(annotation)
     shape: tuple[int, ...] = ()
-    if typing.get_origin(annotation) is typing.Annotated:
-        python, *details = typing.get_args(annotation)
+    if typing.get_origin(python) is typing.Annotated:
+        python, *details = typing.get_args(python)
+        python = unaliased(python)
         lengths = details[0] if isinstance(details[0], tuple) else (details[0],)
         if not all(type(length) is int and length > 0 for length in lengths):
             raise refuse(f"a length is a positive int, not {details[0]!r}")

@@ -49,6 +49,10 @@ def describe(function: Callable[..., Any]) -> dict[str, Any]:
     InvalidConfigurationError
         If it cannot: says why.
     """
+    if (made_by := getattr(function, "_made_by", None)) is not None:
+        # It is a variable of nobody's: it is made again.
+        module, name, arguments = made_by
+        return {"module": module, "name": name, "main": None, "arguments": arguments}
     if isinstance(function, NativeHandler):
         module, name = _variable(function)
     else:
@@ -114,7 +118,8 @@ def arguments(kernel: RingKernel[Any, Any], function: Callable[..., Any]) -> byt
         "output_queue_size": config.output_queue_size,
         "level": logging.getLogger().getEffectiveLevel(),
     }
-    return json.dumps(told).encode()
+    # Numbers of numpy are no JSON.
+    return json.dumps(told, default=lambda number: number.item()).encode()
 
 
 def first_step(function: Callable[..., Any]) -> str:
@@ -197,7 +202,9 @@ def child_main() -> None:
         host.end(fault)
 
 
-def _load(module: str, name: str, main: str | None) -> Callable[..., Any]:
+def _load(
+    module: str, name: str, main: str | None, arguments: dict[str, Any] | None = None
+) -> Callable[..., Any]:
     global _is_loading
     _is_loading = True
     try:
@@ -206,7 +213,7 @@ def _load(module: str, name: str, main: str | None) -> Callable[..., Any]:
         _is_loading = False
     for part in name.split("."):
         found = getattr(found, part)
-    function: Callable[..., Any] = found
+    function: Callable[..., Any] = found if arguments is None else found(**arguments)
     return function
 
 

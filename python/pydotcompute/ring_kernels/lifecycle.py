@@ -737,8 +737,13 @@ def _at_exit() -> None:
     for runtime in list(_runtimes):
         runtime._shutdown_blocking(2.0)
     _native._join_threads(2.0)
+    _native._stop_timeouts()
 
 
 atexit.register(_at_exit)
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_native._after_fork)
+    os.register_at_fork(
+        before=_native._before_fork,
+        after_in_parent=_native._after_fork_in_parent,
+        after_in_child=_native._after_fork,
+    )

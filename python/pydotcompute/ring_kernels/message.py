@@ -38,6 +38,7 @@ from typing import Any, Literal, TypeVar, cast, dataclass_transform, overload
 from uuid import UUID
 
 from pydotcompute import _native
+from pydotcompute._annotations import unaliased
 
 __all__ = ["RingKernelMessage", "deserialize_message", "get_message_type", "message"]
 
@@ -584,6 +585,7 @@ def _hint(annotation: Any, depth: int = 0) -> Any:
     """Say what an annotation settles; None if nothing."""
     if depth > 16:
         return None
+    annotation = unaliased(annotation)
     origin = typing.get_origin(annotation)
     if origin is typing.Annotated:
         return _hint(typing.get_args(annotation)[0], depth + 1)

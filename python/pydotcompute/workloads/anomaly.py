@@ -20,7 +20,22 @@ The state is one record: ``snapshot = kernel.read_state()`` has all keys, and a 
 launched with ``state=vars(snapshot)`` goes on from there, with the same settings.
 
 The handlers below are Python that numba compiles; ``native=True`` takes those of the Rust core,
-which need no numba. Both give the same replies and the same states, bit for bit.
+which need no numba. Both give the same replies and the same states, bit for bit. With
+``executor="process"`` a detector runs in a process of its own: its state is kept through the death
+of that one, and is copied for each message, so that batches should be large where keys are many.
+
+Keys that have names instead of numbers: ``named=True``, and `named_events`.
+
+>>> async def main():
+...     async with RingKernelRuntime() as runtime:
+...         detector = anomaly.ewma(keys=100, warm_up=5, named=True, native=True)
+...         kernel = await runtime.launch("detect", detector)
+...         await kernel.activate()
+...         events = anomaly.named_events(["oven"] * 7, [1, 2, 1, 2, 1, 90, 2])
+...         alarms = await runtime.send_and_receive("detect", events, timeout=60)
+...         print(anomaly.texts(alarms["name"]), alarms["value"])
+>>> asyncio.run(main())
+['oven'] [90.]
 """
 
 from __future__ import annotations
@@ -37,11 +52,26 @@ from pydotcompute.decorators.ring_kernel import ring_kernel
 from pydotcompute.handlers.record import record, record_dtype, record_type
 from pydotcompute.handlers.spec import Signature
 from pydotcompute.ring_kernels.message import message
+from pydotcompute.workloads import _named
+from pydotcompute.workloads._named import NAME_BYTES, NamedAlarm, NamedEvent, name_words, texts
 
 if TYPE_CHECKING:
     from pydotcompute import _native
 
-__all__ = ["Alarm", "Event", "KeyTable", "events", "ewma", "robust", "seasonal"]
+__all__ = [
+    "NAME_BYTES",
+    "Alarm",
+    "Event",
+    "KeyTable",
+    "NamedAlarm",
+    "NamedEvent",
+    "events",
+    "ewma",
+    "named_events",
+    "robust",
+    "seasonal",
+    "texts",
+]
 
 #: The largest size of a value: beyond it, the square of a difference could overflow.
 VALUE_LIMIT = 1e150
@@ -283,6 +313,7 @@ def ewma(
     alpha: float = 0.01,
     threshold: float = 4.0,
     warm_up: int = 30,
+    named: bool = False,
     native: bool = False,
 ) -> Any:
     """Compare readings with the exponentially weighted mean and variance of their key.
@@ -294,13 +325,17 @@ def ewma(
     Parameters
     ----------
     keys
-        How many keys there are: 0 to ``keys - 1``. 32 bytes each.
+        How many keys there are: 0 to ``keys - 1``; of names, how many there is room for. 32 bytes
+        each, and 42 more where they have names.
     alpha
         Weight of the newest reading, between 0 and 1.
     threshold
         Deviations beyond which a reading is unusual.
     warm_up
         Readings of a key before the first that may be called unusual, at least 2.
+    named
+        Keys are names of at most 24 bytes: the detector takes `NamedEvent` and makes `NamedAlarm`.
+        A name for which there is no room is a fault. On a GPU: with ``named=False`` only.
     native
         Take the code of the Rust core instead of compiling the Python source.
 
@@ -314,7 +349,10 @@ def ewma(
     ValueError
         An argument is out of its range; says which.
     """
-    return _detector("ewma", _ewma, keys, 4, 0, _head(alpha, threshold, warm_up), native)
+    made_by = {"keys": keys, "alpha": alpha, "threshold": threshold, "warm_up": warm_up}
+    head = _head(alpha, threshold, warm_up)
+    handler = _named.ewma if named else _ewma
+    return _detector("ewma", handler, 4, 0, head, made_by, keys, named, native)
 
 
 def robust(
@@ -323,6 +361,7 @@ def robust(
     window: int = 31,
     threshold: float = 4.0,
     warm_up: int = 30,
+    named: bool = False,
     native: bool = False,
 ) -> Any:
     """Compare readings with the median of the last of their key, which few wild ones do not move.
@@ -334,13 +373,16 @@ def robust(
     ----------
     window
         How many readings, 3 to 1024; 16 bytes a key for each.
-    keys, threshold, warm_up, native
+    keys, threshold, warm_up, named, native
         As for `ewma`.
     """
     if not 3 <= window <= 1024:
         raise ValueError(f"window is {window}: it has to be 3 to 1024 readings")
     head = _head(0.5, threshold, warm_up, alpha_is_used=False)
-    return _detector("robust", _robust, keys, 2 + 2 * window, window, head, native)
+    made_by = {"keys": keys, "window": window, "threshold": threshold, "warm_up": warm_up}
+    handler = _named.robust if named else _robust
+    row = 2 + 2 * window
+    return _detector("robust", handler, row, window, head, made_by, keys, named, native)
 
 
 def seasonal(
@@ -351,6 +393,7 @@ def seasonal(
     alpha: float = 0.05,
     threshold: float = 4.0,
     warm_up: int = 5,
+    named: bool = False,
     native: bool = False,
 ) -> Any:
     """Compare readings with what their key did at the same time of earlier days, or weeks.
@@ -366,7 +409,7 @@ def seasonal(
         How long one is, in the unit of the times.
     warm_up
         Readings of a key in a slot before the first there that may be called unusual.
-    keys, alpha, threshold, native
+    keys, alpha, threshold, named, native
         As for `ewma`.
     """
     if not 2 <= slots <= 4096:
@@ -374,7 +417,11 @@ def seasonal(
     if not 0.0 < slot < math.inf:
         raise ValueError(f"slot is {slot}: it has to be a finite number above 0")
     head = _head(alpha, threshold, warm_up, slot)
-    return _detector("seasonal", _seasonal, keys, 2 + 3 * slots, slots, head, native)
+    made_by = {"keys": keys, "slots": slots, "slot": slot, "alpha": alpha}
+    made_by |= {"threshold": threshold, "warm_up": warm_up}
+    handler = _named.seasonal if named else _seasonal
+    row = 2 + 3 * slots
+    return _detector("seasonal", handler, row, slots, head, made_by, keys, named, native)
 
 
 def _head(
@@ -396,53 +443,68 @@ def _head(
 
 def _detector(
     model: str,
-    handler: Callable[[Any, Any, Any], int],
-    keys: int,
+    handler: Callable[..., int],
     row: int,
     size: int,
     head: dict[str, float],
+    arguments: dict[str, Any],
+    keys: int,
+    named: bool,
     native: bool,
 ) -> Any:
     if not 1 <= keys < 2**32:
         raise ValueError(f"keys is {keys}: it has to be at least 1 and below 2**32")
-    state = _state(model, keys, row, head)
+    state = _state(model, keys, row, head, named)
+    taken, made = (NamedEvent, NamedAlarm) if named else (Event, Alarm)
+    made_by = (__name__, model, {**arguments, "named": named, "native": native})
     if native:
-        signature = Signature(record_type(Event), record_type(Alarm), record_type(state), 0, ())
-        return _NativeDetector(model, size, signature)
+        signature = Signature(record_type(taken), record_type(made), record_type(state), 0, ())
+        code = "named_anomaly" if named else "anomaly"
+        return _NativeDetector(code, model, size, signature, made_by)
     decorate = ring_kernel(
         kernel_id=f"anomaly.{model}",
         state=state,
-        input_type=Event,
-        output_type=Alarm,
+        input_type=taken,
+        output_type=made,
         auto_register=False,
     )
-    return decorate(handler)
+    detector: Any = decorate(handler)
+    detector._made_by = made_by
+    return detector
 
 
-def _state(model: str, keys: int, row: int, head: dict[str, float]) -> type:
+def _state(model: str, keys: int, row: int, head: dict[str, float], named: bool) -> type:
     """The record of all keys' states, beginning with these settings."""
+    rows = _named.places(keys) if named else keys
     counts = ("taken", "late", "malformed", "unusual")
     annotations: dict[str, Any] = {
         **dict.fromkeys(head, float),
         **dict.fromkeys(counts, int),
-        "rows": Annotated[npt.NDArray[np.float64], (keys, row)],
+        "rows": Annotated[npt.NDArray[np.float64], (rows, row)],
     }
-    body = {"__annotations__": annotations, **head, **dict.fromkeys(counts, 0)}
+    body: dict[str, Any] = {"__annotations__": annotations, **head, **dict.fromkeys(counts, 0)}
+    if named:
+        annotations.update(known=int, keys=int)
+        annotations["names"] = Annotated[npt.NDArray[np.uint32], (rows, NAME_BYTES // 4)]
+        body.update(known=0, keys=keys)
     body["__doc__"] = f"The settings of a detector ({model}), its counts, and a row for each key."
-    return record(type(model.capitalize(), (), body))
+    return record(type(("Named" if named else "") + model.capitalize(), (), body))
 
 
 @dataclass(frozen=True)
 class _NativeDetector:
     """A detector of the Rust core; `RingKernelRuntime.launch` takes it as a kernel's function."""
 
+    code: str
     model: str
     size: int
     signature: Signature
+    #: What makes it again in another process: a module, a function of it, and its arguments.
+    _made_by: tuple[str, str, dict[str, Any]]
 
     def compile(self, kernel_id: str, state: Any) -> _native.CompiledHandler:
         """Put it together with its initial state; it is compiled already."""
-        return self.signature.make(("anomaly", self.model, self.size), state)
+        return self.signature.make((self.code, self.model, self.size), state)
 
 
 # --- events ---------------------------------------------------------------------------------------
@@ -459,7 +521,7 @@ def events(
     Parameters
     ----------
     keys
-        The number of each event's key; see `KeyTable` for names.
+        The number of each event's key; see `KeyTable`, or `named_events`, for names.
     values
         The measurements.
     times
@@ -471,6 +533,35 @@ def events(
     values = np.asarray(values, np.float64)
     made = np.zeros(len(values), record_dtype(Event))
     made["key"] = keys
+    made["value"] = values
+    made["time"] = math.nan if times is None else _seconds(np.asarray(times))
+    made["sequence"] = np.arange(len(values)) if sequence is None else sequence
+    return made
+
+
+def named_events(
+    names: Iterable[str] | npt.ArrayLike,
+    values: npt.ArrayLike,
+    times: npt.ArrayLike | None = None,
+    sequence: npt.ArrayLike | None = None,
+) -> npt.NDArray[np.void]:
+    """Make an array of events of keys that have names: one message.
+
+    Parameters
+    ----------
+    names
+        The name of each event's key: texts of at most 24 bytes of UTF-8, or an array of pyarrow.
+    values, times, sequence
+        As for `events`.
+
+    Raises
+    ------
+    ValueError
+        A name is empty, longer, or has a zero inside: says which.
+    """
+    values = np.asarray(values, np.float64)
+    made = np.zeros(len(values), record_dtype(NamedEvent))
+    made["name"] = name_words(names)
     made["value"] = values
     made["time"] = math.nan if times is None else _seconds(np.asarray(times))
     made["sequence"] = np.arange(len(values)) if sequence is None else sequence

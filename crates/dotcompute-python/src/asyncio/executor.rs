@@ -18,6 +18,7 @@ use super::errors::{self, PyFault};
 use super::hub::Hub;
 use super::message::PyMessage;
 use super::operation::duration;
+use super::python::is_exit;
 
 /// Kernels on the event loop that runs on the launching thread, or on a given one.
 pub(crate) struct AsyncioExecutor;
@@ -226,7 +227,14 @@ impl ActorRun {
                 self.task = task;
                 Poll::Pending
             }
-            Some(Err(error)) => Poll::Ready(Python::attach(|py| fault_of(py, &kernel, error))),
+            Some(Err(error)) => Poll::Ready(Python::attach(|py| {
+                // A task that starts eagerly gives an exit to whoever made it; it is the loop's.
+                if !self.spec.threaded && is_exit(py, &error) {
+                    let exit = error.clone_ref(py);
+                    let _ = Hub::with_running(py, |hub, _| hub.raise_later(py, exit));
+                }
+                fault_of(py, &kernel, error)
+            })),
         }
     }
 }

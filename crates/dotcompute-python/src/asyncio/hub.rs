@@ -340,7 +340,8 @@ impl Hub {
             Ready::Slot(slot) => slot.run(py),
             Ready::Job(job) => {
                 job.run(py);
-                Ok(())
+                // Its actor may have come to its end at once, as eager tasks do.
+                lock(&self.state).exit.take().map_or(Ok(()), Err)
             }
         }
     }
@@ -393,7 +394,8 @@ impl Hub {
         self.began.with(py, |began| now.duration_since(*began.get_or_insert(now)) > TURN)
     }
 
-    fn raise_later(self: &Arc<Self>, py: Python<'_>, exit: PyErr) {
+    /// Has the loop raise an exit (SystemExit, KeyboardInterrupt) as soon as can be.
+    pub(super) fn raise_later(self: &Arc<Self>, py: Python<'_>, exit: PyErr) {
         lock(&self.state).exit = Some(exit);
         // SYNC(hub.scheduled) acqrel: as in `ask_for_drain`.
         if !self.scheduled.swap(true, Ordering::AcqRel) {
@@ -671,9 +673,39 @@ pub(super) fn _close_all(py: Python<'_>) {
     }
 }
 
+/// The interpreter is about to end: a thread that is in it then is torn down in the middle of Rust code,
+/// and that is a crash. So the timer's thread is not to wake anybody any more.
+#[pyfunction]
+pub(super) fn _stop_timeouts(py: Python<'_>) {
+    // What it is at may need the interpreter.
+    py.detach(dotcompute::stop_timeouts);
+    // What the exit handlers that follow still begin has one of its own.
+    TIMER_STARTED.store(false, Ordering::Relaxed);
+}
+
+thread_local! {
+    /// Held while this thread forks.
+    static HELD: Cell<Option<dotcompute::TimeoutsHeld>> = const { Cell::new(None) };
+}
+
+/// The timer's thread is not to be at work while this one forks: dropping what belongs to Python it may
+/// hold a lock of PyO3's, and in the child that would be locked for ever.
+#[pyfunction]
+pub(super) fn _before_fork(py: Python<'_>) {
+    // What it is at may need the interpreter.
+    py.detach(|| HELD.set(Some(dotcompute::hold_timeouts())));
+}
+
+/// After a fork, in the parent.
+#[pyfunction]
+pub(super) fn _after_fork_in_parent() {
+    HELD.take();
+}
+
 /// The child of a fork has none of its parent's loops and threads.
 #[pyfunction]
 pub(super) fn _after_fork() {
+    HELD.take();
     dotcompute::MessageId::reseed();
     dotcompute::restart_timeouts_after_fork();
     // Relaxed: this thread is the only one.

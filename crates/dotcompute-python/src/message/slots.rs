@@ -1,5 +1,5 @@
 //! Attributes that lie in a fixed place of their object, read and written without a lookup, and
-//! objects made without their constructor. The only unsafe code of the messages.
+//! objects made without their constructor.
 
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;

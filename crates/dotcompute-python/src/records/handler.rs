@@ -39,7 +39,7 @@ impl CompiledHandler {
 #[pymethods]
 impl CompiledHandler {
     /// `code`: ("numba", address, exception, log, library), ("c", address, library),
-    /// ("python", run, log) or ("anomaly", model, slots of its row).
+    /// ("python", run, log), or ("anomaly" or "named_anomaly", model, slots of its row).
     #[new]
     #[expect(clippy::too_many_arguments, reason = "called once, from the Python half, by name")]
     #[pyo3(signature = (code, input, output, state, initial, max_emit, targets))]
@@ -80,9 +80,11 @@ impl CompiledHandler {
                 let code: Box<dyn HandlerCode> = Box::new(PythonCode::new(run, log));
                 Core::from_code(code, input_layout)
             }
-            "anomaly" => {
+            "anomaly" | "named_anomaly" => {
                 let (_, model, size): (String, String, u32) = code.extract()?;
-                Core::from_code(crate::workloads::anomaly_code(&model, size)?, input_layout)
+                let is_named = kind == "named_anomaly";
+                let code = crate::workloads::anomaly_code(&model, size, is_named)?;
+                Core::from_code(code, input_layout)
             }
             other => return Err(PyTypeError::new_err(format!("no code of the kind '{other}'"))),
         };

@@ -1,4 +1,5 @@
-//! The detector as a compiled handler: records in, records out, all keys in the kernel's state.
+//! The detector as a compiled handler: records in, records out, all keys in the kernel's state. Keys are
+//! numbers here, and names in [`named`](super::named).
 //!
 //! ```
 //! use dotcompute::{RecordBatch, Runtime};
@@ -34,12 +35,14 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 
+use std::convert::Infallible;
+
 use dotcompute::compiled::{Call, HandlerCode};
 use dotcompute::record::{ElementType, LayoutError, RecordLayout};
 use dotcompute::{BoxError, CompiledHandler, Message, Record};
 
-use super::Settings;
 use super::model::{self, Model, Verdict, Weights};
+use super::{Anomaly, Settings};
 
 /// A reading as a record.
 #[derive(Clone, Copy, Debug, PartialEq, Message)]
@@ -70,7 +73,7 @@ pub struct Alarm {
     pub time: f64,
     /// That of the event.
     pub value: f64,
-    /// What was expected: see [`Anomaly`](super::Anomaly).
+    /// What was expected: see [`Anomaly`].
     pub expected: f64,
     /// How far the readings of its key were from it.
     pub deviation: f64,
@@ -195,11 +198,16 @@ fn layout(model: Model, keys: u32) -> Result<&'static RecordLayout, LayoutError>
         Model::Robust { .. } => "Robust",
         Model::Seasonal { .. } => "Seasonal",
     };
-    let mut fields = Vec::new();
-    fields.extend(["alpha", "threshold", "warm_up", "slot"].map(|name| (name, ElementType::F64)));
-    fields.extend(["taken", "late", "malformed", "unusual"].map(|name| (name, ElementType::I64)));
+    let mut fields = head_fields();
     fields.push(("rows", ElementType::F64.array_of(model.row()).array_of(keys as usize)));
     RecordLayout::c(name, &fields)
+}
+
+/// The fields with which the state of every detector begins.
+pub(super) fn head_fields() -> Vec<(&'static str, ElementType)> {
+    let settings = ["alpha", "threshold", "warm_up", "slot"].map(|name| (name, ElementType::F64));
+    let counts = ["taken", "late", "malformed", "unusual"].map(|name| (name, ElementType::I64));
+    settings.into_iter().chain(counts).collect()
 }
 
 /// The code of such a handler alone, for whoever has the state: its settings are those that stand in
@@ -224,12 +232,12 @@ impl HandlerCode for Code {
         let room: &mut [Alarm] = bytemuck::try_cast_slice_mut(room).map_err(misplaced)?;
         let weights = head.weights;
         let counts = &mut head.counts;
-        let written = match self.0 {
+        let (written, _) = match self.0 {
             Model::Ewma => {
                 let (rows, _) = rows.as_chunks_mut::<4>();
-                detect(events, counts, room, |event| {
-                    let row = rows.get_mut(event.key as usize)?;
-                    Some(model::ewma(&weights, row, event.time, event.value))
+                detect(events, counts, room, Alarm::new, |event| {
+                    let row = rows.get_mut(event.key as usize);
+                    sure(row.map(|row| model::ewma(&weights, row, event.time, event.value)))
                 })
             }
             model => {
@@ -238,9 +246,10 @@ impl HandlerCode for Code {
                     Model::Robust { .. } => model::robust,
                     _ => model::seasonal,
                 };
-                detect(events, counts, room, |event| {
-                    let row = rows.get_mut(event.key as usize * width..)?.get_mut(..width)?;
-                    Some(step(&weights, row, event.time, event.value))
+                detect(events, counts, room, Alarm::new, |event| {
+                    let row = rows.get_mut(event.key as usize * width..);
+                    let row = row.and_then(|row| row.get_mut(..width));
+                    sure(row.map(|row| step(&weights, row, event.time, event.value)))
                 })
             }
         };
@@ -250,46 +259,59 @@ impl HandlerCode for Code {
 }
 
 /// Memory of a message is aligned and whole, so that this does not happen.
-fn misplaced(error: bytemuck::PodCastError) -> BoxError {
+pub(super) fn misplaced(error: bytemuck::PodCastError) -> BoxError {
     format!("the memory of the handler: {error}").into()
 }
 
-/// Takes the events up; says how many alarms it wrote.
+/// Nothing fails where keys are numbers.
 #[inline(always)]
-fn detect(
+fn sure(verdict: Option<Verdict>) -> Result<Option<Verdict>, Infallible> {
+    Ok(verdict)
+}
+
+/// Takes the events up, until one fails; says how many alarms it wrote, and which failed.
+#[inline(always)]
+pub(super) fn detect<Event, Alarm, Failed>(
     events: &[Event],
     counts: &mut Counts,
     room: &mut [Alarm],
-    mut step: impl FnMut(&Event) -> Option<Verdict>,
-) -> usize {
+    alarm: impl Fn(&Event, Anomaly) -> Alarm,
+    mut step: impl FnMut(&Event) -> Result<Option<Verdict>, Failed>,
+) -> (usize, Option<(usize, Failed)>) {
     let (mut late, mut malformed) = (0, 0);
     let mut room = room.iter_mut();
     let before = room.len();
-    for event in events {
+    let mut failed = None;
+    for (at, event) in events.iter().enumerate() {
         match step(event) {
-            Some(Verdict::Usual) => {}
-            Some(Verdict::Unusual(anomaly)) => {
+            Ok(Some(Verdict::Usual)) => {}
+            Ok(Some(Verdict::Unusual(anomaly))) => {
                 // There is room for one alarm an event.
-                if let Some(alarm) = room.next() {
-                    *alarm = Alarm::new(event, anomaly);
+                if let Some(place) = room.next() {
+                    *place = alarm(event, anomaly);
                 }
             }
-            Some(Verdict::Late) => late += 1,
-            Some(Verdict::Malformed) | None => malformed += 1,
+            Ok(Some(Verdict::Late)) => late += 1,
+            Ok(Some(Verdict::Malformed) | None) => malformed += 1,
+            Err(error) => {
+                failed = Some((at, error));
+                break;
+            }
         }
     }
     let written = before - room.len();
-    counts.taken += events.len() as i64 - late - malformed;
+    let gone_through = failed.as_ref().map_or(events.len(), |(at, _)| *at);
+    counts.taken += gone_through as i64 - late - malformed;
     counts.late += late;
     counts.malformed += malformed;
     counts.unusual += written as i64;
-    written
+    (written, failed)
 }
 
 impl Alarm {
-    fn new(event: &Event, anomaly: super::Anomaly) -> Self {
+    fn new(event: &Event, anomaly: Anomaly) -> Self {
         let Event { key, sequence, time, value } = *event;
-        let super::Anomaly { expected, deviation, z } = anomaly;
+        let Anomaly { expected, deviation, z } = anomaly;
         Self { key, sequence, time, value, expected, deviation, z }
     }
 }

@@ -26,6 +26,7 @@ mod csv;
 mod detector;
 pub mod handler;
 mod model;
+pub mod named;
 mod ndjson;
 mod parser;
 pub mod pipeline;

@@ -1,10 +1,15 @@
 //! Arrays and scalars of numpy out of messages.
 
+use std::ffi::{c_int, c_void};
+use std::ptr;
+
 use dotcompute::wire::{Decoder, Kind};
+use numpy::npyffi::{NpyTypes, PyArrayObject, get_type_object, npy_intp};
+use numpy::{PY_ARRAY_API, PyArrayDescr, PyArrayDescrMethods};
 use pyo3::exceptions::PyValueError;
 use pyo3::intern;
 use pyo3::prelude::*;
-use pyo3::types::{PyByteArray, PyBytes, PyMemoryView, PyTuple};
+use pyo3::types::{PyBytes, PyMemoryView, PyTuple};
 
 use super::{Reader, Result};
 use crate::message::{keys, types};
@@ -144,18 +149,65 @@ fn make_array<'py>(
         let zeros = py.import(intern!(py, "numpy"))?.getattr(intern!(py, "zeros"))?;
         return zeros.call1((PyTuple::new(py, shape)?, &dtype.dtype));
     }
-    let shape = PyTuple::new(py, shape)?;
     let buffer = match (data, is_frozen) {
         (Data::Bytes(bytes), true) => PyBytes::new(py, bytes).into_any(),
-        (Data::Bytes(bytes), false) => PyByteArray::new(py, bytes).into_any(),
+        (Data::Bytes(bytes), false) => {
+            let array = copied(dtype.dtype.bind(py), shape, bytes)?;
+            return if is_scalar { array.get_item(PyTuple::empty(py)) } else { Ok(array) };
+        }
         (Data::Beside(buffer), true) => {
             let view = PyMemoryView::from(buffer.bind(py))?;
             view.call_method0(intern!(py, "toreadonly"))?
         }
         (Data::Beside(buffer), false) => buffer.bind(py).clone(),
     };
+    let shape = PyTuple::new(py, shape)?;
     let array = types::classes(py)?.array.bind(py).call1((shape, &dtype.dtype, buffer))?;
     if is_scalar { array.get_item(PyTuple::empty(py)) } else { Ok(array) }
+}
+
+/// An array of this element type and shape, which has so many `bytes`: a copy of them. By numpy's own
+/// functions, since to have it read a buffer of Python's takes as long as all the rest.
+fn copied<'py>(
+    dtype: &Bound<'py, PyAny>,
+    shape: &[u64],
+    bytes: &[u8],
+) -> PyResult<Bound<'py, PyAny>> {
+    let py = dtype.py();
+    let dtype = dtype.cast::<PyArrayDescr>()?;
+    let mut lengths = Vec::with_capacity(shape.len());
+    for &length in shape {
+        lengths.push(npy_intp::try_from(length)?);
+    }
+    // SAFETY: the thread is attached to the interpreter, and numpy's types stay.
+    let class = unsafe { get_type_object(py, NpyTypes::PyArray_Type) };
+    let (lengths, count) = (lengths.as_mut_ptr(), lengths.len() as c_int);
+    let dtype = dtype.clone().into_dtype_ptr();
+    let none: *mut c_void = ptr::null_mut();
+    // SAFETY: the class of arrays; an element type, a reference to which the call takes; `count` lengths,
+    // which it reads; no strides and data, so that it lays out and allocates them.
+    let array = unsafe {
+        PY_ARRAY_API.PyArray_NewFromDescr(
+            py,
+            class,
+            dtype,
+            count,
+            lengths,
+            none.cast(),
+            none,
+            0,
+            none.cast(),
+        )
+    };
+    // SAFETY: the call returns a new reference, or null with an exception set.
+    let array = unsafe { Bound::from_owned_ptr_or_err(py, array) }?;
+    let fields = array.as_ptr().cast::<PyArrayObject>();
+    // SAFETY: an array, as numpy has just made it.
+    let data = unsafe { (*fields).fields.data };
+    // SAFETY: nobody else has the array yet, which lies in one piece of its lengths times its element size:
+    // of that the caller has seen that it is as long as `bytes`. Its elements are no objects.
+    unsafe { ptr::copy_nonoverlapping(bytes.as_ptr(), data.cast(), bytes.len()) };
+    Ok(array)
 }
 
 /// Whether numpy's text of four bytes each consists of code points.
