@@ -325,7 +325,7 @@ fn threads_that_wait_for_each_other_for_ever_end_when_they_are_killed() {
         while kernel.books().in_hand == 0 {
             std::thread::yield_now();
         }
-        let ended = kernel.terminate_blocking(Terminate::now().within(Duration::from_secs(60)));
+        let ended = kernel.terminate_blocking(Terminate::now().within(Duration::from_secs(10)));
         assert_ne!(ended, Termination::Abandoned);
         assert_eq!(kernel.books().processed, 0);
         balanced(kernel.books());
