@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from pydotcompute import RingKernelRuntime, _optional, message
+from pydotcompute import RingKernelRuntime, UnifiedBuffer, _optional, message
 from pydotcompute.exceptions import BackendNotAvailableError, InvalidConfigurationError
 from pydotcompute.handlers import cuda_handler, record
 from pydotcompute.ring_kernels.lifecycle import RingKernelConfig
@@ -19,6 +19,8 @@ from pydotcompute.ring_kernels.lifecycle import RingKernelConfig
 ROOT = Path(__file__).resolve().parents[2]
 SOURCES = ROOT / "crates" / "dotcompute-cuda" / "tests" / "twin"
 PROGRAM = Path(__file__).parent / "standin" / "kernels.py"
+LENDING = Path(__file__).parent / "standin" / "lending.py"
+EXAMPLE = ROOT / "examples" / "python" / "13_device_memory.py"
 ERRORS = Path(__file__).parent / "standin" / "errors.py"
 
 
@@ -174,6 +176,7 @@ NOWHERE = "a folder with nothing that can be loaded"
         ("bad source", {}, r"KernelCompilationError(.|\n)*work\.cu:\d+(.|\n)*oops"),
         ("loop", {}, "^terminated in time$"),
         ("device lost", {}, r"719: CUDA_ERROR_LAUNCH_FAILED"),
+        ("stream lost", {}, r"CUDAError.*700: CUDA_ERROR_ILLEGAL_ADDRESS"),
     ],
 )
 def test_what_goes_wrong_is_an_error_that_says_what(stand_in, tmp_path, what, change, error):
@@ -182,6 +185,32 @@ def test_what_goes_wrong_is_an_error_that_says_what(stand_in, tmp_path, what, ch
     done = run({**stand_in, **change}, ERRORS, what)
     assert done.returncode == 0, done.stdout + done.stderr
     assert re.search(error, done.stdout), done.stdout + done.stderr
+
+
+def test_messages_name_device_memory_on_the_stand_in(stand_in):
+    done = run(stand_in, "-m", "pytest", "-p", "no:cacheprovider", LENDING)
+    assert done.returncode == 0, done.stdout[-8000:] + done.stderr[-2000:]
+    assert int(re.search(r"(\d+) passed", done.stdout).group(1)) > 10
+
+
+def test_the_example_of_device_memory_runs_on_the_stand_in(stand_in):
+    done = run(stand_in, EXAMPLE)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout == "all of it: 500.0\nthe last hundred: 50.0\n"
+
+
+@needs_none
+async def test_without_a_gpu_nothing_can_be_lent_and_the_error_says_what_is_missing():
+    async with RingKernelRuntime() as runtime:
+        with pytest.raises(BackendNotAvailableError, match=r"CUDA.*not available.*driver"):
+            await runtime.lend(UnifiedBuffer(3).fill(1))
+
+        async def actor(ctx):
+            await ctx.receive()
+
+        await runtime.launch("actor", actor)
+        with pytest.raises(BackendNotAvailableError, match=r"CUDA.*not available.*driver"):
+            await runtime.send_on_stream("actor", 1, None)
 
 
 def test_the_round_trip_of_gpu_check_is_rehearsed(stand_in):

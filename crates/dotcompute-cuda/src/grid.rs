@@ -423,10 +423,16 @@ impl Grid {
             };
             let at = shape.seat(seat);
             bytes[at..at + size_of::<abi::Seat>()].copy_from_slice(&bytes_of_seat(&descriptor));
-            let state = shape.store(seat) + std::mem::offset_of!(abi::SeatStore, state);
-            bytes[state..state + 4].copy_from_slice(&STATE_STOPPED.to_le_bytes());
+            let (state, stopped) = self.vacate(seat);
+            bytes[state..state + stopped.len()].copy_from_slice(&stopped);
         }
         vec![(0, bytes)]
+    }
+
+    /// What makes this seat one that nobody sits on; no grid runs.
+    pub fn vacate(&self, seat: u32) -> Write {
+        let state = self.shape.store(seat) + std::mem::offset_of!(abi::SeatStore, state);
+        (state, STATE_STOPPED.to_le_bytes().to_vec())
     }
 
     fn check(&self, seat: u32, plan: &SeatPlan) -> Result<(), PlanError> {

@@ -757,6 +757,10 @@ impl Cuda {
         Ok(launched)
     }
 
+    pub(crate) fn driver(&self) -> &'static Driver {
+        self.inner.driver
+    }
+
     pub(crate) fn isolation(&self) -> &Isolation {
         &self.inner.options.isolation
     }

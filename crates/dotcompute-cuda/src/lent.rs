@@ -12,7 +12,7 @@ use dotcompute_core::record::RecordLayout;
 use dotcompute_core::{BoxError, KernelRef, Message, Record, SendError};
 use dotcompute_mailbox::sync::lock;
 
-use crate::compute::{ComputeError, DeviceBuffer, Stream};
+use crate::compute::{ComputeError, Context, DeviceBuffer, Stream};
 use crate::kernels::{Cuda, CudaError, wait_for};
 use crate::resident::Isolation;
 
@@ -25,6 +25,12 @@ struct Kept {
     address: u64,
     bytes: usize,
     _owner: Box<dyn Any + Send + Sync>,
+}
+
+impl Kept {
+    fn end(&self) -> u64 {
+        self.address + self.bytes as u64
+    }
 }
 
 /// All that is lent in this process.
@@ -43,6 +49,14 @@ impl Lent {
         lent.retain(|kept| kept.strong_count() > 0);
         lent.push(Arc::downgrade(&kept));
         Self(kept)
+    }
+
+    /// What is lent at this address, or around it.
+    pub fn at(address: u64) -> Option<Self> {
+        // Each of them may be the last clone by now, whose owner is not dropped under the lock.
+        let mut living: Vec<_> = lock(&LENT).iter().filter_map(Weak::upgrade).collect();
+        let has = |kept: &Arc<Kept>| (kept.address..kept.end()).contains(&address);
+        living.iter().position(has).map(|found| Self(living.swap_remove(found)))
     }
 
     /// Where it lies on the device: what a record says to a handler, as a `u64`.
@@ -154,15 +168,9 @@ impl Cuda {
     ///
     /// # Errors
     ///
-    /// [`CudaError::NotReached`] if the buffer is another device's, or the kernels' contexts are those of
-    /// other processes; what the driver said; [`CudaError::Timeout`].
+    /// [`CudaError::NotReached`] if the memory is another device's or none, or the kernels' contexts are
+    /// those of other processes; what the driver said; [`CudaError::Timeout`].
     pub fn lend(&self, buffer: DeviceBuffer, within: Duration) -> Result<Lent, CudaError> {
-        let context = buffer.stream().context().clone();
-        if context.device().ordinal != self.device().ordinal {
-            let (theirs, ours) = (context.device().ordinal, self.device().ordinal);
-            let why = format!("it lies on device {theirs}, and the kernels run on device {ours}");
-            return Err(CudaError::NotReached(why));
-        }
         // It is there once its stream came to it.
         buffer.stream().synchronize()?;
         let (address, bytes) = (buffer.address(), buffer.bytes());
@@ -190,6 +198,17 @@ impl Cuda {
         if !matches!(self.isolation(), Isolation::Thread) {
             let why = "the kernels' context is another process's (Isolation::Process)";
             return Err(CudaError::NotReached(why.to_owned()));
+        }
+        let ours = self.device().ordinal;
+        let why = match Context::of(self.driver(), ours)?.device_at(address)? {
+            Some(theirs) if theirs == ours => None,
+            Some(theirs) => Some(format!(
+                "it lies on device {theirs}, and the kernels run on device {ours}: copy it there"
+            )),
+            None => Some(format!("no device has memory at {address:#x}: was it freed?")),
+        };
+        if let Some(why) = why {
+            return Err(CudaError::NotReached(why));
         }
         wait_for(self.begin_new_leases(), within)??;
         Ok(Lent::new(address, bytes, Box::new(owner)))

@@ -261,7 +261,7 @@ impl Resident {
 
     /// Whether the code that is loaded has the handler of this number.
     pub(crate) fn has_handler(&self, handler: u32) -> bool {
-        // Relaxed: a number that only grows; the launcher decides.
+        // Relaxed: a hint; the launcher, whose number it is, decides.
         handler < self.fate.handlers.load(Ordering::Relaxed)
     }
 

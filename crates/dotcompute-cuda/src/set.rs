@@ -19,6 +19,10 @@ use crate::resident::{Isolation, Residency, Resident, ResidentError, Seated};
 /// grids with those of before where their states are no larger.
 const STATE_ROOM_BYTES: usize = 1024;
 
+/// How many grids may be lost as a seat is taken on them, which costs the memory of each: what stands
+/// against so many stands against the next one too.
+const LOST_MAX: usize = 3;
+
 /// See the module. Grids are made as seats are needed.
 #[derive(Debug)]
 pub(crate) struct Set {
@@ -88,12 +92,18 @@ impl Set {
             return Ok(seated);
         }
         let _making = self.making.lock().await;
+        let mut made: Vec<Arc<Resident>> = Vec::new();
         loop {
             if let Some(seated) = self.seat_on_grids(&plan).await? {
                 return Ok(seated);
             }
+            let mut lost = made.iter().filter_map(|grid| grid.loss());
+            if let Some(loss) = lost.nth(LOST_MAX - 1) {
+                return Err(loss.error.clone());
+            }
             let grid = Arc::new(self.make().await?);
-            lock(&self.grids).push(grid);
+            lock(&self.grids).push(Arc::clone(&grid));
+            made.push(grid);
         }
     }
 

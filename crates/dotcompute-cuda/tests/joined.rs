@@ -9,8 +9,8 @@ mod standin;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use dotcompute_core::{KernelRef, Message, Record, Runtime, Terminate, Termination};
-use dotcompute_cuda::resident::Residency;
+use dotcompute_core::{KernelRef, LaunchError, Message, Record, Runtime, Terminate, Termination};
+use dotcompute_cuda::resident::{Residency, ResidentError};
 use dotcompute_cuda::{
     BuildError, Cuda, CudaError, CudaHandler, CudaKernel, CudaKernels, CudaLaunch, CudaOptions,
 };
@@ -204,6 +204,93 @@ fn a_source_that_does_not_compile_changes_nothing() {
     let two = stage.launch("two", "two");
     assert_eq!((ask(&one, 1), ask(&two, 1)), (2, 3));
     [&one, &two].into_iter().for_each(drain);
+}
+
+/// Mends what the driver was told to refuse, also where the test fails.
+struct Mended(&'static StandIn);
+
+impl Drop for Mended {
+    fn drop(&mut self) {
+        (self.0.fail)(c"cuModuleLoadData".as_ptr(), 0);
+        (self.0.fail)(c"cuLaunchCooperativeKernel".as_ptr(), 0);
+        (self.0.refuse_loaded)(0);
+    }
+}
+
+#[test]
+fn code_that_the_driver_refuses_fails_the_launch_that_wanted_it_and_nothing_else() {
+    let stand_in = StandIn::get();
+    let _device = stand_in.alone();
+    let stage = Stage::with(standin::options());
+    stage.register("one", more("one", 1, 0)).unwrap();
+    let one = stage.launch("one", "one");
+    let loads: (fn(&StandIn), _) = (
+        |it| (it.fail)(c"cuModuleLoadData".as_ptr(), 200),
+        ("cuModuleLoadData", 200, "CUDA_ERROR_INVALID_IMAGE"),
+    );
+    let launches: (fn(&StandIn), _) = (
+        |it| (it.refuse_loaded)(701),
+        ("cuLaunchCooperativeKernel", 701, "CUDA_ERROR_LAUNCH_OUT_OF_RESOURCES"),
+    );
+    let is_over = AtomicBool::new(false);
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            let mut turns = 0;
+            while !is_over.load(Ordering::Relaxed) || turns == 0 {
+                assert_eq!(ask(&one, turns), turns + 1);
+                turns += 1;
+            }
+        });
+        let _over = Over(&is_over);
+        for (turn, (refuse, (call, code, name))) in (1..).zip([loads, launches]) {
+            let mended = Mended(stand_in);
+            let entry = format!("more_{turn}");
+            stage.register(&entry, more(&entry, 10 * turn, 0)).unwrap();
+            refuse(stand_in);
+            // As often as it is tried.
+            for _ in 0..10 {
+                let builder = stage.runtime.kernel("refused").executor("cuda");
+                let refused = stage.cuda.launch::<Number, Number>(builder, CudaLaunch::new(&entry));
+                let LaunchError::Executor { source, .. } = refused.unwrap_err() else {
+                    panic!("not refused by the device")
+                };
+                let Some(CudaError::Resident(ResidentError::Code(error))) = source.downcast_ref()
+                else {
+                    panic!("{source:?}")
+                };
+                assert_eq!((error.call, error.code), (call, code));
+                assert!(source.to_string().contains(name), "{source}");
+            }
+            // The code of before has all seats but one.
+            let others: Vec<_> =
+                (0..6).map(|number| stage.launch(&format!("other {number}"), "one")).collect();
+            others.iter().for_each(|other| assert_eq!(ask(other, 5), 6));
+            others.iter().for_each(drain);
+            drop(mended);
+            let more = stage.launch(&entry, &entry);
+            assert_eq!(ask(&more, 5), 5 + 10 * turn);
+            drain(&more);
+        }
+    });
+    drain(&one);
+}
+
+#[test]
+fn a_grid_that_the_driver_does_not_launch_is_an_error_with_its_cause() {
+    let stand_in = StandIn::get();
+    let _device = stand_in.alone();
+    let stage = Stage::with(standin::options());
+    stage.register("one", more("one", 1, 0)).unwrap();
+    let mended = Mended(stand_in);
+    (stand_in.fail)(c"cuLaunchCooperativeKernel".as_ptr(), 701);
+    let builder = stage.runtime.kernel("refused").executor("cuda");
+    let refused = stage.cuda.launch::<Number, Number>(builder, CudaLaunch::new("one"));
+    let text = std::error::Error::source(&refused.unwrap_err()).unwrap().to_string();
+    assert!(text.contains("CUDA_ERROR_LAUNCH_OUT_OF_RESOURCES"), "{text}");
+    drop(mended);
+    let one = stage.launch("one", "one");
+    assert_eq!(ask(&one, 1), 2);
+    drain(&one);
 }
 
 #[test]

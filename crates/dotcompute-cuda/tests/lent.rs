@@ -275,3 +275,17 @@ fn memory_that_the_kernels_cannot_reach_is_refused() {
     assert!(matches!(error, CudaError::NotReached(_)), "{error:?}");
     assert!(error.to_string().contains("another process's"), "{error}");
 }
+
+#[test]
+fn an_address_at_which_no_device_has_memory_is_refused() {
+    let stage = Stage::new();
+    let lent = stage.lend(&[1, 2, 3]);
+    let inside = Lent::at(lent.address() + 2).unwrap();
+    assert_eq!((inside.address(), inside.bytes()), (lent.address(), 3));
+    assert!(Lent::at(lent.address() + 3).is_none());
+    let host = Box::new([0_u8; 16]);
+    let address = host.as_ptr().expose_provenance() as u64;
+    // SAFETY: nobody uses it: it is refused.
+    let error = unsafe { stage.cuda.lend_foreign(address, 16, host, LONG) }.unwrap_err();
+    assert!(error.to_string().contains("no device has memory at 0x"), "{error}");
+}

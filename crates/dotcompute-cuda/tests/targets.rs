@@ -7,6 +7,7 @@
 mod standin;
 
 use std::sync::OnceLock;
+use std::sync::mpsc::{TryRecvError, channel};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -52,6 +53,20 @@ forward(const number *message, void *, number *reply, rk_ctx *ctx) {
     if (int32_t fault = rk_send(ctx, 0, reply))
         return fault;
     return DC_HANDLER_REPLY;
+}
+"#;
+
+/// Sends what it is told to its target, and takes its time, so that its window is never empty.
+const PASS: &str = r#"
+#include "dotcompute.cuh"
+struct number { long long value; };
+
+extern "C" __device__ int32_t
+pass(const number *message, void *, number *, rk_ctx *ctx) {
+    const uint64_t end = rk_clock(ctx) + 200000;
+    while (rk_clock(ctx) < end) {
+    }
+    return rk_send(ctx, 0, message);
 }
 "#;
 
@@ -213,11 +228,13 @@ fn stage() -> &'static Stage {
     static STAGE: OnceLock<Stage> = OnceLock::new();
     STAGE.get_or_init(|| {
         let forward = number("forward", SEND);
+        let pass = CudaKernel::new(CudaHandler::from_source("pass", PASS), Number::LAYOUT);
         let deal = || CudaKernel::new(CudaHandler::from_source("deal", DEAL), Number::LAYOUT);
         Stage::with(&[
             ("direct", to(forward.clone(), &["direct to"])),
             ("by host", to(forward.clone(), &["by host to"])),
             ("late", to(forward.clone(), &["late to"])),
+            ("busy", to(pass, &["busy to"])),
             ("policy", to(forward.clone(), &["policy to"])),
             ("nowhere", to(forward.clone(), &["nobody"])),
             ("deal", to(deal(), &["deal to 0", "deal to 1"])),
@@ -291,6 +308,43 @@ fn a_target_that_comes_later_is_sent_to_on_the_device_and_order_is_kept() {
     drain(&first);
     drain(&second);
     assert_eq!(second.books().processed, first.books().processed);
+}
+
+#[test]
+fn a_sender_without_a_lull_moves_to_the_device_and_order_is_kept() {
+    let _device = StandIn::get().shared();
+    let stage = stage();
+    // Nothing goes on the device while the target has something to do; and then the sender is never
+    // seen with nothing to do.
+    let second = stage.launch("busy to", "rising");
+    second.deactivate().unwrap();
+    send(&second, 0);
+    let first = stage.launch("busy", "busy");
+    let (enough, told) = channel::<()>();
+    let sender = first.clone();
+    let sends = thread::spawn(move || {
+        let mut value = 0;
+        while matches!(told.try_recv(), Err(TryRecvError::Empty)) {
+            value += 1;
+            send(&sender, value);
+        }
+        value
+    });
+    until("both are full", || first.books().queued > 500 && second.books().queued > 500);
+    second.reactivate().unwrap();
+    assert_eq!(receive(&second), 0);
+    let (mut received, deadline) = (0, Instant::now() + LONG.unwrap());
+    while stage.sent("busy") < 1000 {
+        assert!(Instant::now() < deadline, "they never go on the device");
+        received += 1;
+        assert_eq!(receive(&second), received);
+    }
+    drop(enough);
+    let sent = sends.join().unwrap();
+    (received + 1..=sent).for_each(|value| assert_eq!(receive(&second), value));
+    drain(&first);
+    drain(&second);
+    assert_eq!(second.books().processed, sent as u64 + 1);
 }
 
 #[test]

@@ -41,6 +41,7 @@ from pydotcompute.handlers.context import HandlerContext
 from pydotcompute.handlers.cuda import CudaHandler, cuda_handler
 from pydotcompute.handlers.native import NativeHandler, native_handler
 from pydotcompute.handlers.record import (
+    DevicePointer,
     RecordBatch,
     c_struct,
     record,
@@ -52,6 +53,7 @@ from pydotcompute.handlers.spec import Handler
 __all__ = [
     "CudaCode",
     "CudaHandler",
+    "DevicePointer",
     "Handler",
     "HandlerContext",
     "NativeHandler",

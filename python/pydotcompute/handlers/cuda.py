@@ -20,6 +20,12 @@ default of 256, `block_size` is for blocks alone. `grid_size` is 1: handlers of 
 not there yet. Kernels of different scopes have grids of their own, and send to each other by the
 host.
 
+A message can name an array that lies on the GPU: a field annotated as `DevicePointer` takes what
+`RingKernelRuntime.lend` returns for a `UnifiedBuffer` or an array of CuPy, PyTorch or numba. In
+CUDA C++ it is an ``unsigned long long``, to be cast to a pointer once ``rk_acquire(ctx)`` was
+called. `RingKernelRuntime.send_on_stream` sends a message when the work that writes the array is
+done.
+
 With ``isolation="process"`` the context that all of this lives in is one of a child process
 (Linux): a hardware exception, a handler that never comes back, or a SIGKILL costs that process, and
 kernels with a restart policy are brought back in another one. Contexts of several processes take

@@ -15,6 +15,7 @@ annotation                          type
 4]`
 a record class                      that record
 `Annotated[list[Point], 3]`         so many records of that class
+`DevicePointer`                     uint64: an address in a GPU's memory, see below
 ==================================  ================================================
 
 Whatever has no fixed size is refused where the class is made, with the field and the reason. So is
@@ -24,6 +25,11 @@ Many records of one class are one message as an array: a structured numpy array 
 (a `RecordBatch` where it was received, or where its priority or correlation matter). Nothing of it
 is copied: from the send until its kernel has processed it (its reply is there, at the latest) the
 array that was sent is read-only, and whoever holds another view of its memory must not write to it.
+
+Memory of a GPU is named by a `DevicePointer`, which `RingKernelRuntime.lend` makes of an array that
+lies there (None: an address of 0). It is kept until the message has been processed, or is a dead
+letter that is gone too. In a message that was received it is an address again, and keeps what is
+lent there by then.
 """
 
 from __future__ import annotations
@@ -33,7 +39,7 @@ import inspect
 import operator
 import struct
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, TypeVar, dataclass_transform, overload
 from uuid import UUID, uuid4
 
@@ -42,9 +48,18 @@ import numpy.typing as npt
 
 from pydotcompute import _native
 from pydotcompute._annotations import unaliased
+from pydotcompute._native import DevicePointer
 from pydotcompute.exceptions import TypeValidationError
 
-__all__ = ["RecordBatch", "RecordType", "c_struct", "record", "record_dtype", "record_type"]
+__all__ = [
+    "DevicePointer",
+    "RecordBatch",
+    "RecordType",
+    "c_struct",
+    "record",
+    "record_dtype",
+    "record_type",
+]
 
 T = TypeVar("T")
 
@@ -148,6 +163,8 @@ class RecordType:
         get = operator.attrgetter(*names)
         self._get: Callable[[Any], tuple[Any, ...]] = get if len(names) > 1 else lambda o: (get(o),)
         self.names = names
+        #: The fields that name memory of a device.
+        self._pointers = [field.name for field in fields if field.python is DevicePointer]
 
     def pack(self, instance: Any) -> bytes:
         """Return the bytes of an object of the class.
@@ -181,6 +198,11 @@ class RecordType:
                 elif field.code and not field.shape:
                     struct.pack("<" + _CODES[field.code], value)
             except (struct.error, OverflowError) as error:
+                if isinstance(value, DevicePointer):
+                    raise TypeError(
+                        f"{where}: annotate it as DevicePointer, so that the memory is kept, not "
+                        f"as {np.dtype(field.code).name}"
+                    ) from None
                 if isinstance(value, int | np.integer):
                     kind = np.dtype(field.code).name
                     raise ValueError(f"{where}: {value} is out of range for {kind}") from None
@@ -221,17 +243,22 @@ class RecordType:
 
     # --- what the native half calls --------------------------------------------------------------
 
-    def to_records(self, message: Any) -> bytes | int:
-        """The bytes of one record; or how many records an array has."""
+    def to_records(self, message: Any) -> bytes | int | tuple[bytes | int, list[DevicePointer]]:
+        """The bytes of one record; or how many records an array has. With what keeps the memory
+        that they name, if they name any."""
         if isinstance(message, self.cls):
-            return self.pack(message)
+            packed = self.pack(message)
+            pointers = [getattr(message, name) for name in self._pointers]
+            held = [one for one in pointers if one is not None and one.is_lent]
+            return (packed, held) if held else packed
         if isinstance(message, np.ndarray) and message.dtype == self.dtype:
             if message.ndim != 1 or not message.flags.c_contiguous:
                 raise ValueError(
                     f"a batch of '{self.cls.__name__}' is a contiguous array of one dimension: use "
                     "numpy.ascontiguousarray"
                 )
-            return len(message)
+            held = list(getattr(message, "held", ()))
+            return (len(message), held) if held else len(message)
         if isinstance(message, np.void) and message.dtype == self.dtype:
             return message.tobytes()
         raise TypeValidationError(self.cls, type(message), f"record '{self.cls.__name__}'")
@@ -272,9 +299,13 @@ class RecordBatch(np.ndarray[tuple[int], np.dtype[np.void]]):
         The `message_id` of the message that it answers.
     message_id
         The name of the batch; by default a new one.
+    held
+        The memory that its fields of `DevicePointer`s name (by ``pointer.address``), which is kept
+        until the batch has been processed.
     """
 
     priority: int
+    held: tuple[DevicePointer, ...]
     _message_id: int | None
     _correlation_id: int | None
 
@@ -285,6 +316,7 @@ class RecordBatch(np.ndarray[tuple[int], np.dtype[np.void]]):
         priority: int = 128,
         correlation_id: UUID | None = None,
         message_id: UUID | None = None,
+        held: Iterable[DevicePointer] = (),
     ) -> RecordBatch:
         """View an array as a batch."""
         if not 0 <= priority <= 255:
@@ -293,6 +325,7 @@ class RecordBatch(np.ndarray[tuple[int], np.dtype[np.void]]):
         batch.priority = priority
         batch._message_id = (message_id if message_id is not None else uuid4()).int
         batch._correlation_id = correlation_id.int if correlation_id is not None else None
+        batch.held = tuple(held)
         return batch
 
     def __array_finalize__(self, source: Any) -> None:
@@ -300,6 +333,7 @@ class RecordBatch(np.ndarray[tuple[int], np.dtype[np.void]]):
         self.priority = 128
         self._message_id = None
         self._correlation_id = None
+        self.held = ()
 
     @property
     def message_id(self) -> UUID | None:
@@ -327,6 +361,10 @@ def _codec(fields: tuple[Field, ...], nbytes: int) -> tuple[struct.Struct, list[
             form += f"{size}s"
             to_bytes.append(_packer(field, size))
             to_python.append(_unpacker(field))
+        elif field.python is DevicePointer:
+            form += _CODES[field.code]
+            to_bytes.append(_address)
+            to_python.append(DevicePointer)
         else:
             form += "?" if field.python is bool else _CODES[field.code]
             to_bytes.append(None)
@@ -337,6 +375,18 @@ def _codec(fields: tuple[Field, ...], nbytes: int) -> tuple[struct.Struct, list[
         struct.Struct(form),
         to_bytes if any(to_bytes) else [],
         to_python if any(to_python) else [],
+    )
+
+
+def _address(value: Any) -> int:
+    """What a field says that names memory of a device."""
+    if value is None:
+        return 0
+    if isinstance(value, DevicePointer):
+        return value.address
+    raise TypeError(
+        "memory of a device is named by what RingKernelRuntime.lend returns for it, not by "
+        f"{type(value).__name__}"
     )
 
 
@@ -414,6 +464,8 @@ def _field(owner: str, name: str, annotation: Any) -> Field:
         if listed:
             if (inner := record_type_or_none(listed[0])) is None:
                 raise refuse(f"{_name(listed[0])} is no record: numbers are an NDArray")
+            if inner._pointers:
+                raise refuse("memory of a device is named in a message's own fields")
             return Field(name, "", inner, shape, list)
         element = _element_of(python)
         if element is None:
@@ -422,8 +474,14 @@ def _field(owner: str, name: str, annotation: Any) -> Field:
         if code is None:
             raise refuse(f"{_name(element)} is no number of a fixed size that a record can have")
         return Field(name, code, None, shape, np.ndarray)
+    if python is DevicePointer:
+        return Field(name, "u8", None, (), DevicePointer)
     inner = record_type_or_none(python)
     if inner is not None:
+        if inner._pointers:
+            raise refuse(
+                f"{_name(python)} names memory of a device, as only a message's own fields do"
+            )
         return Field(name, "", inner, (), inner.cls)
     code = _code(python)
     if code is not None:
@@ -434,7 +492,7 @@ def _field(owner: str, name: str, annotation: Any) -> Field:
         raise refuse("an array needs a shape: Annotated[NDArray[np.float32], 4]")
     raise refuse(
         f"{_name(python)} has no fixed size; a record has int, float, bool, numpy's numbers, "
-        "Annotated[bytes, 16], Annotated[NDArray[np.float32], 4] and records"
+        "Annotated[bytes, 16], Annotated[NDArray[np.float32], 4], DevicePointer and records"
     )
 
 

@@ -22,7 +22,7 @@ from pydotcompute.exceptions import (
     KernelNotFoundError,
     TypeValidationError,
 )
-from pydotcompute.ring_kernels import _loop
+from pydotcompute.ring_kernels import _lend, _loop
 from pydotcompute.ring_kernels.lifecycle import (
     KernelState,
     Restart,
@@ -35,6 +35,7 @@ from pydotcompute.ring_kernels.pool import KernelPool
 from pydotcompute.ring_kernels.telemetry import RingKernelTelemetry, TelemetryCollector
 
 if TYPE_CHECKING:
+    from pydotcompute._native import DevicePointer
     from pydotcompute.handlers.cuda import CudaHandler
 
 _logger = logging.getLogger("pydotcompute")
@@ -417,6 +418,74 @@ class RingKernelRuntime(_native.Runtime):
         finally:
             if kernel._stopping or kernel.state is KernelState.TERMINATED:
                 self._forget(kernel)
+
+    async def lend(self, array: Any, *, timeout: float = 30.0) -> DevicePointer:
+        """Let the kernels on the GPU reach an array there, by a message that names it.
+
+        What comes back is the value of a field that is annotated as `DevicePointer` (see
+        `pydotcompute.handlers`), of any number of messages. The array's memory is kept until it and
+        those messages are gone. A `UnifiedBuffer` is brought up to date on the device first; of one
+        that kernels write to, tell it by `mark_device_dirty`.
+
+        The grids of all kernels on the GPU begin a new lease, which is a pause of theirs: lend an
+        array once, and use it often. That is waited for on a thread, not on the event loop.
+
+        Parameters
+        ----------
+        array
+            A `UnifiedBuffer`, or what has ``__cuda_array_interface__`` or ``__dlpack__`` (arrays of
+            CuPy, PyTorch, numba, JAX, and ours): contiguous, on the first device.
+        timeout
+            Seconds to wait; a handler that is busy holds it up.
+
+        Raises
+        ------
+        TypeError
+            It is no array of a device's: copy it there first.
+        BufferNotAllocatedError
+            The buffer has no memory, or none any more.
+        BackendNotAvailableError
+            There is no GPU, driver or compiler; says what is missing.
+        CUDAError
+            It is another device's, is not contiguous, or was freed.
+        TimeoutError
+            A grid did not get to it.
+        """
+        return await asyncio.to_thread(_lend.lend, array, timeout)
+
+    async def send_on_stream(
+        self, kernel_id: str, message: Any, stream: Any, *, timeout: float | None = None
+    ) -> None:
+        """Send a message to a kernel when all is done that a stream of a GPU was given before.
+
+        So its handler finds what that work wrote, where it calls ``rk_acquire`` first. Nothing
+        waits on the stream, and what is sent otherwise may come before. What counts is what the
+        stream was given when this is first awaited; do not change the message until it is sent.
+
+        Parameters
+        ----------
+        kernel_id
+            Its name, or that of a pool; it need not be on the GPU.
+        message
+            As for `send`; who cancels this before the work is done has not sent it.
+        stream
+            A stream of ours, of CuPy or of PyTorch, or a handle; None: the legacy stream, on which
+            CuPy, PyTorch and numba work by default.
+        timeout
+            Seconds to wait for room in the mailbox, as for `send`.
+
+        Raises
+        ------
+        CUDAError
+            The work before it failed: the message was not sent.
+        BackendNotAvailableError
+            There is no GPU or driver; says what is missing.
+        TypeError
+            The stream is none.
+        """
+        self._get_any(kernel_id)
+        await _lend.as_stream(stream).done()
+        await self.send(kernel_id, message, timeout=timeout)
 
     def connect(self, from_id: str, to_id: str, *, allow_cycle: bool = False) -> None:
         """Connect two kernels: the replies of the one go straight into the mailbox of the other.

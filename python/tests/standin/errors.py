@@ -4,7 +4,7 @@ import asyncio
 import sys
 import time
 
-from pydotcompute import RingKernelRuntime, message
+from pydotcompute import RingKernelRuntime, _optional, message
 from pydotcompute.handlers import cuda_handler
 
 
@@ -42,6 +42,11 @@ async def main(what: str) -> None:
             assert time.monotonic() - started < 30
             print("terminated in time")
             return
+        if what == "stream lost":
+            device = _optional.cuda().module.device()
+            stray = device.load(b"\x7fELF\x02" + bytes(123)).function("stray")
+            stray.launch((1, 1, 1), (1, 1, 1), 0, device.stream, [])
+            await runtime.send_on_stream("work", Number(value=3), device.stream)
         await runtime.send_and_receive("work", Number(value=1), timeout=60)
 
 

@@ -86,6 +86,21 @@ impl RecordBatch {
         })
     }
 
+    /// The same for a record that names something: `keep` is dropped with the message.
+    pub fn single_keeping(
+        layout: &'static RecordLayout,
+        bytes: &[u8],
+        keep: Box<dyn Any + Send + Sync>,
+    ) -> Option<Self> {
+        (bytes.len() == layout.bytes).then(|| {
+            let buffer = Buffer::copied(bytes);
+            // The words do not move when the buffer does, and are never written again.
+            let start = Address(buffer.words.as_ptr().cast());
+            let memory = Memory::Foreign { start, _keep: Box::new((buffer, keep)) };
+            Self { layout, count: 1, single: true, memory }
+        })
+    }
+
     /// A batch of `count` records that lie at `start`, in memory that `keep` keeps.
     ///
     /// # Safety
@@ -135,7 +150,7 @@ impl RecordBatch {
             Memory::Owned(buffer) => &bytemuck::cast_slice(&buffer.words)[..bytes],
             Memory::Foreign { start, .. } => {
                 // SAFETY: so many bytes lie there, and are not written to, as `from_foreign`
-                // promises and `from_vec` sees to.
+                // promises and `from_vec` and `single_keeping` see to.
                 #[allow(unsafe_code)]
                 unsafe {
                     std::slice::from_raw_parts(start.0, bytes)

@@ -41,6 +41,7 @@ functions! {
     host_alloc = "cuMemHostAlloc"(*mut *mut c_void, usize, c_uint) -> c_int;
     host_free = "cuMemFreeHost"(*mut c_void) -> c_int;
     host_address = "cuMemHostGetDevicePointer_v2"(*mut u64, *mut c_void, c_uint) -> c_int;
+    pointer_get = "cuPointerGetAttribute"(*mut c_void, c_int, u64) -> c_int;
     pool_create = "cuMemPoolCreate"(*mut *mut c_void, *const PoolProperties) -> c_int;
     pool_set = "cuMemPoolSetAttribute"(*mut c_void, c_int, *mut c_void) -> c_int;
     pool_get = "cuMemPoolGetAttribute"(*mut c_void, c_int, *mut c_void) -> c_int;

@@ -181,6 +181,33 @@ impl Context {
         Ok(MemoryInfo { free_bytes: free as u64, total_bytes: total as u64 })
     }
 
+    /// Which device's memory is at this address; none if it is none of a device's, or no memory. Asks
+    /// without waiting.
+    ///
+    /// # Errors
+    ///
+    /// What the driver said.
+    pub fn device_at(&self, address: u64) -> Result<Option<u32>, ComputeError> {
+        // CU_POINTER_ATTRIBUTE_MEMORY_TYPE, and CU_MEMORYTYPE_DEVICE.
+        let (mut kind, mut ordinal) = (0_u32, 0_u32);
+        // SAFETY: such an attribute is an unsigned number, which outlives the call.
+        let code = self.code(|calls| unsafe {
+            (calls.pointer_get)(ptr::from_mut(&mut kind).cast(), 2, address)
+        })?;
+        match (code, kind) {
+            (0, 2) => {}
+            // CUDA_ERROR_INVALID_VALUE: the driver does not know the address.
+            (0 | 1, _) => return Ok(None),
+            (code, _) => return Err(self.error("cuPointerGetAttribute", code)),
+        }
+        // CU_POINTER_ATTRIBUTE_DEVICE_ORDINAL
+        self.call("cuPointerGetAttribute", |calls| {
+            // SAFETY: as above.
+            unsafe { (calls.pointer_get)(ptr::from_mut(&mut ordinal).cast(), 9, address) }
+        })?;
+        Ok(Some(ordinal))
+    }
+
     /// The device's pool.
     ///
     /// # Errors

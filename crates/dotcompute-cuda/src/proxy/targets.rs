@@ -1,11 +1,15 @@
 //! What a handler sends to other kernels: by the host, or by an edge on the device.
 //!
 //! Which of both is changed only while this kernel holds and the target has nothing left of what went
-//! the other way, so that records keep their order.
+//! the other way, so that records keep their order. A kernel that never has a lull is held for it: for
+//! some milliseconds at most, in which the target works off what it has, and if they were not enough,
+//! again after [`RESPITE`] times as long, for twice as long. So it spends a small part of its time on that
+//! at most, and goes by the host for ever only where others keep the target's mailbox from being empty.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::task::{Context as TaskContext, Poll, Waker, ready};
+use std::time::{Duration, Instant};
 
 use dotcompute_abi::TaggedRecord;
 use dotcompute_abi::control::{
@@ -21,6 +25,14 @@ use crate::grid::{Report, Way};
 use crate::kernels::{Targets, check_target};
 use crate::target::OpenTarget;
 
+/// How long a kernel that has something to do holds for a target to work off what it has: at first, and at
+/// most.
+const PATIENCE: Duration = Duration::from_millis(5);
+const PATIENCE_MAX: Duration = Duration::from_millis(80);
+
+/// How often as long it goes on then before it is held again.
+const RESPITE: u32 = 20;
+
 pub(super) type WhenFree = Box<dyn FnOnce(Report) + Send>;
 
 /// The ways to the targets of a kernel.
@@ -32,6 +44,11 @@ pub(super) struct Ways {
     returned: VecDeque<(usize, Vec<TaggedRecord>)>,
     /// The kernel is to hold, so that edges can be made.
     pub(super) linking: bool,
+    /// How long it holds next for targets that are at work; until when it does now, if it has seen them
+    /// since it began to hold; and when it may be held next though it has something to do.
+    patience: Duration,
+    patient_until: Option<Instant>,
+    due: Instant,
     /// When it says that it holds, it does: it was seen to run since it held last.
     holds_surely: bool,
     /// Why the kernel is to fail, once it has stopped.
@@ -59,6 +76,9 @@ impl Ways {
             sending: None,
             returned: VecDeque::new(),
             linking: !targets.is_empty(),
+            patience: PATIENCE,
+            patient_until: Some(Instant::now()),
+            due: Instant::now(),
             holds_surely: true,
             failure: None,
             failed_at: None,
@@ -225,7 +245,8 @@ impl<M: RecordMessage, R: RecordReply> Proxy<M, R> {
     }
 
     /// Has edges made to those targets that sit on the same grid: while the kernel holds, and what
-    /// went by the host is worked off. It holds when it and the target seem to have nothing to do.
+    /// went by the host is worked off. It holds when it and the target seem to have nothing to do, or
+    /// when it has gone on for long enough.
     pub(super) fn make_edges(
         &mut self,
         station: &mut Station,
@@ -235,32 +256,56 @@ impl<M: RecordMessage, R: RecordReply> Proxy<M, R> {
         let holds =
             self.command == COMMAND_HOLD && report.state == STATE_HOLDING && self.ways.holds_surely;
         let is_quiet = self.in_flight == 0 && self.seat.sent() == self.received;
-        let may_hold = self.command == COMMAND_RUN && report.state == STATE_RUNNING && is_quiet;
-        let (mut making, mut wanted) = (false, false);
+        let runs = self.command == COMMAND_RUN && report.state == STATE_RUNNING;
+        let by_host = self.ways.ways.iter().any(|way| matches!(way.route, Route::Host(_)));
+        let now = if by_host { Instant::now() } else { self.ways.due };
+        let is_due = now >= self.ways.due;
+        let (mut making, mut wanted, mut waits) = (false, false, false);
         for number in 0..self.ways.ways.len() {
             making |= matches!(self.ways.ways[number].route, Route::Making(..));
-            if !holds && !may_hold {
+            if !holds && !(runs && (is_quiet || is_due)) {
                 continue;
             }
             let Some(to) = self.seat_for_edge(number, station) else { continue };
             let way = &mut self.ways.ways[number];
-            if !way.target.is_quiet() {
+            if !holds {
+                wanted |= is_due && !is_quiet || way.target.is_quiet();
                 continue;
             }
-            if !holds {
-                wanted = true;
+            if !way.target.is_quiet() {
+                waits = true;
                 continue;
             }
             let bytes = way.target.layout().bytes as u32;
             let by = Way::Target(number as u32);
             let made = to.resident.link(station.seated.number(), by, to.number, bytes);
             way.route = Route::Making(to, Box::pin(made));
+            self.ways.patience = PATIENCE;
             making = true;
             // Looked at once more, so that it wakes this task.
             cx.waker().wake_by_ref();
         }
-        let linking =
-            making || wanted || self.ways.linking && !holds && self.command == COMMAND_HOLD;
+        let ways = &mut self.ways;
+        if runs && !is_quiet && is_due {
+            ways.due = now + RESPITE * ways.patience;
+            ways.patient_until = None;
+        }
+        if waits {
+            let until = *ways.patient_until.get_or_insert_with(|| {
+                let patience = ways.patience;
+                ways.patience = PATIENCE_MAX.min(2 * patience);
+                now + patience
+            });
+            waits = now < until;
+        }
+        if waits {
+            // Nobody tells when the target is quiet.
+            cx.waker().wake_by_ref();
+        }
+        let linking = making
+            || wanted
+            || waits
+            || self.ways.linking && !holds && self.command == COMMAND_HOLD;
         if std::mem::replace(&mut self.ways.linking, linking) != linking {
             cx.waker().wake_by_ref();
         }

@@ -76,6 +76,18 @@ impl Calls {
         }
     }
 
+    /// Undoes the last [`take_up`](Self::take_up).
+    pub(super) fn put_back(&mut self) -> Result<(), ResidentError> {
+        match self {
+            Self::Here(here) => {
+                here.put_back();
+                Ok(())
+            }
+            #[cfg(target_os = "linux")]
+            Self::There(child) => child.put_back(),
+        }
+    }
+
     /// Writes to the device's arena, and waits for it.
     ///
     /// # Safety
@@ -183,6 +195,8 @@ pub(super) struct Here {
     session: Session,
     of: Device,
     kernel: Kernel,
+    /// The one before it, which stays loaded too.
+    before: Kernel,
     /// The grid's stream, in which nothing else is ever queued.
     resident: Stream,
     /// For writes while no grid runs.
@@ -212,12 +226,18 @@ impl Here {
         let (resident, copies) = (session.stream()?, session.stream()?);
         let host = host(&session)?;
         let device = session.device_memory(device_bytes)?;
-        Ok((Self { session, of, kernel, resident, copies, device }, host))
+        let before = kernel;
+        Ok((Self { session, of, kernel, before, resident, copies, device }, host))
     }
 
     pub(super) fn take_up(&mut self, cubin: &[u8], extent: Extent) -> Result<(), ResidentError> {
-        self.kernel = kernel_of(&self.session, cubin, extent, &self.of)?;
+        let kernel = kernel_of(&self.session, cubin, extent, &self.of)?;
+        self.before = std::mem::replace(&mut self.kernel, kernel);
         Ok(())
+    }
+
+    pub(super) fn put_back(&mut self) {
+        self.kernel = self.before;
     }
 
     /// # Safety

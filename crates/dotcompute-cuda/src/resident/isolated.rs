@@ -69,6 +69,7 @@ pub fn serve_isolated(host: &mut Host) -> Result<(), Fault> {
 enum Call {
     Begin { driver: PathBuf, ordinal: u32, extent: Extent, device_bytes: usize, cubin: Vec<u8> },
     TakeUp { extent: Extent, cubin: Vec<u8> },
+    PutBack,
     Write { offset: usize, bytes: Vec<u8> },
     Read { offset: usize, bytes: usize },
     Launch { zeros: (usize, usize), extent: Extent, parameters: Parameters },
@@ -201,6 +202,7 @@ impl Call {
             Self::TakeUp { extent, cubin } => {
                 Frame::new(5, &numbers_of(*extent), cubin).write(out);
             }
+            Self::PutBack => Frame::new(6, &[], &[]).write(out),
         }
     }
 
@@ -240,6 +242,7 @@ impl Call {
             },
             4 => Self::IsIdle,
             5 => Self::TakeUp { extent: extent_of(&n[..2])?, cubin: bytes.to_vec() },
+            6 => Self::PutBack,
             other => return Err(format!("no call of kind {other}").into()),
         })
     }
@@ -358,6 +361,10 @@ impl Server {
                 here.take_up(cubin, *extent)?;
                 Said::Done
             }
+            Call::PutBack => {
+                here.put_back();
+                Said::Done
+            }
             Call::Write { offset, bytes } => {
                 // SAFETY: the parent's launcher promises it (`Calls::write`).
                 unsafe { here.write(*offset, bytes) }?;
@@ -474,6 +481,10 @@ impl Child {
         self.done(Call::TakeUp { extent, cubin: image.cubin().to_vec() })
     }
 
+    pub(super) fn put_back(&self) -> Result<(), ResidentError> {
+        self.done(Call::PutBack)
+    }
+
     pub(super) fn write(&self, offset: usize, bytes: &[u8]) -> Result<(), ResidentError> {
         self.done(Call::Write { offset, bytes: bytes.to_vec() })
     }
@@ -557,6 +568,7 @@ mod tests {
                 cubin: vec![0, 255],
             },
             Call::TakeUp { extent, cubin: vec![7; 9] },
+            Call::PutBack,
             Call::Write { offset: 77, bytes: vec![1; 300] },
             Call::Read { offset: 77, bytes: 5 },
             Call::Launch { zeros: (1, 128), extent, parameters },

@@ -340,10 +340,13 @@ impl Launcher {
         self.check_target(seat)?;
         self.check_edges(&plan.edges)?;
         self.pause()?;
-        if let Err(error) = self.load(plan.handler, image) {
-            self.start()?;
-            return Err(error);
-        }
+        let before = match self.load(plan.handler, image) {
+            Ok(before) => before,
+            Err(error) => {
+                self.start()?;
+                return Err(error);
+            }
+        };
         // SAFETY: no grid runs, and none is launched before the writes below are done; an earlier
         // port of this seat was dropped when the seat was freed.
         let seated = unsafe { self.grid.seat(seat, plan) };
@@ -356,20 +359,40 @@ impl Launcher {
             }
             Err(error) => Err(ResidentError::Plan(error)),
         };
-        self.start()?;
-        port
+        match (self.start(), before) {
+            (Ok(()), _) => port,
+            // The driver refuses to launch what was just loaded, and has nothing against what there is.
+            (Err(ResidentError::Driver(error)), Some(before)) if self.calls.is_idle().is_ok() => {
+                drop(port);
+                self.put_back(seat, before)?;
+                Err(ResidentError::Code(error))
+            }
+            (Err(error), _) => Err(error),
+        }
     }
 
-    /// Sees to it that the code which is loaded has the handler of this number; no grid runs.
-    fn load(&mut self, handler: u32, image: Option<&Image>) -> Result<(), ResidentError> {
+    /// Sees to it that the code which is loaded has the handler of this number; no grid runs. If other
+    /// code was loaded for it, says how many handlers that of before has.
+    fn load(&mut self, handler: u32, image: Option<&Image>) -> Result<Option<u32>, ResidentError> {
         // Relaxed, here and below: see `Resident::has_handler`.
-        let has_it = handler < self.fate.handlers.load(Ordering::Relaxed);
-        let Some(image) = image.filter(|image| !has_it && handler < image.handlers()) else {
-            return Ok(());
-        };
+        let before = self.fate.handlers.load(Ordering::Relaxed);
+        let is_wanted = |image: &&Image| handler >= before && handler < image.handlers();
+        let Some(image) = image.filter(is_wanted) else { return Ok(None) };
         self.calls.take_up(image, self.grid.shape())?;
         self.fate.handlers.store(image.handlers(), Ordering::Relaxed);
-        Ok(())
+        Ok(Some(before))
+    }
+
+    /// Goes on with the code of before, which has so many handlers, and without the kernel on this seat.
+    fn put_back(&mut self, seat: u32, handlers: u32) -> Result<(), ResidentError> {
+        // One grid of the new code may have been launched.
+        self.pause()?;
+        self.calls.put_back()?;
+        // Relaxed: see `Resident::has_handler`.
+        self.fate.handlers.store(handlers, Ordering::Relaxed);
+        (lock(&self.fate.words)[seat as usize], self.plans[seat as usize]) = (None, None);
+        self.write(&[self.grid.vacate(seat)])?;
+        self.start()
     }
 
     /// That nobody who has begun sends to a seat that is to be taken.

@@ -2,6 +2,7 @@
 
 #![allow(dead_code, reason = "each test uses what it needs")]
 
+use std::ffi::c_char;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -87,6 +88,10 @@ pub(crate) struct StandIn {
     pub(crate) waited: extern "C" fn() -> i64,
     /// Loses the context, for this reason; 0: it is well again.
     pub(crate) lose: extern "C" fn(i32),
+    /// From now on this call returns this code; 0: what it should.
+    pub(crate) fail: extern "C" fn(*const c_char, i32),
+    /// Launches of code that is loaded from now on return this code; 0: they are launched.
+    pub(crate) refuse_loaded: extern "C" fn(i32),
     /// Who breaks the device is alone with it.
     device: RwLock<()>,
 }
@@ -101,9 +106,11 @@ impl StandIn {
                     0
                 }
                 extern "C" fn for_good(_: i32) {}
+                extern "C" fn not_here(_: *const c_char, _: i32) {}
                 let driver = Driver::get().unwrap();
                 let device = RwLock::new(());
-                return Self { driver, waited: never, lose: for_good, device };
+                let (lose, fail, refuse_loaded) = (for_good, not_here, for_good);
+                return Self { driver, waited: never, lose, fail, refuse_loaded, device };
             }
             let path = folder().join(NAMES[0]);
             // SAFETY: built with the functions' true types.
@@ -114,10 +121,14 @@ impl StandIn {
             let waited = *unsafe { library.get(b"standin_waited") }.unwrap();
             // SAFETY: as above.
             let lose = *unsafe { library.get(b"standin_lose") }.unwrap();
+            // SAFETY: as above.
+            let fail = *unsafe { library.get(b"standin_fail") }.unwrap();
+            // SAFETY: as above.
+            let refuse_loaded = *unsafe { library.get(b"standin_refuse_loaded") }.unwrap();
             // It stays loaded by the driver.
             drop(library);
             let driver = Box::leak(Box::new(driver));
-            Self { driver, waited, lose, device: RwLock::new(()) }
+            Self { driver, waited, lose, fail, refuse_loaded, device: RwLock::new(()) }
         })
     }
 

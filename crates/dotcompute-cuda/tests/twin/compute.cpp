@@ -43,20 +43,23 @@ size_t reserved_bytes = 0;
 // For tests: how many allocations fail, what the next launch returns, what kernels wait for.
 int fail_allocations = 0;
 int refuse_launch = 0;
+int other_device = 0;
 bool go = true;
 long copies_in = 0, copies_out = 0;
 
 size_t rounded(size_t bytes) { return (bytes + 511) / 512 * 512; }
 
 // Whether a device's copy may use these bytes: all in one piece.
-bool is_device(const void *place, size_t bytes) {
-    const auto address = reinterpret_cast<uint64_t>(place);
+bool is_device(uint64_t address, size_t bytes) {
     std::lock_guard held(lock);
     auto next = pieces.upper_bound(address);
     if (next == pieces.begin())
         return false;
     const auto &[start, found] = *std::prev(next);
     return address + bytes <= start + found.bytes;
+}
+bool is_device(const void *place, size_t bytes) {
+    return is_device(reinterpret_cast<uint64_t>(place), bytes);
 }
 
 // A kernel's host twin: the sizes of its parameters, and what it does.
@@ -287,6 +290,11 @@ void standin_refuse_launch(int code) {
     std::lock_guard held(lock);
     refuse_launch = code;
 }
+// All memory is that device's from now on: there is one in truth.
+void standin_lies_on(int device) {
+    std::lock_guard held(lock);
+    other_device = device;
+}
 void standin_go(int now) {
     std::lock_guard held(lock);
     go = now != 0;
@@ -322,6 +330,20 @@ int cuMemFreeHost(void *place) {
         return 1;
     std::free(place);
     return lost;
+}
+
+int cuPointerGetAttribute(void *value, int attribute, uint64_t address) {
+    if (!is_device(address, 1))
+        return 1;
+    std::lock_guard held(lock);
+    switch (attribute) {
+    case 2:
+        return *static_cast<unsigned *>(value) = 2, lost;
+    case 9:
+        return *static_cast<int *>(value) = other_device, lost;
+    default:
+        return 1;
+    }
 }
 
 struct pool_properties {

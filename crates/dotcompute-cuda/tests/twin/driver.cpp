@@ -76,7 +76,11 @@ struct module {
     void (*service)(const dc_grid *) = dc_twin_service;
     // How many threads call a handler; where they are a block, a seat is one.
     uint32_t scope = DC_SCOPE_LANE, threads = 1;
+    // What its launches return, where they are refused.
+    int refused = 0;
 };
+// That of modules that are loaded from now on.
+std::atomic<int> refuse_loaded = 0;
 
 // Ends the calling thread of a grid whose context is lost, as hardware would.
 struct ended {};
@@ -189,6 +193,7 @@ int may_share(void *function) {
 // Loads an image from memory; it stays loaded.
 module *load(const void *image) {
     auto loaded = new module;
+    loaded->refused = refuse_loaded;
     const bool is_library = std::memcmp(image, ELFMAG, SELFMAG) == 0;
     const size_t bytes = is_library ? image_bytes(image) : 0;
     if (bytes == 0)
@@ -235,6 +240,9 @@ void standin_fail(const char *call, int code) {
     std::lock_guard held(lock);
     failing[call] = code;
 }
+
+// Launches of code that is loaded from now on return this; 0: they are launched.
+void standin_refuse_loaded(int code) { refuse_loaded = code; }
 
 int cuInit(unsigned) {
     // STANDIN_FAIL: call=code, separated by commas.
@@ -421,6 +429,8 @@ int cuLaunchCooperativeKernel(void *function, unsigned blocks, unsigned, unsigne
     STANDIN_CALL
     const dc_grid grid = *static_cast<const dc_grid *>(parameters[0]);
     auto code = static_cast<const module *>(function);
+    if (code->refused != 0)
+        return code->refused;
     // A warp, or a block, for the service and each seat, and no block to spare.
     const bool is_block = code->scope == DC_SCOPE_BLOCK;
     const unsigned seats = is_block ? 1 : threads / 32;

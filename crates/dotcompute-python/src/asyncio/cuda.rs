@@ -22,14 +22,14 @@ use super::executor::without_signals;
 use super::message::PyMessage;
 use super::runtime::NativeRuntime;
 use super::scope::scope;
-use crate::records::{RecordLayout, Records, layout_of};
+use crate::records::{Reach, RecordLayout, Records, layout_of};
 
 /// What starts children of this program, and takes what they write: see `_launch_process`.
 type Children = (Vec<String>, Py<PyAny>);
 
 /// The first device, opened by the first kernel on it and kept to the end of the process: with its
 /// contexts in this process, or in children.
-fn device(children: Option<Children>) -> Result<Cuda, CudaError> {
+pub(super) fn device(children: Option<Children>) -> Result<Cuda, CudaError> {
     static DEVICES: Mutex<[Option<Cuda>; 2]> = Mutex::new([None, None]);
     let mut devices = lock(&DEVICES);
     let device = &mut devices[usize::from(children.is_some())];
@@ -72,7 +72,7 @@ fn _serve_cuda(py: Python<'_>) -> PyResult<()> {
     })
 }
 
-fn refused(py: Python<'_>, kernel: &str, error: &CudaError) -> PyErr {
+pub(super) fn refused(py: Python<'_>, kernel: &str, error: &CudaError) -> PyErr {
     let text = error.to_string();
     match error {
         CudaError::Absent(_) | CudaError::NoDevice { .. } | CudaError::NotCooperative { .. } => {
@@ -164,6 +164,10 @@ impl CudaKernel {
         }
         // Kernels of the same code and records share their grids.
         let entry = format!("{described:?}");
+        let reach = match children {
+            None => Reach::Device,
+            Some(_) => Reach::Elsewhere("in a process of its own"),
+        };
         let linked = py.detach(|| {
             let cuda = device(children)?;
             if cuda.layouts(&entry).is_err() {
@@ -172,7 +176,7 @@ impl CudaKernel {
             Ok(cuda)
         });
         let cuda = linked.map_err(|error| refused(py, kernel_id, &error))?;
-        let records = Arc::new(Records { input, input_layout, output });
+        let records = Arc::new(Records { input, input_layout, output, reach });
         let initial = initial.to_vec();
         Ok(Self { cuda, entry, initial, records, kernel: OnceLock::new() })
     }

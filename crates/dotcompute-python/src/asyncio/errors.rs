@@ -118,7 +118,7 @@ pub(super) fn class<'py>(py: Python<'py>, name: &str) -> PyResult<Bound<'py, PyA
     module.bind(py).getattr(name)
 }
 
-pub(super) fn raise<'py>(
+pub(crate) fn raise<'py>(
     py: Python<'py>,
     name: &str,
     arguments: impl pyo3::call::PyCallArgs<'py>,

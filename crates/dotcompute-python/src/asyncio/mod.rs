@@ -9,10 +9,12 @@ mod actor;
 mod awaitable;
 mod context;
 mod cuda;
-mod errors;
+pub(crate) mod errors;
 mod executor;
+mod guarded;
 mod held;
 mod hub;
+mod lent;
 mod message;
 mod object;
 mod operation;
@@ -31,6 +33,7 @@ pub(crate) use errors::PyFault;
 #[cfg(feature = "conformance")]
 pub(crate) use executor::AsyncioExecutor;
 pub(crate) use held::Held;
+pub(crate) use lent::DevicePointer;
 pub(crate) use message::PyMessage;
 pub(crate) use object::guard_light;
 pub(crate) use scope::{discard, scope};
@@ -53,11 +56,11 @@ pub(crate) fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_function(wrap_pyfunction!(_own_methods, module)?)?;
     module.add_function(wrap_pyfunction!(hub::_close_all, module)?)?;
     module.add_function(wrap_pyfunction!(executor::_join_threads, module)?)?;
-    module.add_function(wrap_pyfunction!(hub::_stop_timeouts, module)?)?;
     module.add_function(wrap_pyfunction!(hub::_before_fork, module)?)?;
     module.add_function(wrap_pyfunction!(hub::_after_fork_in_parent, module)?)?;
     module.add_function(wrap_pyfunction!(hub::_after_fork, module)?)?;
     cuda::register(module)?;
+    lent::register(module)?;
     #[cfg(target_os = "linux")]
     process::register(module)?;
     Ok(())
@@ -70,6 +73,14 @@ pub(crate) fn queue_awaitable(
     operation: impl FnOnce() -> QueueOperation,
 ) -> Quick<Py<PyAny>> {
     awaitable::new(py, || operation::Operation::Queue(operation()))
+}
+
+/// The awaitable of a future.
+pub(crate) fn future(
+    py: Python<'_>,
+    future: impl Future<Output = PyResult<Py<PyAny>>> + Send + 'static,
+) -> PyResult<Py<PyAny>> {
+    Ok(awaitable::new(py, || operation::Operation::Future(Box::pin(future)))?)
 }
 
 /// Gives a class of Python's half the methods that are called for each message as its own: the

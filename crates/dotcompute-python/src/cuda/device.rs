@@ -12,6 +12,7 @@ use pyo3::types::PyDict;
 use super::code::CudaModule;
 use super::memory::{self, CudaMemory, Span};
 use super::{exception, failed, missing};
+use crate::asyncio;
 use crate::buffer::HostPool;
 
 /// How many CUDA devices this process may use.
@@ -226,6 +227,18 @@ impl CudaStream {
     /// Waits until all is done that it was given.
     fn synchronize(&self, py: Python<'_>) -> PyResult<()> {
         py.detach(|| self.stream.synchronize()).map_err(|error| failed(py, &error))
+    }
+
+    /// Ready once all is done that it was given before this call; for `await`.
+    fn done(&self, py: Python<'_>) -> PyResult<Py<PyAny>> {
+        let done = py.detach(|| self.stream.done());
+        asyncio::future(py, async move {
+            let done = done.await;
+            Python::attach(|py| match done {
+                Ok(()) => Ok(py.None()),
+                Err(error) => Err(failed(py, &error)),
+            })
+        })
     }
 
     /// Whether all is done that it was given.

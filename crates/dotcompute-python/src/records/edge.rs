@@ -9,14 +9,15 @@ use std::sync::Arc;
 use dotcompute::compiled::{self, RecordMessage, RecordReply};
 use dotcompute::record::RecordLayout as Core;
 use dotcompute::{BoxError, DeadLetter, Envelope, MessageId, RecordBatch};
+use dotcompute_cuda::Lent;
 use pyo3::exceptions::{PyTypeError, PyValueError};
 use pyo3::intern;
 use pyo3::prelude::*;
-use pyo3::types::PyBytes;
+use pyo3::types::{PyBytes, PyTuple};
 
 use super::layout::RecordLayout;
 use super::memory::{self, Held, Lease, RecordMemory};
-use crate::asyncio::{PyFault, PyMessage};
+use crate::asyncio::{DevicePointer, PyFault, PyMessage, errors};
 use crate::message;
 
 /// The record classes of a kernel, on its outside.
@@ -26,6 +27,30 @@ pub(crate) struct Records {
     pub(crate) input_layout: &'static Core,
     /// The `RecordType` of its replies, where it makes any.
     pub(crate) output: Option<Py<PyAny>>,
+    pub(crate) reach: Reach,
+}
+
+/// Whether a kernel reaches the memory of a device that its messages name.
+pub(crate) enum Reach {
+    Device,
+    /// Where it runs.
+    Elsewhere(&'static str),
+}
+
+impl Reach {
+    fn check(&self, py: Python<'_>) -> PyResult<()> {
+        match self {
+            Self::Device => Ok(()),
+            Self::Elsewhere(place) => Err(errors::raise(
+                py,
+                "CUDAError",
+                (format!(
+                    "the message names memory of a device, which this kernel cannot reach, since it \
+                     runs {place}: launch it with executor='cuda' and isolation='thread'"
+                ),),
+            )),
+        }
+    }
 }
 
 impl Records {
@@ -37,8 +62,7 @@ impl Records {
 
     /// An envelope with the record or the records that `message` is.
     pub(crate) fn envelope(&self, message: &Bound<'_, PyAny>) -> PyResult<Envelope<PyMessage>> {
-        let py = message.py();
-        let batch = to_records(message, self.input.bind(py), self.input_layout)?;
+        let batch = to_records(message, self)?;
         let mut envelope = Envelope::new(PyMessage::records(Arc::new(batch)));
         envelope.priority = message::priority_of(message)?;
         if let Some(id) = message::id_of(message)? {
@@ -50,17 +74,23 @@ impl Records {
 }
 
 /// The records of an object or an array.
-fn to_records(
-    message: &Bound<'_, PyAny>,
-    record: &Bound<'_, PyAny>,
-    layout: &'static Core,
-) -> PyResult<RecordBatch> {
-    let py = message.py();
-    // Bytes of one record, or how many an array has.
-    let packed = record.call_method1(intern!(py, "to_records"), (message,))?;
+fn to_records(message: &Bound<'_, PyAny>, records: &Records) -> PyResult<RecordBatch> {
+    let (py, layout) = (message.py(), records.input_layout);
+    // Bytes of one record, or how many an array has; with the memory that they name, if they do.
+    let mut packed = records.input.bind(py).call_method1(intern!(py, "to_records"), (message,))?;
+    let mut lent: Vec<Lent> = Vec::new();
+    if let Ok(naming) = packed.cast::<PyTuple>() {
+        records.reach.check(py)?;
+        let pointers: Vec<Bound<'_, DevicePointer>> = naming.get_item(1)?.extract()?;
+        lent.extend(pointers.iter().filter_map(|one| one.get().lent().cloned()));
+        packed = naming.get_item(0)?;
+    }
     if let Ok(bytes) = packed.cast::<PyBytes>() {
-        return RecordBatch::single(layout, bytes.as_bytes())
-            .ok_or_else(|| PyTypeError::new_err("a record of another size"));
+        let single = match lent.is_empty() {
+            true => RecordBatch::single(layout, bytes.as_bytes()),
+            false => RecordBatch::single_keeping(layout, bytes.as_bytes(), Box::new(lent)),
+        };
+        return single.ok_or_else(|| PyTypeError::new_err("a record of another size"));
     }
     let count: usize = packed.extract()?;
     // SAFETY: `to_records` has looked: it is an array.
@@ -72,7 +102,9 @@ fn to_records(
     // SAFETY: `to_records` has looked: so many records of this layout lie there, contiguous; they
     // are aligned. The lease keeps the array, which is read only meanwhile; that whoever has another
     // view of its memory does not write to it is said where batches are documented.
-    Ok(unsafe { RecordBatch::from_foreign(layout, start, count, Box::new(Held::new(lease))) })
+    Ok(unsafe {
+        RecordBatch::from_foreign(layout, start, count, Box::new((Held::new(lease), lent)))
+    })
 }
 
 /// A message that was received, on its way to Python.

@@ -13,7 +13,7 @@ use pyo3::prelude::*;
 use pyo3::types::PyBytes;
 
 use super::code::{NumbaCode, PythonCode};
-use super::edge::{Records, layout_of};
+use super::edge::{Reach, Records, layout_of};
 use super::layout::RecordLayout;
 use crate::asyncio::PyMessage;
 
@@ -102,7 +102,12 @@ impl CompiledHandler {
             core = core.target::<PyMessage>(kernel, layout.get().core);
         }
         let state = core.state_reader();
-        let records = Arc::new(Records { input, input_layout, output });
+        let records = Arc::new(Records {
+            input,
+            input_layout,
+            output,
+            reach: Reach::Elsewhere("on the host"),
+        });
         Ok(Self { core: Mutex::new(Some(core)), records, state })
     }
 

@@ -12,7 +12,7 @@ mod memory;
 
 use pyo3::prelude::*;
 
-pub(crate) use edge::{Delivered, Records, layout_of};
+pub(crate) use edge::{Delivered, Reach, Records, layout_of};
 pub(crate) use handler::CompiledHandler;
 pub(crate) use layout::RecordLayout;
 pub(crate) use memory::start_of;
