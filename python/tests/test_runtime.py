@@ -362,6 +362,40 @@ kept = loop.run_until_complete(main())
     assert [end.wait(60) for end in ends] == [0] * len(ends)
 
 
+def test_the_interpreter_ends_while_daemon_threads_run_kernels():
+    program = """
+import asyncio
+import threading
+from pydotcompute import RingKernelRuntime
+from pydotcompute.exceptions import QueueTimeoutError
+
+async def echo(ctx):
+    while True:
+        try:
+            await ctx.send(await ctx.receive(timeout=0.001))
+        except QueueTimeoutError:
+            pass
+
+async def main(runs):
+    async with RingKernelRuntime() as runtime:
+        await runtime.launch("k", echo)
+        await runtime.activate("k")
+        for number in range(1_000_000_000):
+            await runtime.send("k", number)
+            await runtime.receive("k", timeout=5)
+            if number == 20:
+                runs.set()
+
+for runs in [threading.Event() for _ in range(3)]:
+    threading.Thread(target=lambda runs=runs: asyncio.run(main(runs)), daemon=True).start()
+    assert runs.wait(60)
+"""
+    command = [sys.executable, "-W", "ignore", "-c", program]
+    # One in ten of them was aborted: their threads were ended in the middle of Rust code.
+    ends = [subprocess.Popen(command, stderr=subprocess.DEVNULL) for _ in range(12)]
+    assert [end.wait(120) for end in ends] == [0] * len(ends)
+
+
 def test_timeouts_fire_in_a_child_of_fork():
     program = """
 import asyncio

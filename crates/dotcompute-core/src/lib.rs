@@ -80,9 +80,7 @@ pub use record::Record;
 pub use runtime::{KernelBuilder, Runtime, RuntimeBuilder};
 pub use telemetry::{KernelTelemetry, Latency};
 pub use terminate::{Terminate, Termination};
-pub use timer::{
-    Sleep, TimeoutsHeld, hold_timeouts, restart_timeouts_after_fork, sleep_until, stop_timeouts,
-};
+pub use timer::{Sleep, TimeoutsHeld, hold_timeouts, restart_timeouts_after_fork, sleep_until};
 pub use wire::WireMessage;
 
 /// What the code of the derive macro names besides the public items.

@@ -206,17 +206,17 @@ struct Timer {
     start: Instant,
     state: Mutex<Shared>,
     earlier: Condvar,
-    /// Held by its thread while it wakes, and by whoever keeps it from that.
+    /// Held by its thread while it wakes, and by whoever is about to fork.
     waking: Mutex<()>,
     thread: OnceLock<()>,
-    /// The one that takes its place.
+    /// The one that takes its place in a child process.
     next: OnceLock<Box<Timer>>,
 }
 
 static FIRST: OnceLock<Timer> = OnceLock::new();
 
 /// Which timer of the chain is in use.
-static IN_USE: AtomicUsize = AtomicUsize::new(0);
+static FORKS: AtomicUsize = AtomicUsize::new(0);
 
 thread_local! {
     static IS_TIMER: Cell<bool> = const { Cell::new(false) };
@@ -244,19 +244,7 @@ pub fn hold_timeouts() -> TimeoutsHeld {
 /// looked at only when they are polled. In any other process those would fire late, or never.
 pub fn restart_timeouts_after_fork() {
     // Relaxed: the calling thread is the only one that must see it, and does.
-    IN_USE.fetch_add(1, Ordering::Relaxed);
-}
-
-/// For a process that is about to end, with a runtime of another language in it that no thread may call
-/// any more: waits until no waker runs on the timer's thread, and none ever does again. Timeouts that were
-/// set before fire only when they are polled; those that are set afterwards, by what runs all the same, do
-/// so on another thread.
-///
-/// Must not be called with a lock held that a waker takes, nor by a waker.
-pub fn stop_timeouts() {
-    std::mem::forget(hold_timeouts());
-    // Relaxed: a thread that does not see it yet sets a timeout for nothing, as just before.
-    IN_USE.fetch_add(1, Ordering::Relaxed);
+    FORKS.fetch_add(1, Ordering::Relaxed);
 }
 
 #[derive(Debug)]
@@ -281,13 +269,13 @@ impl Timer {
     /// The one that is in use, if it is there.
     fn in_use() -> Option<&'static Timer> {
         // Relaxed, here and below: as in `restart_timeouts_after_fork`.
-        let place = IN_USE.load(Ordering::Relaxed);
+        let place = FORKS.load(Ordering::Relaxed);
         (0..place).try_fold(FIRST.get()?, |timer, _| timer.next.get().map(|next| &**next))
     }
 
     fn get() -> &'static Timer {
         let mut timer = FIRST.get_or_init(Timer::new);
-        for _ in 0..IN_USE.load(Ordering::Relaxed) {
+        for _ in 0..FORKS.load(Ordering::Relaxed) {
             timer = timer.next.get_or_init(|| Box::new(Timer::new()));
         }
         timer.thread.get_or_init(|| {

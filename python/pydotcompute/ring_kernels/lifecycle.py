@@ -734,7 +734,6 @@ def _at_exit() -> None:
     for runtime in list(_runtimes):
         runtime._shutdown_blocking(2.0)
     _native._join_threads(2.0)
-    _native._stop_timeouts()
 
 
 atexit.register(_at_exit)

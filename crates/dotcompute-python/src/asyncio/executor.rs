@@ -15,6 +15,7 @@ use pyo3::prelude::*;
 use super::actor::Kernel;
 use super::context::{ContextCell, ContextHandle, Shared};
 use super::errors::{self, PyFault};
+use super::guarded;
 use super::hub::Hub;
 use super::message::PyMessage;
 use super::operation::duration;
@@ -214,7 +215,11 @@ impl ActorRun {
             let handle = Py::new(py, ContextHandle { cell })?;
             let report = Arc::clone(&self.report);
             let done = Py::new(py, Done { report, kernel: kernel.clone() })?;
-            let task = self.spec.start.bind(py).call1((handle, done))?;
+            // SAFETY: the interpreter is attached, and these are alive.
+            let task =
+                unsafe { guarded::call(self.spec.start.as_ptr(), handle.as_ptr(), done.as_ptr()) };
+            // SAFETY: a new reference, or null with an error set.
+            let task = unsafe { Bound::from_owned_ptr_or_err(py, task) }?;
             Ok(match task.is_none() {
                 true => None,
                 false => Some(task.unbind()),

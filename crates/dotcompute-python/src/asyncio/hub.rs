@@ -22,6 +22,7 @@ use pyo3::types::PyDict;
 use pyo3::{Borrowed, ffi, intern, prelude::*};
 
 use super::executor::without_signals;
+use super::guarded;
 use super::held::Held;
 use super::python::names;
 use super::scope::{attached, detached, schedule_later, scope};
@@ -273,7 +274,12 @@ impl Hub {
         let here = *lock(&self.thread) == std::thread::current().id();
         let method =
             if here { intern!(py, "call_soon") } else { intern!(py, "call_soon_threadsafe") };
-        if let Err(error) = event_loop.call_method1(method, (drain,)) {
+        // SAFETY: the interpreter is attached, and these are alive.
+        let called = unsafe {
+            guarded::call_method(event_loop.as_ptr(), method.as_ptr(), drain.as_ptr(), null_mut())
+        };
+        // SAFETY: a new reference, or null with an error set.
+        if let Err(error) = unsafe { Bound::from_owned_ptr_or_err(py, called) } {
             let closed = event_loop.call_method0(intern!(py, "is_closed"));
             if closed.and_then(|closed| closed.is_truthy()).unwrap_or(true) {
                 self.close(py);
@@ -671,16 +677,6 @@ pub(super) fn _close_all(py: Python<'_>) {
             None => return,
         }
     }
-}
-
-/// The interpreter is about to end: a thread that is in it then is torn down in the middle of Rust code,
-/// and that is a crash. So the timer's thread is not to wake anybody any more.
-#[pyfunction]
-pub(super) fn _stop_timeouts(py: Python<'_>) {
-    // What it is at may need the interpreter.
-    py.detach(dotcompute::stop_timeouts);
-    // What the exit handlers that follow still begin has one of its own.
-    TIMER_STARTED.store(false, Ordering::Relaxed);
 }
 
 thread_local! {

@@ -11,6 +11,7 @@ mod context;
 mod cuda;
 pub(crate) mod errors;
 mod executor;
+mod guarded;
 mod held;
 mod hub;
 mod lent;
@@ -55,7 +56,6 @@ pub(crate) fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_function(wrap_pyfunction!(_own_methods, module)?)?;
     module.add_function(wrap_pyfunction!(hub::_close_all, module)?)?;
     module.add_function(wrap_pyfunction!(executor::_join_threads, module)?)?;
-    module.add_function(wrap_pyfunction!(hub::_stop_timeouts, module)?)?;
     module.add_function(wrap_pyfunction!(hub::_before_fork, module)?)?;
     module.add_function(wrap_pyfunction!(hub::_after_fork_in_parent, module)?)?;
     module.add_function(wrap_pyfunction!(hub::_after_fork, module)?)?;

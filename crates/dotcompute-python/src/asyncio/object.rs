@@ -12,6 +12,7 @@ use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
 use pyo3::types::PyType;
 
+use super::guarded::guarded;
 use super::scope::scope;
 use crate::attached::Attached;
 use crate::quick::Quick;
@@ -252,7 +253,7 @@ pub(crate) unsafe fn guard_light<R>(failed: R, f: impl FnOnce(Python<'_>) -> Qui
 
 #[inline]
 fn caught<R>(py: Python<'_>, failed: R, f: impl FnOnce(Python<'_>) -> Quick<R>) -> R {
-    match catch_unwind(AssertUnwindSafe(|| f(py))) {
+    match catch_unwind(AssertUnwindSafe(|| guarded(|| f(py)))) {
         Ok(Ok(value)) => value,
         Ok(Err(error)) => {
             attached(|py| PyErr::from(error).restore(py));

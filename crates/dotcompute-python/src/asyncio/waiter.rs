@@ -19,6 +19,7 @@ use pyo3::sync::PyOnceLock;
 use pyo3::types::{PyBool, PyInt, PyTuple, PyType};
 use pyo3::{ffi, intern, prelude::*};
 
+use super::guarded;
 use super::hub::{Hub, Ready};
 use super::object::{self, Native, guard, slot};
 use super::python;
@@ -160,15 +161,9 @@ fn run(py: Python<'_>, waiter: &Py<PyAny>, hub: &Arc<Hub>) -> PyResult<()> {
     let names = python::names(py)?;
     let result_of = if cancelled { waiter } else { &names.done };
     let name = intern!(py, "run");
-    // SAFETY: objects that we own references to, ended by a null.
+    // SAFETY: the interpreter is attached, and we own references to these objects.
     let result = unsafe {
-        ffi::PyObject_CallMethodObjArgs(
-            context.as_ptr(),
-            name.as_ptr(),
-            callback.as_ptr(),
-            result_of.as_ptr(),
-            null_mut::<ffi::PyObject>(),
-        )
+        guarded::call_method(context.as_ptr(), name.as_ptr(), callback.as_ptr(), result_of.as_ptr())
     };
     if !result.is_null() {
         // SAFETY: a new reference that nobody needs.
