@@ -111,7 +111,10 @@ fn stage() -> &'static Stage {
     })
 }
 
-fn launch<M: compiled::RecordMessage, R: compiled::RecordReply>(name: &str, entry: &str) -> KernelRef<M, R> {
+fn launch<M: compiled::RecordMessage, R: compiled::RecordReply>(
+    name: &str,
+    entry: &str,
+) -> KernelRef<M, R> {
     stage().launch_as(entry, stage().runtime.kernel(name))
 }
 
