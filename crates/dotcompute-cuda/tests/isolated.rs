@@ -10,12 +10,12 @@ use std::collections::BTreeSet;
 use std::process::Command;
 use std::sync::RwLockWriteGuard;
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use dotcompute_abi::codes;
 use dotcompute_core::{
-    AskError, FaultKind, KernelRef, KernelState, Message, Record, RecordBatch, Restart,
-    RestartPolicy, Runtime, Terminate, Termination,
+    AskError, FaultKind, KernelRef, KernelState, Record, RecordBatch, Restart, RestartPolicy,
+    Runtime, Terminate, Termination,
 };
 use dotcompute_cuda::compute::Context;
 use dotcompute_cuda::resident::{Isolation, Residency};
@@ -24,13 +24,7 @@ use dotcompute_cuda::{
 };
 use dotcompute_process::{Kernels, Processes};
 use standin::StandIn;
-
-#[derive(Clone, Copy, Debug, PartialEq, Message)]
-#[message(record, crate = "dotcompute_core")]
-#[repr(C)]
-struct Number {
-    value: i64,
-}
+use standin::stage::{self, LONG, Number, patient, until};
 
 /// Replies with the sum. -1: fails; -5: traps; less than -1000: does not come back for so many ns.
 const ADD: &str = r#"
@@ -61,6 +55,10 @@ fn kernels() -> CudaKernels {
         .output(Number::LAYOUT)
         .state(&Number { value: 0 });
     CudaKernels::new().kernel("add", add)
+}
+
+fn ask(kernel: &KernelRef<Number, Number>, value: i64) -> i64 {
+    stage::ask(kernel, value).value
 }
 
 fn program() -> std::io::Result<Command> {
@@ -105,30 +103,6 @@ impl Stage {
         let kernel = self.cuda.launch(builder, CudaLaunch::new("add")).unwrap();
         kernel.activate().unwrap();
         kernel
-    }
-}
-
-const LONG: Option<Duration> = Some(Duration::from_secs(100));
-
-fn ask(kernel: &KernelRef<Number, Number>, value: i64) -> i64 {
-    kernel.ask_blocking(Number { value }, LONG).unwrap().message.value
-}
-
-fn until(what: &str, mut done: impl FnMut() -> bool) {
-    let deadline = Instant::now() + Duration::from_secs(100);
-    while !done() {
-        assert!(Instant::now() < deadline, "waited in vain for {what}");
-        thread::park_timeout(Duration::from_micros(200));
-    }
-}
-
-fn patient() -> Restart {
-    Restart {
-        policy: RestartPolicy::OnFault,
-        max_restarts: u32::MAX,
-        backoff: Duration::ZERO,
-        redeliver: false,
-        ..Restart::default()
     }
 }
 
