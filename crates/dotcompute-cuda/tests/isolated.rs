@@ -249,18 +249,47 @@ fn a_handler_that_never_comes_back_ends_with_its_process() {
     until("the neighbour is back", || neighbour.ask_blocking(Number { value: 3 }, LONG).is_ok());
 }
 
+/// What a launch says that is refused.
+fn refused(stage: &Stage, entry: &str) -> String {
+    let builder = stage.runtime.kernel("refused").executor("cuda");
+    let launched = stage.cuda.launch::<Number, Number>(builder, CudaLaunch::new(entry));
+    let error = launched.map(drop).unwrap_err();
+    std::error::Error::source(&error).unwrap().to_string()
+}
+
+/// Processes in which the driver's calls fail.
+fn failing(calls: String) -> Processes {
+    let failing = isolated(Kernels::new()).command(move || {
+        let mut command = program()?;
+        command.env("STANDIN_FAIL", &calls);
+        Ok(command)
+    });
+    failing.child_main()
+}
+
+#[test]
+fn code_that_is_refused_in_the_process_leaves_its_kernels_at_work() {
+    let stage = Stage::with(failing("later=701".to_owned()), standin::options().residency);
+    let kernel = stage.adder("add", RestartPolicy::Never);
+    assert_eq!(ask(&kernel, 1), 1);
+    let more = CudaHandler::from_source("more", ADD.replace("\nadd(", "\nmore("));
+    let more = CudaKernel::new(more, Number::LAYOUT).output(Number::LAYOUT);
+    let more = more.state(&Number { value: 0 });
+    stage.cuda.register(CudaKernels::new().kernel("more", more)).unwrap();
+    for sum in [2, 3, 4] {
+        let said = refused(&stage, "more");
+        assert!(said.contains("cuLaunchCooperativeKernel returned 701"), "{said}");
+        assert_eq!(ask(&kernel, 1), sum);
+    }
+    stage::drain(&kernel);
+}
+
 #[test]
 fn what_cannot_begin_in_the_process_is_said_by_the_launch() {
-    let refused = |stage: &Stage| {
-        let builder = stage.runtime.kernel("refused").executor("cuda");
-        let launched = stage.cuda.launch::<Number, Number>(builder, CudaLaunch::new("add"));
-        let error = launched.map(drop).unwrap_err();
-        std::error::Error::source(&error).unwrap().to_string()
-    };
     let residency = standin::options().residency;
     // The program has nothing for a grid's child.
     let stage = Stage::with(Kernels::new().command(program).child_main(), residency);
-    let said = refused(&stage);
+    let said = refused(&stage, "add");
     assert!(said.contains("no kernel 'dotcompute-cuda' is registered for processes"), "{said}");
     drop(stage);
     for (call, code, words) in [
@@ -269,13 +298,8 @@ fn what_cannot_begin_in_the_process_is_said_by_the_launch() {
         ("cuInit", 100, "cuInit returned 100: CUDA_ERROR_NO_DEVICE"),
         ("cuLaunchCooperativeKernel", 720, "cuLaunchCooperativeKernel returned 720"),
     ] {
-        let failing = isolated(Kernels::new()).command(move || {
-            let mut command = program()?;
-            command.env("STANDIN_FAIL", format!("{call}={code}"));
-            Ok(command)
-        });
-        let stage = Stage::with(failing.child_main(), residency);
-        let said = refused(&stage);
+        let stage = Stage::with(failing(format!("{call}={code}")), residency);
+        let said = refused(&stage, "add");
         assert!(said.contains(words), "{said}");
     }
 }

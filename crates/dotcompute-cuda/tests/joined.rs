@@ -180,7 +180,7 @@ fn code_that_the_driver_refuses_fails_the_launch_that_wanted_it_and_nothing_else
         ("cuModuleLoadData", 200, "CUDA_ERROR_INVALID_IMAGE"),
     );
     let launches: (fn(&StandIn), _) = (
-        |it| (it.refuse_loaded)(701),
+        |it| (it.fail)(c"later".as_ptr(), 701),
         ("cuLaunchCooperativeKernel", 701, "CUDA_ERROR_LAUNCH_OUT_OF_RESOURCES"),
     );
     let is_over = AtomicBool::new(false);

@@ -135,8 +135,7 @@ pub(crate) struct Mended(pub(crate) &'static StandIn);
 impl Drop for Mended {
     fn drop(&mut self) {
         (self.0.lose)(0);
-        (self.0.refuse_loaded)(0);
-        for call in [c"cuModuleLoadData", c"cuLaunchCooperativeKernel"] {
+        for call in [c"cuModuleLoadData", c"cuLaunchCooperativeKernel", c"later"] {
             (self.0.fail)(call.as_ptr(), 0);
         }
     }

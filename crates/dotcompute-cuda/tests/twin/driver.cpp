@@ -19,7 +19,7 @@
 //
 // What goes wrong is chosen by the environment, where a whole program is tested, or by the functions
 // below: STANDIN_VERSION=11040 is the driver's version, STANDIN_FAIL="cuMemAlloc_v2=2" makes that call
-// return 2.
+// return 2. By the name of "later" are meant the launches of what is loaded after the first module.
 #include "handlers.cpp"
 
 #include <dlfcn.h>
@@ -79,8 +79,6 @@ struct module {
     // What its launches return, where they are refused.
     int refused = 0;
 };
-// That of modules that are loaded from now on.
-std::atomic<int> refuse_loaded = 0;
 
 // Ends the calling thread of a grid whose context is lost, as hardware would.
 struct ended {};
@@ -193,7 +191,8 @@ int may_share(void *function) {
 // Loads an image from memory; it stays loaded.
 module *load(const void *image) {
     auto loaded = new module;
-    loaded->refused = refuse_loaded;
+    static std::atomic<int> loads = 0;
+    loaded->refused = loads++ == 0 ? 0 : fails("later");
     const bool is_library = std::memcmp(image, ELFMAG, SELFMAG) == 0;
     const size_t bytes = is_library ? image_bytes(image) : 0;
     if (bytes == 0)
@@ -241,8 +240,6 @@ void standin_fail(const char *call, int code) {
     failing[call] = code;
 }
 
-// Launches of code that is loaded from now on return this; 0: they are launched.
-void standin_refuse_loaded(int code) { refuse_loaded = code; }
 
 int cuInit(unsigned) {
     // STANDIN_FAIL: call=code, separated by commas.
