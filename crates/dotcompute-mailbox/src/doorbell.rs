@@ -405,42 +405,32 @@ mod loom_tests {
         }
     }
 
+    fn spawn(shared: &Arc<Shared>, run: fn(&Shared)) -> thread::JoinHandle<()> {
+        let shared = Arc::clone(shared);
+        thread::spawn(move || run(&shared))
+    }
+
     #[test]
     fn no_ring_is_lost_of_two_that_come_at_once() {
         loom::model(|| {
             let shared = Arc::new(Shared::default());
-            let ringers: Vec<_> = (0..2)
-                .map(|_| {
-                    let shared = Arc::clone(&shared);
-                    thread::spawn(move || shared.publish())
-                })
-                .collect();
+            let ringers = [(); 2].map(|()| spawn(&shared, Shared::publish));
             let all = || shared.news.load(Ordering::Relaxed) == 2;
             assert!(shared.bell.wait(&mut Waiting::default(), None, all));
             ringers.into_iter().for_each(|ringer| ringer.join().unwrap());
         });
     }
 
-    #[test]
-    fn the_owner_learns_from_nearby_of_what_a_guest_leaves_quietly() {
-        loom::model(|| {
+    /// One publishes; a guest leaves what comes from then on to the owner; and that all has come.
+    fn the_owner_learns(publish: fn(&Shared), leave: fn(&Doorbell, &dyn Fn() -> bool)) {
+        loom::model(move || {
             let shared = Arc::new(Shared::default());
-            let owner = {
-                let shared = Arc::clone(&shared);
-                thread::spawn(move || shared.own(1))
-            };
-            let ringer = {
-                let shared = Arc::clone(&shared);
-                thread::spawn(move || {
-                    // Relaxed: as in `publish`.
-                    shared.news.fetch_add(1, Ordering::Relaxed);
-                    shared.bell.ring_near();
-                })
-            };
+            let owner = spawn(&shared, |shared| shared.own(1));
+            let ringer = spawn(&shared, publish);
             if let Ok(mut seen) = shared.seat.try_lock() {
                 shared.bell.enter();
                 shared.look(&mut seen);
-                shared.bell.leave_quietly(|| *seen == 1 || shared.has_news(*seen));
+                leave(&shared.bell, &|| *seen == 1 || shared.has_news(*seen));
             }
             owner.join().unwrap();
             ringer.join().unwrap();
@@ -448,26 +438,18 @@ mod loom_tests {
     }
 
     #[test]
+    fn the_owner_learns_from_nearby_of_what_a_guest_leaves_quietly() {
+        let publish_near = |shared: &Shared| {
+            // Relaxed: as in `publish`.
+            shared.news.fetch_add(1, Ordering::Relaxed);
+            shared.bell.ring_near();
+        };
+        the_owner_learns(publish_near, |bell, news| bell.leave_quietly(news));
+    }
+
+    #[test]
     fn the_owner_learns_of_what_a_guest_leaves() {
-        loom::model(|| {
-            let shared = Arc::new(Shared::default());
-            let owner = {
-                let shared = Arc::clone(&shared);
-                thread::spawn(move || shared.own(1))
-            };
-            let ringer = {
-                let shared = Arc::clone(&shared);
-                thread::spawn(move || shared.publish())
-            };
-            if let Ok(mut seen) = shared.seat.try_lock() {
-                shared.bell.enter();
-                shared.look(&mut seen);
-                // It leaves what comes from now on to the owner; and that all has come.
-                shared.bell.leave(|| *seen == 1 || shared.has_news(*seen));
-            }
-            owner.join().unwrap();
-            ringer.join().unwrap();
-        });
+        the_owner_learns(Shared::publish, |bell, news| bell.leave(news));
     }
 
     #[test]
@@ -476,10 +458,7 @@ mod loom_tests {
             let shared = Arc::new(Shared::default());
             // An owner that has gone, and does not come back.
             assert!(shared.bell.go(|| false).is_some());
-            let ringer = {
-                let shared = Arc::clone(&shared);
-                thread::spawn(move || shared.publish())
-            };
+            let ringer = spawn(&shared, Shared::publish);
             let mut seen = lock(&shared.seat);
             shared.bell.enter();
             shared.look(&mut seen);
