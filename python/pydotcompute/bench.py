@@ -101,6 +101,7 @@ def _rows() -> list[Row]:
         Row("handlers.singles", "handler_singles", "peer", 1.0),
         Row("handlers.chain", "handler_chain", "peer", 1 / 50),
         Row("process.round_trip", "process_asks", "process_queues", 1 / 20),
+        Row("process.ask_blocking", "process_asks_blocking", "process_queues", 1 / 20),
         Row("process.arrays", "process_arrays", "process_array_queues", 1 / 5),
         Row("queue.spsc", "spsc", "call_pair", 1.2),
         Row("message.construct", "construct", "peer", 1 / 8),
@@ -126,6 +127,7 @@ def _rows() -> list[Row]:
         ("actors.echo.ray", "ours_echo", "ray", "ray_echo", None),
         ("actors.echo.pipe", "ours_echo", "multiprocessing", "pipe_echo", None),
         ("process.round_trip.iceoryx2", "ours_process_trip", "iceoryx2", "iceoryx_trip", 1 / 3),
+        ("process.ask_blocking.iceoryx2", "ours_process_ask", "iceoryx2", "iceoryx_trip", 1 / 3),
     ]
     rows += [
         Row(name, row, other, goal, library=library) for name, row, library, other, goal in beside

@@ -8,31 +8,15 @@ mod standin;
 
 use std::sync::OnceLock;
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use dotcompute_core::compiled;
 use dotcompute_core::{
-    AskError, Backpressure, ConnectError, KernelBuilder, KernelRef, KernelState, Message, Record,
-    RecordBatch, Restart, RestartPolicy, Runtime, Terminate, Termination,
+    AskError, Backpressure, ConnectError, KernelRef, KernelState, Record, RecordBatch, Restart,
+    RestartPolicy, Terminate, Termination,
 };
-use dotcompute_cuda::{Cuda, CudaHandler, CudaKernel, CudaKernels, CudaLaunch, CudaOptions};
+use dotcompute_cuda::{CudaHandler, CudaKernel, CudaKernels, CudaLaunch, CudaOptions};
 use standin::StandIn;
-
-#[derive(Clone, Copy, Debug, PartialEq, Message)]
-#[message(record, crate = "dotcompute_core")]
-#[repr(C)]
-struct Number {
-    value: i64,
-}
-
-/// What it has seen.
-#[derive(Clone, Copy, Debug, PartialEq, Message)]
-#[message(record, crate = "dotcompute_core")]
-#[repr(C)]
-struct Seen {
-    last: i64,
-    count: i64,
-}
+use standin::stage::{LONG, NOTHING, Number, RISING, Stage, balanced, drain, receive, send, until};
 
 /// Replies with ten more.
 const MORE: &str = r#"
@@ -42,23 +26,6 @@ struct number { long long value; };
 extern "C" __device__ int32_t
 more(const number *message, void *, number *reply, rk_ctx *) {
     reply->value = message->value + 10;
-    return DC_HANDLER_REPLY;
-}
-"#;
-
-/// Replies with what it is told, and fails where that is no more than what it was told before.
-const RISING: &str = r#"
-#include "dotcompute.cuh"
-struct number { long long value; };
-struct seen { long long last, count; };
-
-extern "C" __device__ int32_t
-rising(const number *message, seen *state, number *reply, rk_ctx *ctx) {
-    if (message->value <= state->last)
-        return rk_fault(ctx, -7, "out of order", 12);
-    state->last = message->value;
-    state->count += 1;
-    *reply = *message;
     return DC_HANDLER_REPLY;
 }
 "#;
@@ -77,88 +44,28 @@ twice(const number *message, void *, number *reply, rk_ctx *ctx) {
 }
 "#;
 
-/// A device of one's own, with a runtime.
-struct Stage {
-    runtime: Runtime,
-    cuda: Cuda,
+fn with(options: CudaOptions) -> Stage {
+    let kernel = |name: &str, source: &str| {
+        CudaKernel::new(CudaHandler::from_source(name, source), Number::LAYOUT)
+            .output(Number::LAYOUT)
+    };
+    let kernels = CudaKernels::new()
+        .kernel("more", kernel("more", MORE))
+        .kernel("rising", kernel("rising", RISING).state(&NOTHING))
+        .kernel("twice", kernel("twice", TWICE).max_emit(1));
+    Stage::of(kernels, options)
 }
 
-impl Stage {
-    fn with(options: CudaOptions) -> Self {
-        let kernel = |name: &str, source: &str| {
-            CudaKernel::new(CudaHandler::from_source(name, source), Number::LAYOUT)
-                .output(Number::LAYOUT)
-        };
-        let nothing = Seen { last: i64::MIN, count: 0 };
-        let cuda = CudaKernels::new()
-            .kernel("more", kernel("more", MORE))
-            .kernel("rising", kernel("rising", RISING).state(&nothing))
-            .kernel("twice", kernel("twice", TWICE).max_emit(1))
-            .open(options)
-            .unwrap();
-        Self { runtime: Runtime::builder().executor(cuda.executor()).build(), cuda }
-    }
-
-    fn launch(&self, name: &str, entry: &str) -> KernelRef<Number, Number> {
-        self.launch_as(entry, self.runtime.kernel(name))
-    }
-
-    /// One that holds until it is activated.
-    fn launch_idle(&self, name: &str, entry: &str) -> KernelRef<Number, Number> {
-        let builder = self.runtime.kernel(name).executor("cuda");
-        self.cuda.launch(builder, CudaLaunch::new(entry)).unwrap()
-    }
-
-    fn launch_as<M: compiled::RecordMessage, R: compiled::RecordReply>(
-        &self,
-        entry: &str,
-        builder: KernelBuilder<'_>,
-    ) -> KernelRef<M, R> {
-        let kernel = self.cuda.launch(builder.executor("cuda"), CudaLaunch::new(entry)).unwrap();
-        kernel.activate().unwrap();
-        kernel
-    }
-
-    /// How many records the kernel has sent to others of the device.
-    fn sent(&self, kernel: &str) -> u64 {
-        self.cuda.counters(kernel).unwrap().sent
-    }
+/// One that holds until it is activated.
+fn launch_idle(stage: &Stage, name: &str, entry: &str) -> KernelRef<Number, Number> {
+    let builder = stage.runtime.kernel(name).executor("cuda");
+    stage.cuda.launch(builder, CudaLaunch::new(entry)).unwrap()
 }
 
 /// A stage that tests share which break nothing, with room for all their kernels on one grid.
 fn stage() -> &'static Stage {
     static STAGE: OnceLock<Stage> = OnceLock::new();
-    STAGE.get_or_init(|| Stage::with(CudaOptions { seats: 31, ..standin::options() }))
-}
-
-const LONG: Option<Duration> = Some(Duration::from_secs(100));
-
-fn until(what: &str, mut done: impl FnMut() -> bool) {
-    let deadline = Instant::now() + Duration::from_secs(100);
-    while !done() {
-        assert!(Instant::now() < deadline, "waited in vain for {what}");
-        thread::park_timeout(Duration::from_micros(200));
-    }
-}
-
-fn balanced(kernel: &KernelRef<Number, Number>) {
-    let (books, replies) = (kernel.books(), kernel.reply_books());
-    assert!(books.balance(), "{}: {books:?}", kernel.id());
-    assert!(replies.balance(), "{}: {replies:?}", kernel.id());
-}
-
-fn drain(kernel: &KernelRef<Number, Number>) {
-    let ended = kernel.terminate_blocking(Terminate::drain().within(LONG.unwrap()));
-    assert_eq!(ended, Termination::Clean, "{}", kernel.id());
-    balanced(kernel);
-}
-
-fn receive(kernel: &KernelRef<Number, Number>) -> i64 {
-    kernel.receive_blocking(LONG).unwrap().message.value
-}
-
-fn send(kernel: &KernelRef<Number, Number>, value: i64) {
-    kernel.send_blocking(Number { value }, LONG).unwrap();
+    STAGE.get_or_init(|| with(CudaOptions { seats: 31, ..standin::options() }))
 }
 
 #[test]
@@ -282,7 +189,7 @@ fn what_the_next_kernel_had_not_taken_when_it_ended_is_received_from_the_first()
     let stage = stage();
     let first = stage.launch("keeps", "more");
     for turn in 0..5 {
-        let second = stage.launch_idle(&format!("leaves {turn}"), "rising");
+        let second = launch_idle(stage, &format!("leaves {turn}"), "rising");
         first.connect(&second).unwrap();
         for value in 1..=20 {
             send(&first, value);
@@ -304,10 +211,10 @@ fn what_the_next_kernel_had_not_taken_when_it_ended_is_received_from_the_first()
 #[test]
 fn what_comes_back_to_a_kernel_that_is_killed_meanwhile_is_a_dead_letter_and_nobody_waits_for_it() {
     let _device = StandIn::get().shared();
-    let stage = Stage::with(CudaOptions { seats: 31, ..standin::options() });
+    let stage = with(CudaOptions { seats: 31, ..standin::options() });
     for turn in 0..40 {
         let name = format!("is killed {turn}");
-        let second = stage.launch_idle(&format!("goes on {turn}"), "more");
+        let second = launch_idle(&stage, &format!("goes on {turn}"), "more");
         let first = stage.launch(&name, "more");
         first.connect(&second).unwrap();
         for value in 0..20 {
@@ -335,7 +242,7 @@ fn what_comes_back_to_a_kernel_that_is_killed_meanwhile_is_a_dead_letter_and_nob
 fn of_an_inbox_of_two_a_kernel_that_is_disconnected_gets_back_its_own() {
     let _device = StandIn::get().shared();
     let stage = stage();
-    let second = stage.launch_idle("of both", "more");
+    let second = launch_idle(stage, "of both", "more");
     let [first, other] = ["goes", "stays"].map(|name| {
         let kernel = stage.launch(name, "more");
         kernel.connect(&second).unwrap();
@@ -368,7 +275,7 @@ fn what_was_passed_on_before_a_kernel_ends_is_worked_off() {
     let _device = StandIn::get().shared();
     let stage = stage();
     let first = stage.launch("goes first", "more");
-    let second = stage.launch_idle("goes last", "rising");
+    let second = launch_idle(stage, "goes last", "rising");
     let pipeline = first.connect(&second).unwrap();
     for value in 0..20 {
         send(&first, value);
@@ -484,7 +391,7 @@ fn what_has_no_edge_goes_by_the_host() {
 #[test]
 fn more_senders_than_an_inbox_has_edges_for_share_it_with_the_host() {
     let _device = StandIn::get().shared();
-    let stage = Stage::with(CudaOptions { senders: 2, share: 4, ..standin::options() });
+    let stage = with(CudaOptions { senders: 2, share: 4, ..standin::options() });
     let to = stage.launch("to", "more");
     let from = [0, 1, 2, 3].map(|number| stage.launch(&format!("from {number}"), "more"));
     for kernel in &from {

@@ -25,13 +25,7 @@ use dotcompute_cuda::{
     Cuda, CudaError, CudaHandler, CudaKernel, CudaKernels, CudaLaunch, CudaOptions, Version,
 };
 use standin::StandIn;
-
-#[derive(Clone, Copy, Debug, PartialEq, Message)]
-#[message(record, crate = "dotcompute_core")]
-#[repr(C)]
-struct Number {
-    value: i64,
-}
+use standin::stage::{LONG, Mended, Number, ask, patient, until};
 
 #[derive(Clone, Copy, Debug, PartialEq, Message)]
 #[message(record, crate = "dotcompute_core")]
@@ -168,33 +162,9 @@ fn stage() -> &'static Stage {
     STAGE.get_or_init(Stage::new)
 }
 
-const LONG: Option<Duration> = Some(Duration::from_secs(100));
-
-fn ask(kernel: &KernelRef<Number, Sum>, value: i64) -> Sum {
-    kernel.ask_blocking(Number { value }, LONG).unwrap().message
-}
-
-fn until(what: &str, mut done: impl FnMut() -> bool) {
-    let deadline = Instant::now() + Duration::from_secs(100);
-    while !done() {
-        assert!(Instant::now() < deadline, "waited in vain for {what}");
-        thread::park_timeout(Duration::from_micros(200));
-    }
-}
-
 fn balanced(books: Books) {
     let Books { accepted, .. } = books;
     assert!(books.balance(), "{accepted} accepted: {books:?}");
-}
-
-fn patient() -> Restart {
-    Restart {
-        policy: RestartPolicy::OnFault,
-        max_restarts: u32::MAX,
-        backoff: Duration::ZERO,
-        redeliver: false,
-        ..Restart::default()
-    }
 }
 
 #[test]
@@ -601,15 +571,6 @@ fn a_trap_loses_the_device_and_every_kernel_is_told() {
     let builder = stage.runtime.kernel("late").executor("cuda");
     let error = stage.cuda.launch::<Number, Sum>(builder, CudaLaunch::new("add")).unwrap_err();
     assert!(error_chain(&error).contains("CUDA_ERROR_LAUNCH_FAILED"), "{}", error_chain(&error));
-}
-
-/// Makes the device well again at the end.
-struct Mended(&'static StandIn);
-
-impl Drop for Mended {
-    fn drop(&mut self) {
-        (self.0.lose)(0);
-    }
 }
 
 fn error_chain(error: &dyn std::error::Error) -> String {

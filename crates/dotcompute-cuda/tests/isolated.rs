@@ -10,12 +10,12 @@ use std::collections::BTreeSet;
 use std::process::Command;
 use std::sync::RwLockWriteGuard;
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use dotcompute_abi::codes;
 use dotcompute_core::{
-    AskError, FaultKind, KernelRef, KernelState, Message, Record, RecordBatch, Restart,
-    RestartPolicy, Runtime, Terminate, Termination,
+    AskError, FaultKind, KernelRef, KernelState, Record, RecordBatch, Restart, RestartPolicy,
+    Runtime, Terminate, Termination,
 };
 use dotcompute_cuda::compute::Context;
 use dotcompute_cuda::resident::{Isolation, Residency};
@@ -24,13 +24,7 @@ use dotcompute_cuda::{
 };
 use dotcompute_process::{Kernels, Processes};
 use standin::StandIn;
-
-#[derive(Clone, Copy, Debug, PartialEq, Message)]
-#[message(record, crate = "dotcompute_core")]
-#[repr(C)]
-struct Number {
-    value: i64,
-}
+use standin::stage::{self, LONG, Number, patient, until};
 
 /// Replies with the sum. -1: fails; -5: traps; less than -1000: does not come back for so many ns.
 const ADD: &str = r#"
@@ -61,6 +55,10 @@ fn kernels() -> CudaKernels {
         .output(Number::LAYOUT)
         .state(&Number { value: 0 });
     CudaKernels::new().kernel("add", add)
+}
+
+fn ask(kernel: &KernelRef<Number, Number>, value: i64) -> i64 {
+    stage::ask(kernel, value).value
 }
 
 fn program() -> std::io::Result<Command> {
@@ -105,30 +103,6 @@ impl Stage {
         let kernel = self.cuda.launch(builder, CudaLaunch::new("add")).unwrap();
         kernel.activate().unwrap();
         kernel
-    }
-}
-
-const LONG: Option<Duration> = Some(Duration::from_secs(100));
-
-fn ask(kernel: &KernelRef<Number, Number>, value: i64) -> i64 {
-    kernel.ask_blocking(Number { value }, LONG).unwrap().message.value
-}
-
-fn until(what: &str, mut done: impl FnMut() -> bool) {
-    let deadline = Instant::now() + Duration::from_secs(100);
-    while !done() {
-        assert!(Instant::now() < deadline, "waited in vain for {what}");
-        thread::park_timeout(Duration::from_micros(200));
-    }
-}
-
-fn patient() -> Restart {
-    Restart {
-        policy: RestartPolicy::OnFault,
-        max_restarts: u32::MAX,
-        backoff: Duration::ZERO,
-        redeliver: false,
-        ..Restart::default()
     }
 }
 
@@ -275,18 +249,47 @@ fn a_handler_that_never_comes_back_ends_with_its_process() {
     until("the neighbour is back", || neighbour.ask_blocking(Number { value: 3 }, LONG).is_ok());
 }
 
+/// What a launch says that is refused.
+fn refused(stage: &Stage, entry: &str) -> String {
+    let builder = stage.runtime.kernel("refused").executor("cuda");
+    let launched = stage.cuda.launch::<Number, Number>(builder, CudaLaunch::new(entry));
+    let error = launched.map(drop).unwrap_err();
+    std::error::Error::source(&error).unwrap().to_string()
+}
+
+/// Processes in which the driver's calls fail.
+fn failing(calls: String) -> Processes {
+    let failing = isolated(Kernels::new()).command(move || {
+        let mut command = program()?;
+        command.env("STANDIN_FAIL", &calls);
+        Ok(command)
+    });
+    failing.child_main()
+}
+
+#[test]
+fn code_that_is_refused_in_the_process_leaves_its_kernels_at_work() {
+    let stage = Stage::with(failing("later=701".to_owned()), standin::options().residency);
+    let kernel = stage.adder("add", RestartPolicy::Never);
+    assert_eq!(ask(&kernel, 1), 1);
+    let more = CudaHandler::from_source("more", ADD.replace("\nadd(", "\nmore("));
+    let more = CudaKernel::new(more, Number::LAYOUT).output(Number::LAYOUT);
+    let more = more.state(&Number { value: 0 });
+    stage.cuda.register(CudaKernels::new().kernel("more", more)).unwrap();
+    for sum in [2, 3, 4] {
+        let said = refused(&stage, "more");
+        assert!(said.contains("cuLaunchCooperativeKernel returned 701"), "{said}");
+        assert_eq!(ask(&kernel, 1), sum);
+    }
+    stage::drain(&kernel);
+}
+
 #[test]
 fn what_cannot_begin_in_the_process_is_said_by_the_launch() {
-    let refused = |stage: &Stage| {
-        let builder = stage.runtime.kernel("refused").executor("cuda");
-        let launched = stage.cuda.launch::<Number, Number>(builder, CudaLaunch::new("add"));
-        let error = launched.map(drop).unwrap_err();
-        std::error::Error::source(&error).unwrap().to_string()
-    };
     let residency = standin::options().residency;
     // The program has nothing for a grid's child.
     let stage = Stage::with(Kernels::new().command(program).child_main(), residency);
-    let said = refused(&stage);
+    let said = refused(&stage, "add");
     assert!(said.contains("no kernel 'dotcompute-cuda' is registered for processes"), "{said}");
     drop(stage);
     for (call, code, words) in [
@@ -295,13 +298,8 @@ fn what_cannot_begin_in_the_process_is_said_by_the_launch() {
         ("cuInit", 100, "cuInit returned 100: CUDA_ERROR_NO_DEVICE"),
         ("cuLaunchCooperativeKernel", 720, "cuLaunchCooperativeKernel returned 720"),
     ] {
-        let failing = isolated(Kernels::new()).command(move || {
-            let mut command = program()?;
-            command.env("STANDIN_FAIL", format!("{call}={code}"));
-            Ok(command)
-        });
-        let stage = Stage::with(failing.child_main(), residency);
-        let said = refused(&stage);
+        let stage = Stage::with(failing(format!("{call}={code}")), residency);
+        let said = refused(&stage, "add");
         assert!(said.contains(words), "{said}");
     }
 }

@@ -7,22 +7,15 @@
 mod standin;
 
 use std::thread;
-use std::time::{Duration, Instant};
 
-use dotcompute_core::{KernelRef, LaunchError, Message, Record, Runtime, Terminate, Termination};
+use dotcompute_core::{KernelRef, LaunchError, Message, Record};
 use dotcompute_cuda::resident::{Residency, ResidentError};
 use dotcompute_cuda::{
-    BuildError, Cuda, CudaError, CudaHandler, CudaKernel, CudaKernels, CudaLaunch, CudaOptions,
+    BuildError, CudaError, CudaHandler, CudaKernel, CudaKernels, CudaLaunch, CudaOptions,
 };
 use dotcompute_mailbox::sync::{AtomicBool, Ordering};
 use standin::StandIn;
-
-#[derive(Clone, Copy, Debug, PartialEq, Message)]
-#[message(record, crate = "dotcompute_core")]
-#[repr(C)]
-struct Number {
-    value: i64,
-}
+use standin::stage::{self, LONG, Mended, Number, Stage, drain, until};
 
 #[derive(Clone, Copy, Debug, PartialEq, Message)]
 #[message(record, crate = "dotcompute_core")]
@@ -53,31 +46,20 @@ fn more(function: &str, by: i64, targets: u32) -> CudaKernel {
         .output(Number::LAYOUT)
 }
 
-struct Stage {
-    runtime: Runtime,
-    cuda: Cuda,
+fn with(options: CudaOptions) -> Stage {
+    Stage::of(CudaKernels::new(), options)
 }
 
-impl Stage {
-    fn with(options: CudaOptions) -> Self {
-        let cuda = CudaKernels::new().open(options).unwrap();
-        Self { runtime: Runtime::builder().executor(cuda.executor()).build(), cuda }
-    }
+fn register(stage: &Stage, name: &str, kernel: CudaKernel) -> Result<(), CudaError> {
+    stage.cuda.register(CudaKernels::new().kernel(name, kernel))
+}
 
-    fn register(&self, name: &str, kernel: CudaKernel) -> Result<(), CudaError> {
-        self.cuda.register(CudaKernels::new().kernel(name, kernel))
-    }
+fn launch(stage: &Stage, name: &str, entry: &str) -> KernelRef<Number, Number> {
+    stage.launch_as(entry, stage.runtime.kernel(name).reply_capacity(4096))
+}
 
-    fn launch(&self, name: &str, entry: &str) -> KernelRef<Number, Number> {
-        let builder = self.runtime.kernel(name).executor("cuda").reply_capacity(4096);
-        let kernel = self.cuda.launch(builder, CudaLaunch::new(entry)).unwrap();
-        kernel.activate().unwrap();
-        kernel
-    }
-
-    fn sent(&self, kernel: &str) -> u64 {
-        self.cuda.counters(kernel).unwrap().sent
-    }
+fn ask(kernel: &KernelRef<Number, Number>, value: i64) -> i64 {
+    stage::ask(kernel, value).value
 }
 
 /// Ends what goes on meanwhile, also where the test fails.
@@ -89,34 +71,14 @@ impl Drop for Over<'_> {
     }
 }
 
-const LONG: Option<Duration> = Some(Duration::from_secs(100));
-
-fn ask(kernel: &KernelRef<Number, Number>, value: i64) -> i64 {
-    kernel.ask_blocking(Number { value }, LONG).unwrap().message.value
-}
-
-fn until(what: &str, mut done: impl FnMut() -> bool) {
-    let deadline = Instant::now() + Duration::from_secs(100);
-    while !done() {
-        assert!(Instant::now() < deadline, "waited in vain for {what}");
-        thread::park_timeout(Duration::from_micros(200));
-    }
-}
-
-fn drain(kernel: &KernelRef<Number, Number>) {
-    let ended = kernel.terminate_blocking(Terminate::drain().within(LONG.unwrap()));
-    assert_eq!(ended, Termination::Clean, "{}", kernel.id());
-    assert!(kernel.books().balance(), "{}: {:?}", kernel.id(), kernel.books());
-}
-
 #[test]
 fn kernels_of_handlers_that_came_one_by_one_send_to_each_other_on_the_device() {
     let _device = StandIn::get().shared();
-    let stage = Stage::with(CudaOptions { seats: 15, ..standin::options() });
-    stage.register("last", more("last", 1000, 0)).unwrap();
-    let last = stage.launch("last", "last");
+    let stage = with(CudaOptions { seats: 15, ..standin::options() });
+    register(&stage, "last", more("last", 1000, 0)).unwrap();
+    let last = launch(&stage, "last", "last");
     // While another one is at work.
-    let busy = stage.launch("busy", "last");
+    let busy = launch(&stage, "busy", "last");
     let is_over = AtomicBool::new(false);
     thread::scope(|scope| {
         scope.spawn(|| {
@@ -135,8 +97,8 @@ fn kernels_of_handlers_that_came_one_by_one_send_to_each_other_on_the_device() {
                 _ => format!("kernel {}", number - 1),
             };
             let kernel = more(&function, 1, 1).target::<Number>(&to, Number::LAYOUT);
-            stage.register(&function, kernel).unwrap();
-            kernels.push(stage.launch(&name, &function));
+            register(&stage, &function, kernel).unwrap();
+            kernels.push(launch(&stage, &name, &function));
         }
         // From each to all behind it, and to the last of all.
         for value in 0..50 {
@@ -157,11 +119,11 @@ fn kernels_of_handlers_that_came_one_by_one_send_to_each_other_on_the_device() {
 #[test]
 fn handlers_whose_names_clash_run_on_grids_of_their_own() {
     let _device = StandIn::get().shared();
-    let stage = Stage::with(standin::options());
-    stage.register("one", more("same", 1, 0)).unwrap();
-    let one = stage.launch("one", "one");
-    stage.register("two", more("same", 2, 0)).unwrap();
-    let two = stage.launch("two", "two");
+    let stage = with(standin::options());
+    register(&stage, "one", more("same", 1, 0)).unwrap();
+    let one = launch(&stage, "one", "one");
+    register(&stage, "two", more("same", 2, 0)).unwrap();
+    let two = launch(&stage, "two", "two");
     // And one that clashes in what it defines beside its handler.
     let helper = |function: &str| {
         let source = format!(
@@ -179,12 +141,12 @@ fn handlers_whose_names_clash_run_on_grids_of_their_own() {
         CudaKernel::new(CudaHandler::from_source(function, source), Number::LAYOUT)
             .output(Number::LAYOUT)
     };
-    stage.register("three", helper("three")).unwrap();
-    stage.register("four", helper("four")).unwrap();
-    let (three, four) = (stage.launch("three", "three"), stage.launch("four", "four"));
+    register(&stage, "three", helper("three")).unwrap();
+    register(&stage, "four", helper("four")).unwrap();
+    let (three, four) = (launch(&stage, "three", "three"), launch(&stage, "four", "four"));
     // The first ones go on, and others join them.
-    stage.register("five", more("five", 5, 0)).unwrap();
-    let five = stage.launch("five", "five");
+    register(&stage, "five", more("five", 5, 0)).unwrap();
+    let five = launch(&stage, "five", "five");
     let kernels = [&one, &two, &three, &four, &five];
     assert_eq!(kernels.map(|kernel| ask(kernel, 10)), [11, 12, 13, 13, 15]);
     kernels.into_iter().for_each(drain);
@@ -193,43 +155,32 @@ fn handlers_whose_names_clash_run_on_grids_of_their_own() {
 #[test]
 fn a_source_that_does_not_compile_changes_nothing() {
     let _device = StandIn::get().shared();
-    let stage = Stage::with(standin::options());
-    stage.register("one", more("one", 1, 0)).unwrap();
-    let one = stage.launch("one", "one");
+    let stage = with(standin::options());
+    register(&stage, "one", more("one", 1, 0)).unwrap();
+    let one = launch(&stage, "one", "one");
     let wrong = CudaKernel::new(CudaHandler::from_source("wrong", "no C++"), Number::LAYOUT);
-    let refused = stage.register("wrong", wrong).unwrap_err();
+    let refused = register(&stage, "wrong", wrong).unwrap_err();
     assert!(matches!(&refused, CudaError::Build(BuildError::Source { function, .. })
         if function == "wrong"));
-    stage.register("two", more("two", 2, 0)).unwrap();
-    let two = stage.launch("two", "two");
+    register(&stage, "two", more("two", 2, 0)).unwrap();
+    let two = launch(&stage, "two", "two");
     assert_eq!((ask(&one, 1), ask(&two, 1)), (2, 3));
     [&one, &two].into_iter().for_each(drain);
-}
-
-/// Mends what the driver was told to refuse, also where the test fails.
-struct Mended(&'static StandIn);
-
-impl Drop for Mended {
-    fn drop(&mut self) {
-        (self.0.fail)(c"cuModuleLoadData".as_ptr(), 0);
-        (self.0.fail)(c"cuLaunchCooperativeKernel".as_ptr(), 0);
-        (self.0.refuse_loaded)(0);
-    }
 }
 
 #[test]
 fn code_that_the_driver_refuses_fails_the_launch_that_wanted_it_and_nothing_else() {
     let stand_in = StandIn::get();
     let _device = stand_in.alone();
-    let stage = Stage::with(standin::options());
-    stage.register("one", more("one", 1, 0)).unwrap();
-    let one = stage.launch("one", "one");
+    let stage = with(standin::options());
+    register(&stage, "one", more("one", 1, 0)).unwrap();
+    let one = launch(&stage, "one", "one");
     let loads: (fn(&StandIn), _) = (
         |it| (it.fail)(c"cuModuleLoadData".as_ptr(), 200),
         ("cuModuleLoadData", 200, "CUDA_ERROR_INVALID_IMAGE"),
     );
     let launches: (fn(&StandIn), _) = (
-        |it| (it.refuse_loaded)(701),
+        |it| (it.fail)(c"later".as_ptr(), 701),
         ("cuLaunchCooperativeKernel", 701, "CUDA_ERROR_LAUNCH_OUT_OF_RESOURCES"),
     );
     let is_over = AtomicBool::new(false);
@@ -245,7 +196,7 @@ fn code_that_the_driver_refuses_fails_the_launch_that_wanted_it_and_nothing_else
         for (turn, (refuse, (call, code, name))) in (1..).zip([loads, launches]) {
             let mended = Mended(stand_in);
             let entry = format!("more_{turn}");
-            stage.register(&entry, more(&entry, 10 * turn, 0)).unwrap();
+            register(&stage, &entry, more(&entry, 10 * turn, 0)).unwrap();
             refuse(stand_in);
             // As often as it is tried.
             for _ in 0..10 {
@@ -263,11 +214,11 @@ fn code_that_the_driver_refuses_fails_the_launch_that_wanted_it_and_nothing_else
             }
             // The code of before has all seats but one.
             let others: Vec<_> =
-                (0..6).map(|number| stage.launch(&format!("other {number}"), "one")).collect();
+                (0..6).map(|number| launch(&stage, &format!("other {number}"), "one")).collect();
             others.iter().for_each(|other| assert_eq!(ask(other, 5), 6));
             others.iter().for_each(drain);
             drop(mended);
-            let more = stage.launch(&entry, &entry);
+            let more = launch(&stage, &entry, &entry);
             assert_eq!(ask(&more, 5), 5 + 10 * turn);
             drain(&more);
         }
@@ -279,8 +230,8 @@ fn code_that_the_driver_refuses_fails_the_launch_that_wanted_it_and_nothing_else
 fn a_grid_that_the_driver_does_not_launch_is_an_error_with_its_cause() {
     let stand_in = StandIn::get();
     let _device = stand_in.alone();
-    let stage = Stage::with(standin::options());
-    stage.register("one", more("one", 1, 0)).unwrap();
+    let stage = with(standin::options());
+    register(&stage, "one", more("one", 1, 0)).unwrap();
     let mended = Mended(stand_in);
     (stand_in.fail)(c"cuLaunchCooperativeKernel".as_ptr(), 701);
     let builder = stage.runtime.kernel("refused").executor("cuda");
@@ -288,7 +239,7 @@ fn a_grid_that_the_driver_does_not_launch_is_an_error_with_its_cause() {
     let text = std::error::Error::source(&refused.unwrap_err()).unwrap().to_string();
     assert!(text.contains("CUDA_ERROR_LAUNCH_OUT_OF_RESOURCES"), "{text}");
     drop(mended);
-    let one = stage.launch("one", "one");
+    let one = launch(&stage, "one", "one");
     assert_eq!(ask(&one, 1), 2);
     drain(&one);
 }
@@ -296,9 +247,9 @@ fn a_grid_that_the_driver_does_not_launch_is_an_error_with_its_cause() {
 #[test]
 fn a_state_that_is_larger_than_those_of_before_has_a_grid_with_room() {
     let _device = StandIn::get().shared();
-    let stage = Stage::with(standin::options());
-    stage.register("one", more("one", 1, 0)).unwrap();
-    let one = stage.launch("one", "one");
+    let stage = with(standin::options());
+    register(&stage, "one", more("one", 1, 0)).unwrap();
+    let one = launch(&stage, "one", "one");
     let source = r#"
         #include "dotcompute.cuh"
         struct number { long long value; };
@@ -313,8 +264,8 @@ fn a_state_that_is_larger_than_those_of_before_has_a_grid_with_room() {
     let keeps = CudaKernel::new(CudaHandler::from_source("keeps", source), Number::LAYOUT)
         .output(Number::LAYOUT)
         .state(&Wide { values });
-    stage.register("keeps", keeps).unwrap();
-    let keeps = stage.launch("keeps", "keeps");
+    register(&stage, "keeps", keeps).unwrap();
+    let keeps = launch(&stage, "keeps", "keeps");
     assert_eq!([3, 255, 255].map(|value| ask(&keeps, value)), [3, 255, 256]);
     let state: Wide = stage.cuda.state("keeps", LONG.unwrap()).unwrap();
     assert_eq!((state.values[3], state.values[255]), (4, 257));
@@ -325,14 +276,14 @@ fn a_state_that_is_larger_than_those_of_before_has_a_grid_with_room() {
 #[test]
 fn more_handlers_than_an_image_has_begin_another_one() {
     let _device = StandIn::get().shared();
-    let stage = Stage::with(standin::options());
+    let stage = with(standin::options());
     let all = (0..64).fold(CudaKernels::new(), |all, number| {
         let name = format!("of_many_{number}");
         all.kernel(&name, more(&name, number, 0))
     });
     stage.cuda.register(all).unwrap();
-    stage.register("beyond", more("beyond", 100, 0)).unwrap();
-    let kernels = [stage.launch("63", "of_many_63"), stage.launch("beyond", "beyond")];
+    register(&stage, "beyond", more("beyond", 100, 0)).unwrap();
+    let kernels = [launch(&stage, "63", "of_many_63"), launch(&stage, "beyond", "beyond")];
     assert_eq!([ask(&kernels[0], 1), ask(&kernels[1], 1)], [64, 101]);
     kernels.iter().for_each(drain);
 }
@@ -341,14 +292,14 @@ fn more_handlers_than_an_image_has_begin_another_one() {
 fn beside_a_grid_that_stays_for_good_nothing_is_loaded_into_it() {
     let _device = StandIn::get().alone();
     let residency = Residency { lease: None, ..standin::options().residency };
-    let stage = Stage::with(CudaOptions { residency, ..standin::options() });
-    stage.register("one", more("one", 1, 0)).unwrap();
-    let one = stage.launch("one", "one");
+    let stage = with(CudaOptions { residency, ..standin::options() });
+    register(&stage, "one", more("one", 1, 0)).unwrap();
+    let one = launch(&stage, "one", "one");
     assert_eq!(ask(&one, 1), 2);
     // With nothing on the device the next one has a grid of its own.
     drain(&one);
-    stage.register("two", more("two", 2, 0)).unwrap();
-    let two = stage.launch("two", "two");
+    register(&stage, "two", more("two", 2, 0)).unwrap();
+    let two = launch(&stage, "two", "two");
     assert_eq!(ask(&two, 1), 3);
     drain(&two);
 }

@@ -10,7 +10,7 @@ use std::process::Command;
 use std::sync::RwLockWriteGuard;
 use std::sync::mpsc::channel;
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use dotcompute_core::{
     AskError, KernelRef, KernelState, Message, Record, Restart, RestartPolicy, Runtime, Terminate,
@@ -24,6 +24,7 @@ use dotcompute_cuda::{
 use dotcompute_mailbox::wait::block_on;
 use dotcompute_process::Kernels;
 use standin::StandIn;
+use standin::stage::{LONG, Mended, until};
 
 /// Some numbers on the device.
 #[derive(Clone, Copy, Debug, PartialEq, Message)]
@@ -112,7 +113,7 @@ impl Stage {
     }
 
     fn lend(&self, bytes: &[u8]) -> Lent {
-        self.cuda.lend(self.buffer(bytes), LONG).unwrap()
+        self.cuda.lend(self.buffer(bytes), LONG.unwrap()).unwrap()
     }
 
     fn in_use(&self) -> u64 {
@@ -120,18 +121,8 @@ impl Stage {
     }
 }
 
-const LONG: Duration = Duration::from_secs(100);
-
 fn naming(lent: &Lent, count: i64) -> Holding<Numbers> {
     Holding::new(Numbers { address: lent.address(), count }, [lent.clone()])
-}
-
-fn until(what: &str, mut done: impl FnMut() -> bool) {
-    let deadline = Instant::now() + LONG;
-    while !done() {
-        assert!(Instant::now() < deadline, "waited in vain for {what}");
-        thread::park_timeout(Duration::from_micros(200));
-    }
 }
 
 #[test]
@@ -141,7 +132,7 @@ fn memory_that_a_message_names_is_kept_until_it_has_been_processed() {
     let before = stage.in_use();
     let lent = stage.lend(&[1, 2, 3, 4]);
     assert_eq!(lent.bytes(), 4);
-    let sum = kernel.ask_blocking(naming(&lent, 4), Some(LONG)).unwrap().message;
+    let sum = kernel.ask_blocking(naming(&lent, 4), LONG).unwrap().message;
     assert_eq!(sum.value, 10);
     // Nobody but the messages has it any more.
     kernel.deactivate().unwrap();
@@ -152,7 +143,7 @@ fn memory_that_a_message_names_is_kept_until_it_has_been_processed() {
     assert!(stage.in_use() > before);
     kernel.reactivate().unwrap();
     for _ in 0..3 {
-        assert_eq!(kernel.receive_blocking(Some(LONG)).unwrap().message.value, 6);
+        assert_eq!(kernel.receive_blocking(LONG).unwrap().message.value, 6);
     }
     until("it is free again", || stage.in_use() <= before);
 }
@@ -163,7 +154,7 @@ fn a_message_that_is_delivered_again_or_is_a_dead_letter_still_has_its_memory() 
     let before = stage.in_use();
     let kernel = stage.adder("fails", RestartPolicy::Never);
     let lent = stage.lend(&[5, 6]);
-    let failed = kernel.ask_blocking(naming(&lent, -1), Some(LONG));
+    let failed = kernel.ask_blocking(naming(&lent, -1), LONG);
     assert!(matches!(failed, Err(AskError::Failed { .. })), "{failed:?}");
     drop((failed, lent));
     assert!(stage.in_use() > before, "the dead letter has it");
@@ -225,21 +216,12 @@ fn a_message_on_a_stream_is_sent_when_what_was_before_it_is_done() {
             told.send(()).unwrap();
         });
         // What is sent otherwise does not wait for it.
-        assert_eq!(kernel.ask_blocking(naming(&lent, 0), Some(LONG)).unwrap().message.value, 0);
+        assert_eq!(kernel.ask_blocking(naming(&lent, 0), LONG).unwrap().message.value, 0);
         assert!(sent.try_recv().is_err());
         go(1);
-        sent.recv_timeout(LONG).unwrap();
+        sent.recv_timeout(LONG.unwrap()).unwrap();
     });
-    assert_eq!(kernel.receive_blocking(Some(LONG)).unwrap().message.value, 700);
-}
-
-/// Makes the device well again at the end.
-struct Mended(&'static StandIn);
-
-impl Drop for Mended {
-    fn drop(&mut self) {
-        (self.0.lose)(0);
-    }
+    assert_eq!(kernel.receive_blocking(LONG).unwrap().message.value, 700);
 }
 
 /// In a process of its own: what the grids of a lost device use is kept for good, and so would be what
@@ -271,7 +253,7 @@ fn memory_that_the_kernels_cannot_reach_is_refused() {
     // Its children would never be started: nothing is launched.
     let isolation = Isolation::Process(isolated(Kernels::new()).child_main());
     let stage = Stage::with(CudaOptions { isolation, ..standin::options() });
-    let error = stage.cuda.lend(stage.buffer(&[1]), LONG).unwrap_err();
+    let error = stage.cuda.lend(stage.buffer(&[1]), LONG.unwrap()).unwrap_err();
     assert!(matches!(error, CudaError::NotReached(_)), "{error:?}");
     assert!(error.to_string().contains("another process's"), "{error}");
 }
@@ -286,6 +268,6 @@ fn an_address_at_which_no_device_has_memory_is_refused() {
     let host = Box::new([0_u8; 16]);
     let address = host.as_ptr().expose_provenance() as u64;
     // SAFETY: nobody uses it: it is refused.
-    let error = unsafe { stage.cuda.lend_foreign(address, 16, host, LONG) }.unwrap_err();
+    let error = unsafe { stage.cuda.lend_foreign(address, 16, host, LONG.unwrap()) }.unwrap_err();
     assert!(error.to_string().contains("no device has memory at 0x"), "{error}");
 }

@@ -8,15 +8,12 @@ mod standin;
 
 use std::sync::OnceLock;
 use std::thread;
-use std::time::{Duration, Instant};
 
-use dotcompute_core::{
-    KernelRef, KernelState, Message, Record, RecordBatch, Runtime, Terminate, Termination,
-};
-use dotcompute_cuda::{
-    Cuda, CudaError, CudaHandler, CudaKernel, CudaKernels, CudaLaunch, CudaOptions,
-};
+use dotcompute_core::compiled;
+use dotcompute_core::{KernelRef, KernelState, Message, Record, RecordBatch};
+use dotcompute_cuda::{CudaError, CudaHandler, CudaKernel, CudaKernels, CudaOptions};
 use standin::StandIn;
+use standin::stage::{LONG, Stage, drain, until};
 
 /// The longest record that there is: eight slots.
 const COUNT: usize = 47;
@@ -97,70 +94,41 @@ shrink(const record *message, void *, long long *reply, rk_ctx *ctx) {
 }
 "#;
 
-struct Stage {
-    runtime: Runtime,
-    cuda: Cuda,
-}
-
-impl Stage {
-    fn launch<M, R>(&self, name: &str, entry: &str) -> KernelRef<M, R>
-    where
-        M: dotcompute_core::compiled::RecordMessage,
-        R: dotcompute_core::compiled::RecordReply,
-    {
-        let builder = self.runtime.kernel(name).executor("cuda");
-        let kernel = self.cuda.launch(builder, CudaLaunch::new(entry)).unwrap();
-        kernel.activate().unwrap();
-        kernel
-    }
-}
-
 fn stage() -> &'static Stage {
     static STAGE: OnceLock<Stage> = OnceLock::new();
     STAGE.get_or_init(|| {
         let stretch = CudaHandler::from_source("stretch", STRETCH);
         let shrink = CudaHandler::from_source("shrink", SHRINK);
-        let cuda = CudaKernels::new()
+        let kernels = CudaKernels::new()
             .kernel("shift", shift("shift", false))
             .kernel("send", shift("send", true).target::<Long>("sent to", Long::LAYOUT))
             .kernel("stretch", CudaKernel::new(stretch, Short::LAYOUT).output(Long::LAYOUT))
             .kernel(
                 "shrink",
                 CudaKernel::new(shrink, Long::LAYOUT).output(Short::LAYOUT).max_emit(2),
-            )
-            .open(CudaOptions { seats: 31, ..standin::options() })
-            .unwrap();
-        Stage { runtime: Runtime::builder().executor(cuda.executor()).build(), cuda }
+            );
+        Stage::of(kernels, CudaOptions { seats: 31, ..standin::options() })
     })
 }
 
-const WITHIN: Option<Duration> = Some(Duration::from_secs(100));
-
-fn until(what: &str, mut done: impl FnMut() -> bool) {
-    let deadline = Instant::now() + Duration::from_secs(100);
-    while !done() {
-        assert!(Instant::now() < deadline, "waited in vain for {what}");
-        thread::park_timeout(Duration::from_micros(200));
-    }
-}
-
-fn drain<M: Message, R: Message>(kernel: &KernelRef<M, R>) {
-    let ended = kernel.terminate_blocking(Terminate::drain().within(WITHIN.unwrap()));
-    assert_eq!(ended, Termination::Clean, "{}", kernel.id());
-    assert!(kernel.books().balance(), "{}: {:?}", kernel.id(), kernel.books());
+fn launch<M: compiled::RecordMessage, R: compiled::RecordReply>(
+    name: &str,
+    entry: &str,
+) -> KernelRef<M, R> {
+    stage().launch_as(entry, stage().runtime.kernel(name))
 }
 
 #[test]
 fn long_records_go_there_and_back_more_of_them_than_a_window_holds() {
     let _device = StandIn::get().shared();
-    let kernel: KernelRef<Long, Long> = stage().launch("there", "shift");
-    assert_eq!(kernel.ask_blocking(long(5), WITHIN).unwrap().message, long(15));
+    let kernel: KernelRef<Long, Long> = launch("there", "shift");
+    assert_eq!(kernel.ask_blocking(long(5), LONG).unwrap().message, long(15));
     let sender = kernel.clone();
     let sends = thread::spawn(move || {
-        (1..=500).for_each(|value| sender.send_blocking(long(value), WITHIN).unwrap());
+        (1..=500).for_each(|value| sender.send_blocking(long(value), LONG).unwrap());
     });
     for value in 1..=500 {
-        assert_eq!(kernel.receive_blocking(WITHIN).unwrap().message, long(value + 10));
+        assert_eq!(kernel.receive_blocking(LONG).unwrap().message, long(value + 10));
     }
     sends.join().unwrap();
     drain(&kernel);
@@ -170,10 +138,10 @@ fn long_records_go_there_and_back_more_of_them_than_a_window_holds() {
 #[test]
 fn batches_of_long_records_are_answered_with_one() {
     let _device = StandIn::get().shared();
-    let kernel: KernelRef<RecordBatch, RecordBatch> = stage().launch("batches", "shift");
+    let kernel: KernelRef<RecordBatch, RecordBatch> = launch("batches", "shift");
     for count in [1, 7, 8, 100] {
         let batch = RecordBatch::from_vec((1..=count).map(long).collect::<Vec<Long>>());
-        let answer = kernel.ask_blocking(batch, WITHIN).unwrap().message;
+        let answer = kernel.ask_blocking(batch, LONG).unwrap().message;
         let expected: Vec<Long> = (1..=count).map(|value| long(value + 10)).collect();
         assert_eq!(answer.as_slice::<Long>().unwrap(), expected);
     }
@@ -184,15 +152,15 @@ fn batches_of_long_records_are_answered_with_one() {
 fn records_of_different_sizes_go_from_kernel_to_kernel() {
     let _device = StandIn::get().shared();
     let stage = stage();
-    let first: KernelRef<Short, Long> = stage.launch("stretch", "stretch");
-    let second: KernelRef<Long, Long> = stage.launch("between", "shift");
-    let third: KernelRef<Long, Short> = stage.launch("shrink", "shrink");
+    let first: KernelRef<Short, Long> = launch("stretch", "stretch");
+    let second: KernelRef<Long, Long> = launch("between", "shift");
+    let third: KernelRef<Long, Short> = launch("shrink", "shrink");
     first.connect(&second).unwrap();
     second.connect(&third).unwrap();
     for value in 1..=200 {
-        first.send_blocking(Short { value }, WITHIN).unwrap();
+        first.send_blocking(Short { value }, LONG).unwrap();
         for emitted in 0..3 {
-            let reply = third.receive_blocking(WITHIN).unwrap().message;
+            let reply = third.receive_blocking(LONG).unwrap().message;
             assert_eq!(reply.value, value + 56 + emitted);
         }
     }
@@ -207,17 +175,17 @@ fn records_of_different_sizes_go_from_kernel_to_kernel() {
 fn a_kernel_sends_long_records_and_fails_with_the_one_in_hand_whole() {
     let _device = StandIn::get().shared();
     let stage = stage();
-    let second: KernelRef<Long, Long> = stage.launch("sent to", "shift");
-    let first: KernelRef<Long, Long> = stage.launch("sends", "send");
+    let second: KernelRef<Long, Long> = launch("sent to", "shift");
+    let first: KernelRef<Long, Long> = launch("sends", "send");
     for value in 1..=200 {
-        first.send_blocking(long(value), WITHIN).unwrap();
+        first.send_blocking(long(value), LONG).unwrap();
     }
     for value in 1..=200 {
-        assert_eq!(first.receive_blocking(WITHIN).unwrap().message, long(value + 10));
-        assert_eq!(second.receive_blocking(WITHIN).unwrap().message, long(value + 20));
+        assert_eq!(first.receive_blocking(LONG).unwrap().message, long(value + 10));
+        assert_eq!(second.receive_blocking(LONG).unwrap().message, long(value + 20));
     }
     until("all went on the device", || stage.cuda.counters("sends").unwrap().sent == 200);
-    first.send_blocking(long(656), WITHIN).unwrap();
+    first.send_blocking(long(656), LONG).unwrap();
     until("it fails", || second.state() == KernelState::Failed);
     let mut letters = stage.runtime.take_dead_letters(|letter| letter.kernel == *second.id());
     let letter = letters.pop().unwrap().into_envelope::<Long>().unwrap();

@@ -9,31 +9,17 @@ mod standin;
 use std::sync::OnceLock;
 use std::sync::mpsc::{TryRecvError, channel};
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use dotcompute_core::{
-    Backpressure, Context, KernelRef, KernelState, LaunchError, Message, Record, Restart,
-    RestartPolicy, Runtime, Terminate, Termination,
+    Backpressure, Context, KernelRef, KernelState, LaunchError, Message, Record, Terminate,
+    Termination,
 };
-use dotcompute_cuda::{
-    Cuda, CudaError, CudaHandler, CudaKernel, CudaKernels, CudaLaunch, CudaOptions,
-};
+use dotcompute_cuda::{CudaError, CudaHandler, CudaKernel, CudaKernels, CudaLaunch, CudaOptions};
 use standin::StandIn;
-
-#[derive(Clone, Copy, Debug, PartialEq, Message)]
-#[message(record, crate = "dotcompute_core")]
-#[repr(C)]
-struct Number {
-    value: i64,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Message)]
-#[message(record, crate = "dotcompute_core")]
-#[repr(C)]
-struct Seen {
-    last: i64,
-    count: i64,
-}
+use standin::stage::{
+    LONG, NOTHING, Number, RISING, Seen, Stage, drain, patient, receive, send, until,
+};
 
 #[derive(Clone, Copy, Debug, PartialEq, Message)]
 #[message(record, crate = "dotcompute_core")]
@@ -84,23 +70,6 @@ deal(const number *message, void *, number *, rk_ctx *ctx) {
 }
 "#;
 
-/// Counts, fails where what it is told is no more than what it was told before.
-const RISING: &str = r#"
-#include "dotcompute.cuh"
-struct number { long long value; };
-struct seen { long long last, count; };
-
-extern "C" __device__ int32_t
-rising(const number *message, seen *state, number *reply, rk_ctx *ctx) {
-    if (message->value <= state->last)
-        return rk_fault(ctx, -7, "out of order", 12);
-    state->last = message->value;
-    state->count += 1;
-    *reply = *message;
-    return DC_HANDLER_REPLY;
-}
-"#;
-
 /// Fails at what is divisible by 7.
 const PICKY: &str = r#"
 #include "dotcompute.cuh"
@@ -141,86 +110,33 @@ fn to(kernel: CudaKernel, targets: &[&str]) -> CudaKernel {
     targets.iter().fold(kernel, |kernel, target| kernel.target::<Number>(target, Number::LAYOUT))
 }
 
-/// A device of one's own, with a runtime.
-struct Stage {
-    runtime: Runtime,
-    cuda: Cuda,
+/// With these kernels beside those that send nowhere.
+fn with(kernels: &[(&str, CudaKernel)]) -> Stage {
+    let basis = CudaKernels::new()
+        .kernel("rising", number("rising", RISING).state(&NOTHING))
+        .kernel("picky", number("picky", PICKY));
+    let all = kernels.iter().fold(basis, |all, (name, kernel)| all.kernel(name, kernel.clone()));
+    Stage::of(all, CudaOptions { seats: 31, ..standin::options() })
 }
 
-impl Stage {
-    /// With these kernels beside those that send nowhere.
-    fn with(kernels: &[(&str, CudaKernel)]) -> Self {
-        let nothing = Seen { last: i64::MIN, count: 0 };
-        let basis = CudaKernels::new()
-            .kernel("rising", number("rising", RISING).state(&nothing))
-            .kernel("picky", number("picky", PICKY));
-        let all =
-            kernels.iter().fold(basis, |all, (name, kernel)| all.kernel(name, kernel.clone()));
-        let cuda = all.open(CudaOptions { seats: 31, ..standin::options() }).unwrap();
-        Self { runtime: Runtime::builder().executor(cuda.executor()).build(), cuda }
-    }
-
-    fn launch_idle(&self, name: &str, entry: &str) -> KernelRef<Number, Number> {
-        let builder = self.runtime.kernel(name).executor("cuda");
-        self.cuda.launch(builder, CudaLaunch::new(entry)).unwrap()
-    }
-
-    fn launch(&self, name: &str, entry: &str) -> KernelRef<Number, Number> {
-        let kernel = self.launch_idle(name, entry);
-        kernel.activate().unwrap();
-        kernel
-    }
-
-    /// On a thread of the host; replies with what it is sent.
-    fn launch_on_host(&self, name: &str) -> KernelRef<Number, Number> {
-        let body = |mut context: Context<Number, Number>| async move {
-            while let Ok(number) = context.receive().await {
-                let value = number.value;
-                context.reply(Number { value }).await?;
-            }
-            Ok(())
-        };
-        let kernel = self.runtime.kernel(name).executor("thread").launch(body).unwrap();
-        kernel.activate().unwrap();
-        kernel
-    }
-
-    fn sent(&self, kernel: &str) -> u64 {
-        self.cuda.counters(kernel).unwrap().sent
-    }
-
-    fn dead_letters(&self, kernel: &str) -> usize {
-        let mut letters = 0;
-        self.runtime
-            .dead_letters(|letter| letters += usize::from(letter.kernel.as_str() == kernel));
-        letters
-    }
+/// On a thread of the host; replies with what it is sent.
+fn launch_on_host(stage: &Stage, name: &str) -> KernelRef<Number, Number> {
+    let body = |mut context: Context<Number, Number>| async move {
+        while let Ok(number) = context.receive().await {
+            let value = number.value;
+            context.reply(Number { value }).await?;
+        }
+        Ok(())
+    };
+    let kernel = stage.runtime.kernel(name).executor("thread").launch(body).unwrap();
+    kernel.activate().unwrap();
+    kernel
 }
 
-const LONG: Option<Duration> = Some(Duration::from_secs(100));
-
-fn until(what: &str, mut done: impl FnMut() -> bool) {
-    let deadline = Instant::now() + Duration::from_secs(100);
-    while !done() {
-        assert!(Instant::now() < deadline, "waited in vain for {what}");
-        thread::park_timeout(Duration::from_micros(200));
-    }
-}
-
-fn drain(kernel: &KernelRef<Number, Number>) {
-    let ended = kernel.terminate_blocking(Terminate::drain().within(LONG.unwrap()));
-    assert_eq!(ended, Termination::Clean, "{}", kernel.id());
-    let (books, replies) = (kernel.books(), kernel.reply_books());
-    assert!(books.balance(), "{}: {books:?}", kernel.id());
-    assert!(replies.balance(), "{}: {replies:?}", kernel.id());
-}
-
-fn receive(kernel: &KernelRef<Number, Number>) -> i64 {
-    kernel.receive_blocking(LONG).unwrap().message.value
-}
-
-fn send(kernel: &KernelRef<Number, Number>, value: i64) {
-    kernel.send_blocking(Number { value }, LONG).unwrap();
+fn dead_letters(stage: &Stage, kernel: &str) -> usize {
+    let mut letters = 0;
+    stage.runtime.dead_letters(|letter| letters += usize::from(letter.kernel.as_str() == kernel));
+    letters
 }
 
 /// A stage that tests share which break nothing. Each target is named for its test.
@@ -230,7 +146,7 @@ fn stage() -> &'static Stage {
         let forward = number("forward", SEND);
         let pass = CudaKernel::new(CudaHandler::from_source("pass", PASS), Number::LAYOUT);
         let deal = || CudaKernel::new(CudaHandler::from_source("deal", DEAL), Number::LAYOUT);
-        Stage::with(&[
+        with(&[
             ("direct", to(forward.clone(), &["direct to"])),
             ("by host", to(forward.clone(), &["by host to"])),
             ("late", to(forward.clone(), &["late to"])),
@@ -274,7 +190,7 @@ fn what_is_sent_goes_from_seat_to_seat_in_order_and_the_books_of_both_are_exact(
 fn what_is_sent_to_a_kernel_of_the_host_goes_there() {
     let _device = StandIn::get().shared();
     let stage = stage();
-    let second = stage.launch_on_host("by host to");
+    let second = launch_on_host(stage, "by host to");
     let first = stage.launch("by host", "by host");
     for value in 0..300 {
         send(&first, value);
@@ -379,7 +295,7 @@ fn a_target_that_there_is_not_fails_the_kernel_with_what_it_had_in_hand() {
     send(&first, 1);
     let error = first.receive_blocking(LONG).unwrap_err();
     assert!(error.to_string().contains("no ring kernel named 'nobody'"), "{error}");
-    until("it is a dead letter", || stage.dead_letters("nowhere") == 1);
+    until("it is a dead letter", || dead_letters(stage, "nowhere") == 1);
     let books = first.books();
     assert!(books.balance() && books.dead_lettered == 1, "{books:?}");
 }
@@ -389,7 +305,7 @@ fn what_a_handler_sent_before_it_failed_is_not_sent() {
     let _device = StandIn::get().shared();
     let stage = stage();
     let even = stage.launch("deal to 0", "rising");
-    let odd = stage.launch_on_host("deal to 1");
+    let odd = launch_on_host(stage, "deal to 1");
     let first = stage.launch("deals", "deal");
     for value in 0..100 {
         send(&first, value);
@@ -409,14 +325,7 @@ fn what_a_handler_sent_before_it_failed_is_not_sent() {
 fn a_target_that_starts_anew_loses_nothing_but_what_it_failed_at() {
     let _device = StandIn::get().shared();
     let stage = stage();
-    let patient = Restart {
-        policy: RestartPolicy::OnFault,
-        max_restarts: u32::MAX,
-        backoff: Duration::ZERO,
-        redeliver: false,
-        ..Restart::default()
-    };
-    let builder = stage.runtime.kernel("restart to").executor("cuda").restart(patient);
+    let builder = stage.runtime.kernel("restart to").executor("cuda").restart(patient());
     let second: KernelRef<Number, Number> =
         stage.cuda.launch(builder, CudaLaunch::new("picky")).unwrap();
     second.activate().unwrap();
@@ -459,7 +368,7 @@ fn what_a_target_had_not_taken_when_it_ended_is_a_dead_letter_of_its() {
     assert_eq!(ended, Termination::Clean);
     // Some may have been taken before it held.
     let processed = second.books().processed as usize;
-    until("the others are dead letters", || stage.dead_letters("ends to") + processed == 21);
+    until("the others are dead letters", || dead_letters(stage, "ends to") + processed == 21);
     assert_eq!(first.state(), KernelState::Active);
     // What is sent there now fails the sender, as on any executor.
     send(&first, 21);
@@ -472,7 +381,7 @@ fn two_kernels_that_send_to_each_other_are_no_deadlock() {
     let _device = StandIn::get().shared();
     let stage = stage();
     // `ping` deals even values to `pong`, which sends ten more back; odd ones leave the circle.
-    let end = stage.launch_on_host("ping end");
+    let end = launch_on_host(stage, "ping end");
     let ping = stage.launch("ping", "ping");
     let pong = stage.launch("pong", "pong");
     send(&ping, 0);
@@ -522,7 +431,7 @@ fn targets_that_cannot_be_are_refused_at_launch() {
     let _device = StandIn::get().shared();
     let seen = Seen { last: 0, count: 0 };
     let wide = CudaKernel::new(CudaHandler::from_source("deal", DEAL), Seen::LAYOUT).state(&seen);
-    let stage = Stage::with(&[
+    let stage = with(&[
         ("wide", wide),
         ("to wide", to(number("forward", SEND), &["taken"])),
         ("to wide too", to(number("forward", SEND), &["taken later"])),

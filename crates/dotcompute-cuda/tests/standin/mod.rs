@@ -2,6 +2,8 @@
 
 #![allow(dead_code, reason = "each test uses what it needs")]
 
+pub(crate) mod stage;
+
 use std::ffi::c_char;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::path::{Path, PathBuf};
@@ -88,10 +90,9 @@ pub(crate) struct StandIn {
     pub(crate) waited: extern "C" fn() -> i64,
     /// Loses the context, for this reason; 0: it is well again.
     pub(crate) lose: extern "C" fn(i32),
-    /// From now on this call returns this code; 0: what it should.
+    /// From now on this call returns this code, or launches of what is loaded "later" do; 0: what they
+    /// should.
     pub(crate) fail: extern "C" fn(*const c_char, i32),
-    /// Launches of code that is loaded from now on return this code; 0: they are launched.
-    pub(crate) refuse_loaded: extern "C" fn(i32),
     /// Who breaks the device is alone with it.
     device: RwLock<()>,
 }
@@ -109,8 +110,7 @@ impl StandIn {
                 extern "C" fn not_here(_: *const c_char, _: i32) {}
                 let driver = Driver::get().unwrap();
                 let device = RwLock::new(());
-                let (lose, fail, refuse_loaded) = (for_good, not_here, for_good);
-                return Self { driver, waited: never, lose, fail, refuse_loaded, device };
+                return Self { driver, waited: never, lose: for_good, fail: not_here, device };
             }
             let path = folder().join(NAMES[0]);
             // SAFETY: built with the functions' true types.
@@ -123,12 +123,10 @@ impl StandIn {
             let lose = *unsafe { library.get(b"standin_lose") }.unwrap();
             // SAFETY: as above.
             let fail = *unsafe { library.get(b"standin_fail") }.unwrap();
-            // SAFETY: as above.
-            let refuse_loaded = *unsafe { library.get(b"standin_refuse_loaded") }.unwrap();
             // It stays loaded by the driver.
             drop(library);
             let driver = Box::leak(Box::new(driver));
-            Self { driver, waited, lose, fail, refuse_loaded, device: RwLock::new(()) }
+            Self { driver, waited, lose, fail, device: RwLock::new(()) }
         })
     }
 
