@@ -21,11 +21,11 @@ pub(crate) const CHOSEN: &[(&str, &str)] = &[
     ("handlers.batches", "a record through a compiled handler, in batches of 1000"),
     ("anomaly.batches", "events through an anomaly detector of 10,000 keys, in batches of 1000"),
     ("pagerank.turn.sparse", "links of a graph of a million nodes, gone over by PageRank"),
-    ("pagerank.turn.graphblas", "the same from Python"),
-    ("pagerank.turn.scipy_1_core", "the same on one core"),
+    ("pagerank.turn.graphblas", "a link gone over by PageRank, from Python"),
+    ("pagerank.turn.scipy_1_core", "a link gone over by PageRank on one core, from Python"),
     ("anomaly.batches.river", "an event through the anomaly detector, from Python"),
     ("asyncio.round_trip.uvloop", "a message to an asyncio kernel and its answer, from Python"),
-    ("actors.echo.ray", "the same"),
+    ("actors.echo.ray", "a message to an actor and its answer, from Python"),
     ("message.encode", "a message as bytes, from Python"),
 ];
 
