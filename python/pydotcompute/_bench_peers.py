@@ -577,6 +577,12 @@ async def ours_process_trip(scale: int) -> Figures:
     return await _bench_process.asks(scale)
 
 
+async def ours_process_ask(scale: int) -> Figures:
+    from pydotcompute import _bench_process
+
+    return await _bench_process.blocking_asks(scale)
+
+
 def iceoryx_ends(name: str, there: str, back: str) -> Any:
     """A node, where it publishes, and where it looks."""
     iceoryx2 = library("iceoryx2")
@@ -650,6 +656,7 @@ ROWS: dict[str, tuple[Callable[[int], Any], int]] = {
     "ray_echo": (ray_echo, 2),
     "pipe_echo": (pipe_echo, 2),
     "ours_process_trip": (ours_process_trip, 2),
+    "ours_process_ask": (ours_process_ask, 2),
     "iceoryx_trip": (iceoryx_trip, 2),
 }
 

@@ -5,6 +5,7 @@ A module of the package and not a script, since the child processes import it.
 
 from __future__ import annotations
 
+import asyncio
 import multiprocessing
 import time
 from typing import Any
@@ -86,6 +87,25 @@ async def asks(count: int) -> Figures:
             times.append(clock() - begun)
             assert answer.number == 2
     return quantiles(times)
+
+
+async def blocking_asks(count: int) -> Figures:
+    """`ask_blocking` of the same, on a thread that runs no event loop."""
+    async with RingKernelRuntime(use_uvloop=False) as runtime:
+        kernel = await runtime.launch("next", step, executor="process")
+        await kernel.activate()
+        word = Word(number=1, a=0, b=0, c=0, d=0, e=0, f=0, g=0)
+
+        def ask_often() -> list[int]:
+            times = []
+            for _ in range(count):
+                begun = clock()
+                answer = kernel.ask_blocking(word)
+                times.append(clock() - begun)
+                assert answer.number == 2
+            return times
+
+        return quantiles(await asyncio.to_thread(ask_often))
 
 
 def echo(asked: Any, answers: Any) -> None:

@@ -479,6 +479,12 @@ async def process_asks(count: int) -> Figures:
     return await _bench_process.asks(count)
 
 
+async def process_asks_blocking(count: int) -> Figures:
+    from pydotcompute import _bench_process
+
+    return await _bench_process.blocking_asks(count)
+
+
 def process_queues(count: int) -> Figures:
     from pydotcompute import _bench_process
 
@@ -524,6 +530,7 @@ ROWS: dict[str, tuple[Measure, int]] = {
     "handler_singles": (handlers.handler_singles, 2),
     "njit_loop": (handlers.njit_loop, 2),
     "process_asks": (process_asks, 2),
+    "process_asks_blocking": (process_asks_blocking, 2),
     "process_queues": (process_queues, 2),
     "process_arrays": (process_arrays, 2),
     "process_array_queues": (process_array_queues, 2),

@@ -10,13 +10,14 @@ from where they are: this interpreter, or the environment that ``--peers`` makes
 from __future__ import annotations
 
 import argparse
+import functools
 import importlib.util
 import json
 import os
 import subprocess
 import sys
 import venv
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
@@ -100,6 +101,7 @@ def _rows() -> list[Row]:
         Row("handlers.singles", "handler_singles", "peer", 1.0),
         Row("handlers.chain", "handler_chain", "peer", 1 / 50),
         Row("process.round_trip", "process_asks", "process_queues", 1 / 20),
+        Row("process.ask_blocking", "process_asks_blocking", "process_queues", 1 / 20),
         Row("process.arrays", "process_arrays", "process_array_queues", 1 / 5),
         Row("queue.spsc", "spsc", "call_pair", 1.2),
         Row("message.construct", "construct", "peer", 1 / 8),
@@ -125,6 +127,7 @@ def _rows() -> list[Row]:
         ("actors.echo.ray", "ours_echo", "ray", "ray_echo", None),
         ("actors.echo.pipe", "ours_echo", "multiprocessing", "pipe_echo", None),
         ("process.round_trip.iceoryx2", "ours_process_trip", "iceoryx2", "iceoryx_trip", 1 / 3),
+        ("process.ask_blocking.iceoryx2", "ours_process_ask", "iceoryx2", "iceoryx_trip", 1 / 3),
     ]
     rows += [
         Row(name, row, other, goal, library=library) for name, row, library, other, goal in beside
@@ -239,8 +242,18 @@ def _run(
     return figures
 
 
+#: Runs a program for a row's figures: see `_run`.
+Runner = Callable[..., dict[str, float]]
+
+
 def _measure(
-    row: Row, peer: Path | None, *, pairs: int, count: int, other: str = sys.executable
+    row: Row,
+    peer: Path | None,
+    *,
+    pairs: int,
+    count: int,
+    other: str = sys.executable,
+    run: Runner = _run,
 ) -> Line:
     against = row.against if isinstance(row.against, str) else "limit"
     script = _SCRIPT
@@ -252,13 +265,13 @@ def _measure(
     error: str | None = None
     try:
         for _ in range(pairs):
-            mine = _run(sys.executable, row.row, row.loop, count, script)
+            mine = run(sys.executable, row.row, row.loop, count, script)
             ours.append(mine[row.figure])
             if row.against == "peer":
                 if peer is not None:
-                    others.append(_run(peer, row.row, row.loop, count)[row.figure])
+                    others.append(run(peer, row.row, row.loop, count)[row.figure])
             elif isinstance(row.against, str):
-                theirs = _run(other, row.against, row.loop, count, script)
+                theirs = run(other, row.against, row.loop, count, script)
                 others.append(theirs[row.figure])
             else:
                 others.append(row.against)
@@ -299,7 +312,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the bench; the exit status is 1 if a run of ours failed, not if a goal is missed."""
     parser = argparse.ArgumentParser(prog="python -m pydotcompute.bench", description=__doc__)
     parser.add_argument("--only", metavar="GROUP,...", help=f"of {', '.join(GROUPS)}, or row ids")
-    parser.add_argument("--quick", action="store_true", help="fewer and shorter runs")
+    parser.add_argument(
+        "--quick", action="store_true", help="a look: each run short, and once for all its rows"
+    )
     parser.add_argument("--json", metavar="FILE", type=Path, help="also write the rows there")
     parser.add_argument("--peer", action="store_true", help=f"install {PEER} if it is not there")
     parser.add_argument(
@@ -314,21 +329,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
     peer = _peer_python(options.peer)
     libraries = _library_python(options.peers)
     has_uvloop = importlib.util.find_spec("uvloop") is not None
-    pairs, count = (3, 3000) if options.quick else (7, 20_000)
+    pairs, count = (1, 3000) if options.quick else (7, 20_000)
+    # A look takes what several rows need once; a measurement runs both sides of each side by side.
+    run: Runner = functools.cache(_run) if options.quick else _run
 
+    def is_wanted(row: Row) -> bool:
+        return row.group in wanted or row.id in wanted
+
+    chosen = [row for row in ROWS if is_wanted(row)]
     print(f"{'id':36} {'ours ns':>12} {'against':20} {'other ns':>14} {'ratio':>8} {'goal':>8}")
     lines = []
-    for row in ROWS:
-        if row.group not in wanted and row.id not in wanted:
-            continue
+    for number, row in enumerate(chosen, 1):
         if row.loop == "uvloop" and not has_uvloop:
             print(f"{row.id:36} skipped: uvloop is not installed")
             continue
         if row.library and row.library not in libraries:
             print(f"{row.id:36} skipped: {row.library} is not installed (--peers does)")
             continue
+        print(f"[{number:2}/{len(chosen)}] {row.id}", file=sys.stderr, flush=True)
         other = libraries.get(row.library, sys.executable)
-        lines.append(_measure(row, peer, pairs=pairs, count=count, other=other))
+        lines.append(_measure(row, peer, pairs=pairs, count=count, other=other, run=run))
         print(_text(lines[-1]), flush=True)
     if options.json is not None:
         options.json.write_text(json.dumps([asdict(line) for line in lines], indent=2) + "\n")

@@ -47,6 +47,24 @@ def test_runs_without_the_peer(tmp_path, monkeypatch, capsys):
     assert "--peer installs it" in capsys.readouterr().out
 
 
+def test_a_quick_look_runs_once_what_several_rows_need(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    runs = []
+
+    def run(python, row, loop, count, script=None):
+        runs.append((python, row, loop))
+        return {"value": 1.0, "p99": 2.0}
+
+    monkeypatch.setattr(bench, "_run", run)
+    only = "asyncio.round_trip_p99_floor.asyncio,asyncio.round_trip_floor.asyncio"
+    assert bench.main(["--only", only, "--quick"]) == 0
+    assert [row for _, row, _ in runs] == ["round_trip", "spin", "bare_futures"]
+    assert "[ 2/2] asyncio.round_trip_floor.asyncio" in capsys.readouterr().err
+    runs.clear()
+    assert bench.main(["--only", only]) == 0
+    assert len(runs) == 2 * 2 * 7
+
+
 def test_an_unknown_group_is_an_error(capsys):
     with pytest.raises(SystemExit):
         bench.main(["--only", "nothing"])

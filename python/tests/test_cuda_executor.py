@@ -14,6 +14,7 @@ import pytest
 from pydotcompute import RingKernelRuntime, UnifiedBuffer, _optional, message
 from pydotcompute.exceptions import BackendNotAvailableError, InvalidConfigurationError
 from pydotcompute.handlers import cuda_handler, record
+from pydotcompute.ring_kernels.lifecycle import RingKernelConfig
 
 ROOT = Path(__file__).resolve().parents[2]
 SOURCES = ROOT / "crates" / "dotcompute-cuda" / "tests" / "twin"
@@ -74,6 +75,34 @@ async def test_code_for_a_gpu_runs_nowhere_else():
 def test_what_is_no_function_of_c_is_refused():
     with pytest.raises(InvalidConfigurationError, match="name of a function of C"):
         cuda_handler("a b", SOURCE, input_type=Amount)
+
+
+@pytest.mark.parametrize(
+    ("scope", "sizes", "error"),
+    [
+        ("lane", {"grid_size": 4}, r"grid_size.*one block at most"),
+        ("block", {"grid_size": 2}, r"grid_size.*one block at most"),
+        ("lane", {"block_size": 128}, r"block_size.*has one thread: leave it out.*scope 'block'"),
+        ("warp", {"block_size": 64}, r"block_size.*has 32 threads: leave it out"),
+        ("block", {"block_size": 48}, r"block_size.*a multiple of 32 threads, 1024 at most"),
+        ("block", {"block_size": 1056}, r"block_size.*a multiple of 32 threads, 1024 at most"),
+    ],
+)
+async def test_sizes_that_make_no_sense_for_a_handler_say_what_does(scope, sizes, error):
+    handler = cuda_handler("deposit", SOURCE, input_type=Amount, output_type=Amount, scope=scope)
+    async with RingKernelRuntime() as runtime:
+        config = RingKernelConfig("account", **sizes)
+        with pytest.raises(InvalidConfigurationError, match=error):
+            await runtime.launch("account", handler, config=config, executor="cuda")
+
+
+def test_a_scope_that_there_is_not_and_shared_memory_of_one_lane_are_refused():
+    with pytest.raises(InvalidConfigurationError, match="'lane', 'warp' or 'block'"):
+        cuda_handler("deposit", SOURCE, input_type=Amount, scope="team")
+    with pytest.raises(InvalidConfigurationError, match="give it the scope 'warp' or 'block'"):
+        cuda_handler("deposit", SOURCE, input_type=Amount, shared_bytes=8)
+    with pytest.raises(InvalidConfigurationError, match="a number of bytes"):
+        cuda_handler("deposit", SOURCE, input_type=Amount, scope="warp", shared_bytes=-1)
 
 
 @pytest.fixture(scope="session")

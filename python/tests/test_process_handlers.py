@@ -1,5 +1,6 @@
 """Compiled handlers in processes of their own."""
 
+import asyncio
 import importlib
 import os
 import subprocess
@@ -85,6 +86,25 @@ async def test_a_handler_runs_in_a_process_and_its_state_is_read_here():
         await kernel.terminate(drain=True)
         assert kernel._books(False)["processed"] == 1
         assert kernel.read_state() == Account(balance=101, count=4), "its last state"
+
+
+async def test_threads_ask_and_wait_without_an_event_loop():
+    async with RingKernelRuntime() as runtime:
+        kernel = await start(runtime, state=Account(balance=100))
+
+        def ask_often(count: int) -> list[int]:
+            return [kernel.ask_blocking(Deposit(value=1), WAIT).count for _ in range(count)]
+
+        asked = [asyncio.to_thread(ask_often, 500) for _ in range(3)]
+        counts = [count for counts in await asyncio.gather(*asked) for count in counts]
+        assert sorted(counts) == list(range(4, 1504)), "each has the reply to its own"
+        assert kernel.read_state() == Account(balance=1600, count=1503)
+        with pytest.raises(RuntimeError, match="await send_and_receive"):
+            kernel.ask_blocking(Deposit(value=1))
+        with pytest.raises(KernelFailedError, match="overdrawn"):
+            await asyncio.to_thread(kernel.ask_blocking, Deposit(value=-9999), WAIT)
+        with pytest.raises(KernelFailedError):
+            await asyncio.to_thread(kernel.ask_blocking, Deposit(value=1))
 
 
 async def test_a_function_of_a_c_library_runs_in_a_process_and_its_state_survives_that(

@@ -222,6 +222,91 @@ class TestObjects:
         assert bytes(read["name"]) == name.ljust(5, b"\0")
 
 
+@message(layout="record")
+class Numbers:
+    """Of each kind of number one: what is packed and made without Python code."""
+
+    flag: bool
+    whole: int
+    real: float
+    u1: np.uint8
+    u2: np.uint16
+    u4: np.uint32
+    u8: np.uint64
+    i1: np.int8
+    i2: np.int16
+    i4: np.int32
+    i8: np.int64
+    f4: np.float32
+    f8: np.float64
+
+
+INTEGERS = ["u1", "u2", "u4", "u8", "i1", "i2", "i4", "i8"]
+
+
+@st.composite
+def numbers(draw: st.DrawFn) -> dict[str, Any]:
+    values: dict[str, Any] = {
+        "flag": draw(st.booleans()),
+        "whole": draw(st.integers(-(2**63), 2**63 - 1)),
+        "real": draw(st.floats()),
+        "f4": draw(st.floats(width=32)),
+        "f8": draw(st.floats() | st.integers(-(2**53), 2**53)),
+    }
+    for name in INTEGERS:
+        limits = np.iinfo(name)
+        values[name] = draw(st.integers(int(limits.min), int(limits.max)))
+    return values
+
+
+class TestPlainNumbers:
+    @given(values=numbers())
+    def test_their_bytes_are_those_that_struct_writes(self, values: dict[str, Any]) -> None:
+        kind = record_type(Numbers)
+        packed = kind._pack(Numbers(**values))
+        assert packed is not None
+        assert packed == kind._struct.pack(*(values[name] for name in kind.names))
+        again = kind._unpack(packed)
+        for field in kind.fields:
+            value = getattr(again, field.name)
+            assert type(value) is field.python
+            assert value == values[field.name] or value != value
+        assert type(again) is Numbers
+        # Packed from what is no number of Python's own, by the Python half.
+        assert kind._pack(again) is None
+        assert kind.pack(again) == packed
+
+    @pytest.mark.parametrize("name", [*INTEGERS, "whole", "f4", "real", "flag"])
+    @pytest.mark.parametrize("value", [-(2**63) - 1, 2**64, 1e300, "x", None])
+    def test_what_does_not_fit_is_said_as_ever(self, name: str, value: Any) -> None:
+        kind = record_type(Numbers)
+        made = Numbers(**{**dict.fromkeys(kind.names, 1), "flag": True, name: value})
+        fits = {"real": [-(2**63) - 1, 2**64, 1e300], "f4": [-(2**63) - 1, 2**64]}
+        if name == "flag" or value in fits.get(name, []):
+            kind.pack(made)
+            return
+        assert kind._pack(made) is None
+        with pytest.raises((ValueError, TypeError), match=f"field '{name}'"):
+            kind.pack(made)
+
+    def test_a_constructor_of_its_own_is_called_for_what_arrives(self) -> None:
+        @message(layout="record")
+        class Counted:
+            value: int
+            made: int = 0
+
+            def __post_init__(self) -> None:
+                self.made += 1
+
+        kind = record_type(Counted)
+        assert kind._unpack(kind.pack(Counted(value=3))).made == 2
+
+        class Derived(Counted):  # type: ignore[valid-type, misc]
+            pass
+
+        assert kind._pack(Derived(value=1)) is None
+
+
 def vars_of(instance: Any) -> dict[str, Any]:
     names = [field.name for field in dataclasses.fields(instance)]
     return {name: getattr(instance, name) for name in names if not name.endswith("_id")}

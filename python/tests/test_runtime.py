@@ -6,6 +6,7 @@ import logging
 import os
 import subprocess
 import sys
+import textwrap
 import threading
 import time
 import uuid
@@ -144,6 +145,67 @@ async def test_sixty_concurrent_askers_get_their_own_replies(runtime):
     asks = [runtime.send_and_receive("slow", message, timeout=10) for message in messages]
     for message, reply in zip(messages, await asyncio.gather(*asks), strict=True):
         assert reply.value == message.value * 2
+
+
+async def test_threads_ask_and_wait_without_an_event_loop(runtime):
+    await runtime.launch("echo", polite)
+    await runtime.activate("echo")
+    kernel = runtime._kernels["echo"]
+
+    def ask(caller):
+        replies = [kernel.ask_blocking(Message(caller + n), timeout=30).value for n in range(50)]
+        return replies == [caller + n for n in range(50)]
+
+    asked = [asyncio.to_thread(ask, caller * 1000.0) for caller in range(4)]
+    assert all(await asyncio.gather(*asked))
+    await runtime.deactivate("echo")
+    with pytest.raises(QueueTimeoutError):
+        await asyncio.to_thread(kernel.ask_blocking, Message(), timeout=0.01)
+    with pytest.raises(RuntimeError, match="event loop"):
+        kernel.ask_blocking(Message())
+    with pytest.raises(ValueError, match="nan"):
+        await asyncio.to_thread(kernel.ask_blocking, Message(), timeout=float("nan"))
+
+
+@pytest.mark.skipif(os.name == "nt", reason="POSIX signals")
+def test_ctrl_c_ends_a_blocking_ask_of_the_main_thread():
+    code = """
+        import asyncio, os, signal, sys, threading
+        from pydotcompute import RingKernelRuntime, message
+
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        launched, over = threading.Event(), threading.Event()
+        kernels = []
+
+        @message
+        class Ask:
+            pass
+
+        async def interrupts(ctx):
+            await ctx.receive()
+            os.kill(os.getpid(), signal.SIGINT)
+            await ctx.receive()
+
+        async def serve():
+            async with RingKernelRuntime() as runtime:
+                kernels.append(await runtime.launch("interrupts", interrupts))
+                await runtime.activate("interrupts")
+                launched.set()
+                await asyncio.to_thread(over.wait)
+
+        thread = threading.Thread(target=lambda: asyncio.run(serve()))
+        thread.start()
+        launched.wait()
+        try:
+            kernels[0].ask_blocking(Ask())
+        except KeyboardInterrupt:
+            status = 7
+        over.set()
+        thread.join()
+        sys.exit(status)
+    """
+    done = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], timeout=60, check=False)
+    assert done.returncode == 7
 
 
 async def test_a_late_reply_becomes_a_dead_letter_and_shifts_nothing(runtime):

@@ -152,6 +152,9 @@ typedef unsigned long long uint64_t;
 #define DC_FAULT_LOST (-65542)
 /* The kernel did not answer within its watchdog. */
 #define DC_FAULT_STUCK (-65543)
+/* The threads of one handler did not go together: not all of them came to a barrier, or another than */
+/* the first emitted, sent or logged. */
+#define DC_FAULT_DIVERGED (-65544)
 
 /* The first 8 bytes of every slot. */
 typedef struct dc_slot_header {

@@ -70,6 +70,9 @@ const DC_FAULT_RECORD_SIZE: i32 = -65541;
 const DC_FAULT_LOST: i32 = -65542;
 // The kernel did not answer within its watchdog.
 const DC_FAULT_STUCK: i32 = -65543;
+// The threads of one handler did not go together: not all of them came to a barrier, or another than
+// the first emitted, sent or logged.
+const DC_FAULT_DIVERGED: i32 = -65544;
 
 // The first 8 bytes of every slot.
 struct DcSlotHeader {

@@ -36,4 +36,7 @@ shared_constants! {
     FAULT_LOST = -65_542;
     /// The kernel did not answer within its watchdog.
     FAULT_STUCK = -65_543;
+    /// The threads of one handler did not go together: not all of them came to a barrier, or another than
+    /// the first emitted, sent or logged.
+    FAULT_DIVERGED = -65_544;
 }

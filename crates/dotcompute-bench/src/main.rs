@@ -22,9 +22,10 @@ use std::fs;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio};
+use std::time::Instant;
 
 use clap::error::ErrorKind;
-use clap::{CommandFactory, Parser};
+use clap::{ArgGroup, CommandFactory, Parser};
 use serde_json::Value;
 
 use crate::groups::{GROUPS, ROWS};
@@ -45,8 +46,8 @@ Examples:
   dotcompute-bench --json figures.json      also write the figures to a file
   dotcompute-bench --report target/report --python .venv/bin/python
                                             a page with plots, of Rust and Python
-  dotcompute-bench --from report/report.json --readme README.md
-                                            the chosen figures of a report, into a page
+  dotcompute-bench --from report/report.json --report report --readme README.md
+                                            its page drawn anew, its chosen figures into another
   dotcompute-bench --list                   what there is
 
 Exit status: 0 whatever the figures; 1 if a result was wrong or a file could not be written;
@@ -55,6 +56,7 @@ Exit status: 0 whatever the figures; 1 if a result was wrong or a file could not
 /// Measures dotcompute against its peers and floors.
 #[derive(Debug, Parser)]
 #[command(name = "dotcompute-bench", version, after_help = EXAMPLES)]
+#[command(group = ArgGroup::new("drawn").multiple(true))]
 struct Arguments {
     /// Only these groups or rows, separated by commas.
     #[arg(long, value_name = "GROUP,...", value_delimiter = ',')]
@@ -70,18 +72,20 @@ struct Arguments {
     markdown: Option<PathBuf>,
     /// Write a folder with report.json and index.html, a page with plots that needs nothing beside
     /// itself. Takes curves over sizes, too.
-    #[arg(long, value_name = "DIR")]
+    #[arg(long, value_name = "DIR", group = "drawn")]
     report: Option<PathBuf>,
     /// With --report: the interpreter whose `-m pydotcompute.bench` adds its rows; by default python3,
     /// if it has the package. Beside the released PyDotCompute and the libraries of the field where
     /// their environments were made (by --peer and --peers of that program).
     #[arg(long, value_name = "PYTHON", requires = "report")]
     python: Option<PathBuf>,
-    /// Measure nothing: take the report.json that --report wrote.
-    #[arg(long, value_name = "FILE", requires = "readme", conflicts_with_all = ["only", "json", "report"])]
+    /// Measure nothing: take the report.json that --report wrote, for --readme, or to draw its page anew
+    /// (--report).
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["only", "json", "markdown", "python"])]
+    #[arg(requires = "drawn")]
     from: Option<PathBuf>,
     /// Write the chosen figures into this file, between the lines that mark their place.
-    #[arg(long, value_name = "FILE", requires = "from")]
+    #[arg(long, value_name = "FILE", requires = "from", group = "drawn")]
     readme: Option<PathBuf>,
     /// List groups and rows, measure nothing.
     #[arg(long)]
@@ -97,9 +101,9 @@ fn main() -> ExitCode {
     // The children of the rows about processes are this program; there it does not return.
     let _ = ours::process::processes();
     let arguments = Arguments::parse();
-    let outcome = match (&arguments.from, &arguments.readme, arguments.idle, arguments.count) {
-        (.., Some(population), Some(count)) => idle(population, count),
-        (Some(from), Some(page), ..) => readme::rewrite(from, page),
+    let outcome = match (&arguments.from, arguments.idle, arguments.count) {
+        (_, Some(population), Some(count)) => idle(population, count),
+        (Some(file), ..) => from(file, &arguments),
         _ if arguments.list => say(&list()),
         _ => bench(&arguments),
     };
@@ -117,6 +121,7 @@ fn bench(arguments: &Arguments) -> Result<(), Wrong> {
     let rows = chosen(&arguments.only);
     let effort = if arguments.quick { Effort::QUICK } else { Effort::FULL };
     let environment = Environment::read();
+    let started = Instant::now();
     say(&environment.text())?;
     let mut lines = Vec::with_capacity(rows.len());
     let mut skipped = Vec::new();
@@ -180,10 +185,31 @@ fn bench(arguments: &Arguments) -> Result<(), Wrong> {
             None => eprintln!("no python3 here has pydotcompute: its rows are left out (--python)"),
         }
         write(&folder.join("report.json"), pretty(&json).map_err(Wrong::new)?)?;
-        let parts = page::parts(&report, &environment.text(), json.get("python"))?;
-        let page = folder.join("index.html");
-        write(&page, page::html(&parts))?;
-        say(&format!("report: {}\n", page.display()))?;
+        draw(&json, folder)?;
+    }
+    eprintln!("measured in {:.0} s", started.elapsed().as_secs_f64());
+    Ok(())
+}
+
+/// Writes the page of a report.
+fn draw(report: &Value, folder: &Path) -> Result<(), Wrong> {
+    let page = folder.join("index.html");
+    let failed = |error: &dyn fmt::Display| Wrong::new(format_args!("{}: {error}", page.display()));
+    fs::create_dir_all(folder).map_err(|error| failed(&error))?;
+    fs::write(&page, page::html(&page::parts(report)?)).map_err(|error| failed(&error))?;
+    say(&format!("report: {}\n", page.display()))
+}
+
+/// Takes a report that was written instead of measuring.
+fn from(file: &Path, arguments: &Arguments) -> Result<(), Wrong> {
+    let failed = |error: &dyn fmt::Display| Wrong::new(format_args!("{}: {error}", file.display()));
+    let text = fs::read_to_string(file).map_err(|error| failed(&error))?;
+    let report: Value = serde_json::from_str(&text).map_err(|error| failed(&error))?;
+    if let Some(page) = &arguments.readme {
+        readme::rewrite(&report, page)?;
+    }
+    if let Some(folder) = &arguments.report {
+        draw(&report, folder)?;
     }
     Ok(())
 }

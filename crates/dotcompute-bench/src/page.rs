@@ -12,7 +12,8 @@ use serde_json::Value;
 
 use crate::groups::GROUPS;
 use crate::harness::{SHARES, Wrong};
-use crate::report::Report;
+use crate::readme::CHOSEN;
+use crate::report::Environment;
 
 /// A row as the JSON files have it, ours or those of the Python package.
 #[derive(Clone, Debug, Deserialize)]
@@ -44,7 +45,7 @@ pub(crate) struct Shown {
 }
 
 /// What was measured over a range of sizes.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Deserialize, Serialize)]
 pub(crate) struct Curve {
     pub(crate) title: String,
     pub(crate) x: String,
@@ -53,7 +54,7 @@ pub(crate) struct Curve {
 }
 
 /// One line of a curve: points of x and y, ascending, all above zero.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Deserialize, Serialize)]
 pub(crate) struct Series {
     pub(crate) name: String,
     pub(crate) points: Vec<(f64, f64)>,
@@ -72,46 +73,44 @@ pub(crate) struct Part {
     pub(crate) skipped: Vec<String>,
 }
 
-const STYLE: &str = "\
-:root{--ink:#1b1f24;--soft:#667080;--line:#d9dee5;--paper:#fff;--good:#1a7f4b;--miss:#c2571a;\
---plain:#6b7a90;--other:#b3bccb}\
-@media(prefers-color-scheme:dark){:root{--ink:#e8ebf0;--soft:#98a2b3;--line:#343b46;--paper:#14171c;\
---good:#3fbf7f;--miss:#f08c4a;--plain:#8b9bb4;--other:#566072}}\
-body{margin:0 auto;max-width:60rem;padding:2.5rem 1.25rem 5rem;background:var(--paper);color:var(--ink);\
-font:16px/1.55 system-ui,sans-serif}\
-h1{font-size:2rem;margin:0 0 .25rem;letter-spacing:-.02em}h2{margin:3.5rem 0 .5rem}\
-h3{margin:2.25rem 0 .25rem;font-size:1.1rem}p{margin:.25rem 0 1rem}p.soft,.soft{color:var(--soft)}\
-pre{color:var(--soft);font-size:.8rem;overflow-x:auto;white-space:pre-wrap}\
-svg{display:block;width:100%;height:auto;overflow:visible}svg text{fill:var(--ink);font:12px system-ui,sans-serif}\
-svg .soft{fill:var(--soft)}svg .axis{stroke:var(--line)}svg .one{stroke:var(--soft)}\
-table{border-collapse:collapse;font-size:.8rem;width:100%;font-variant-numeric:tabular-nums}\
-td,th{border-bottom:1px solid var(--line);padding:.3rem .5rem;text-align:left;vertical-align:top}\
-td.n,th.n{text-align:right;white-space:nowrap}summary{cursor:pointer;color:var(--soft);margin:.5rem 0}\
-.pairs{display:grid;grid-template-columns:repeat(auto-fit,minmax(18rem,1fr));gap:1rem}\
-.tally{font-size:1.15rem}.good{color:var(--good)}.miss{color:var(--miss)}";
+const STYLE: &str = include_str!("page.css");
 
-/// What there is to show: our own rows, and those of the Python package where there are some.
-pub(crate) fn parts(
-    report: &Report<'_>,
-    environment: &str,
-    python: Option<&Value>,
-) -> Result<Vec<Part>, Wrong> {
-    let shown = |rows: Value| serde_json::from_value::<Vec<Shown>>(rows).map_err(Wrong::new);
-    let rows = serde_json::to_value(report.rows).map_err(Wrong::new)?;
+/// The groups of the Python package's rows, each with what it is about.
+const PYTHON_GROUPS: [(&str, &str); 10] = [
+    (
+        "asyncio",
+        "kernels that are tasks of an event loop, beside PyDotCompute 0.2.0 and bare futures",
+    ),
+    ("life", "how soon kernels end"),
+    ("threads", "kernels on threads, with queues between them"),
+    ("handlers", "compiled handlers: a record through a function that numba compiled"),
+    ("process", "kernels in processes of their own, beside multiprocessing and iceoryx2"),
+    ("queue", "one queue alone"),
+    ("message", "making, writing and reading messages"),
+    ("pagerank", "ranking a graph of five links a node, beside the libraries that do"),
+    ("anomaly", "an event through a detector of 10,000 keys, beside the libraries that do"),
+    ("actors", "a message of three numbers and its answer, beside the actors of other libraries"),
+];
+
+/// What a report has to show: our own rows, and those of the Python package where there are some.
+pub(crate) fn parts(report: &Value) -> Result<Vec<Part>, Wrong> {
+    let rows = |of: &Value| Vec::<Shown>::deserialize(of).map_err(Wrong::new);
     let mut parts = vec![Part {
         title: "Rust".into(),
-        environment: environment.into(),
+        environment: Environment::deserialize(&report["environment"]).map_err(Wrong::new)?.text(),
         groups: GROUPS.map(|(group, about)| (group.to_owned(), about.to_owned())).to_vec(),
-        rows: shown(rows)?,
-        curves: report.curves.clone(),
-        skipped: report.skipped.clone(),
+        rows: rows(&report["rows"])?,
+        curves: Vec::deserialize(&report["curves"]).map_err(Wrong::new)?,
+        skipped: Vec::deserialize(&report["skipped"]).map_err(Wrong::new)?,
     }];
-    if let Some(python) = python {
-        let rows = shown(python.clone())?;
+    if let Some(python) = report.get("python") {
+        let rows = rows(python)?;
         let mut groups: Vec<(String, String)> = Vec::new();
         for row in &rows {
             if groups.iter().all(|(group, _)| *group != row.group) {
-                groups.push((row.group.clone(), String::new()));
+                let about = PYTHON_GROUPS.iter().find(|(group, _)| *group == row.group);
+                let about = about.map_or("", |(_, about)| about);
+                groups.push((row.group.clone(), about.to_owned()));
             }
         }
         parts.push(Part {
@@ -134,13 +133,28 @@ pub(crate) fn html(parts: &[Part]) -> String {
     let mut page = format!(
         "<!doctype html>\n<html lang=\"en\"><head><meta charset=\"utf-8\">\
          <meta name=\"viewport\" content=\"width=device-width,initial-scale=1\">\
-         <title>dotcompute: benchmarks</title><style>{STYLE}</style></head><body>\n\
+         <title>dotcompute, measured</title><style>{STYLE}</style></head><body>\n\
          <h1>dotcompute, measured</h1>\n\
-         <p class=\"tally\"><b class=\"good\">{met}</b> of {goals} goals reached</p>\n\
-         <p class=\"soft\">Each row runs ours and a peer, a floor or a limit in alternating slices of one \
-         run; the ratio is the median over the pairs. Every result is verified while it is measured. A bar \
-         to the right of 1 says how many times better ours is, on a logarithmic axis; its whisker spans the \
-         quartiles, its tick is the goal. Absolute times are noise on a shared machine.</p>\n",
+         <p>{} comparisons with peers, floors and limits. \
+         <b class=\"good\">{met}</b> of {goals} goals reached.</p>\n",
+        rows().count(),
+    );
+    cards(&mut page, parts);
+    page.push_str("<nav>");
+    for part in parts {
+        write(&mut page, format_args!("<b>{}</b>", text(&part.title)));
+        for (group, _) in part.shown_groups() {
+            let anchor = part.anchor(group);
+            write(&mut page, format_args!("<a href=\"#{anchor}\">{}</a>", text(group)));
+        }
+    }
+    page.push_str(
+        "</nav>\n<p class=\"soft\">Each row runs ours and the other in alternating slices of one run; its \
+         ratio is the median over the pairs, and every result is verified while it is measured. A bar to \
+         the right of 1 says how many times better ours is, on a logarithmic axis: \
+         <span class=\"good\">goal reached</span>, <span class=\"miss\">goal missed</span>, \
+         <span class=\"plain\">no goal</span>. The thin line spans the quartiles, the tick is the goal. \
+         Absolute times are noise on a shared machine.</p>\n",
     );
     for part in parts {
         part_of(&mut page, part);
@@ -149,15 +163,57 @@ pub(crate) fn html(parts: &[Part]) -> String {
     page
 }
 
+/// The rows that stand for the rest, as large numbers.
+fn cards(page: &mut String, parts: &[Part]) {
+    let find = |id: &str| parts.iter().flat_map(|part| &part.rows).find(|row| row.id == id);
+    let chosen = CHOSEN.iter().filter_map(|(id, what)| {
+        let row = find(id)?;
+        Some((row, row.times(row.ratio?), what))
+    });
+    let chosen: Vec<_> = chosen.collect();
+    if chosen.is_empty() {
+        return;
+    }
+    page.push_str("<div class=\"cards\">\n");
+    for (row, times, what) in chosen {
+        write(
+            page,
+            format_args!(
+                "<div class=\"card\"><b class=\"{}\">{}</b>as fast as {}<br>\
+                 <span class=\"soft\">{}</span></div>\n",
+                row.class(),
+                if times < 1.0 {
+                    format!("{:.0} %", times * 100.0)
+                } else {
+                    format!("{}\u{d7}", number(times))
+                },
+                text(&row.against),
+                text(what),
+            ),
+        );
+    }
+    page.push_str("</div>\n");
+}
+
+impl Part {
+    /// The groups that have rows.
+    fn shown_groups(&self) -> impl Iterator<Item = &(String, String)> {
+        let has_rows = |group: &str| self.rows.iter().any(|row| row.group == group);
+        self.groups.iter().filter(move |(group, _)| has_rows(group))
+    }
+
+    fn anchor(&self, group: &str) -> String {
+        format!("{}-{}", text(&self.title), text(group)).to_lowercase()
+    }
+}
+
 fn part_of(page: &mut String, part: &Part) {
     write(page, format_args!("<h2>{}</h2>\n", text(&part.title)));
     write(page, format_args!("<pre>{}</pre>\n", text(part.environment.trim())));
-    for (group, about) in &part.groups {
+    for (group, about) in part.shown_groups() {
         let rows: Vec<&Shown> = part.rows.iter().filter(|row| row.group == *group).collect();
-        if rows.is_empty() {
-            continue;
-        }
-        write(page, format_args!("<h3>{}</h3>\n", text(group)));
+        let anchor = part.anchor(group);
+        write(page, format_args!("<h3 id=\"{anchor}\">{}</h3>\n", text(group)));
         if !about.is_empty() {
             write(page, format_args!("<p class=\"soft\">{}</p>\n", text(about)));
         }
@@ -166,9 +222,10 @@ fn part_of(page: &mut String, part: &Part) {
         distributions(page, &rows);
         table(page, &rows);
     }
-    for curve in &part.curves {
-        write(page, format_args!("<h3>{}</h3>\n", text(&curve.title)));
-        lines(page, curve);
+    if !part.curves.is_empty() {
+        page.push_str("<h3>by size</h3>\n<div class=\"pairs\">\n");
+        part.curves.iter().for_each(|curve| lines(page, curve));
+        page.push_str("</div>\n");
     }
     for skipped in &part.skipped {
         write(page, format_args!("<p class=\"soft\">Skipped {}.</p>\n", text(skipped)));
@@ -185,12 +242,27 @@ impl Shown {
         self.id.split_once('.').map_or(&self.id, |(_, name)| name)
     }
 
-    fn colour(&self) -> &'static str {
+    /// The class of what is drawn of it: its colour.
+    fn class(&self) -> &'static str {
         match self.met {
-            Some(true) => "var(--good)",
-            Some(false) => "var(--miss)",
-            None => "var(--plain)",
+            Some(true) => "good",
+            Some(false) => "miss",
+            None => "plain",
         }
+    }
+
+    /// Its name and what it is held against, as the beginning of a row of a chart.
+    fn open_row(&self, page: &mut String) {
+        write(
+            page,
+            format_args!(
+                "<div class=\"row\" title=\"{}\"><span class=\"name\">{}<small>{}</small></span>\
+                 <span class=\"track\">",
+                text(&self.what),
+                text(self.name()),
+                text(&self.against),
+            ),
+        );
     }
 }
 
@@ -235,10 +307,38 @@ impl Axis {
     }
 }
 
-const WIDTH: f64 = 900.0;
-const LABELS: f64 = 250.0;
-const STEP: f64 = 30.0;
+/// The lines of an axis behind what is drawn in a row.
+fn marks(page: &mut String, axis: &Axis) {
+    for mark in axis.marks() {
+        let class = if mark == 1.0 { "mark one" } else { "mark" };
+        write(page, format_args!("<i class=\"{class}\" style=\"left:{:.2}%\"></i>", axis.at(mark)));
+    }
+}
 
+/// What stands under them: no more than a narrow window has room for.
+fn scale(page: &mut String, axis: &Axis, name: impl Fn(f64) -> String) {
+    page.push_str("<div class=\"row axis\"><span class=\"name\"></span><span class=\"track\">");
+    let mut end = f64::NEG_INFINITY;
+    for mark in axis.marks() {
+        let at = axis.at(mark);
+        if at - end > 11.0 || mark == 1.0 {
+            end = at;
+            write(page, format_args!("<b style=\"left:{at:.2}%\">{}</b>", text(&name(mark))));
+        }
+    }
+    page.push_str("</span><span class=\"figure\"></span></div>\n");
+}
+
+/// A bar, or a line, between two places.
+fn between(page: &mut String, class: &str, a: f64, b: f64) {
+    let (left, width) = (a.min(b), (a - b).abs());
+    write(
+        page,
+        format_args!("<i class=\"{class}\" style=\"left:{left:.2}%;width:{width:.2}%\"></i>"),
+    );
+}
+
+/// How many times better ours is.
 fn bars(page: &mut String, rows: &[&Shown]) {
     let measured: Vec<&&Shown> = rows.iter().filter(|row| row.ratio.is_some()).collect();
     if measured.is_empty() {
@@ -248,75 +348,32 @@ fn bars(page: &mut String, rows: &[&Shown]) {
         [row.ratio, row.ratio_q1, row.ratio_q3, row.goal]
             .map(|ratio| ratio.map_or(1.0, |r| row.times(r)))
     });
-    let axis = Axis::around(values.chain([1.0]), LABELS, WIDTH - 70.0);
-    let height = STEP * measured.len() as f64 + 26.0;
-    open(page, height);
-    for mark in axis.marks() {
-        let class = if mark == 1.0 { "one" } else { "axis" };
-        vertical(page, axis.at(mark), height, class);
-        write(
-            page,
-            format_args!(
-                "<text class=\"soft\" text-anchor=\"middle\" x=\"{:.1}\" y=\"{:.1}\">{}\u{d7}</text>",
-                axis.at(mark),
-                height - 6.0,
-                number(mark)
-            ),
-        );
-    }
-    for (index, row) in measured.iter().enumerate() {
-        let middle = STEP * index as f64 + STEP / 2.0;
+    let axis = Axis::around(values.chain([1.0]), 0.0, 100.0);
+    page.push_str("<div class=\"chart\">\n");
+    for row in &measured {
         let Some(ratio) = row.ratio else { continue };
-        let (from, to) = (axis.at(1.0), axis.at(row.times(ratio)));
-        write(
-            page,
-            format_args!(
-                "<g><title>{}</title><text x=\"0\" y=\"{:.1}\">{}</text>\
-                 <rect x=\"{:.1}\" y=\"{:.1}\" width=\"{:.1}\" height=\"14\" rx=\"2\" fill=\"{}\"/>",
-                text(&format!("{}: {} against {}", row.id, row.what, row.against)),
-                middle + 4.0,
-                text(row.name()),
-                from.min(to),
-                middle - 7.0,
-                (to - from).abs().max(1.0),
-                row.colour(),
-            ),
-        );
-        let mut end = from.max(to);
+        row.open_row(page);
+        marks(page, &axis);
+        let times = row.times(ratio);
+        between(page, &format!("bar {}", row.class()), axis.at(1.0), axis.at(times));
         if let (Some(q1), Some(q3)) = (row.ratio_q1, row.ratio_q3) {
-            let (a, b) = (axis.at(row.times(q1)), axis.at(row.times(q3)));
-            end = end.max(a).max(b);
-            write(
-                page,
-                format_args!(
-                    "<line x1=\"{a:.1}\" x2=\"{b:.1}\" y1=\"{middle:.1}\" y2=\"{middle:.1}\" \
-                     stroke=\"var(--ink)\" stroke-width=\"1.5\"/>"
-                ),
-            );
+            between(page, "whisker", axis.at(row.times(q1)), axis.at(row.times(q3)));
         }
         if let Some(goal) = row.goal {
-            let x = axis.at(row.times(goal));
-            write(
-                page,
-                format_args!(
-                    "<line x1=\"{x:.1}\" x2=\"{x:.1}\" y1=\"{:.1}\" y2=\"{:.1}\" stroke=\"var(--ink)\" \
-                     stroke-width=\"2\"/>",
-                    middle - 10.0,
-                    middle + 10.0
-                ),
-            );
+            let at = axis.at(row.times(goal));
+            write(page, format_args!("<i class=\"goal\" style=\"left:{at:.2}%\"></i>"));
         }
         write(
             page,
             format_args!(
-                "<text x=\"{:.1}\" y=\"{:.1}\">{}\u{d7}</text></g>",
-                end + 8.0,
-                middle + 4.0,
-                number(row.times(ratio))
+                "</span><span class=\"figure {}\">{}\u{d7}</span></div>\n",
+                row.class(),
+                number(times)
             ),
         );
     }
-    page.push_str("</svg>\n");
+    scale(page, &axis, |mark| format!("{}\u{d7}", number(mark)));
+    page.push_str("</div>\n");
 }
 
 /// Median and 99th percentile of single operations, ours above the other.
@@ -335,46 +392,34 @@ fn latencies(page: &mut String, rows: &[&Shown]) {
         let other = other.unwrap_or(*ours);
         [ours.0, ours.1, other.0, other.1]
     });
-    let axis = Axis::around(values, LABELS, WIDTH - 70.0);
-    let height = STEP * timed.len() as f64 + 26.0;
+    let axis = Axis::around(values, 0.0, 100.0);
     page.push_str(
-        "<p class=\"soft\">Single operations, from the median to the 99th percentile: ours, and the \
-         other in grey.</p>\n",
+        "<p class=\"soft\">Single operations, from the median (large) to the 99th percentile (small): \
+         ours above, the other <span class=\"other\">below</span>.</p>\n<div class=\"chart\">\n",
     );
-    open(page, height);
-    for mark in axis.marks() {
-        vertical(page, axis.at(mark), height, "axis");
-        write(
-            page,
-            format_args!(
-                "<text class=\"soft\" text-anchor=\"middle\" x=\"{:.1}\" y=\"{:.1}\">{}</text>",
-                axis.at(mark),
-                height - 6.0,
-                time(mark)
-            ),
-        );
-    }
-    for (index, (row, ours, other)) in timed.iter().enumerate() {
-        let middle = STEP * index as f64 + STEP / 2.0;
-        write(
-            page,
-            format_args!("<text x=\"0\" y=\"{:.1}\">{}</text>", middle + 4.0, text(row.name())),
-        );
-        let both = [(Some(*ours), row.colour(), -5.0), (*other, "var(--other)", 5.0)];
-        for (span, colour, offset) in both {
+    for (row, ours, other) in &timed {
+        row.open_row(page);
+        marks(page, &axis);
+        let both = [(Some(*ours), row.class(), "upper"), (*other, "other", "lower")];
+        for (span, class, place) in both {
             let Some((p50, p99)) = span else { continue };
-            let (a, b, y) = (axis.at(p50), axis.at(p99), middle + offset);
-            write(
-                page,
-                format_args!(
-                    "<line x1=\"{a:.1}\" x2=\"{b:.1}\" y1=\"{y:.1}\" y2=\"{y:.1}\" stroke=\"{colour}\" \
-                     stroke-width=\"2\"/><circle cx=\"{a:.1}\" cy=\"{y:.1}\" r=\"4\" fill=\"{colour}\"/>\
-                     <circle cx=\"{b:.1}\" cy=\"{y:.1}\" r=\"2.5\" fill=\"{colour}\"/>"
-                ),
-            );
+            let (a, b) = (axis.at(p50), axis.at(p99));
+            between(page, &format!("span {class} {place}"), a, b);
+            for (size, at) in [("dot", a), ("dot small", b)] {
+                write(
+                    page,
+                    format_args!(
+                        "<i class=\"{size} {class} {place}\" style=\"left:{at:.2}%;\
+                         transform:translateY(1px)\"></i>"
+                    ),
+                );
+            }
         }
+        let median = time(ours.0);
+        write(page, format_args!("</span><span class=\"figure\">{median}</span></div>\n"));
     }
-    page.push_str("</svg>\n");
+    scale(page, &axis, time);
+    page.push_str("</div>\n");
 }
 
 /// Which share of the single operations took longer than so much: ours in its colour, the other in
@@ -395,30 +440,33 @@ fn distributions(page: &mut String, rows: &[&Shown]) {
         let both = || [&row.ours_distribution_ns, &row.other_distribution_ns];
         let values = both().into_iter().flatten().copied();
         let axis = Axis::around(values, 60.0, 410.0);
-        page.push_str("<svg viewBox=\"0 0 430 200\" role=\"img\">");
-        write(page, format_args!("<text x=\"60\" y=\"12\">{}</text>", text(row.name())));
-        for (share, name) in [(0.0, "all"), (0.9, "1 in 10"), (0.99, "100"), (0.999, "1000")] {
+        write(
+            page,
+            format_args!(
+                "<figure><h4>{}</h4><div class=\"legend\">\
+                 <span style=\"--key:var(--{})\">ours</span>\
+                 <span style=\"--key:var(--other)\">{}</span></div>\
+                 <svg viewBox=\"0 12 430 164\" role=\"img\">",
+                text(row.name()),
+                row.class(),
+                text(&row.against),
+            ),
+        );
+        let marks =
+            [(0.0, "all"), (0.9, "1 in 10"), (0.99, "100"), (0.999, "1000"), (0.9999, "10,000")];
+        for (share, name) in marks {
             let y = 172.0 - height(share);
             write(
                 page,
                 format_args!(
                     "<line class=\"axis\" x1=\"60\" x2=\"410\" y1=\"{y:.1}\" y2=\"{y:.1}\"/>\
-                     <text class=\"soft\" text-anchor=\"end\" x=\"54\" y=\"{:.1}\">{name}</text>",
+                     <text text-anchor=\"end\" x=\"54\" y=\"{:.1}\">{name}</text>",
                     y + 4.0
                 ),
             );
         }
-        for mark in axis.marks() {
-            write(
-                page,
-                format_args!(
-                    "<text class=\"soft\" text-anchor=\"middle\" x=\"{:.1}\" y=\"194\">{}</text>",
-                    axis.at(mark),
-                    time(mark)
-                ),
-            );
-        }
-        let colours = ["var(--other)", row.colour()];
+        below(page, &axis, 170.0, time);
+        let colours = ["other", row.class()];
         for (points, colour) in both().into_iter().rev().zip(colours) {
             let path: Vec<String> = points
                 .iter()
@@ -428,68 +476,89 @@ fn distributions(page: &mut String, rows: &[&Shown]) {
             write(
                 page,
                 format_args!(
-                    "<polyline points=\"{}\" fill=\"none\" stroke=\"{colour}\" stroke-width=\"2\"/>",
+                    "<polyline points=\"{}\" fill=\"none\" stroke=\"var(--{colour})\" \
+                     stroke-width=\"2\"/>",
                     path.join(" ")
                 ),
             );
         }
-        page.push_str("</svg>\n");
+        page.push_str("</svg></figure>\n");
     }
     page.push_str("</div>\n");
 }
 
-const COLOURS: [&str; 4] = ["var(--good)", "var(--plain)", "var(--miss)", "var(--other)"];
+/// The numbers under a plot: no two of them in one place.
+fn below(page: &mut String, axis: &Axis, y: f64, name: impl Fn(f64) -> String) {
+    let mut end = f64::NEG_INFINITY;
+    for mark in axis.marks() {
+        let (at, name) = (axis.at(mark), name(mark));
+        // A letter is about seven wide.
+        let half = 3.5 * name.chars().count() as f64;
+        if at - half < end + 6.0 {
+            continue;
+        }
+        end = at + half;
+        write(
+            page,
+            format_args!(
+                "<text text-anchor=\"middle\" x=\"{at:.1}\" y=\"{y:.1}\">{}</text>",
+                text(&name)
+            ),
+        );
+    }
+}
+
+const COLOURS: [&str; 4] = ["good", "other", "plain", "miss"];
 
 fn lines(page: &mut String, curve: &Curve) {
     let points = || curve.series.iter().flat_map(|series| &series.points);
-    let x = Axis::around(points().map(|point| point.0), 60.0, WIDTH - 150.0);
-    let y = Axis::around(points().map(|point| point.1), 300.0, 10.0);
-    open(page, 350.0);
+    let x = Axis::around(points().map(|point| point.0), 48.0, 420.0);
+    let y = Axis::around(points().map(|point| point.1), 210.0, 8.0);
+    write(page, format_args!("<figure><h4>{}</h4><div class=\"legend\">", text(&curve.title)));
+    let coloured = || curve.series.iter().zip(COLOURS.iter().cycle());
+    for (series, colour) in coloured() {
+        let name = text(&series.name);
+        write(page, format_args!("<span style=\"--key:var(--{colour})\">{name}</span>"));
+    }
+    page.push_str("</div><svg viewBox=\"0 0 430 256\" role=\"img\">");
     for mark in x.marks() {
-        vertical(page, x.at(mark), 306.0, "axis");
         let at = x.at(mark);
         write(
             page,
             format_args!(
-                "<text class=\"soft\" text-anchor=\"middle\" x=\"{at:.1}\" y=\"322\">{}</text>",
-                number(mark)
+                "<line class=\"axis\" x1=\"{at:.1}\" x2=\"{at:.1}\" y1=\"8\" y2=\"210\"/>"
             ),
         );
     }
+    below(page, &x, 228.0, number);
     for mark in y.marks() {
         let at = y.at(mark);
         write(
             page,
             format_args!(
-                "<line class=\"axis\" x1=\"60\" x2=\"{:.1}\" y1=\"{at:.1}\" y2=\"{at:.1}\"/>\
-                 <text class=\"soft\" text-anchor=\"end\" x=\"52\" y=\"{:.1}\">{}</text>",
-                WIDTH - 150.0,
+                "<line class=\"axis\" x1=\"48\" x2=\"420\" y1=\"{at:.1}\" y2=\"{at:.1}\"/>\
+                 <text text-anchor=\"end\" x=\"42\" y=\"{:.1}\">{}</text>",
                 at + 4.0,
                 number(mark)
             ),
         );
     }
-    for (series, colour) in curve.series.iter().zip(COLOURS.iter().cycle()) {
-        let path: Vec<String> = series
-            .points
-            .iter()
-            .map(|point| format!("{:.1},{:.1}", x.at(point.0), y.at(point.1)))
-            .collect();
+    for (series, colour) in coloured() {
+        let places = series.points.iter().map(|point| (x.at(point.0), y.at(point.1)));
+        let path: Vec<String> = places.clone().map(|(x, y)| format!("{x:.1},{y:.1}")).collect();
         write(
             page,
             format_args!(
-                "<polyline points=\"{}\" fill=\"none\" stroke=\"{colour}\" stroke-width=\"2\"/>",
+                "<polyline points=\"{}\" fill=\"none\" stroke=\"var(--{colour})\" \
+                 stroke-width=\"2\"/>",
                 path.join(" ")
             ),
         );
-        if let Some(last) = series.points.last() {
+        for (x, y) in places {
             write(
                 page,
                 format_args!(
-                    "<text x=\"{:.1}\" y=\"{:.1}\">{}</text>",
-                    x.at(last.0) + 8.0,
-                    y.at(last.1) + 4.0,
-                    text(&series.name)
+                    "<circle cx=\"{x:.1}\" cy=\"{y:.1}\" r=\"2.5\" fill=\"var(--{colour})\"/>"
                 ),
             );
         }
@@ -497,8 +566,7 @@ fn lines(page: &mut String, curve: &Curve) {
     write(
         page,
         format_args!(
-            "<text class=\"soft\" text-anchor=\"middle\" x=\"{:.1}\" y=\"342\">{} (upwards: {})</text></svg>\n",
-            f64::midpoint(60.0, WIDTH - 150.0),
+            "<text text-anchor=\"middle\" x=\"234\" y=\"250\">{}; upwards {}</text></svg></figure>\n",
             text(&curve.x),
             text(&curve.y)
         ),
@@ -507,7 +575,7 @@ fn lines(page: &mut String, curve: &Curve) {
 
 fn table(page: &mut String, rows: &[&Shown]) {
     page.push_str(
-        "<details><summary>Figures</summary><table><tr><th>row</th><th class=\"n\">ours</th>\
+        "<details><summary>Figures</summary><div class=\"table\"><table><tr><th>row</th><th class=\"n\">ours</th>\
          <th class=\"n\">other</th><th>unit</th><th class=\"n\">ratio</th><th class=\"n\">goal</th>\
          <th>against</th></tr>\n",
     );
@@ -537,21 +605,7 @@ fn table(page: &mut String, rows: &[&Shown]) {
             ),
         );
     }
-    page.push_str("</table></details>\n");
-}
-
-fn open(page: &mut String, height: f64) {
-    write(page, format_args!("<svg viewBox=\"0 0 {WIDTH} {height}\" role=\"img\">"));
-}
-
-fn vertical(page: &mut String, x: f64, height: f64, class: &str) {
-    write(
-        page,
-        format_args!(
-            "<line class=\"{class}\" x1=\"{x:.1}\" x2=\"{x:.1}\" y1=\"0\" y2=\"{:.1}\"/>",
-            height - 20.0
-        ),
-    );
+    page.push_str("</table></div></details>\n");
 }
 
 /// Three digits, and no more zeros than it takes.

@@ -13,8 +13,8 @@ const BEGIN: &str =
     "<!-- figures: written by `dotcompute bench --from report.json --readme README.md` -->";
 const END: &str = "<!-- figures end -->";
 
-/// The rows of the table, in its order, each with what it is in a few words.
-const CHOSEN: &[(&str, &str)] = &[
+/// The rows that stand for all: of the table, in its order, each with what it is in a few words.
+pub(crate) const CHOSEN: &[(&str, &str)] = &[
     ("ring.throughput.single", "records one by one through a ring between two threads"),
     ("ask.tokio", "a question to a kernel and its answer"),
     ("throughput.kameo", "messages to a kernel on another thread"),
@@ -29,18 +29,13 @@ const CHOSEN: &[(&str, &str)] = &[
     ("message.encode", "a message as bytes, from Python"),
 ];
 
-/// Writes the table of the report at `from` into the page at `page`.
-pub(crate) fn rewrite(from: &Path, page: &Path) -> Result<(), Wrong> {
-    let failed = |path: &Path, error: &dyn std::fmt::Display| {
-        Wrong::new(format!("{}: {error}", path.display()))
-    };
-    let report = fs::read_to_string(from).map_err(|error| failed(from, &error))?;
-    let report: Value = serde_json::from_str(&report).map_err(|error| failed(from, &error))?;
-    let old = fs::read_to_string(page).map_err(|error| failed(page, &error))?;
-    let new = replaced(&old, &table(&report)).ok_or_else(|| {
-        failed(page, &format!("there are no lines {BEGIN} and {END} to write between"))
-    })?;
-    fs::write(page, new).map_err(|error| failed(page, &error))
+/// Writes the table of a report into the page at `page`.
+pub(crate) fn rewrite(report: &Value, page: &Path) -> Result<(), Wrong> {
+    let failed = |error: &dyn std::fmt::Display| Wrong::new(format!("{}: {error}", page.display()));
+    let old = fs::read_to_string(page).map_err(|error| failed(&error))?;
+    let new = replaced(&old, &table(report))
+        .ok_or_else(|| failed(&format!("there are no lines {BEGIN} and {END} to write between")))?;
+    fs::write(page, new).map_err(|error| failed(&error))
 }
 
 fn replaced(page: &str, table: &str) -> Option<String> {

@@ -6,14 +6,14 @@ use std::process::Command;
 use std::thread;
 use std::time::Instant;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::harness::{Better, Measured, Row, SHARES};
 use crate::os;
 use crate::page::Curve;
 
 /// Where and when the figures were taken.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Deserialize, Serialize)]
 pub(crate) struct Environment {
     date: String,
     cpu: String,
@@ -22,8 +22,8 @@ pub(crate) struct Environment {
     /// The two that pinned threads run on.
     pinned_cores: [usize; 2],
     os_kernel: String,
-    rustc: &'static str,
-    profile: &'static str,
+    rustc: String,
+    profile: String,
     commit: String,
     /// One reading of the clock; single timed operations include about one of it.
     timer_ns: f64,
@@ -44,8 +44,8 @@ impl Environment {
             cores: thread::available_parallelism().map_or(1, usize::from),
             pinned_cores: [first, second],
             os_kernel: first_line("/proc/sys/kernel/osrelease").unwrap_or_else(unknown),
-            rustc: env!("BENCH_RUSTC"),
-            profile: if cfg!(debug_assertions) { "debug" } else { "release" },
+            rustc: env!("BENCH_RUSTC").into(),
+            profile: if cfg!(debug_assertions) { "debug" } else { "release" }.into(),
             commit: output_of("git", &["describe", "--always", "--dirty"]).unwrap_or_else(unknown),
             timer_ns: timer_ns(),
             load_average: first_line("/proc/loadavg").unwrap_or_else(unknown),

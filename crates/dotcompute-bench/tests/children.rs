@@ -10,7 +10,9 @@ fn rows_with_children_give_the_right_result() {
         .expect("the program should start");
     let said = String::from_utf8_lossy(&output.stdout) + String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "{said}");
-    for row in ["process.round_trip ", "process.throughput ", "memory.idle.tokio "] {
+    for row in
+        ["process.round_trip ", "process.throughput ", "process.anomaly ", "memory.idle.tokio "]
+    {
         assert!(said.contains(row), "{row} should be in {said}");
     }
 }

@@ -27,8 +27,10 @@ enum dc_sync {
     DC_SYNC_LEFT = 7,
     // device.received: what the messages of an inbox led to, by how many were taken out of it.
     DC_SYNC_RECEIVED = 8,
+    // seat.meet: what the threads of a seat did before they met; see scope.cuh.
+    DC_SYNC_MEET = 9,
     // Nothing is ordered by the access: a hint, or a word that says all there is to know.
-    DC_SYNC_NONE = 9,
+    DC_SYNC_NONE = 10,
 };
 
 // A quarter of a slot, in registers.

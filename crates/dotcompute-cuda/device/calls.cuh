@@ -1,4 +1,4 @@
-// What handlers call: see dotcompute.cuh. All run on a seat's first lane.
+// What handlers call: see dotcompute.cuh. What makes records runs on a seat's first thread.
 #pragma once
 
 #include "seat.cuh"
@@ -30,11 +30,17 @@ DC_FN void dc_copy(uint8_t *to, const void *from, uint32_t bytes) {
     }
 }
 
-// The first fault counts.
-DC_FN int32_t dc_fail(rk_ctx *ctx, int32_t code) {
-    if (ctx->fault == 0)
-        ctx->fault = code;
-    return code;
+// Whether this thread is one that may not make records, for which the message has failed then.
+DC_FN bool dc_is_another(rk_ctx *ctx) {
+#if DC_IS_WIDE
+    if (dc_thread() == 0)
+        return false;
+    dc_fail(ctx, DC_FAULT_DIVERGED);
+    return true;
+#else
+    (void)ctx;
+    return false;
+#endif
 }
 
 DC_FN int32_t dc_make(rk_ctx *ctx, uint32_t target, const void *record, uint32_t bytes,
@@ -50,6 +56,8 @@ DC_FN int32_t dc_make(rk_ctx *ctx, uint32_t target, const void *record, uint32_t
 }
 
 DC_HANDLER int32_t rk_emit(rk_ctx *ctx, const void *record) {
+    if (dc_is_another(ctx))
+        return DC_FAULT_DIVERGED;
     const dc_seat *seat = ctx->seat;
     if (ctx->emitted - ctx->sent >= seat->max_emit - seat->send_only)
         return dc_fail(ctx, DC_FAULT_EMIT_LIMIT);
@@ -57,6 +65,8 @@ DC_HANDLER int32_t rk_emit(rk_ctx *ctx, const void *record) {
 }
 
 DC_HANDLER int32_t rk_send(rk_ctx *ctx, uint32_t target, const void *record) {
+    if (dc_is_another(ctx))
+        return DC_FAULT_DIVERGED;
     if (target >= ctx->seat->edge_count)
         return dc_fail(ctx, DC_FAULT_BOUNDS);
     const dc_edge &edge = dc_at<dc_edge>(ctx->seat->edges)[target];
@@ -77,7 +87,9 @@ DC_FN uint32_t dc_kept(const rk_ctx *ctx) {
 }
 
 DC_HANDLER void rk_log(rk_ctx *ctx, int32_t level, const char *text, uint64_t bytes) {
-    const uint32_t kept = bytes < 36 ? uint32_t(bytes) : 36;
+    if (dc_is_another(ctx))
+        return;
+    const uint32_t kept = bytes < DC_TEXT_BYTES ? uint32_t(bytes) : DC_TEXT_BYTES;
     const bool room = ctx->made + dc_kept(ctx) < ctx->reply_place;
     dc_tagged_record *place =
         room ? dc_next_record(ctx, 0, uint16_t(4 + kept), DC_FLAG_LOG) : nullptr;
@@ -92,8 +104,18 @@ DC_HANDLER void rk_log(rk_ctx *ctx, int32_t level, const char *text, uint64_t by
 
 DC_HANDLER int32_t rk_fault(rk_ctx *ctx, int32_t code, const char *text, uint64_t bytes) {
     const int32_t fault = code < 0 ? code : DC_FAULT_BAD_RESULT;
+#if DC_IS_WIDE
+    // Any thread may; the first thread logs it, when all have returned.
+    if (dc_be_first(&ctx->fault, fault)) {
+        ctx->call.text_bytes = bytes < DC_TEXT_BYTES ? uint32_t(bytes) : DC_TEXT_BYTES;
+        DC_ROLLED for (uint32_t byte = 0; byte < ctx->call.text_bytes; ++byte)
+            ctx->call.text[byte] = text[byte];
+    }
+    return fault;
+#else
     rk_log(ctx, 40, text, bytes);
     return dc_fail(ctx, fault);
+#endif
 }
 
 DC_HANDLER int32_t rk_tick(rk_ctx *ctx) {
@@ -106,3 +128,26 @@ DC_HANDLER uint64_t rk_clock(rk_ctx *) { return dc_clock_ns(); }
 
 // The message's tags were read before, relaxed: with that this synchronises with whoever sent it.
 DC_HANDLER void rk_acquire(rk_ctx *) { dc_fence_acquire_sys(); }
+
+#if DC_IS_WIDE
+
+DC_HANDLER uint32_t rk_thread(rk_ctx *) { return dc_thread(); }
+DC_HANDLER uint32_t rk_threads(rk_ctx *) { return DC_SEAT_THREADS; }
+DC_HANDLER void *rk_shared(rk_ctx *ctx) { return ctx->call.shared; }
+
+DC_HANDLER int32_t rk_barrier(rk_ctx *ctx) {
+    if (dc_meet(ctx->call, false) == 0)
+        return 0;
+    // Some have returned: with a fault, which counts then, or as if there were no barrier.
+    dc_be_first(&ctx->fault, DC_FAULT_DIVERGED);
+    return DC_FAULT_DIVERGED;
+}
+
+#else
+
+DC_HANDLER uint32_t rk_thread(rk_ctx *) { return 0; }
+DC_HANDLER uint32_t rk_threads(rk_ctx *) { return DC_SEAT_THREADS; }
+DC_HANDLER void *rk_shared(rk_ctx *) { return nullptr; }
+DC_HANDLER int32_t rk_barrier(rk_ctx *) { return 0; }
+
+#endif

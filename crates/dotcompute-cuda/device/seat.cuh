@@ -3,6 +3,7 @@
 
 #include "dotcompute.cuh"
 #include "ring.cuh"
+#include "scope.cuh"
 
 // Calls the handler of this number. Defined where the handlers are linked.
 DC_HANDLER int32_t dc_dispatch(uint32_t handler, const void *message, void *state, void *reply,
@@ -34,7 +35,34 @@ struct rk_ctx {
     uint32_t logs_lost;
     // Where the record goes that begins with a slot: 0 to the host, or the number of an edge plus one.
     uint8_t target[DC_OUTBOX_SLOTS];
+#if DC_IS_WIDE
+    dc_call call;
+#endif
 };
+
+// Fails the message in hand, unless it has failed already: the first fault counts. What to return.
+DC_FN int32_t dc_fail(rk_ctx *ctx, int32_t code) {
+#if DC_IS_WIDE
+    dc_be_first(&ctx->fault, code);
+#else
+    if (ctx->fault == 0)
+        ctx->fault = code;
+#endif
+    return code;
+}
+
+// What a seat counts: in registers, but for a wide one, whose threads have few of them. There they are the first
+// lane's alone.
+struct dc_counts {
+    uint64_t processed, faulted, replied, sent, passed, received, handler_ticks;
+};
+#if DC_IS_WIDE
+#define DC_COUNTS(run) (*(run).counts)
+#define DC_COUNT_UP(run, what, by) DC_FIRST_LANE DC_COUNTS(run).what += (by)
+#else
+#define DC_COUNTS(run) (run).counts
+#define DC_COUNT_UP(run, what, by) DC_COUNTS(run).what += (by)
+#endif
 
 // What a seat keeps in the multiprocessor.
 struct dc_stage {
@@ -44,6 +72,9 @@ struct dc_stage {
     uint64_t heads[DC_SOURCES];
     uint64_t freed[DC_SOURCES];
     rk_ctx context;
+#if DC_IS_WIDE
+    dc_counts counts;
+#endif
 };
 
 // What a seat keeps in registers.
@@ -53,7 +84,11 @@ struct dc_run {
     dc_seat_report *report;
     dc_seat_store *store;
     uint64_t reply_tail, reply_head;
-    uint64_t processed, faulted, replied, sent, passed, received, handler_ticks;
+#if DC_IS_WIDE
+    dc_counts *counts;
+#else
+    dc_counts counts;
+#endif
     uint32_t state;
     int32_t fault;
     uint32_t waiting_on;
@@ -97,7 +132,7 @@ DC_FN void dc_send_over(dc_run &run, uint32_t number, dc_tagged_record *record, 
     }
     dc_sync_warp();
     dc_send(edge, record);
-    run.sent += 1;
+    DC_COUNT_UP(run, sent, 1);
 }
 
 DC_FN void dc_clear(dc_tagged_record *record, uint32_t slots) {
@@ -106,6 +141,101 @@ DC_FN void dc_clear(dc_tagged_record *record, uint32_t slots) {
             dc_words(&record[slot])[word] = 0;
 }
 
+// Makes the context ready for a call; where its reply goes. The first lane does.
+DC_FN dc_tagged_record *dc_prepare(const dc_run &run, dc_stage *stage,
+                                   const dc_tagged_record *message, uint32_t token) {
+    rk_ctx *context = &stage->context;
+    context->token = token;
+    context->made = 0;
+    context->emitted = 0;
+    context->sent = 0;
+    context->fault = 0;
+#if DC_IS_WIDE
+    context->call.message = message;
+    context->call.has_reply = 0;
+    context->call.text_bytes = 0;
+    dc_begin_meetings(context->call);
+#else
+    (void)message;
+#endif
+    dc_tagged_record *reply = &stage->out[context->reply_place];
+    dc_clear(reply, run.seat->reply_slots);
+    return reply;
+}
+
+// What came of a call, by what the handler returned. The first lane does.
+DC_FN int32_t dc_conclude(const dc_run &run, rk_ctx *context, dc_tagged_record *reply,
+                          const dc_tagged_record *message, uint32_t token, int32_t result,
+                          bool inbox) {
+    if (context->fault != 0)
+        result = context->fault;
+    else if (result > DC_HANDLER_REPLY)
+        result = DC_FAULT_BAD_RESULT;
+    reply->header.token = token;
+    reply->header.payload_bytes = uint16_t(run.seat->reply_bytes);
+    context->target[context->reply_place] = 0;
+    if (result < 0 && inbox) {
+        // Nobody else has it: the host is to.
+        const uint32_t words = 12 * run.seat->message_slots;
+        DC_ROLLED for (uint32_t word = 0; word < words; ++word)
+            dc_words(reply)[word] = dc_words(message)[word];
+        reply->header.flags = DC_FLAG_FAULTED;
+    }
+    return result;
+}
+
+#if DC_IS_WIDE
+
+// One thread's part in a call, once all have met for it: what it returned is told, and it waits for the
+// others, as often as they come to a barrier meanwhile.
+DC_FN void dc_take_part(const dc_seat *seat, rk_ctx *context) {
+    const int32_t result = dc_dispatch(seat->handler, context->call.message->payload,
+                                       dc_at<void>(seat->state),
+                                       context->out[context->reply_place].payload, context);
+    if (result < 0)
+        dc_fail(context, result);
+    else if (result > DC_HANDLER_REPLY)
+        dc_fail(context, DC_FAULT_BAD_RESULT);
+    else if (result == DC_HANDLER_REPLY)
+        dc_say_so(&context->call.has_reply);
+    while (dc_meet(context->call, true) != DC_SEAT_THREADS) {
+    }
+}
+
+// What the threads of a seat do that are not of its first warp, up to when it is left.
+DC_FN void dc_assist(const dc_seat *seat, rk_ctx *context) {
+    for (;;) {
+        dc_meet(context->call, false);
+        if (context->call.message == nullptr)
+            return;
+        dc_take_part(seat, context);
+    }
+}
+
+// Calls the handler by all threads of the seat, for what `dc_prepare` made ready.
+DC_FN void dc_call_all(const dc_seat *seat, rk_ctx *context) {
+#if !defined(__CUDACC__)
+    context->call.crew->begin([seat, context] { dc_assist(seat, context); });
+#endif
+    dc_meet(context->call, false);
+    dc_take_part(seat, context);
+}
+
+// Lets the other threads go.
+DC_FN void dc_dismiss(rk_ctx *context) {
+#if !defined(__CUDACC__)
+    if (!context->call.crew->has_begun())
+        return;
+#elif DC_SCOPE == DC_SCOPE_WARP
+    // There are none.
+    return;
+#endif
+    DC_FIRST_LANE context->call.message = nullptr;
+    dc_meet(context->call, false);
+}
+
+#endif
+
 // Calls the handler for one staged record, which came by the inbox or from the host, and publishes
 // what it made; false if it failed.
 DC_FN bool dc_handle(dc_run &run, dc_stage *stage, const dc_tagged_record *message, bool inbox) {
@@ -113,36 +243,31 @@ DC_FN bool dc_handle(dc_run &run, dc_stage *stage, const dc_tagged_record *messa
     uint64_t ticks = 0;
     const uint32_t token = message->header.token;
     const bool home = !inbox && (message->header.flags & DC_FLAG_HOME) != 0;
+    rk_ctx *context = &stage->context;
+#if DC_IS_WIDE
+    DC_FIRST_LANE dc_prepare(run, stage, message, token);
+    const uint64_t start = dc_clock_ticks();
+    dc_call_all(run.seat, context);
+    ticks = dc_clock_ticks() - start;
     DC_FIRST_LANE {
-        rk_ctx *context = &stage->context;
-        context->token = token;
-        context->made = 0;
-        context->emitted = 0;
-        context->sent = 0;
-        context->fault = 0;
-        dc_tagged_record *reply = &stage->out[context->reply_place];
-        dc_clear(reply, run.seat->reply_slots);
+        if (context->call.text_bytes != 0)
+            rk_log(context, 40, context->call.text, context->call.text_bytes);
+        result = dc_conclude(run, context, &stage->out[context->reply_place], message, token,
+                             int32_t(context->call.has_reply), inbox);
+    }
+#else
+    DC_FIRST_LANE {
+        dc_tagged_record *reply = dc_prepare(run, stage, message, token);
         const uint64_t start = dc_clock_ticks();
         result = dc_dispatch(run.seat->handler, message->payload, dc_at<void>(run.seat->state),
                              reply->payload, context);
         ticks = dc_clock_ticks() - start;
-        if (context->fault != 0)
-            result = context->fault;
-        else if (result > DC_HANDLER_REPLY)
-            result = DC_FAULT_BAD_RESULT;
-        reply->header.token = token;
-        reply->header.payload_bytes = uint16_t(run.seat->reply_bytes);
-        context->target[context->reply_place] = 0;
-        if (result < 0 && inbox) {
-            // Nobody else has it: the host is to.
-            const uint32_t words = 12 * run.seat->message_slots;
-            DC_ROLLED for (uint32_t word = 0; word < words; ++word)
-                dc_words(reply)[word] = dc_words(message)[word];
-            reply->header.flags = DC_FLAG_FAULTED;
-        }
+        result = dc_conclude(run, context, reply, message, token, result, inbox);
     }
+#endif
     result = int32_t(dc_from_first(uint32_t(result)));
-    run.handler_ticks += dc_from_first(ticks);
+    ticks = dc_from_first(ticks);
+    DC_COUNT_UP(run, handler_ticks, ticks);
     dc_sync_warp();
     const uint32_t reply_edge = home ? 0 : run.seat->reply_edge;
     // The first reply goes on with the token of an ask; those after it are too late for who asked.
@@ -175,7 +300,7 @@ DC_FN bool dc_handle(dc_run &run, dc_stage *stage, const dc_tagged_record *messa
             edge = reply_edge;
             passes = is_awaited ? token : DC_TOKEN_NONE;
             is_late = is_awaited;
-            run.passed += 1;
+            DC_COUNT_UP(run, passed, 1);
         }
         if (edge == 0) {
             to_host |= bits;
@@ -189,16 +314,16 @@ DC_FN bool dc_handle(dc_run &run, dc_stage *stage, const dc_tagged_record *messa
     if (to_host != 0) {
         const uint32_t count = dc_publish(run.seat->replies, run.reply_tail, stage->out, to_host);
         run.reply_tail += count;
-        run.replied += published;
+        DC_COUNT_UP(run, replied, published);
     }
-    run.received += inbox;
+    DC_COUNT_UP(run, received, inbox);
     if (result < 0) {
         run.fault = result;
         run.fault_token = token;
-        run.faulted += 1;
+        DC_COUNT_UP(run, faulted, 1);
         return false;
     }
-    run.processed += 1;
+    DC_COUNT_UP(run, processed, 1);
     return true;
 }
 
@@ -206,7 +331,7 @@ DC_FN bool dc_handle(dc_run &run, dc_stage *stage, const dc_tagged_record *messa
 DC_FN void dc_settle(dc_run &run, dc_stage *stage) {
     dc_sync_warp();
     // Whoever finds a message given back finds its replies counted, and what was sent.
-    DC_FIRST_LANE dc_store_sys(DC_SYNC_NONE, &run.report->passed, run.passed);
+    DC_FIRST_LANE dc_store_sys(DC_SYNC_NONE, &run.report->passed, DC_COUNTS(run).passed);
     DC_EACH_LANE(lane) {
         if (lane < run.seat->edge_count && lane < DC_COUNTED_EDGES) {
             const dc_edge &edge = dc_at<dc_edge>(run.seat->edges)[lane];
@@ -230,13 +355,13 @@ DC_FN void dc_settle(dc_run &run, dc_stage *stage) {
     DC_FIRST_LANE {
         // SYNC(device.received) release: pairs with the host's acquire. Makes visible what the
         // messages of the inbox led to.
-        dc_store_sys(DC_SYNC_RECEIVED, &run.report->received, run.received);
-        dc_store_sys(DC_SYNC_NONE, &run.report->processed, run.processed);
-        dc_store_gpu(DC_SYNC_NONE, &run.store->processed, run.processed);
-        dc_store_gpu(DC_SYNC_NONE, &run.store->faulted, run.faulted);
-        dc_store_gpu(DC_SYNC_NONE, &run.store->replied, run.replied);
-        dc_store_gpu(DC_SYNC_NONE, &run.store->sent, run.sent);
-        dc_store_gpu(DC_SYNC_NONE, &run.store->handler_ticks, run.handler_ticks);
+        dc_store_sys(DC_SYNC_RECEIVED, &run.report->received, DC_COUNTS(run).received);
+        dc_store_sys(DC_SYNC_NONE, &run.report->processed, DC_COUNTS(run).processed);
+        dc_store_gpu(DC_SYNC_NONE, &run.store->processed, DC_COUNTS(run).processed);
+        dc_store_gpu(DC_SYNC_NONE, &run.store->faulted, DC_COUNTS(run).faulted);
+        dc_store_gpu(DC_SYNC_NONE, &run.store->replied, DC_COUNTS(run).replied);
+        dc_store_gpu(DC_SYNC_NONE, &run.store->sent, DC_COUNTS(run).sent);
+        dc_store_gpu(DC_SYNC_NONE, &run.store->handler_ticks, DC_COUNTS(run).handler_ticks);
         dc_store_gpu(DC_SYNC_NONE, &run.store->logs_lost, uint64_t(stage->context.logs_lost));
     }
 }
@@ -257,7 +382,7 @@ DC_FN bool dc_should_settle(const dc_run &run, const dc_stage *stage) {
 DC_FN void dc_tell_busy(dc_run &run, bool busy) {
     if (run.busy != busy) {
         run.busy = busy;
-        const uint64_t word = busy ? run.processed + 1 : 0;
+        const uint64_t word = busy ? DC_COUNTS(run).processed + 1 : 0;
         DC_FIRST_LANE dc_store_sys(DC_SYNC_NONE, &run.report->busy, word);
     }
 }
@@ -267,7 +392,7 @@ DC_FN void dc_tell_state(dc_run &run, uint32_t state) {
     if (run.state != state) {
         run.state = state;
         DC_FIRST_LANE {
-            dc_store_sys(DC_SYNC_NONE, &run.report->faulted, run.faulted);
+            dc_store_sys(DC_SYNC_NONE, &run.report->faulted, DC_COUNTS(run).faulted);
             dc_store_sys(DC_SYNC_NONE, reinterpret_cast<uint32_t *>(&run.report->fault),
                          uint32_t(run.fault));
             dc_store_sys(DC_SYNC_NONE, &run.report->fault_token, run.fault_token);
@@ -334,6 +459,16 @@ DC_FN uint32_t dc_busiest(uint32_t staged, uint32_t busiest) {
     return busiest;
 }
 
+DC_FN void dc_take_counts(dc_counts &counts, const dc_seat_store *store) {
+    counts.processed = store->processed;
+    counts.faulted = store->faulted;
+    counts.replied = store->replied;
+    counts.sent = store->sent;
+    counts.passed = store->passed;
+    counts.received = store->received;
+    counts.handler_ticks = store->handler_ticks;
+}
+
 DC_FN void dc_sit_down(dc_run &run, dc_stage *stage, const dc_seat *seat) {
     run.seat = seat;
     run.mirror = dc_at<dc_seat_mirror>(seat->mirror);
@@ -342,13 +477,13 @@ DC_FN void dc_sit_down(dc_run &run, dc_stage *stage, const dc_seat *seat) {
     run.reply_tail = run.store->reply_tail;
     // As if the ring were full: the first message looks.
     run.reply_head = run.reply_tail - seat->replies.capacity;
-    run.processed = run.store->processed;
-    run.faulted = run.store->faulted;
-    run.replied = run.store->replied;
-    run.sent = run.store->sent;
-    run.passed = run.store->passed;
-    run.received = run.store->received;
-    run.handler_ticks = run.store->handler_ticks;
+#if DC_IS_WIDE
+    run.counts = &stage->counts;
+    DC_FIRST_LANE dc_take_counts(stage->counts, run.store);
+    dc_sync_warp();
+#else
+    dc_take_counts(run.counts, run.store);
+#endif
     run.state = run.store->state;
     run.fault = run.store->fault;
     run.waiting_on = 0;
@@ -377,8 +512,8 @@ DC_FN void dc_leave(dc_run &run, dc_stage *stage, uint64_t *left, uint32_t epoch
             run.store->heads[band] = stage->heads[band];
         run.store->inbox_head = stage->heads[DC_INBOX];
         run.store->reply_tail = run.reply_tail;
-        run.store->passed = run.passed;
-        run.store->received = run.received;
+        run.store->passed = DC_COUNTS(run).passed;
+        run.store->received = DC_COUNTS(run).received;
         run.store->state = run.state;
         run.store->fault = run.fault;
         // Others need not wait for it.
@@ -464,5 +599,8 @@ DC_FN void dc_sit(const dc_grid &grid, const dc_seat *seat, dc_stage *stage) {
         if (looks > DC_LOOKS_UNTIL_BELLS || state == DC_STATE_HOLDING)
             dc_pause(DC_PAUSE_NS);
     }
+#if DC_IS_WIDE
+    dc_dismiss(&stage->context);
+#endif
     dc_leave(run, stage, dc_at<uint64_t>(grid.left), grid.epoch);
 }

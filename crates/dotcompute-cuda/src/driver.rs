@@ -6,6 +6,7 @@ use std::ptr;
 use std::ptr::NonNull;
 use std::sync::OnceLock;
 
+use crate::grid::Extent;
 use crate::library::{Absent, CallError, Library, Opened, Version, functions, text_at};
 
 /// The oldest driver: the first that loads the cubins of the 12.x toolkits.
@@ -42,6 +43,7 @@ functions! {
     set_zero = "cuMemsetD8Async"(u64, u8, usize, *mut c_void) -> c_int;
     load = "cuModuleLoadData"(*mut *mut c_void, *const c_void) -> c_int;
     function = "cuModuleGetFunction"(*mut *mut c_void, *mut c_void, *const c_char) -> c_int;
+    set_attribute = "cuFuncSetAttribute"(*mut c_void, c_int, c_int) -> c_int;
     occupancy = "cuOccupancyMaxActiveBlocksPerMultiprocessor"(
         *mut c_int,
         *mut c_void,
@@ -83,6 +85,8 @@ pub struct Device {
     pub multiprocessors: u32,
     /// Its memory, in bytes.
     pub memory_bytes: u64,
+    /// The shared memory that a block may ask for, in bytes.
+    pub block_shared_bytes: u32,
     /// Whether it can run grids that are wholly resident at once.
     pub cooperative_launch: bool,
     /// Whether the system ends kernels that run for seconds, because a display hangs on the device.
@@ -95,6 +99,10 @@ const ATTRIBUTE_KERNEL_TIMEOUT: c_int = 17;
 const ATTRIBUTE_CAPABILITY_MAJOR: c_int = 75;
 const ATTRIBUTE_CAPABILITY_MINOR: c_int = 76;
 const ATTRIBUTE_COOPERATIVE_LAUNCH: c_int = 95;
+const ATTRIBUTE_BLOCK_SHARED_BYTES: c_int = 97;
+
+// CUfunction_attribute
+const FUNCTION_DYNAMIC_SHARED_BYTES: c_int = 8;
 
 impl Driver {
     /// The machine's driver, loaded and initialised at the first call.
@@ -187,6 +195,7 @@ impl Driver {
             ),
             multiprocessors: attribute(ATTRIBUTE_MULTIPROCESSORS)?,
             memory_bytes: memory_bytes as u64,
+            block_shared_bytes: attribute(ATTRIBUTE_BLOCK_SHARED_BYTES)?,
             cooperative_launch: attribute(ATTRIBUTE_COOPERATIVE_LAUNCH)? != 0,
             kernel_timeout: attribute(ATTRIBUTE_KERNEL_TIMEOUT)? != 0,
         })
@@ -345,12 +354,29 @@ impl Session {
         Ok(Kernel(function))
     }
 
-    /// How many blocks of `threads` of the kernel fit on one multiprocessor.
-    pub(crate) fn occupancy(&self, kernel: Kernel, threads: u32) -> Result<u32, CallError> {
+    /// Lets blocks of the kernel have so many bytes of shared memory, besides those that its code has.
+    pub(crate) fn allow_shared_bytes(&self, kernel: Kernel, bytes: u32) -> Result<(), CallError> {
+        let value = bytes.cast_signed();
+        // SAFETY: a live kernel.
+        let code = unsafe {
+            (self.driver.functions.set_attribute)(kernel.0, FUNCTION_DYNAMIC_SHARED_BYTES, value)
+        };
+        self.driver.check("cuFuncSetAttribute", code)
+    }
+
+    /// How many blocks of the kernel, of so many threads with so much shared memory, fit on one
+    /// multiprocessor.
+    pub(crate) fn occupancy(
+        &self,
+        kernel: Kernel,
+        threads: u32,
+        shared_bytes: u32,
+    ) -> Result<u32, CallError> {
         let mut blocks = 0;
+        let (threads, shared_bytes) = (threads.cast_signed(), shared_bytes as usize);
         // SAFETY: a live kernel; `blocks` outlives the call.
         let code = unsafe {
-            (self.driver.functions.occupancy)(&mut blocks, kernel.0, threads as c_int, 0)
+            (self.driver.functions.occupancy)(&mut blocks, kernel.0, threads, shared_bytes)
         };
         self.driver.check("cuOccupancyMaxActiveBlocksPerMultiprocessor", code)?;
         Ok(blocks.unsigned_abs())
@@ -415,8 +441,7 @@ impl Session {
         self.driver.check("cuMemsetD8Async", code)
     }
 
-    /// Launches a grid of `blocks` blocks of `threads`, all resident at once, after what the stream
-    /// has before it.
+    /// Launches a grid of this extent, all of it resident at once, after what the stream has before it.
     ///
     /// # Safety
     ///
@@ -424,8 +449,7 @@ impl Session {
     pub(crate) unsafe fn launch<P>(
         &self,
         kernel: Kernel,
-        blocks: u32,
-        threads: u32,
+        Extent { blocks, threads, shared_bytes }: Extent,
         stream: Stream,
         parameter: &P,
     ) -> Result<(), CallError> {
@@ -440,7 +464,7 @@ impl Session {
                 threads,
                 1,
                 1,
-                0,
+                shared_bytes,
                 stream.0,
                 parameters.as_mut_ptr(),
             )
@@ -467,6 +491,7 @@ const CALLS: &[&str] = &[
     "cuDeviceGetName",
     "cuDevicePrimaryCtxRetain",
     "cuDeviceTotalMem",
+    "cuFuncSetAttribute",
     "cuLaunchCooperativeKernel",
     "cuMemAlloc",
     "cuMemHostGetDevicePointer",

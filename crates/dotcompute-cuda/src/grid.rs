@@ -16,6 +16,7 @@
 //! | `device.received` | `dc_settle`, what was taken out of an inbox | [`Port::report`] | what that led to |
 //! | `device.inbox_tag`, `device.inbox_free` | `dc_send`; `dc_free_inbox` | `dc_look_at_inbox`; `dc_send` | a record between kernels; that its slot was read |
 //! | `device.left` | `dc_leave` | `dc_serve` | a seat's store |
+//! | `seat.meet` | `dc_meet` | `dc_meet` | what the threads of one handler did: the call, their shares, its results |
 
 mod port;
 mod shape;
@@ -34,6 +35,7 @@ use dotcompute_mailbox::ring::{Polls, RawError, RawMemory, Tagged};
 use dotcompute_mailbox::sync::{AtomicU32, AtomicU64, Ordering};
 
 pub use port::{Counters, Port, PortWords, Report};
+pub(crate) use shape::Extent;
 pub use shape::Shape;
 
 /// Memory of a grid's that someone else took: where the host finds it, where the device does.

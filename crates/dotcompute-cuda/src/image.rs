@@ -10,6 +10,9 @@ use crate::nvrtc::{Output, Source};
 use crate::source::{HANDLER_HEADERS, HEADERS, RESIDENT};
 use crate::toolkit::Toolkit;
 
+/// The threads of a block at most, on any device.
+const THREADS_MAX: u32 = 1024;
+
 /// A handler, as CUDA C++ or compiled already.
 ///
 /// ```
@@ -34,6 +37,65 @@ use crate::toolkit::Toolkit;
 pub struct CudaHandler {
     function: String,
     code: Code,
+    scope: Scope,
+    shared_bytes: u32,
+}
+
+/// How many threads of a device call a handler for one message, together.
+///
+/// All of them are given the same message, state and reply, in memory that they share, and agree on who
+/// writes what by `rk_thread`, `rk_threads` and `rk_barrier`. There is a reply if any of them says so, and a
+/// fault if any of them fails, of which the first counts. Only the first thread emits, sends and logs; if
+/// another does, or one returns that others wait for at a barrier, the message fails with the code
+/// [`FAULT_DIVERGED`](dotcompute_abi::codes::FAULT_DIVERGED), and nobody waits for good.
+///
+/// Handlers of different scopes have grids of their own, so that what their kernels send to each other goes by
+/// the host.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Scope {
+    /// One.
+    #[default]
+    Lane,
+    /// The 32 of a warp.
+    Warp,
+    /// Those of a block.
+    Block {
+        /// How many: a multiple of 32, 1024 at most. The more they are, the fewer registers each
+        /// has: 64 where there are 1024.
+        threads: u32,
+    },
+}
+
+impl Scope {
+    /// How many they are.
+    pub fn threads(self) -> u32 {
+        match self {
+            Self::Lane => 1,
+            Self::Warp => 32,
+            Self::Block { threads } => threads,
+        }
+    }
+
+    /// The compiler's options for code of this scope: see `scope.cuh`.
+    fn options(self) -> Vec<String> {
+        match self {
+            Self::Lane => Vec::new(),
+            Self::Warp => vec!["-DDC_SCOPE=1".to_owned()],
+            Self::Block { threads } => {
+                vec!["-DDC_SCOPE=2".to_owned(), format!("-DDC_SEAT_THREADS={threads}u")]
+            }
+        }
+    }
+}
+
+impl fmt::Display for Scope {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Lane => f.write_str("lane"),
+            Self::Warp => f.write_str("warp"),
+            Self::Block { threads } => write!(f, "block of {threads}"),
+        }
+    }
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -47,7 +109,7 @@ impl CudaHandler {
     /// is an `extern "C" __device__` function from a record, the state, a reply and a context to
     /// what `dotcompute_abi::codes` lists. It is compiled when it is linked.
     pub fn from_source(function: impl Into<String>, source: impl Into<String>) -> Self {
-        Self { function: function.into(), code: Code::Source(source.into()) }
+        Self::new(function.into(), Code::Source(source.into()))
     }
 
     /// The function `function` of `code`, which another compiler made: the intermediate form of an
@@ -55,7 +117,48 @@ impl CudaHandler {
     /// nothing but what `dotcompute.cuh` declares. So a handler in Python arrives here:
     /// `pydotcompute.handlers.compile_for_cuda`.
     pub fn from_lto_ir(function: impl Into<String>, code: impl Into<Vec<u8>>) -> Self {
-        Self { function: function.into(), code: Code::LtoIr(code.into()) }
+        Self::new(function.into(), Code::LtoIr(code.into()))
+    }
+
+    fn new(function: String, code: Code) -> Self {
+        Self { function, code, scope: Scope::Lane, shared_bytes: 0 }
+    }
+
+    /// So many threads call it for each message, instead of one.
+    #[must_use]
+    pub fn scope(mut self, scope: Scope) -> Self {
+        self.scope = scope;
+        self
+    }
+
+    /// Its kernels have so many bytes each in a multiprocessor, which `rk_shared` gives to its threads: 0 by
+    /// default, and for a handler of one lane.
+    #[must_use]
+    pub fn shared_bytes(mut self, bytes: u32) -> Self {
+        self.shared_bytes = bytes;
+        self
+    }
+
+    /// What of a device its kernels need, beyond what all do.
+    pub(crate) fn class(&self) -> Class {
+        Class { scope: self.scope, shared_bytes: self.shared_bytes }
+    }
+
+    /// That there can be such a handler.
+    pub(crate) fn check(&self) -> Result<(), BuildError> {
+        let function = || self.function.clone();
+        if !is_identifier(&self.function) {
+            return Err(BuildError::Name { function: function() });
+        }
+        match self.scope {
+            Scope::Block { threads } if !is_block(threads) => {
+                Err(BuildError::Threads { function: function(), threads })
+            }
+            Scope::Lane if self.shared_bytes != 0 => {
+                Err(BuildError::Shared { function: function() })
+            }
+            _ => Ok(()),
+        }
     }
 
     /// Its name, which is unique in its image.
@@ -69,6 +172,17 @@ impl CudaHandler {
             Code::LtoIr(_) => format!("{}.ltoir", self.function),
         }
     }
+}
+
+/// What of a device a kernel needs beyond what all do: kernels of one class share grids.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Class {
+    pub(crate) scope: Scope,
+    pub(crate) shared_bytes: u32,
+}
+
+fn is_block(threads: u32) -> bool {
+    (32..=THREADS_MAX).contains(&threads) && threads.is_multiple_of(32)
 }
 
 /// Which variant of the protocol an image has.
@@ -86,6 +200,7 @@ pub enum Variant {
 pub struct Image {
     cubin: Vec<u8>,
     handlers: Vec<String>,
+    scope: Scope,
 }
 
 impl Image {
@@ -93,7 +208,8 @@ impl Image {
     pub const KERNEL: &str = "dc_resident";
 
     /// Compiles `handlers` and links them with the grid for devices of `architecture`, the compute
-    /// capability, unless `cache` has the image already. Takes a few hundred milliseconds without.
+    /// capability, unless `cache` has the image already. Takes a few hundred milliseconds without. All
+    /// handlers of an image have the same [scope](CudaHandler::scope).
     ///
     /// # Errors
     ///
@@ -105,36 +221,44 @@ impl Image {
         toolkit: &Toolkit,
         cache: Option<&Cache>,
     ) -> Result<Self, BuildError> {
+        let scope = handlers.first().map(|handler| handler.scope).unwrap_or_default();
         for (place, handler) in handlers.iter().enumerate() {
+            handler.check()?;
             let function = &handler.function;
-            if !is_identifier(function) {
-                return Err(BuildError::Name { function: function.clone() });
-            }
             if handlers[..place].iter().any(|other| other.function == *function) {
                 return Err(BuildError::Duplicate { function: function.clone() });
+            }
+            if handler.scope != scope {
+                let (function, other) = (function.clone(), handler.scope);
+                return Err(BuildError::Scopes { function, scope: other, others: scope });
             }
         }
         let names = handlers.iter().map(|handler| handler.function.clone()).collect();
         let linker = toolkit.linker().map_err(|it| BuildError::NoLinker(it.to_string()))?;
-        let key = key(handlers, architecture, variant, toolkit, linker);
+        let key = key(handlers, scope, architecture, variant, toolkit, linker);
         if let Some(cubin) = cache.and_then(|cache| cache.read(&key)) {
-            return Ok(Self { cubin, handlers: names });
+            return Ok(Self { cubin, handlers: names, scope });
         }
-        let cubin = link(handlers, architecture, variant, toolkit, linker)?;
+        let cubin = link(handlers, scope, architecture, variant, toolkit, linker)?;
         if let Some(cache) = cache {
             cache.write(&key, &cubin);
         }
-        Ok(Self { cubin, handlers: names })
+        Ok(Self { cubin, handlers: names, scope })
     }
 
     /// An image that was built elsewhere: `cubin` has these handlers, by their functions' names, in
-    /// the order of their numbers.
+    /// the order of their numbers, all of this scope.
     ///
     /// # Safety
     ///
     /// - The cubin is what [`build`](Self::build) made of this version's sources.
-    pub unsafe fn from_cubin(cubin: Vec<u8>, handlers: Vec<String>) -> Self {
-        Self { cubin, handlers }
+    pub unsafe fn from_cubin(cubin: Vec<u8>, handlers: Vec<String>, scope: Scope) -> Self {
+        Self { cubin, handlers, scope }
+    }
+
+    /// The scope of its handlers.
+    pub fn scope(&self) -> Scope {
+        self.scope
     }
 
     /// The code, as the driver loads it.
@@ -155,17 +279,20 @@ impl Image {
 
 fn link(
     handlers: &[CudaHandler],
+    scope: Scope,
     architecture: Version,
     variant: Variant,
     toolkit: &Toolkit,
     linker: &NvJitLink,
 ) -> Result<Vec<u8>, BuildError> {
     let target = target(architecture);
+    let scope = scope.options();
     let compile = |name: &str, text: &str, headers: &[(&str, &str)]| {
         let mut options = vec!["-std=c++17", &target, "-dlto"];
         if variant == Variant::Fenced {
             options.push("-DDC_FENCED");
         }
+        options.extend(scope.iter().map(String::as_str));
         let source = Source { name, text, headers };
         toolkit.nvrtc.compile(&source, &options, Output::LtoIr).map(|(code, _warnings)| code)
     };
@@ -221,18 +348,20 @@ fn dispatch(handlers: &[CudaHandler]) -> String {
 /// All that an image depends on.
 fn key(
     handlers: &[CudaHandler],
+    scope: Scope,
     architecture: Version,
     variant: Variant,
     toolkit: &Toolkit,
     linker: &NvJitLink,
 ) -> String {
     let (nvrtc, linker) = (toolkit.nvrtc.version(), linker.version());
-    let mut key = format!("{} {variant:?} {nvrtc} {linker}\n", target(architecture));
+    let scope = scope.options().concat();
+    let mut key = format!("{} {variant:?}{scope} {nvrtc} {linker}\n", target(architecture));
     let mut add = |text: &str| {
         let _ = writeln!(key, "{}\n{text}", text.len()); // into a String: cannot fail
     };
     HEADERS.iter().map(|(_, text)| *text).chain([RESIDENT]).for_each(&mut add);
-    for CudaHandler { function, code } in handlers {
+    for CudaHandler { function, code, .. } in handlers {
         add(function);
         match code {
             Code::Source(source) => add(source),
@@ -268,6 +397,27 @@ pub enum BuildError {
         /// The name.
         function: String,
     },
+    /// A block has no such number of threads.
+    Threads {
+        /// The handler.
+        function: String,
+        /// How many it was to have.
+        threads: u32,
+    },
+    /// A handler of one lane is to have shared memory, which it would share with nobody.
+    Shared {
+        /// The handler.
+        function: String,
+    },
+    /// The handlers of one image have different scopes.
+    Scopes {
+        /// The first that differs.
+        function: String,
+        /// Its scope.
+        scope: Scope,
+        /// That of the others.
+        others: Scope,
+    },
     /// A handler's source does not compile.
     Source {
         /// The handler.
@@ -292,6 +442,21 @@ impl fmt::Display for BuildError {
             Self::Duplicate { function } => {
                 write!(f, "two handlers of one image are named '{function}'")
             }
+            Self::Threads { function, threads } => write!(
+                f,
+                "the handler '{function}' wants blocks of {threads} threads: name a multiple of 32, \
+                 {THREADS_MAX} at most"
+            ),
+            Self::Shared { function } => write!(
+                f,
+                "the handler '{function}' runs on one lane, which has no shared memory: give it the \
+                 scope of a warp or a block"
+            ),
+            Self::Scopes { function, scope, others } => write!(
+                f,
+                "the handler '{function}' has the scope {scope} and the others of its image {others}: \
+                 each scope has images of its own"
+            ),
             Self::Source { function, error } => {
                 write!(f, "the handler '{function}' does not compile:\n{}", error.text)
             }
@@ -308,7 +473,12 @@ impl std::error::Error for BuildError {
     fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
         match self {
             Self::Source { error, .. } | Self::Link(error) | Self::Runtime(error) => Some(error),
-            Self::Name { .. } | Self::Duplicate { .. } | Self::NoLinker(_) => None,
+            Self::Name { .. }
+            | Self::Duplicate { .. }
+            | Self::Threads { .. }
+            | Self::Shared { .. }
+            | Self::Scopes { .. }
+            | Self::NoLinker(_) => None,
         }
     }
 }

@@ -21,7 +21,7 @@ use crate::compute::ComputeError;
 use crate::direct::Seat;
 use crate::driver::{Device, Driver};
 use crate::grid::{Counters, SeatPlan, Shape};
-use crate::image::{BuildError, CudaHandler, Image, Variant};
+use crate::image::{BuildError, Class, CudaHandler, Image, Variant};
 use crate::library::{Absent, CallError};
 use crate::proxy::Proxy;
 use crate::pump::{CudaExecutor, Desk, Pump};
@@ -133,6 +133,7 @@ impl CudaKernel {
     }
 
     fn check(&self, name: &str) -> Result<(), CudaError> {
+        self.code.check()?;
         let most = TAGGED_RECORD_BYTES_MAX as usize;
         let sent = self.targets.iter().map(|target| ("record sent", Some(target.layout())));
         let records = [("message", Some(self.layouts.input)), ("reply", self.layouts.output)];
@@ -433,7 +434,8 @@ impl CudaKernels {
     }
 
     /// Links the kernels into an image for devices of this architecture, which
-    /// [`CudaOptions::image`] takes: for machines without a compiler.
+    /// [`CudaOptions::image`] takes: for machines without a compiler. All of them have the same
+    /// [scope](CudaHandler::scope).
     ///
     /// # Errors
     ///
@@ -449,6 +451,19 @@ impl CudaKernels {
 
     fn check(&self) -> Result<(), CudaError> {
         self.entries.iter().try_for_each(|(name, kernel)| kernel.check(name))
+    }
+
+    /// The same kernels, those of each class by themselves.
+    fn by_class(self) -> Vec<(Class, Self)> {
+        let mut classes: Vec<(Class, Self)> = Vec::new();
+        for entry in self.entries {
+            let class = entry.1.code.class();
+            match classes.iter_mut().find(|(known, _)| *known == class) {
+                Some((_, of)) => of.entries.push(entry),
+                None => classes.push((class, Self { entries: vec![entry] })),
+            }
+        }
+        classes
     }
 
     fn handlers(&self) -> Vec<CudaHandler> {
@@ -518,8 +533,8 @@ struct Inner {
     options: CudaOptions,
     pump: Arc<Pump>,
     registered: Mutex<HashMap<String, Registered>>,
-    /// The set that handlers are linked into; held while some are.
-    joint: Mutex<Option<Arc<Set>>>,
+    /// The sets that handlers are linked into, one for each class; held while some are.
+    joint: Mutex<Vec<(Class, Arc<Set>)>>,
     /// By the kernels' names.
     desks: Mutex<HashMap<KernelId, Weak<Desk>>>,
 }
@@ -552,7 +567,8 @@ impl Cuda {
     /// that run go on; those registered before under the same names stay what they are for them.
     ///
     /// Handlers that cannot be linked with the others, since their functions have the same names, run
-    /// on grids of their own, and so do those beyond 64.
+    /// on grids of their own, and so do those beyond 64, and those of each [scope](CudaHandler::scope) and
+    /// each size of shared memory.
     ///
     /// # Errors
     ///
@@ -566,9 +582,26 @@ impl Cuda {
             return Ok(());
         }
         kernels.check()?;
+        for (class, kernels) in kernels.by_class() {
+            self.link_class(class, kernels, image.clone())?;
+        }
+        Ok(())
+    }
+
+    fn link_class(
+        &self,
+        class: Class,
+        kernels: CudaKernels,
+        image: Option<Image>,
+    ) -> Result<(), CudaError> {
         let set = match image {
-            Some(image) => self.set(kernels.handlers(), image)?,
-            None => self.join(kernels.handlers())?,
+            Some(image) if image.scope() != class.scope => {
+                let first = kernels.entries.first().map(|(_, kernel)| kernel.code.function());
+                let (function, others) = (first.unwrap_or_default().into(), image.scope());
+                return Err(BuildError::Scopes { function, scope: class.scope, others }.into());
+            }
+            Some(image) => self.set(class, kernels.handlers(), image)?,
+            None => self.join(class, kernels.handlers())?,
         };
         let state_bytes = kernels.entries.iter().map(|(_, kernel)| kernel.state.len()).max();
         set.make_room(state_bytes.unwrap_or(0));
@@ -585,11 +618,12 @@ impl Cuda {
     }
 
     /// The set that these handlers are linked into: that of those before them, if they fit there.
-    fn join(&self, handlers: Vec<CudaHandler>) -> Result<Arc<Set>, CudaError> {
+    fn join(&self, class: Class, handlers: Vec<CudaHandler>) -> Result<Arc<Set>, CudaError> {
         let Inner { device, options, .. } = &*self.inner;
         let build = |handlers: &[CudaHandler]| build(handlers, device.compute_capability, options);
         let mut joint = lock(&self.inner.joint);
-        if let Some(set) = &*joint {
+        let known = joint.iter().position(|(of, _)| *of == class);
+        if let Some(set) = known.map(|place| &joint[place].1) {
             let mut all = set.handlers();
             let before = all.len();
             all.extend(handlers.iter().filter(|one| !set.handlers().contains(one)).cloned());
@@ -607,17 +641,27 @@ impl Cuda {
                     )) => {
                         let image = build(&handlers)?;
                         tracing::info!(%error, "these handlers run on grids of their own");
-                        return self.set(handlers, image);
+                        return self.set(class, handlers, image);
                     }
                     Err(error) => return Err(error),
                 }
             }
         }
         let image = build(&handlers)?;
-        Ok(Arc::clone(joint.insert(self.set(handlers, image)?)))
+        let set = self.set(class, handlers, image)?;
+        match known {
+            Some(place) => joint[place].1 = Arc::clone(&set),
+            None => joint.push((class, Arc::clone(&set))),
+        }
+        Ok(set)
     }
 
-    fn set(&self, handlers: Vec<CudaHandler>, image: Image) -> Result<Arc<Set>, CudaError> {
+    fn set(
+        &self,
+        class: Class,
+        handlers: Vec<CudaHandler>,
+        image: Image,
+    ) -> Result<Arc<Set>, CudaError> {
         let Inner { driver, options, .. } = &*self.inner;
         let shape = Shape {
             seats: options.seats,
@@ -632,6 +676,8 @@ impl Cuda {
             edges_in: options.senders,
             // As the set says.
             state_bytes: 1,
+            scope: class.scope,
+            shared_bytes: class.shared_bytes,
         };
         if let Some(wrong) = shape.wrong() {
             return Err(ResidentError::Shape(wrong).into());

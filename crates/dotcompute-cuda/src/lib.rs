@@ -5,7 +5,7 @@
 //! why and what to do, never a panic. [`Probe`] asks for all of them at once.
 //!
 //! The executor `"cuda"` keeps ring kernels on the device: [`CudaKernels`] are compiled, linked and
-//! opened as a [`Cuda`], which launches them. Each has a seat (a warp) on a grid that stays, lease
+//! opened as a [`Cuda`], which launches them. Each has a seat (a warp, or a block) on a grid that stays, lease
 //! by lease, and is reached through rings in memory that host and device share; its state lies in the
 //! device's memory. Below it: the [`driver`], the compiler [`nvrtc`], the linker [`nvjitlink`] and the
 //! telemetry of [`nvml`], each as far as something here uses it; the device's side of the protocol,
@@ -37,8 +37,11 @@
 //! slot has tags of its own, and a record counts when all of its slots are there. A window has room for as
 //! many fewer of them; all messages of a kernel are of one size.
 //!
-//! A handler runs on the first lane of its warp. Handlers of a whole warp, a block or several blocks, with
-//! shared memory and barriers, are not there yet.
+//! A handler is called by one thread, the first lane of its warp, unless it has another [`Scope`]: then all
+//! 32 of the warp call it, or those of a block of up to 1024, together for each message, with shared memory
+//! ([`CudaHandler::shared_bytes`]) and barriers. A barrier that not all threads come to fails the message and
+//! keeps nobody waiting. Kernels that need the same (scope, block, shared memory) share grids; what the others
+//! send each other goes by the host. Handlers of several blocks are not there yet.
 //!
 //! Arrays stay on the device: a record names them by their addresses, and the message holds them
 //! ([`Holding`]) until it has been processed; [`Cuda::send_on_stream`] sends it behind the work that makes
@@ -91,7 +94,7 @@ mod target;
 pub mod toolkit;
 
 pub use cache::Cache;
-pub use image::{BuildError, CudaHandler, Image, Variant};
+pub use image::{BuildError, CudaHandler, Image, Scope, Variant};
 #[cfg(not(loom))]
 pub use kernels::{
     Cuda, CudaError, CudaKernel, CudaKernels, CudaLaunch, CudaLayouts, CudaOptions, executor,

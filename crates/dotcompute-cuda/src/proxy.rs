@@ -815,6 +815,11 @@ fn describe(code: i32) -> String {
         codes::FAULT_DEADLINE => "the handler was told to stop while it ran".to_owned(),
         codes::FAULT_BOUNDS => "an index was out of bounds".to_owned(),
         codes::FAULT_EMIT_LIMIT => "the handler emitted more than it declared".to_owned(),
+        codes::FAULT_DIVERGED => {
+            "the handler's threads did not go together: one returned that others waited for at a barrier, \
+             or another than the first emitted, sent or logged"
+                .to_owned()
+        }
         codes::FAULT_RECORD_SIZE => "a record has another size than the handler takes".to_owned(),
         code => format!("handler returned fault code {code}"),
     }

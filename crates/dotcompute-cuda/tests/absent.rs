@@ -63,6 +63,7 @@ fn driver(version: u32, init: i32, left_out: &str) -> String {
     // What only a grid needs.
     let unused = [
         "cuDevicePrimaryCtxRetain",
+        "cuFuncSetAttribute",
         "cuCtxSetCurrent",
         "cuMemHostAlloc",
         "cuMemHostGetDevicePointer_v2",

@@ -70,6 +70,18 @@ enum Broken {
     EndFence,
     /// `Grid::has_ended`: not acquired.
     EndAcquire,
+    /// `dc_meet`: those who come release nothing.
+    MeetRelease,
+    /// `dc_meet`: those who go on acquire nothing.
+    MeetAcquire,
+    /// `dc_call_all`: the call is written when all have met for it.
+    CallAfterMeeting,
+    /// `dc_take_part`: a thread that has returned does not wait for the others.
+    ReturnsAtOnce,
+    /// `dc_meet`: a thread that has returned meets as if it had not.
+    ReturnsUnseen,
+    /// `dc_take_part`: a thread that has returned meets once, whoever else has not returned.
+    MeetsOnce,
 }
 
 impl Broken {
@@ -497,6 +509,117 @@ fn long(broken: Broken) {
     });
 }
 
+/// Two threads of a handler, and where they meet: as in `scope.cuh`, on hosts.
+#[derive(Default)]
+struct Meeting {
+    round: AtomicU64,
+    here: AtomicU64,
+    back: AtomicU64,
+    counts: [AtomicU64; 2],
+}
+
+impl Meeting {
+    fn meet(&self, returned: bool, broken: Broken) -> u64 {
+        let released = broken.order(Broken::MeetRelease, Ordering::AcqRel);
+        let acquired = broken.order(Broken::MeetAcquire, Ordering::Acquire);
+        let now = self.round.load(Ordering::Relaxed);
+        let count = &self.counts[now as usize % 2];
+        if returned && broken != Broken::ReturnsUnseen {
+            self.back.fetch_add(1, Ordering::Relaxed);
+        }
+        // SYNC(seat.meet) release, and acquire
+        if self.here.fetch_add(1, released) + 1 == 2 {
+            count.store(self.back.swap(0, Ordering::Relaxed), Ordering::Relaxed);
+            self.here.store(0, Ordering::Relaxed);
+            self.round.store(now + 1, Ordering::Release);
+        } else {
+            while self.round.load(acquired) == now {
+                thread::yield_now();
+            }
+        }
+        count.load(Ordering::Relaxed)
+    }
+
+    /// `dc_take_part`, once the handler has returned.
+    fn end(&self, broken: Broken) {
+        match broken {
+            Broken::ReturnsAtOnce => {}
+            Broken::MeetsOnce | Broken::ReturnsUnseen => drop(self.meet(true, broken)),
+            _ => while self.meet(true, broken) != 2 {},
+        }
+    }
+}
+
+/// Loom sees whoever reads or writes the message or a share while somebody else writes it.
+#[derive(Default)]
+struct Call {
+    meeting: Meeting,
+    message: UnsafeCell<()>,
+    share: UnsafeCell<()>,
+}
+
+impl Call {
+    fn write(&self) {
+        self.message.with_mut(|_| ());
+    }
+
+    /// A thread's part: the second writes its share, which the first reads behind a barrier. Where it
+    /// returns early the first is told so.
+    fn take_part(&self, first: bool, early: bool, broken: Broken) {
+        self.message.with(|_| ());
+        match (first, early) {
+            (false, true) => {}
+            (false, false) => {
+                self.share.with_mut(|_| ());
+                assert_eq!(self.meeting.meet(false, broken), 0);
+            }
+            (true, _) => {
+                let returned = self.meeting.meet(false, broken);
+                assert_eq!(returned, u64::from(early), "who returned is not at a barrier");
+                if returned == 0 {
+                    self.share.with(|_| ());
+                }
+            }
+        }
+        // It may, until it returns.
+        self.message.with(|_| ());
+        self.meeting.end(broken);
+    }
+}
+
+/// One call of a handler of two threads, and the message of the next one written behind it.
+fn call(early: bool, broken: Broken) {
+    loom::model(move || {
+        let call: Arc<Call> = Arc::default();
+        let second = {
+            let call = Arc::clone(&call);
+            thread::spawn(move || {
+                call.meeting.meet(false, broken);
+                call.take_part(false, early, broken);
+            })
+        };
+        if broken != Broken::CallAfterMeeting {
+            call.write();
+        }
+        call.meeting.meet(false, broken);
+        if broken == Broken::CallAfterMeeting {
+            call.write();
+        }
+        call.take_part(true, early, broken);
+        call.write();
+        call.share.with_mut(|_| ());
+        second.join().unwrap();
+    });
+}
+
+fn together(broken: Broken) {
+    call(false, broken);
+}
+
+fn left(broken: Broken) {
+    call(true, broken);
+}
+
 /// A hand-over that works, and each way to break it, which must fail.
 macro_rules! hand_over {
     ($model:ident, $name:ident: $($broken:ident => $test:ident),* $(,)?) => {
@@ -564,4 +687,19 @@ hand_over! { leave, the_counters_are_exact_when_a_grid_has_ended:
     LeftFence => leave_counted_without_a_fence_fails,
     EndFence => end_told_without_a_fence_fails,
     EndAcquire => end_read_without_acquiring_fails,
+}
+
+hand_over! { together, the_threads_of_a_handler_find_what_each_of_them_did_before_they_met:
+    MeetRelease => met_without_releasing_fails,
+    MeetAcquire => met_without_acquiring_fails,
+    CallAfterMeeting => called_before_the_call_is_written_fails,
+    ReturnsAtOnce => returned_without_waiting_fails,
+}
+
+hand_over! { left, a_thread_that_returns_early_keeps_nobody_waiting_and_is_seen_to_have_returned:
+    MeetRelease => left_without_releasing_fails,
+    MeetAcquire => left_without_acquiring_fails,
+    ReturnsAtOnce => left_at_once_leaves_the_others_at_their_barrier,
+    ReturnsUnseen => left_unseen_is_taken_for_a_barrier,
+    MeetsOnce => left_after_one_meeting_leaves_the_others_waiting,
 }

@@ -4,13 +4,14 @@
 
 #![allow(clippy::unwrap_used, reason = "a helper that fails is a failed test")]
 
+use std::collections::HashMap;
 use std::env;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use dotcompute_cuda::toolkit::Toolkit;
-use dotcompute_cuda::{BuildError, Cache, CudaHandler, Image, Variant, Version};
+use dotcompute_cuda::{BuildError, Cache, CudaHandler, Image, Scope, Variant, Version};
 
 const ARCHITECTURES: [Version; 3] = [Version::new(8, 0), Version::new(9, 0), Version::new(10, 0)];
 
@@ -60,6 +61,42 @@ fn caller() -> CudaHandler {
     )
 }
 
+/// Adds up, by a tree in shared memory.
+fn summer() -> CudaHandler {
+    CudaHandler::from_source(
+        "sum",
+        r#"
+        #include "dotcompute.cuh"
+        struct Range { long long first, count; };
+        struct Total { long long value; };
+        extern "C" __device__ int32_t
+        sum(const Range *message, Total *total, Total *reply, rk_ctx *ctx) {
+            long long *partial = static_cast<long long *>(rk_shared(ctx));
+            const uint32_t thread = rk_thread(ctx), threads = rk_threads(ctx);
+            long long mine = 0;
+            for (long long at = thread; at < message->count; at += threads)
+                mine += message->first + at;
+            partial[thread] = mine;
+            if (int32_t fault = rk_barrier(ctx)) return fault;
+            for (uint32_t half = threads / 2; half != 0; half /= 2) {
+                if (thread < half) partial[thread] += partial[thread + half];
+                if (int32_t fault = rk_barrier(ctx)) return fault;
+            }
+            if (thread == 0) { total->value += partial[0]; reply->value = partial[0]; }
+            return DC_HANDLER_REPLY;
+        }
+        "#,
+    )
+}
+
+/// The scopes of several threads; of blocks the least, the usual one and the largest.
+const WIDE: [Scope; 4] = [
+    Scope::Warp,
+    Scope::Block { threads: 32 },
+    Scope::Block { threads: 256 },
+    Scope::Block { threads: 1024 },
+];
+
 /// One instruction of machine code: what it is, and all of it.
 struct Instruction {
     operation: String,
@@ -71,6 +108,8 @@ struct Instruction {
 struct Code {
     sections: Vec<String>,
     instructions: Vec<Instruction>,
+    /// Where labels stand: before the instruction of this number.
+    labels: HashMap<String, usize>,
 }
 
 impl Code {
@@ -86,9 +125,48 @@ impl Code {
             .filter_map(|line| line.trim().strip_prefix(".section\t.text."))
             .map(|rest| rest.split(',').next().unwrap().to_owned())
             .collect();
-        let instructions: Vec<Instruction> = text.lines().filter_map(instruction).collect();
-        assert!(instructions.len() > 500, "{name}: {} instructions", instructions.len());
-        Self { sections, instructions }
+        let code = Self { sections, ..Self::parsed(text.lines()) };
+        assert!(code.instructions.len() > 500, "{name}: {} instructions", code.instructions.len());
+        code
+    }
+
+    /// Instructions and labels.
+    fn parsed<'a>(lines: impl IntoIterator<Item = &'a str>) -> Self {
+        let (mut instructions, mut labels) = (Vec::new(), HashMap::new());
+        for line in lines {
+            match line.strip_suffix(':') {
+                Some(label) => drop(labels.insert(label.to_owned(), instructions.len())),
+                None => instructions.extend(instruction(line)),
+            }
+        }
+        Self { sections: Vec::new(), instructions, labels }
+    }
+
+    /// Where the routines begin that the compiler brings along, behind the code itself.
+    fn helpers(&self) -> usize {
+        let helpers = self.labels.iter().filter(|(label, _)| is_helper(label));
+        helpers.map(|(_, place)| *place).min().unwrap_or(self.instructions.len())
+    }
+
+    /// Calls of functions that are not the compiler's own, and returns from such.
+    ///
+    /// Before sm_90 the compiler calls routines of its own where lanes meet and vote; they lie behind the
+    /// code, under names. And it jumps out of a loop by a call of a label of the code itself: that is a call of
+    /// no function, since nothing in the code returns.
+    fn calls(&self) -> Vec<&str> {
+        let helpers = self.helpers();
+        let strange = |(place, found): &(usize, &Instruction)| {
+            let is_call = found.operation.starts_with("CALL") && {
+                let target = found.text.split_once("`(").and_then(|(_, rest)| rest.split_once(')'));
+                let label =
+                    target.map(|(label, _)| label.trim_start_matches('(')).unwrap_or_default();
+                let is_inside = self.labels.get(label).is_some_and(|at| *at < helpers);
+                !(is_helper(label) || label.starts_with(".L_x_") && is_inside)
+            };
+            is_call || (found.operation.starts_with("RET") && *place < helpers)
+        };
+        let all = self.instructions.iter().enumerate();
+        all.filter(strange).map(|(_, found)| found.text.as_str()).collect()
     }
 
     fn with(&self, operation: &str) -> impl Iterator<Item = &Instruction> {
@@ -127,6 +205,12 @@ fn instruction(line: &str) -> Option<Instruction> {
     })
 }
 
+/// Where the protocol of an architecture is written down, for one lane.
+fn golden(Version { major, minor }: Version) -> PathBuf {
+    let file = format!("tests/golden/protocol_sm_{major}{minor}.txt");
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join(file)
+}
+
 fn build(handlers: &[CudaHandler], architecture: Version, variant: Variant) -> Image {
     Image::build(handlers, architecture, variant, &toolkit(), None).unwrap()
 }
@@ -136,29 +220,121 @@ fn each_architecture(handlers: &[CudaHandler], variant: Variant, check: impl Fn(
         let handler = handlers.last().unwrap().function();
         let image = build(handlers, architecture, variant);
         let Version { major, minor } = architecture;
-        check(architecture, &Code::of(&image, &format!("{handler}-{variant:?}-{major}{minor}")));
+        let name = format!("{handler}-{}-{variant:?}-{major}{minor}", image.scope());
+        check(architecture, &Code::of(&image, &name));
     }
 }
 
-/// Before sm_90 the compiler itself calls routines of its own where lanes meet and vote, and labels
-/// behind them where some lanes need not: a function is called by its name.
-fn is_of_the_compiler(call: &Instruction) -> bool {
-    call.text.contains("$__cuda_sm70_") || call.text.contains("`(.L_x_")
+/// Whether a label is that of a routine by which the compiler lets lanes meet, shuffle or vote.
+fn is_helper(label: &str) -> bool {
+    let name = label.strip_prefix("$__internal_").and_then(|rest| rest.split_once("_$"));
+    name.is_some_and(|(number, name)| {
+        number.bytes().all(|byte| byte.is_ascii_digit())
+            && ["shflsync", "votesync", "warpsync", "barrier_red"].iter().any(|kind| {
+                name.strip_prefix("__cuda_sm70_").is_some_and(|it| it.starts_with(kind))
+            })
+    })
+}
+
+/// What the check of calls is worth: a function that is called, and so returns, is found, under a name
+/// of its own or under a label alone.
+#[test]
+fn a_call_of_a_function_is_told_from_those_of_the_compiler() {
+    let code = |lines: &[&str]| Code::parsed(lines.iter().copied());
+    let helper = "$__internal_0_$__cuda_sm70_warpsync:";
+    let call = "/*0000*/ CALL.REL.NOINC `($__internal_0_$__cuda_sm70_warpsync) ;";
+    let jump = "/*0010*/ @P1 CALL.REL.NOINC `(.L_x_1) ;";
+    let (exit, back) = ("/*0020*/ EXIT ;", "/*0030*/ RET.REL.NODEC R2 `(dc_resident) ;");
+    assert!(code(&[call, jump, ".L_x_1:", exit, helper, back]).calls().is_empty());
+    // A function of the user's, behind the code, or among it.
+    for name in ["add", "$__internal_0_$__cuda_sm20_div", "$dc_resident$add"] {
+        let call = format!("/*0000*/ CALL.REL.NOINC `({name}) ;");
+        let label = format!("{name}:");
+        assert_eq!(code(&[&call, exit, &label, back]).calls().len(), 2, "{name}");
+        assert_eq!(code(&[&call, exit]).calls(), [&call[9..]], "{name}");
+    }
+    // A label that returns is a function, whatever it is called; so is one behind the helpers.
+    assert_eq!(code(&[jump, exit, ".L_x_1:", back]).calls(), [&back[9..]]);
+    assert_eq!(code(&[jump, exit, helper, back, ".L_x_1:", back]).calls(), [&jump[9..]]);
+    // Where nobody knows where it goes.
+    let indirect = "/*0000*/ CALL.ABS.NOINC R4 ;";
+    assert_eq!(code(&[indirect, exit]).calls(), [&indirect[9..]]);
 }
 
 #[test]
 fn handlers_are_inlined_and_nothing_lies_on_a_stack() {
     for variant in [Variant::Tagged, Variant::Fenced] {
         each_architecture(&[adder(), caller()], variant, |architecture, code| {
-            assert_eq!(code.sections, [Image::KERNEL], "{architecture}: a handler of its own");
-            let calls: Vec<_> =
-                code.with("CALL").filter(|call| !is_of_the_compiler(call)).collect();
-            assert!(calls.is_empty(), "{architecture}: {}", calls[0].text);
-            for local in ["LDL", "STL"] {
-                assert_eq!(code.with(local).count(), 0, "{architecture}: {local}");
-            }
-            let frame = code.instructions.iter().find(|found| found.text.contains("R1, R1, -"));
-            assert!(frame.is_none(), "{architecture}: a stack frame");
+            inlined_without_a_stack(&architecture.to_string(), code);
+        });
+    }
+}
+
+fn inlined_without_a_stack(what: &str, code: &Code) {
+    assert_eq!(code.sections, [Image::KERNEL], "{what}: a handler of its own");
+    assert!(code.calls().is_empty(), "{what}: {:?}", code.calls());
+    for local in ["LDL", "STL"] {
+        assert_eq!(code.with(local).count(), 0, "{what}: {local}");
+    }
+    let frame = code.instructions.iter().find(|found| found.text.contains("R1, R1, -"));
+    assert!(frame.is_none(), "{what}: a stack frame");
+}
+
+#[test]
+fn handlers_of_several_threads_are_inlined_too_and_meet_by_the_barrier_of_their_scope() {
+    for scope in WIDE {
+        // The other one differs in what chunks are stored by.
+        let variants: &[Variant] = match scope.threads() {
+            256 => &[Variant::Tagged, Variant::Fenced],
+            _ => &[Variant::Tagged],
+        };
+        for &variant in variants {
+            let handlers = [caller().scope(scope), summer().scope(scope).shared_bytes(4096)];
+            each_architecture(&handlers, variant, |architecture, code| {
+                let what = format!("{scope}, {variant:?}, {architecture}");
+                inlined_without_a_stack(&what, code);
+                let barriers: Vec<_> = code.with("BAR.").collect();
+                match scope {
+                    Scope::Block { .. } => {
+                        assert!(!barriers.is_empty(), "{what}");
+                        // Each tells how many have returned, and so none is one that only waits.
+                        for barrier in barriers {
+                            let operation = &barrier.operation;
+                            assert!(operation.starts_with("BAR.RED.POPC"), "{what}: {operation}");
+                        }
+                    }
+                    // Lanes of a warp wait for each other without the block's barriers, of which other
+                    // seats of the block are no part.
+                    _ => assert!(barriers.is_empty(), "{what}: {}", barriers[0].text),
+                }
+            });
+        }
+    }
+}
+
+/// The first warp of a wide seat does what a seat of one lane does: the loads of messages, and all stores and
+/// fences, are those that are written down. (Of the words that are polled the compiler makes more copies here
+/// and fewer there; and of counters it stores two at once where they lie in registers.)
+#[test]
+fn with_several_threads_a_message_costs_the_same_loads_and_stores() {
+    for scope in [Scope::Warp, Scope::Block { threads: 256 }] {
+        let handler = summer().scope(scope).shared_bytes(4096);
+        each_architecture(&[handler], Variant::Tagged, |architecture, code| {
+            let kept = |all: Vec<String>| {
+                let mut kept = Vec::new();
+                for it in all {
+                    if it == "STG.E.128.STRONG.GPU" {
+                        kept.extend(["STG.E.64.STRONG.GPU"; 2].map(str::to_owned));
+                    } else if !it.starts_with("LDG") || it.starts_with("LDG.E.128.STRONG.") {
+                        kept.push(it);
+                    }
+                }
+                kept.sort_unstable();
+                kept
+            };
+            let written = fs::read_to_string(golden(architecture)).unwrap();
+            let lane = written.lines().map(str::to_owned).collect();
+            assert_eq!(kept(code.protocol()), kept(lane), "{scope}, {architecture}");
         });
     }
 }
@@ -202,16 +378,15 @@ fn no_fence_lies_between_a_message_and_its_reply() {
 /// the difference.
 #[test]
 fn the_protocol_in_machine_code_is_the_one_written_down() {
-    each_architecture(&[adder()], Variant::Tagged, |Version { major, minor }, code| {
-        let golden = PathBuf::from(env!("CARGO_MANIFEST_DIR"))
-            .join(format!("tests/golden/protocol_sm_{major}{minor}.txt"));
+    each_architecture(&[adder()], Variant::Tagged, |architecture, code| {
+        let golden = golden(architecture);
         let found = code.protocol().join("\n") + "\n";
         if env::var_os("UPDATE_GOLDEN").is_some() {
             fs::create_dir_all(golden.parent().unwrap()).unwrap();
             fs::write(&golden, &found).unwrap();
         }
         let written = fs::read_to_string(&golden).unwrap_or_default();
-        assert!(found == written, "sm_{major}{minor} differs from {}:\n{found}", golden.display());
+        assert!(found == written, "{architecture} differs from {}:\n{found}", golden.display());
     });
 }
 

@@ -17,7 +17,7 @@ use dotcompute_abi::control::{
 use dotcompute_cuda::compute::{Context, PinnedBuffer};
 use dotcompute_cuda::grid::{EdgePlan, PlanError, Port, SeatPlan, Shape};
 use dotcompute_cuda::resident::{Residency, Resident, ResidentError};
-use dotcompute_cuda::{Image, Version};
+use dotcompute_cuda::{Image, Scope, Version};
 use dotcompute_mailbox::Band;
 use standin::StandIn;
 
@@ -33,7 +33,7 @@ fn stand_in() -> (&'static StandIn, RwLockWriteGuard<'static, ()>) {
 
 fn launch(stand_in: &StandIn, seats: u32, residency: Residency) -> Resident {
     // SAFETY: the stand-in has its handlers in itself and looks at no image.
-    let image = unsafe { Image::from_cubin(vec![0; 64], Vec::new()) };
+    let image = unsafe { Image::from_cubin(vec![0; 64], Vec::new(), Scope::Lane) };
     let shape = Shape { seats, ..Shape::default() };
     Resident::launch(stand_in.driver, 0, image, shape, residency).unwrap()
 }
@@ -169,7 +169,7 @@ fn a_grid_that_the_device_has_no_room_for_is_refused() {
     let (stand_in, _turn) = stand_in();
     assert_eq!(stand_in.driver.version(), Version::new(13, 0));
     // SAFETY: as in `launch`.
-    let image = unsafe { Image::from_cubin(vec![0; 64], Vec::new()) };
+    let image = unsafe { Image::from_cubin(vec![0; 64], Vec::new(), Scope::Lane) };
     let launch = |shape| {
         Resident::launch(stand_in.driver, 0, image.clone(), shape, Residency::default())
             .unwrap_err()
@@ -213,7 +213,7 @@ fn a_free_beside_a_resident_grid_waits_for_nothing_and_comes_when_that_ends() {
 fn edges_that_could_lose_a_record_are_refused() {
     let (stand_in, _turn) = stand_in();
     // SAFETY: as in `launch`.
-    let image = unsafe { Image::from_cubin(vec![0; 64], Vec::new()) };
+    let image = unsafe { Image::from_cubin(vec![0; 64], Vec::new(), Scope::Lane) };
     let shape = Shape { seats: 4, inbox_capacity: 16, edges: 2, edges_in: 4, ..Shape::default() };
     let residency = Residency { census: LONG, ..Residency::default() };
     let resident = Resident::launch(stand_in.driver, 0, image, shape, residency).unwrap();

@@ -26,13 +26,23 @@ use twin::{ADD, Stage, Twin, number, numbers_of, plan, plan_of_spans, span, span
 
 /// The handler that sends each value on to one of its targets.
 const DEAL: u32 = 1;
+/// The one whose threads add up what each of them made.
+const SHARE: u32 = 4;
 
 const MESSAGES: u32 = 3_000;
 
 /// The edges that order plain memory: `dc_sync`. The others order words that are atomic themselves,
 /// where a missing edge is no race: those are the model checker's, in `loom_protocol.rs`.
-const EDGES: [(u32, &str); 4] =
-    [(1, "ring.tag"), (2, "ring.free"), (3, "device.inbox_tag"), (4, "device.inbox_free")];
+const EDGES: [(u32, &str); 5] = [
+    (1, "ring.tag"),
+    (2, "ring.free"),
+    (3, "device.inbox_tag"),
+    (4, "device.inbox_free"),
+    (9, "seat.meet"),
+];
+
+/// A handler of several threads, which meet.
+const BLOCK: [&str; 2] = ["-DDC_SCOPE=2", "-DDC_SEAT_THREADS=4u"];
 
 fn main() {
     // A message that never comes ends the program.
@@ -42,9 +52,14 @@ fn main() {
     let sanitizer: &[&str] = if sanitized { &["-fsanitize=thread", "-Wno-tsan"] } else { &[] };
     if let Ok(bug) = std::env::var("DOTCOMPUTE_BUG") {
         let define = format!("-DDC_BUG={bug}");
-        return all(Twin::compile("tsan-bug", &[sanitizer, &[&define]].concat()));
+        all(Twin::compile("tsan-bug", &[sanitizer, &[&define]].concat()));
+        return by_several_threads(Twin::compile(
+            "tsan-block-bug",
+            &[sanitizer, &BLOCK, &[&define]].concat(),
+        ));
     }
     all(Twin::compile("tsan", sanitizer));
+    by_several_threads(Twin::compile("tsan-block", &[sanitizer, &BLOCK].concat()));
     if !sanitized {
         return;
     }
@@ -250,6 +265,51 @@ fn of_several_slots(twin: Twin) {
     assert_eq!(second.report().received, u64::from(received));
     warps.into_iter().for_each(Thread::join);
     mem::forget((first, second));
+}
+
+/// A handler of several threads, over two leases: each writes its share of the sum into shared memory, and
+/// the first adds them up.
+fn by_several_threads(twin: Twin) {
+    const MESSAGES: u32 = 300;
+    let mut stage = Stage::new(Shape { window: 4, reply_window: 16, ..Shape::default() });
+    let mut port = stage.seat(0, &plan(SHARE));
+    port.command(COMMAND_RUN);
+    let (mut sent, mut received) = (0_u32, 0_u32);
+    for lease in 1..=2_u32 {
+        let (epoch, parameters) = stage.launch(None, Some(Duration::from_secs(60)));
+        let warps: Vec<Thread> =
+            (0..=1).map(|warp| Thread::start(twin.warp(parameters, warp))).collect();
+        while received < MESSAGES * lease / 2 {
+            let value = i64::from(sent);
+            if sent < MESSAGES && port.send(Band::Normal, number(sent, value)).is_ok() {
+                sent += 1;
+            }
+            stage.grid.beat();
+            match port.receive() {
+                Some(reply) => {
+                    received += 1;
+                    let value = i64::from(received) - 1;
+                    // Each adds its number to a quarter of what four times the value is.
+                    assert_eq!(sum(&reply), (i64::from(received), 4 * value + 1 + 2 + 3));
+                }
+                None => relax(),
+            }
+        }
+        match lease {
+            1 => stage.grid.quiesce(epoch),
+            _ => port.command(COMMAND_DRAIN),
+        }
+        while !stage.grid.has_ended(epoch) {
+            relax();
+        }
+        while let Some(reply) = port.receive() {
+            received += 1;
+            assert_eq!(sum(&reply).0, i64::from(received));
+        }
+        warps.into_iter().for_each(Thread::join);
+    }
+    assert_eq!((sent, received), (MESSAGES, MESSAGES));
+    mem::forget(port);
 }
 
 /// A thread of the system's, since those of the standard library share reference counts.

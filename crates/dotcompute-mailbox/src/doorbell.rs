@@ -18,13 +18,13 @@
 //!
 //! | name | release | acquire | makes visible |
 //! |---|---|---|---|
-//! | `doorbell.news` | fence in `ring`, `ring_near` | fence in `wait_as`, `go`, `leave`, `leave_quietly` | either the news, or that somebody sleeps |
-//! | `doorbell.rung` | `ring_for`, `rings` | `wait_as`, `go`, `sleep`, `rings` | the news that the bell was rung for |
+//! | `doorbell.news` | fence in `ring`, `ring_near` | fence in `sleep_as`, `go`, `leave`, `leave_quietly` | either the news, or that somebody sleeps |
+//! | `doorbell.rung` | `ring_for`, `rings` | `sleep_as`, `go`, `sleep`, `rings` | the news that the bell was rung for |
 
 use crate::sync::{AtomicU32, Ordering, fence};
 use crate::sys::{self, Scope};
-use crate::wait::{Idle, Spin, cpu_mark, let_others_run, same_cpu};
-use std::time::Instant;
+use crate::wait::{Idle, SPIN_MAX, Spin, cpu_mark, let_others_run, may_spin, same_cpu};
+use std::time::{Duration, Instant};
 
 /// Whoever is in is awake, and looks for news.
 const AWAKE: u32 = 0;
@@ -60,6 +60,56 @@ struct Near {
 #[derive(Debug, Default)]
 pub struct Waiting {
     spin: Spin,
+    apart: Apart,
+}
+
+impl Waiting {
+    /// Whether [`wait_apart`](Doorbell::wait_apart) has moved the thread since this was asked last.
+    pub fn has_moved(&mut self) -> bool {
+        std::mem::take(&mut self.apart.has_moved)
+    }
+}
+
+/// When a thread that is always woken from its own core looks for another.
+#[derive(Debug)]
+struct Apart {
+    /// So many waits in a row were too short to be worth a sleep.
+    short: u32,
+    /// How many make it move: more after each move, fewer again as spinning pays.
+    enough: u32,
+    has_moved: bool,
+}
+
+/// That many waits cost about as much as a move.
+const SHORT_WAITS: u32 = 16;
+/// Where there is no core to spare it is tried so seldom that it costs nothing.
+const SHORT_WAITS_MAX: u32 = 4096;
+
+impl Default for Apart {
+    fn default() -> Self {
+        Self { short: 0, enough: SHORT_WAITS, has_moved: false }
+    }
+}
+
+impl Apart {
+    fn waited(&mut self, time: Duration) {
+        self.short = if time < SPIN_MAX { self.short + 1 } else { 0 };
+    }
+
+    fn spun(&mut self) {
+        self.short = 0;
+        self.enough = (self.enough - 1).max(SHORT_WAITS);
+    }
+
+    /// Whether to move now.
+    fn is_due(&mut self) -> bool {
+        if self.short < self.enough {
+            return false;
+        }
+        self.short = 0;
+        self.enough = (self.enough * 2).min(SHORT_WAITS_MAX);
+        true
+    }
 }
 
 impl Doorbell {
@@ -114,7 +164,7 @@ impl Doorbell {
     fn ring_for(&self, rings: &AtomicU32) {
         // Relaxed: a hint.
         self.cpu.store(cpu_mark(), Ordering::Relaxed);
-        // SYNC(doorbell.rung) release: pairs with the acquires in `wait_as`, `go` and `sleep`. Makes
+        // SYNC(doorbell.rung) release: pairs with the acquires in `sleep_as`, `go` and `sleep`. Makes
         // visible the news.
         rings.fetch_add(1, Ordering::Release);
         sys::futex_wake(rings, Scope::Machine);
@@ -129,6 +179,34 @@ impl Doorbell {
         ready: impl FnMut() -> bool,
     ) -> bool {
         self.wait_as(OWNER_SLEEPS, &self.rings, waiting, deadline, ready)
+    }
+
+    /// [`wait`](Self::wait) without a deadline for an owner that may be moved to another core.
+    ///
+    /// A thread that is woken by one that then waits for it is often put on the core of that one; there
+    /// the two take turns, each ends the waits of the other after microseconds, and neither can spin,
+    /// while another core is idle. After so many short waits the thread goes elsewhere, if it may.
+    pub fn wait_apart(&self, waiting: &mut Waiting, mut ready: impl FnMut() -> bool) {
+        if self.shares_core() && may_spin() {
+            if !waiting.apart.is_due() || ready() || !sys::leave_cpu() {
+                let since = Instant::now();
+                self.sleep_as(OWNER_SLEEPS, &self.rings, None, ready);
+                waiting.apart.waited(since.elapsed());
+                return;
+            }
+            waiting.apart.has_moved = true;
+        }
+        if self.spin(waiting, &mut ready) {
+            waiting.apart.spun();
+        } else {
+            self.sleep_as(OWNER_SLEEPS, &self.rings, None, ready);
+        }
+    }
+
+    /// Whoever rings does so from the calling thread's core from now on. A hint.
+    pub fn will_ring_from_here(&self) {
+        // Relaxed: a hint.
+        self.cpu.store(cpu_mark(), Ordering::Relaxed);
     }
 
     /// [`wait`](Self::wait) for the guest that is in.
@@ -149,9 +227,16 @@ impl Doorbell {
         deadline: Option<Instant>,
         mut ready: impl FnMut() -> bool,
     ) -> bool {
-        if self.spin(waiting, &mut ready) {
-            return true;
-        }
+        self.spin(waiting, &mut ready) || self.sleep_as(sleeper, rings, deadline, ready)
+    }
+
+    fn sleep_as(
+        &self,
+        sleeper: u32,
+        rings: &AtomicU32,
+        deadline: Option<Instant>,
+        mut ready: impl FnMut() -> bool,
+    ) -> bool {
         loop {
             // SYNC(doorbell.rung) acquire: pairs with the release in `ring_for`. Makes visible the news
             // that the bell was rung for.
@@ -209,10 +294,10 @@ impl Doorbell {
     /// For whoever is in: nobody is any more, and the next ring wakes the owner; what the owner then
     /// [sleeps](Self::sleep) on. `None`: there is news, and it is in still.
     pub fn go(&self, mut ready: impl FnMut() -> bool) -> Option<Rings> {
-        // SYNC(doorbell.rung) acquire: as in `wait_as`.
+        // SYNC(doorbell.rung) acquire: as in `sleep_as`.
         let seen = self.rings.load(Ordering::Acquire);
         self.set_asleep(OWNER_SLEEPS);
-        // SYNC(doorbell.news) SeqCst: as in `wait_as`.
+        // SYNC(doorbell.news) SeqCst: as in `sleep_as`.
         fence(Ordering::SeqCst);
         if ready() {
             // A ringer that was faster wakes the owner in vain.
@@ -225,7 +310,7 @@ impl Doorbell {
     /// For a guest that is in: nobody is any more; what news there is, is the owner's, who is woken.
     pub fn leave(&self, mut is_news: impl FnMut() -> bool) {
         self.set_asleep(OWNER_SLEEPS);
-        // SYNC(doorbell.news) SeqCst: as in `wait_as`.
+        // SYNC(doorbell.news) SeqCst: as in `sleep_as`.
         fence(Ordering::SeqCst);
         if is_news() {
             self.wake();
@@ -236,7 +321,7 @@ impl Doorbell {
     /// for [`ring_always`](Self::ring_always).
     pub fn leave_quietly(&self, mut is_news: impl FnMut() -> bool) {
         set(&self.near.asleep, OWNER_SLEEPS);
-        // SYNC(doorbell.news) SeqCst: as in `wait_as`, against those who are near.
+        // SYNC(doorbell.news) SeqCst: as in `sleep_as`, against those who are near.
         fence(Ordering::SeqCst);
         if is_news() {
             self.wake();
@@ -246,7 +331,7 @@ impl Doorbell {
     /// For the owner after it went: sleeps until it is woken.
     pub fn sleep(&self, seen: Rings) {
         let _idle = Idle::begin();
-        // SYNC(doorbell.rung) acquire: as in `wait_as`.
+        // SYNC(doorbell.rung) acquire: as in `sleep_as`.
         while self.rings.load(Ordering::Acquire) == seen.0 {
             sys::futex_wait(&self.rings, seen.0, None, Scope::Machine);
         }
@@ -486,6 +571,66 @@ mod tests {
         guest.join().unwrap();
         shared.bell.ring_always();
         owner.join().unwrap();
+    }
+
+    #[test]
+    fn no_ring_is_lost_of_an_owner_that_may_be_moved() {
+        let shared = Arc::new((Doorbell::default(), AtomicU64::new(0)));
+        const TURNS: u64 = 20_000;
+        let theirs = Arc::clone(&shared);
+        let ringer = std::thread::spawn(move || {
+            for number in 1..=TURNS {
+                // Relaxed: the number is the only news.
+                theirs.1.store(number, Ordering::Relaxed);
+                theirs.0.ring();
+                std::thread::yield_now();
+            }
+        });
+        let (mut waiting, mut seen) = (Waiting::default(), 0);
+        while seen < TURNS {
+            shared.0.wait_apart(&mut waiting, || shared.1.load(Ordering::Relaxed) > seen);
+            seen = shared.1.load(Ordering::Relaxed);
+        }
+        ringer.join().unwrap();
+    }
+
+    #[test]
+    fn a_thread_moves_after_many_short_waits_in_a_row_and_ever_less_often_in_vain() {
+        let mut apart = Apart::default();
+        let (short, long) = (Duration::from_micros(5), Duration::from_millis(1));
+        let waits_until_due = |apart: &mut Apart| {
+            (1..).find(|_| {
+                apart.waited(short);
+                apart.is_due()
+            })
+        };
+        for _ in 0..SHORT_WAITS - 1 {
+            apart.waited(short);
+        }
+        apart.waited(long);
+        assert_eq!(waits_until_due(&mut apart), Some(SHORT_WAITS), "a long one begins anew");
+        assert_eq!(waits_until_due(&mut apart), Some(2 * SHORT_WAITS));
+        for _ in 0..20 {
+            waits_until_due(&mut apart);
+        }
+        assert_eq!(waits_until_due(&mut apart), Some(SHORT_WAITS_MAX));
+        for _ in 0..2 * SHORT_WAITS_MAX {
+            apart.spun();
+        }
+        assert_eq!(waits_until_due(&mut apart), Some(SHORT_WAITS), "where spinning pays");
+    }
+
+    #[cfg(all(target_os = "linux", not(dotcompute_portable)))]
+    #[test]
+    fn a_thread_that_has_left_its_cpu_may_run_on_all_that_it_could() {
+        let allowed = || {
+            let status = std::fs::read_to_string("/proc/thread-self/status").unwrap();
+            status.lines().find(|line| line.starts_with("Cpus_allowed:")).unwrap().to_owned()
+        };
+        let before = allowed();
+        let moved = sys::leave_cpu();
+        assert_eq!(moved, std::thread::available_parallelism().unwrap().get() > 1);
+        assert_eq!(allowed(), before);
     }
 
     #[test]

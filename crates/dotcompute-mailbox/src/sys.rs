@@ -12,7 +12,7 @@
 use std::time::{Duration, Instant};
 
 pub(crate) use imp::{
-    current_cpu, futex_wait, futex_wake, heavy_barrier, light_barrier, prepare_barriers,
+    current_cpu, futex_wait, futex_wake, heavy_barrier, leave_cpu, light_barrier, prepare_barriers,
 };
 
 /// Who may wait on a word.
@@ -126,6 +126,36 @@ mod imp {
         // SAFETY: no arguments, no memory touched; -1 means unsupported.
         u32::try_from(unsafe { libc::sched_getcpu() }).ok()
     }
+
+    /// Moves this thread to another of the CPUs that it may run on, by taking this one from among them
+    /// for a moment; false if there is none. Takes about as long as a wake.
+    pub(crate) fn leave_cpu() -> bool {
+        let mut allowed = std::mem::MaybeUninit::<libc::cpu_set_t>::zeroed();
+        let bytes = size_of::<libc::cpu_set_t>();
+        // SAFETY: room for so many bytes; 0 is the calling thread.
+        if unsafe { libc::sched_getaffinity(0, bytes, allowed.as_mut_ptr()) } != 0 {
+            // More CPUs than the set has room for, say.
+            return false;
+        }
+        // SAFETY: a set of CPUs is plain bits, all of them zeroed or written by the call.
+        let allowed = unsafe { allowed.assume_init() };
+        let Some(here) = current_cpu().filter(|cpu| *cpu < libc::CPU_SETSIZE as u32) else {
+            return false;
+        };
+        let mut others = allowed;
+        // SAFETY: a CPU below the size of the set.
+        unsafe { libc::CPU_CLR(here as usize, &mut others) };
+        // SAFETY: it only reads the set.
+        if unsafe { libc::CPU_COUNT(&others) } == 0 {
+            return false;
+        }
+        let run_on = |set: &libc::cpu_set_t| {
+            // SAFETY: a whole set, which is read; 0 is the calling thread.
+            unsafe { libc::sched_setaffinity(0, bytes, set) == 0 }
+        };
+        // Should the second fail, what the thread may run on has just been changed by somebody else.
+        run_on(&others) && run_on(&allowed)
+    }
 }
 
 #[cfg(any(loom, dotcompute_portable, not(target_os = "linux")))]
@@ -218,5 +248,10 @@ mod imp {
     /// Unknown here.
     pub(crate) fn current_cpu() -> Option<u32> {
         None
+    }
+
+    /// Not here.
+    pub(crate) fn leave_cpu() -> bool {
+        false
     }
 }

@@ -8,7 +8,8 @@
 //! - **Budgeted.** The threads that run a kernel (marked by [`running`]) and those that spin are
 //!   together at most [`parallelism`]; whoever comes too late parks at once.
 //! - **Never against one's own core.** If the thread that ended our last wait did so from the core
-//!   we run on, spinning could only keep it from running: we let it run, then park.
+//!   we run on, spinning could only keep it from running: we let it run, then park. (Where such waits
+//!   are all short, a thread that [may](crate::doorbell::Doorbell::wait_apart) goes to another core.)
 //!
 //! # Who writes what
 //!
@@ -222,7 +223,7 @@ pub(crate) fn let_others_run(mut ready: impl FnMut() -> bool) -> bool {
 }
 
 /// The longest spin: about two wakes of a thread on another core.
-const SPIN_MAX: Duration = Duration::from_micros(50);
+pub(crate) const SPIN_MAX: Duration = Duration::from_micros(50);
 /// Below this a spin is not worth its clock readings.
 const SPIN_MIN: Duration = Duration::from_micros(1);
 /// Looks between two readings of the clock.
@@ -268,6 +269,11 @@ impl Spin {
         };
         found
     }
+}
+
+/// Whether this thread may spin now: there are cores that no running kernel needs.
+pub(crate) fn may_spin() -> bool {
+    budget::has_room()
 }
 
 #[inline]

@@ -640,7 +640,10 @@ impl Host {
 
     fn wait(&mut self, ready: impl Fn(&Self) -> bool) {
         let mut waiting = std::mem::take(&mut self.waiting);
-        self.segment.child_bell().wait(&mut waiting, None, || ready(self));
+        self.segment.child_bell().wait_apart(&mut waiting, || ready(self));
+        if waiting.has_moved() {
+            self.parent.bell().will_ring_from_here();
+        }
         self.waiting = waiting;
     }
 }

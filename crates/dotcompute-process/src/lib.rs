@@ -12,7 +12,9 @@
 //! a thread that watches the child. Whoever waits for an answer (`ask_blocking`) takes the driver's
 //! place meanwhile, as a *guest*, if the driver sleeps: it hands its message over and finds the answer
 //! itself, so that no thread has to be woken, or to spin, in between. In the child the *host* runs a handler on the main thread, or
-//! hands messages to a body on a thread of its own. The child is spawned, never forked: the same
+//! hands messages to a body on a thread of its own. Where system and load put the two processes on one
+//! core, so that neither may spin, the host's thread [goes to another](dotcompute_mailbox::doorbell::Doorbell::wait_apart)
+//! once its waits have been short for a while. The child is spawned, never forked: the same
 //! program, which comes to [`Kernels::child_main`] and goes no further.
 //!
 //! Parent and child share, for one life of the child,

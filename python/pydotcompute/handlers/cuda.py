@@ -14,14 +14,17 @@ For one record a handler emits and sends 7 at most, and with the reply and what 
 out record by record. Only functions in CUDA C++ that have the same name, and are not the same, have
 grids of their own.
 
+A handler runs on one thread, unless a `cuda_handler` has another ``scope``: then the 32 threads of
+a warp, or the `block_size` of a block, call it together for each message. Of another size than the
+default of 256, `block_size` is for blocks alone. `grid_size` is 1: handlers of several blocks are
+not there yet. Kernels of different scopes have grids of their own, and send to each other by the
+host.
+
 A message can name an array that lies on the GPU: a field annotated as `DevicePointer` takes what
 `RingKernelRuntime.lend` returns for a `UnifiedBuffer` or an array of CuPy, PyTorch or numba. In
 CUDA C++ it is an ``unsigned long long``, to be cast to a pointer once ``rk_acquire(ctx)`` was
 called. `RingKernelRuntime.send_on_stream` sends a message when the work that writes the array is
 done.
-
-A handler runs on one lane of a warp, whatever `block_size` and `grid_size` say; handlers of a whole
-warp or block are not there yet.
 
 With ``isolation="process"`` the context that all of this lives in is one of a child process
 (Linux): a hardware exception, a handler that never comes back, or a SIGKILL costs that process, and
@@ -38,7 +41,7 @@ import inspect
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from pydotcompute import _native
 from pydotcompute.exceptions import InvalidConfigurationError
@@ -58,11 +61,15 @@ class CudaHandler:
         The function, and the translation unit that it is defined in.
     signature
         The records that it takes, keeps and makes.
+    scope, shared_bytes
+        How many threads call it, and the shared memory that they have.
     """
 
     name: str
     source: str
     signature: Signature
+    scope: Literal["lane", "warp", "block"] = "lane"
+    shared_bytes: int = 0
 
     def compile(self, kernel_id: str, state: Any) -> _native.CompiledHandler:
         """Refuse: it is code for a GPU.
@@ -86,6 +93,8 @@ def cuda_handler(
     state: type | None = None,
     max_emit: int = 0,
     targets: Mapping[str, type] | None = None,
+    scope: Literal["lane", "warp", "block"] = "lane",
+    shared_bytes: int = 0,
 ) -> CudaHandler:
     """Make a kernel's function of CUDA C++ source.
 
@@ -96,9 +105,10 @@ def cuda_handler(
         It returns 1 (there is a reply), 0 (there is none) or a negative fault code.
     source
         The translation unit that defines it; it includes ``dotcompute.cuh``, which declares what it
-        may call (``rk_emit``, ``rk_send``, ``rk_log``, ``rk_fault``, ``rk_tick``, ``rk_clock``). A
-        long loop has to tick: nothing else can stop it. `c_struct` prints the structs of record
-        classes.
+        may call (``rk_emit``, ``rk_send``, ``rk_log``, ``rk_fault``, ``rk_tick``, ``rk_clock``; of
+        several threads, see `scope`, ``rk_thread``, ``rk_threads``, ``rk_barrier``,
+        ``rk_shared``). A long loop has to tick: nothing else can stop it. `c_struct` prints the
+        structs of record classes.
     input_type, output_type, state
         The record classes that it takes, replies with and keeps; no output: it makes no replies.
     max_emit
@@ -106,14 +116,32 @@ def cuda_handler(
     targets
         The kernels that it can send to (``rk_send``), by the names that they have in its runtime,
         and what they take; numbered from 0 in this order.
+    scope
+        How many threads call it for each message, together: one ("lane"), those of a warp ("warp"),
+        or of a block ("block"), as many as the kernel's `block_size` says: a multiple of 32, 1024
+        at most. They share message, state, reply and shared memory, and agree on who does what by
+        ``rk_thread``, ``rk_threads`` and ``rk_barrier``. There is a reply if any of them says so,
+        and a fault if any of them fails. The first emits, sends and logs: if another does, or one
+        returns that others wait for at a barrier, the message fails.
+    shared_bytes
+        How many bytes of shared memory a kernel has (``rk_shared``); none with the scope "lane".
 
     Raises
     ------
     TypeError
         A class is no record.
     InvalidConfigurationError
-        The name is not one of a function of C, or `max_emit` is too large.
+        The name is not one of a function of C, `max_emit` is too large, there is no such scope, or
+        it has no shared memory.
     """
+    if scope not in ("lane", "warp", "block"):
+        raise InvalidConfigurationError("scope", scope, "must be 'lane', 'warp' or 'block'")
+    if isinstance(shared_bytes, bool) or not isinstance(shared_bytes, int) or shared_bytes < 0:
+        reason = "must be a number of bytes, 0 or more"
+        raise InvalidConfigurationError("shared_bytes", shared_bytes, reason)
+    if scope == "lane" and shared_bytes:
+        reason = "a handler of one lane has none: give it the scope 'warp' or 'block'"
+        raise InvalidConfigurationError("shared_bytes", shared_bytes, reason)
     if not re.fullmatch(r"[A-Za-z_]\w*", name, re.ASCII):
         raise InvalidConfigurationError("name", name, "must be the name of a function of C")
     signature = Signature(
@@ -123,7 +151,40 @@ def cuda_handler(
         max_emit=_checked_max_emit(max_emit),
         targets=tuple((kernel, record_type(cls)) for kernel, cls in (targets or {}).items()),
     )
-    return CudaHandler(name, source, signature)
+    return CudaHandler(name, source, signature, scope, shared_bytes)
+
+
+#: The threads of a block that one kernel has at most, and what a kernel has that says nothing.
+_BLOCK_MAX = 1024
+_BLOCK_DEFAULT = 256
+
+
+def _threads(handler: Handler | None, grid_size: int, block_size: int) -> int:
+    """How many threads call the handler.
+
+    Raises
+    ------
+    InvalidConfigurationError
+        The sizes make no sense with its scope: says what does.
+    """
+    if grid_size != 1:
+        reason = "a kernel on a GPU has one block at most: handlers of several are not there yet"
+        raise InvalidConfigurationError("grid_size", grid_size, reason)
+    scope = handler.scope if isinstance(handler, CudaHandler) else "lane"
+    if scope == "block":
+        if block_size % 32 or not 32 <= block_size <= _BLOCK_MAX:
+            reason = f"of a handler of scope 'block' a multiple of 32 threads, {_BLOCK_MAX} at most"
+            raise InvalidConfigurationError("block_size", block_size, reason)
+        return block_size
+    threads = 32 if scope == "warp" else 1
+    if block_size not in (threads, _BLOCK_DEFAULT):
+        has = "one thread" if threads == 1 else f"{threads} threads"
+        reason = (
+            f"a handler of scope '{scope}' has {has}: leave it out, or give a cuda_handler the "
+            "scope 'block'"
+        )
+        raise InvalidConfigurationError("block_size", block_size, reason)
+    return threads
 
 
 def _symbol(handler: PythonHandler) -> str:
@@ -137,10 +198,15 @@ def _symbol(handler: PythonHandler) -> str:
 
 
 def link(
-    kernel_id: str, handler: Handler | None, state: Any, isolation: str = "thread"
+    kernel_id: str,
+    handler: Handler | None,
+    state: Any,
+    isolation: str = "thread",
+    grid_size: int = 1,
+    block_size: int = _BLOCK_DEFAULT,
 ) -> _native.CudaKernel:
     """Compile a handler and link it for the first GPU, with this initial state; for a context in
-    this process, or in one of its own.
+    this process, or in one of its own. It has as many threads as its scope and the sizes say.
 
     Raises
     ------
@@ -155,8 +221,11 @@ def link(
         reason = "runs compiled handlers: a function with state=, or a cuda_handler"
         raise InvalidConfigurationError("executor", "cuda", reason)
     signature = handler.signature
+    scope, shared_bytes = "lane", 0
+    threads = _threads(handler, grid_size, block_size)
     code: tuple[str, str, str | bytes]
     if isinstance(handler, CudaHandler):
+        scope, shared_bytes = handler.scope, handler.shared_bytes
         code = ("source", handler.name, handler.source)
     else:
         from pydotcompute.handlers._cuda import compile_for_cuda
@@ -188,5 +257,6 @@ def link(
         initial,
         signature.max_emit,
         [(name, target.layout) for name, target in signature.targets],
+        (scope, threads, shared_bytes),
         children,
     )

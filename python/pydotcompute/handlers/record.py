@@ -115,7 +115,7 @@ class Field:
         return (base, self.shape) if self.shape else base
 
 
-class RecordType:
+class RecordType(_native.RecordCodec):
     """The layout of a record class, and how its objects become bytes and back.
 
     Attributes
@@ -174,6 +174,9 @@ class RecordType:
         ValueError, TypeError
             A field has a value that its type cannot hold; says which.
         """
+        packed = self._pack(instance)
+        if packed is not None:
+            return packed
         values = self._get(instance)
         try:
             if self._to_bytes:

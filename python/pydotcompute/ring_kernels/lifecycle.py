@@ -67,7 +67,8 @@ class RingKernelConfig:
     kernel_id
         Its name.
     grid_size, block_size
-        The shape of the launch on a device; without effect on an actor.
+        On a GPU, blocks and threads of a block: 1, and with a handler of scope "block" its threads,
+        else 256 (see `pydotcompute.handlers.cuda`). Without effect on an actor.
     input_queue_size, output_queue_size
         How many messages wait for it, and how many replies for their reader, at most: 1 to 2**24.
     backpressure_strategy
@@ -487,6 +488,8 @@ class RingKernel(_native.Actor, Generic[In, Out]):
                 self._handler,
                 self._initial_state,
                 self._isolation,
+                self._config.grid_size,
+                self._config.block_size,
             )
         if self._handler is None:
             return None

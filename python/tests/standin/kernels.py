@@ -15,6 +15,7 @@ from pydotcompute.exceptions import (
     PyDotComputeError,
 )
 from pydotcompute.handlers import cuda_handler, record, record_dtype
+from pydotcompute.ring_kernels.lifecycle import RingKernelConfig
 
 
 @message(layout="record")
@@ -58,6 +59,48 @@ share(const amount *message, void *, amount *reply, rk_ctx *ctx) {
     return DC_HANDLER_REPLY;
 }
 """
+
+
+#: Adds up the numbers below a value, by all threads, and replies by the last one.
+SUM = """
+#include "dotcompute.cuh"
+struct amount { long long value; };
+extern "C" __device__ int32_t
+sum(const amount *message, void *, amount *reply, rk_ctx *ctx) {
+    const uint32_t thread = rk_thread(ctx), threads = rk_threads(ctx);
+    long long *partial = static_cast<long long *>(rk_shared(ctx));
+    partial[thread] = 0;
+    for (long long at = thread; at < message->value; at += threads)
+        partial[thread] += at;
+    if (int32_t fault = rk_barrier(ctx))
+        return fault;
+    if (thread != threads - 1)
+        return DC_HANDLER_DONE;
+    reply->value = 1000000 * threads;
+    for (uint32_t other = 0; other < threads; ++other)
+        reply->value += partial[other];
+    return DC_HANDLER_REPLY;
+}
+"""
+
+
+async def scopes(runtime):
+    """Handlers of a warp and of a block, in this process and in one of its own."""
+    for name, scope, block_size, threads, isolation in [
+        ("warp", "warp", 256, 32, "thread"),
+        ("block", "block", 64, 64, "thread"),
+        ("default", "block", 256, 256, "thread"),
+        ("far", "block", 64, 64, "process"),
+    ]:
+        sums = cuda_handler(
+            "sum", SUM, input_type=Amount, output_type=Amount, scope=scope, shared_bytes=8 * threads
+        )
+        config = RingKernelConfig(name, block_size=block_size)
+        await runtime.launch(name, sums, config=config, executor="cuda", isolation=isolation)
+        await runtime.activate(name)
+        answer = await runtime.send_and_receive(name, Amount(value=1000), timeout=60)
+        assert answer.value == 1_000_000 * threads + 499_500
+        await runtime.terminate(name, timeout=30)
 
 
 async def targets(runtime):
@@ -146,6 +189,7 @@ async def main():
         assert answer.value == 2
         await runtime.terminate("a", timeout=30, drain=True)
         await targets(runtime)
+        await scopes(runtime)
         wrong = handler(SOURCE.replace("->value", "->oops"))
         with pytest.raises(KernelCompilationError, match=r"deposit\.cu:6.*oops"):
             await runtime.launch("c", wrong, executor="cuda")

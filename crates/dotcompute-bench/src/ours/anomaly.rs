@@ -1,20 +1,25 @@
 //! Unusual readings of 10,000 keys: a compiled handler that keeps the state of all of them.
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 use std::hint::spin_loop;
 use std::sync::{Arc, LazyLock};
 use std::time::Instant;
 
 use dotcompute::compiled::{CompiledHandler, StateReader};
-use dotcompute::{Envelope, KernelRef, Record, RecordBatch, Runtime, Terminate};
+use dotcompute::process::Process;
+use dotcompute::{BoxError, Envelope, KernelRef, Record, RecordBatch, Runtime, Terminate};
 use dotcompute_mailbox::ring::ring;
 use dotcompute_workloads::anomaly::handler::{Alarm, Event, Keyed};
+use dotcompute_workloads::anomaly::named::{Name, Named, NamedEvent, name};
 use dotcompute_workloads::anomaly::pipeline::{Block, End, Pipeline};
 use dotcompute_workloads::anomaly::{Batch, Detector, Format, Parser, Settings, Verdict};
+
+use foldhash::fast::RandomState;
 
 use crate::harness::{Slice, Stopwatch, Wrong, expect};
 use crate::load::{CAPACITY, CHUNK, two_threads};
 use crate::os::{beside, pinned};
+use crate::ours::process::processes;
 use crate::page::{Curve, Series};
 use crate::peers::tokio::current_thread;
 
@@ -69,15 +74,26 @@ pub(crate) fn alarms(operations: u64) -> u64 {
 /// Batches on their way at once.
 const AHEAD: usize = 4;
 
-fn batch(events: &Arc<Vec<Event>>, number: usize) -> RecordBatch {
+fn batch<E: Record>(events: &Arc<Vec<E>>, number: usize) -> RecordBatch {
     let start = (number % BATCHES) * BATCH;
     let first = events[start..start + BATCH].as_ptr().cast();
     let keep = Box::new(Arc::clone(events));
     // SAFETY: so many events lie there, kept, and nobody writes to them.
-    unsafe { RecordBatch::from_foreign(Event::LAYOUT, first, BATCH, keep) }
+    unsafe { RecordBatch::from_foreign(E::LAYOUT, first, BATCH, keep) }
 }
 
 static SHARED: LazyLock<Arc<Vec<Event>>> = LazyLock::new(|| Arc::new(LOG.clone()));
+
+/// The same events of keys that have names.
+static NAMED: LazyLock<Arc<Vec<NamedEvent>>> = LazyLock::new(|| {
+    let named = |event: &Event| NamedEvent {
+        name: name(&format!("hall 7, sensor {}", event.key)).expect("it is short"),
+        sequence: event.sequence.into(),
+        time: event.time,
+        value: event.value,
+    };
+    Arc::new(LOG.iter().map(named).collect())
+});
 
 /// So many operations as whole batches, at most three rounds of the log.
 fn whole(operations: u64) -> (usize, f64) {
@@ -91,16 +107,29 @@ fn scaled(slice: Slice, factor: f64) -> Slice {
 
 /// Batches of 1000, through an async kernel and back; sender and kernel on one thread.
 pub(crate) fn batches(operations: u64) -> Result<Slice, Wrong> {
-    let (batches, factor) = whole(operations);
     let keyed = Keyed::new(settings(), KEYS).map_err(Wrong::new)?;
-    let events = &*SHARED;
+    through(keyed.handler(), &SHARED, operations)
+}
+
+/// The same of keys that have names.
+pub(crate) fn named_batches(operations: u64) -> Result<Slice, Wrong> {
+    let named = Named::new(settings(), KEYS).map_err(Wrong::new)?;
+    through(named.handler(), &NAMED, operations)
+}
+
+fn through<E: Record>(
+    handler: CompiledHandler,
+    events: &Arc<Vec<E>>,
+    operations: u64,
+) -> Result<Slice, Wrong> {
+    let (batches, factor) = whole(operations);
     pinned(|| {
         current_thread().block_on(async {
             let runtime = Runtime::builder().build();
             let kernel: KernelRef<RecordBatch, RecordBatch> = runtime
                 .kernel("detect")
                 .capacity(CAPACITY)
-                .launch_compiled(keyed.handler())
+                .launch_compiled(handler)
                 .map_err(Wrong::new)?;
             kernel.activate().map_err(Wrong::new)?;
             let mut found = 0;
@@ -123,6 +152,78 @@ pub(crate) fn batches(operations: u64) -> Result<Slice, Wrong> {
             expect("alarms", found, alarms((batches * BATCH) as u64))?;
             Ok(scaled(slice, factor))
         })
+    })
+}
+
+/// Batches to a kernel on a thread of its own, each asked about.
+pub(crate) fn asked_on_a_thread(operations: u64) -> Result<Slice, Wrong> {
+    let keyed = Keyed::new(settings(), KEYS).map_err(Wrong::new)?;
+    let runtime = Runtime::builder().build();
+    let kernel = runtime
+        .kernel("detect")
+        .executor("thread")
+        .launch_compiled(keyed.handler())
+        .map_err(Wrong::new)?;
+    kernel.activate().map_err(Wrong::new)?;
+    asked(&kernel, operations)
+}
+
+/// The same to a kernel in a process of its own.
+pub(crate) fn asked_in_a_process(operations: u64) -> Result<Slice, Wrong> {
+    let processes = processes();
+    let runtime = Runtime::builder().executor(processes.executor()).build();
+    let builder = runtime.kernel("detect").executor("process");
+    let (kernel, _) =
+        processes.launch_compiled(builder, Process::new("detect")).map_err(Wrong::new)?;
+    kernel.activate().map_err(Wrong::new)?;
+    asked(&kernel, operations)
+}
+
+/// The handler of [`asked_in_a_process`], made there.
+pub(crate) fn detector() -> Result<CompiledHandler, BoxError> {
+    Ok(Keyed::new(settings(), KEYS)?.handler())
+}
+
+fn asked(kernel: &KernelRef<RecordBatch, RecordBatch>, operations: u64) -> Result<Slice, Wrong> {
+    let (batches, factor) = whole(operations);
+    let events = &*SHARED;
+    // Before the clock starts a process does.
+    let none = RecordBatch::from_vec(Vec::<Event>::new());
+    kernel.ask_blocking(none, None).map_err(Wrong::new)?;
+    let mut found = 0;
+    let watch = Stopwatch::start();
+    for number in 0..batches {
+        let reply = kernel.ask_blocking(batch(events, number), None).map_err(Wrong::new)?;
+        found += reply.message.len() as u64;
+    }
+    let slice = watch.stop();
+    kernel.terminate_blocking(Terminate::drain());
+    expect("alarms", found, alarms((batches * BATCH) as u64))?;
+    Ok(scaled(slice, factor))
+}
+
+/// A loop over the events of names, whose rows are in a map.
+pub(crate) fn loop_over_names(operations: u64) -> Result<Slice, Wrong> {
+    let (batches, factor) = whole(operations);
+    let log = &*NAMED;
+    let mut rows: HashMap<Name, [[f64; 4]; 1], RandomState> = HashMap::default();
+    let mut out: Vec<Alarm> = Vec::with_capacity(BATCH);
+    let mut found = 0;
+    pinned(|| {
+        let watch = Stopwatch::start();
+        for number in 0..batches {
+            let start = (number % BATCHES) * BATCH;
+            out.clear();
+            for event in &log[start..start + BATCH] {
+                let NamedEvent { name, time, value, .. } = *event;
+                let event = Event { key: 0, sequence: 0, time, value };
+                bare(rows.entry(name).or_default(), &event, &mut out);
+            }
+            found += std::hint::black_box(&out).len() as u64;
+        }
+        let slice = watch.stop();
+        expect("alarms", found, alarms((batches * BATCH) as u64))?;
+        Ok(scaled(slice, factor))
     })
 }
 

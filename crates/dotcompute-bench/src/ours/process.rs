@@ -8,11 +8,12 @@ use dotcompute::{
     BoxError, Fault, Handler, HandlerContext, KernelRef, Message, Record, RecordBatch, Runtime,
     Terminate,
 };
+use dotcompute_workloads::anomaly::handler::{Alarm, Event};
 
 use crate::harness::{Slice, Stopwatch, Trips, Wrong, expect};
 use crate::load::{CAPACITY, sum_below};
 use crate::os::{SharedWords, Within, futex_await, futex_post, pinned};
-use crate::ours::verify_books;
+use crate::ours::{anomaly, verify_books};
 
 /// A record of 56 bytes: with what travels beside it, one slot.
 #[derive(Clone, Copy, Message)]
@@ -113,6 +114,9 @@ pub(crate) fn processes() -> Processes {
         .handler("sample", Coder::records(Cell::LAYOUT), Coder::record(), |_| Ok(Sample(0)))
         .handler("next", Coder::record(), Coder::record(), |_| Ok(Next))
         .handler("sum", Coder::record(), Coder::record(), |_| Ok(Sum(0)))
+        .compiled("detect", Coder::records(Event::LAYOUT), Coder::records(Alarm::LAYOUT), |_| {
+            anomaly::detector()
+        })
         .host("futexes", Coder::<Word>::record(), Coder::<Word>::record(), answer_futexes)
         .child_main()
 }

@@ -8,6 +8,8 @@ use dotcompute_abi::device::{
 use dotcompute_abi::ring::RingCursor;
 use dotcompute_mailbox::ring::{RawMemory, Tagged};
 
+use crate::image::Scope;
+
 /// How large a grid is: how many seats, and what each has room for. All seats are alike.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Shape {
@@ -26,6 +28,20 @@ pub struct Shape {
     pub edges_in: u32,
     /// The size of a state, in bytes.
     pub state_bytes: usize,
+    /// How many threads call a handler: that of the image.
+    pub scope: Scope,
+    /// The shared memory of a kernel, in bytes; with the scope of a lane 0.
+    pub shared_bytes: u32,
+}
+
+/// How large a launch of a grid is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Extent {
+    pub(crate) blocks: u32,
+    /// Of each block.
+    pub(crate) threads: u32,
+    /// Of each block, besides what the code itself has.
+    pub(crate) shared_bytes: u32,
 }
 
 /// An inbox in the device's arena: offsets.
@@ -37,6 +53,12 @@ pub(super) struct InboxAt {
     pub(super) slots: usize,
     pub(super) end: usize,
 }
+
+/// The warps of a block, where a seat is a warp.
+const BLOCK_WARPS: u32 = 4;
+
+/// More than any multiprocessor has.
+const SHARED_BYTES_MAX: u32 = 1 << 20;
 
 const fn lines(bytes: usize) -> usize {
     bytes.next_multiple_of(LINE_BYTES)
@@ -53,6 +75,8 @@ impl Default for Shape {
             edges: 0,
             edges_in: 0,
             state_bytes: LINE_BYTES,
+            scope: Scope::Lane,
+            shared_bytes: 0,
         }
     }
 }
@@ -133,6 +157,20 @@ impl Shape {
         self.state(self.seats)
     }
 
+    /// How it is launched, as `resident.cu` has it: where a seat is a warp, one warp serves and each other
+    /// one is a seat; where it is a block, so is the one that serves.
+    pub(crate) fn extent(self) -> Extent {
+        let shared_bytes = self.shared_bytes.next_multiple_of(16);
+        match self.scope {
+            Scope::Block { threads } => Extent { blocks: self.seats + 1, threads, shared_bytes },
+            Scope::Lane | Scope::Warp => Extent {
+                blocks: (self.seats + 1).div_ceil(BLOCK_WARPS),
+                threads: 32 * BLOCK_WARPS,
+                shared_bytes: BLOCK_WARPS * shared_bytes,
+            },
+        }
+    }
+
     /// Why no grid has this shape; nothing if one can.
     pub fn wrong(self) -> Option<&'static str> {
         if self.seats == 0 {
@@ -146,6 +184,9 @@ impl Shape {
         }
         if self.inbox_capacity != 0 && !self.inbox_capacity.is_power_of_two() {
             return Some("the capacity of an inbox is a power of two");
+        }
+        if self.shared_bytes > SHARED_BYTES_MAX {
+            return Some("no multiprocessor has so much shared memory");
         }
         (self.edges > 32).then_some("a seat has at most 32 edges")
     }

@@ -7,17 +7,16 @@ use dotcompute_abi::device::Grid as Parameters;
 #[cfg(target_os = "linux")]
 use super::isolated::Child;
 use super::{Isolation, Residency, ResidentError};
-use crate::driver::{Driver, Kernel, Session, Stream};
-use crate::grid::{Arena, Shape};
+use crate::driver::{Device, Driver, Kernel, Session, Stream};
+use crate::grid::{Arena, Extent, Shape};
 use crate::image::Image;
 use crate::library::CallError;
 
 /// The kernel of every image, [`Image::KERNEL`](crate::Image::KERNEL).
 const KERNEL: &CStr = c"dc_resident";
 
-/// The threads of a block: one warp serves in the first, the others are seats. As in `resident.cu`.
-const BLOCK_THREADS: u32 = 128;
-const BLOCK_WARPS: u32 = BLOCK_THREADS / 32;
+/// The shared memory that a block of `resident.cu` needs itself, at most.
+const OWN_SHARED_BYTES: u32 = 8192;
 
 /// Who makes the calls.
 #[derive(Debug)]
@@ -47,9 +46,9 @@ impl Calls {
     ) -> Result<Begun, ResidentError> {
         match isolation {
             Isolation::Thread => {
-                let (cubin, blocks, bytes) = (image.cubin(), blocks(shape), shape.host_bytes());
+                let (cubin, extent, bytes) = (image.cubin(), shape.extent(), shape.host_bytes());
                 let (here, (host, address)) =
-                    Here::begin(driver, ordinal, cubin, blocks, shape.device_bytes(), |session| {
+                    Here::begin(driver, ordinal, cubin, extent, shape.device_bytes(), |session| {
                         session.host_memory(bytes)
                     })?;
                 // SAFETY: just taken, as long as said, zeroed, aligned to pages, and never freed; it is
@@ -71,9 +70,9 @@ impl Calls {
     /// No grid runs.
     pub(super) fn take_up(&mut self, image: &Image, shape: Shape) -> Result<(), ResidentError> {
         match self {
-            Self::Here(here) => here.take_up(image.cubin(), blocks(shape)),
+            Self::Here(here) => here.take_up(image.cubin(), shape.extent()),
             #[cfg(target_os = "linux")]
-            Self::There(child) => child.take_up(image, blocks(shape)),
+            Self::There(child) => child.take_up(image, shape.extent()),
         }
     }
 
@@ -136,9 +135,9 @@ impl Calls {
     ) -> Result<(), ResidentError> {
         match self {
             // SAFETY: as the caller promises.
-            Self::Here(here) => Ok(unsafe { here.launch(zeros, blocks(shape), parameters) }?),
+            Self::Here(here) => Ok(unsafe { here.launch(zeros, shape.extent(), parameters) }?),
             #[cfg(target_os = "linux")]
-            Self::There(child) => child.launch(zeros, blocks(shape), parameters),
+            Self::There(child) => child.launch(zeros, shape.extent(), parameters),
         }
     }
 
@@ -170,27 +169,31 @@ impl Calls {
 fn kernel_of(
     session: &Session,
     cubin: &[u8],
-    blocks: u32,
-    multiprocessors: u32,
+    Extent { blocks, threads, shared_bytes }: Extent,
+    device: &Device,
 ) -> Result<Kernel, ResidentError> {
     let kernel = session.kernel(cubin, KERNEL).map_err(ResidentError::Code)?;
-    let occupancy = session.occupancy(kernel, BLOCK_THREADS).map_err(ResidentError::Code)?;
-    match occupancy * multiprocessors {
+    let most = device.block_shared_bytes.saturating_sub(OWN_SHARED_BYTES);
+    if shared_bytes > most {
+        let wanted = shared_bytes;
+        return Err(ResidentError::SharedMemory { wanted, most });
+    }
+    if shared_bytes > 0 {
+        session.allow_shared_bytes(kernel, shared_bytes).map_err(ResidentError::Code)?;
+    }
+    let occupancy =
+        session.occupancy(kernel, threads, shared_bytes).map_err(ResidentError::Code)?;
+    match occupancy * device.multiprocessors {
         most if blocks > most => Err(ResidentError::NoRoom { blocks, most }),
         _ => Ok(kernel),
     }
-}
-
-/// One warp serves, and each other one is a seat.
-pub(super) fn blocks(shape: Shape) -> u32 {
-    (shape.seats + 1).div_ceil(BLOCK_WARPS)
 }
 
 /// The calls, made in this process.
 #[derive(Debug)]
 pub(super) struct Here {
     session: Session,
-    multiprocessors: u32,
+    of: Device,
     kernel: Kernel,
     /// The one before it, which stays loaded too.
     before: Kernel,
@@ -209,27 +212,26 @@ impl Here {
         driver: &'static Driver,
         ordinal: u32,
         cubin: &[u8],
-        blocks: u32,
+        extent: Extent,
         device_bytes: usize,
         host: impl FnOnce(&Session) -> Result<H, CallError>,
     ) -> Result<(Self, H), ResidentError> {
         let ordinal = ordinal.cast_signed();
-        let device = driver.device(ordinal)?;
+        let of = driver.device(ordinal)?;
         let session = Session::begin(driver, ordinal)?;
-        if !device.cooperative_launch {
-            return Err(ResidentError::NoRoom { blocks, most: 0 });
+        if !of.cooperative_launch {
+            return Err(ResidentError::NoRoom { blocks: extent.blocks, most: 0 });
         }
-        let multiprocessors = device.multiprocessors;
-        let kernel = kernel_of(&session, cubin, blocks, multiprocessors)?;
+        let kernel = kernel_of(&session, cubin, extent, &of)?;
         let (resident, copies) = (session.stream()?, session.stream()?);
         let host = host(&session)?;
         let device = session.device_memory(device_bytes)?;
         let before = kernel;
-        Ok((Self { session, multiprocessors, kernel, before, resident, copies, device }, host))
+        Ok((Self { session, of, kernel, before, resident, copies, device }, host))
     }
 
-    pub(super) fn take_up(&mut self, cubin: &[u8], blocks: u32) -> Result<(), ResidentError> {
-        let kernel = kernel_of(&self.session, cubin, blocks, self.multiprocessors)?;
+    pub(super) fn take_up(&mut self, cubin: &[u8], extent: Extent) -> Result<(), ResidentError> {
+        let kernel = kernel_of(&self.session, cubin, extent, &self.of)?;
         self.before = std::mem::replace(&mut self.kernel, kernel);
         Ok(())
     }
@@ -264,7 +266,7 @@ impl Here {
     pub(super) unsafe fn launch(
         &self,
         (left, left_bytes): (usize, usize),
-        blocks: u32,
+        extent: Extent,
         parameters: &Parameters,
     ) -> Result<(), CallError> {
         let address = self.device + left as u64;
@@ -272,9 +274,7 @@ impl Here {
         unsafe { self.session.zero(self.resident, address, left_bytes) }?;
         // SAFETY: the image's kernel takes these parameters; they lead to the arenas, which are never
         // freed while the context lives.
-        unsafe {
-            self.session.launch(self.kernel, blocks, BLOCK_THREADS, self.resident, parameters)
-        }
+        unsafe { self.session.launch(self.kernel, extent, self.resident, parameters) }
     }
 
     pub(super) fn is_idle(&self) -> Result<bool, CallError> {

@@ -23,6 +23,13 @@ pub enum ResidentError {
         /// How many fit.
         most: u32,
     },
+    /// A block of the grid wants more shared memory than there is.
+    SharedMemory {
+        /// How many bytes it wants for its kernels.
+        wanted: u32,
+        /// How many it can have.
+        most: u32,
+    },
     /// The plan does not fit.
     Plan(PlanError),
     /// A seat that is taken.
@@ -52,7 +59,7 @@ impl ResidentError {
         let spares = [
             matches!(self, Self::Plan(_) | Self::Taken(_) | Self::Full),
             // Of code that was to be loaded; that of before goes on.
-            matches!(self, Self::Code(_) | Self::NoRoom { .. }),
+            matches!(self, Self::Code(_) | Self::NoRoom { .. } | Self::SharedMemory { .. }),
         ];
         !spares.contains(&true)
     }
@@ -67,6 +74,11 @@ impl fmt::Display for ResidentError {
             Self::NoRoom { blocks, most } => {
                 write!(f, "the device holds {most} blocks at once, not {blocks}")
             }
+            Self::SharedMemory { wanted, most } => write!(
+                f,
+                "a block of the grid wants {wanted} bytes of shared memory for its kernels; it can have \
+                 {most}"
+            ),
             Self::Plan(error) => error.fmt(f),
             Self::Taken(seat) => write!(f, "seat {seat} is taken"),
             Self::Full => f.write_str("no seat is free"),

@@ -22,7 +22,7 @@ use dotcompute_process::{Coder, Host, Kernels, Memory, Process, Processes};
 use super::calls::Here;
 use super::{Residency, ResidentError};
 use crate::driver::{Driver, call_name};
-use crate::grid::{Arena, Shape};
+use crate::grid::{Arena, Extent, Shape};
 use crate::image::Image;
 use crate::library::CallError;
 
@@ -67,13 +67,26 @@ pub fn serve_isolated(host: &mut Host) -> Result<(), Fault> {
 /// A call that the child is to make.
 #[derive(Debug)]
 enum Call {
-    Begin { driver: PathBuf, ordinal: u32, blocks: u32, device_bytes: usize, cubin: Vec<u8> },
-    TakeUp { blocks: u32, cubin: Vec<u8> },
+    Begin { driver: PathBuf, ordinal: u32, extent: Extent, device_bytes: usize, cubin: Vec<u8> },
+    TakeUp { extent: Extent, cubin: Vec<u8> },
     PutBack,
     Write { offset: usize, bytes: Vec<u8> },
     Read { offset: usize, bytes: usize },
-    Launch { zeros: (usize, usize), blocks: u32, parameters: Parameters },
+    Launch { zeros: (usize, usize), extent: Extent, parameters: Parameters },
     IsIdle,
+}
+
+/// How an extent travels, as two numbers.
+fn numbers_of(Extent { blocks, threads, shared_bytes }: Extent) -> [u64; 2] {
+    [u64::from(blocks) | u64::from(threads) << 32, u64::from(shared_bytes)]
+}
+
+fn extent_of(numbers: &[u64]) -> Result<Extent, BoxError> {
+    Ok(Extent {
+        blocks: numbers[0] as u32,
+        threads: (numbers[0] >> 32) as u32,
+        shared_bytes: u32::try_from(numbers[1])?,
+    })
 }
 
 impl Message for Call {
@@ -108,15 +121,15 @@ impl Message for Said {
 /// How both travel: a kind, numbers, and bytes.
 struct Frame<'a> {
     kind: u64,
-    numbers: [u64; 12],
+    numbers: [u64; 14],
     bytes: &'a [u8],
 }
 
 impl<'a> Frame<'a> {
-    const NUMBERS_BYTES: usize = 12 * 8;
+    const NUMBERS_BYTES: usize = 14 * 8;
 
     fn new(kind: u64, numbers: &[u64], bytes: &'a [u8]) -> Self {
-        let mut all = [0; 12];
+        let mut all = [0; 14];
         all[..numbers.len()].copy_from_slice(numbers);
         Self { kind, numbers: all, bytes }
     }
@@ -131,7 +144,7 @@ impl<'a> Frame<'a> {
         let (kind, rest) = bytes.split_first_chunk().ok_or("a frame without a kind")?;
         let (numbers, bytes) =
             rest.split_at_checked(Self::NUMBERS_BYTES).ok_or("a frame without its numbers")?;
-        let mut all = [0; 12];
+        let mut all = [0; 14];
         for (number, bytes) in all.iter_mut().zip(numbers.as_chunks().0) {
             *number = u64::from_le_bytes(*bytes);
         }
@@ -152,14 +165,11 @@ impl Call {
 
     fn write(&self, out: &mut Vec<u8>) {
         match self {
-            Self::Begin { driver, ordinal, blocks, device_bytes, cubin } => {
+            Self::Begin { driver, ordinal, extent, device_bytes, cubin } => {
                 let path = driver.as_os_str().as_bytes();
-                let numbers = [
-                    u64::from(*ordinal),
-                    u64::from(*blocks),
-                    *device_bytes as u64,
-                    path.len() as u64,
-                ];
+                let [size, shared] = numbers_of(*extent);
+                let (ordinal, device_bytes) = (u64::from(*ordinal), *device_bytes as u64);
+                let numbers = [ordinal, size, shared, device_bytes, path.len() as u64];
                 Frame::new(0, &numbers, path).write(out);
                 out.extend_from_slice(cubin);
             }
@@ -167,12 +177,13 @@ impl Call {
             Self::Read { offset, bytes } => {
                 Frame::new(2, &[*offset as u64, *bytes as u64], &[]).write(out);
             }
-            Self::Launch { zeros, blocks, parameters } => {
+            Self::Launch { zeros, extent, parameters } => {
                 let it = parameters;
+                let [size, shared] = numbers_of(*extent);
                 let numbers = [
                     zeros.0 as u64,
                     zeros.1 as u64,
-                    u64::from(*blocks) | u64::from(it.epoch) << 32,
+                    u64::from(it.seat_count) | u64::from(it.epoch) << 32,
                     it.seats,
                     it.news,
                     it.counters,
@@ -182,12 +193,14 @@ impl Call {
                     it.census,
                     it.lease_ns,
                     it.silence_ns,
+                    size,
+                    shared,
                 ];
-                Frame::new(3 | u64::from(it.seat_count) << 32, &numbers, &[]).write(out);
+                Frame::new(3, &numbers, &[]).write(out);
             }
             Self::IsIdle => Frame::new(4, &[], &[]).write(out),
-            Self::TakeUp { blocks, cubin } => {
-                Frame::new(5, &[u64::from(*blocks)], cubin).write(out);
+            Self::TakeUp { extent, cubin } => {
+                Frame::new(5, &numbers_of(*extent), cubin).write(out);
             }
             Self::PutBack => Frame::new(6, &[], &[]).write(out),
         }
@@ -196,15 +209,15 @@ impl Call {
     fn read(bytes: &[u8]) -> Result<Self, BoxError> {
         let Frame { kind, numbers: n, bytes } = Frame::read(bytes)?;
         let size = |number: u64| usize::try_from(number);
-        Ok(match kind as u32 {
+        Ok(match kind {
             0 => {
                 let (path, cubin) =
-                    bytes.split_at_checked(size(n[3])?).ok_or("a path that is cut off")?;
+                    bytes.split_at_checked(size(n[4])?).ok_or("a path that is cut off")?;
                 Self::Begin {
                     driver: PathBuf::from(std::ffi::OsStr::from_bytes(path)),
                     ordinal: u32::try_from(n[0])?,
-                    blocks: u32::try_from(n[1])?,
-                    device_bytes: size(n[2])?,
+                    extent: extent_of(&n[1..3])?,
+                    device_bytes: size(n[3])?,
                     cubin: cubin.to_vec(),
                 }
             }
@@ -212,7 +225,7 @@ impl Call {
             2 => Self::Read { offset: size(n[0])?, bytes: size(n[1])? },
             3 => Self::Launch {
                 zeros: (size(n[0])?, size(n[1])?),
-                blocks: n[2] as u32,
+                extent: extent_of(&n[12..14])?,
                 parameters: Parameters {
                     seats: n[3],
                     news: n[4],
@@ -223,12 +236,12 @@ impl Call {
                     census: n[9],
                     lease_ns: n[10],
                     silence_ns: n[11],
-                    seat_count: (kind >> 32) as u32,
+                    seat_count: n[2] as u32,
                     epoch: (n[2] >> 32) as u32,
                 },
             },
             4 => Self::IsIdle,
-            5 => Self::TakeUp { blocks: u32::try_from(n[0])?, cubin: bytes.to_vec() },
+            5 => Self::TakeUp { extent: extent_of(&n[..2])?, cubin: bytes.to_vec() },
             6 => Self::PutBack,
             other => return Err(format!("no call of kind {other}").into()),
         })
@@ -306,7 +319,7 @@ impl Server {
     fn begin(
         &mut self,
         driver: &std::path::Path,
-        (ordinal, blocks): (u32, u32),
+        (ordinal, extent): (u32, Extent),
         cubin: &[u8],
         device_bytes: usize,
     ) -> Result<Said, ResidentError> {
@@ -322,7 +335,7 @@ impl Server {
         // As long as the driver knows of it.
         let memory: &'static Memory = Box::leak(Box::new(memory));
         let (start, bytes): (NonNull<u8>, usize) = (memory.start(), memory.bytes());
-        let (here, host) = Here::begin(driver, ordinal, cubin, blocks, device_bytes, |session| {
+        let (here, host) = Here::begin(driver, ordinal, cubin, extent, device_bytes, |session| {
             // SAFETY: mapped for good, as just said.
             unsafe { session.register(start, bytes) }
         })?;
@@ -332,8 +345,8 @@ impl Server {
     }
 
     fn call(&mut self, call: &Call) -> Result<Said, ResidentError> {
-        if let Call::Begin { driver, ordinal, blocks, device_bytes, cubin } = call {
-            return self.begin(driver, (*ordinal, *blocks), cubin, *device_bytes);
+        if let Call::Begin { driver, ordinal, extent, device_bytes, cubin } = call {
+            return self.begin(driver, (*ordinal, *extent), cubin, *device_bytes);
         }
         HERE.with_borrow_mut(|here| match here {
             Some(here) => Self::call_here(here, call),
@@ -344,8 +357,8 @@ impl Server {
     fn call_here(here: &mut Here, call: &Call) -> Result<Said, ResidentError> {
         Ok(match call {
             Call::Begin { .. } => Said::Else("a second grid".to_owned()),
-            Call::TakeUp { blocks, cubin } => {
-                here.take_up(cubin, *blocks)?;
+            Call::TakeUp { extent, cubin } => {
+                here.take_up(cubin, *extent)?;
                 Said::Done
             }
             Call::PutBack => {
@@ -361,9 +374,9 @@ impl Server {
                 // SAFETY: the parent's launcher promises it (`Calls::read`).
                 Said::Read(unsafe { here.read(*offset, *bytes) }?)
             }
-            Call::Launch { zeros, blocks, parameters } => {
+            Call::Launch { zeros, extent, parameters } => {
                 // SAFETY: the parent's launcher promises it (`Calls::launch`).
-                unsafe { here.launch(*zeros, *blocks, parameters) }?;
+                unsafe { here.launch(*zeros, *extent, parameters) }?;
                 Said::Done
             }
             Call::IsIdle => Said::Idle(here.is_idle()?),
@@ -426,7 +439,7 @@ impl Child {
         let begun = child.ask(Call::Begin {
             driver: driver.path().to_owned(),
             ordinal,
-            blocks: super::calls::blocks(shape),
+            extent: shape.extent(),
             device_bytes: shape.device_bytes(),
             cubin: image.cubin().to_vec(),
         })?;
@@ -464,8 +477,8 @@ impl Child {
         }
     }
 
-    pub(super) fn take_up(&self, image: &Image, blocks: u32) -> Result<(), ResidentError> {
-        self.done(Call::TakeUp { blocks, cubin: image.cubin().to_vec() })
+    pub(super) fn take_up(&self, image: &Image, extent: Extent) -> Result<(), ResidentError> {
+        self.done(Call::TakeUp { extent, cubin: image.cubin().to_vec() })
     }
 
     pub(super) fn put_back(&self) -> Result<(), ResidentError> {
@@ -486,10 +499,10 @@ impl Child {
     pub(super) fn launch(
         &self,
         zeros: (usize, usize),
-        blocks: u32,
+        extent: Extent,
         parameters: &Parameters,
     ) -> Result<(), ResidentError> {
-        self.done(Call::Launch { zeros, blocks, parameters: *parameters })
+        self.done(Call::Launch { zeros, extent, parameters: *parameters })
     }
 
     pub(super) fn is_idle(&self) -> Result<bool, ResidentError> {
@@ -545,19 +558,20 @@ mod tests {
             seat_count: 10,
             epoch: u32::MAX,
         };
+        let extent = Extent { blocks: 33, threads: 128, shared_bytes: u32::MAX };
         let calls = [
             Call::Begin {
                 driver: "/a/libcuda.so.1".into(),
                 ordinal: 1,
-                blocks: 2,
+                extent,
                 device_bytes: 3,
                 cubin: vec![0, 255],
             },
-            Call::TakeUp { blocks: 3, cubin: vec![7; 9] },
+            Call::TakeUp { extent, cubin: vec![7; 9] },
             Call::PutBack,
             Call::Write { offset: 77, bytes: vec![1; 300] },
             Call::Read { offset: 77, bytes: 5 },
-            Call::Launch { zeros: (1, 128), blocks: 33, parameters },
+            Call::Launch { zeros: (1, 128), extent, parameters },
             Call::IsIdle,
         ];
         for call in calls {

@@ -553,7 +553,14 @@ int cuFuncGetParamInfo(void *function, size_t index, size_t *offset, size_t *siz
 int cuFuncGetAttribute(int *value, int attribute, void *) {
     return *value = attribute == 0 ? 1024 : attribute == 4 ? 32 : 0, lost;
 }
-int cuFuncSetAttribute(void *, int attribute, int) { return attribute == 8 ? lost : 1; }
+int cuFuncSetAttribute(void *function, int attribute, int value) {
+    STANDIN_CALL
+    if (attribute != 8 || value < 0 || value > 227 * 1024)
+        return 1;
+    std::lock_guard held(lock);
+    shared_of[function] = value;
+    return lost;
+}
 int cuOccupancyMaxPotentialBlockSize(int *grid, int *block, void *, void *, size_t, int) {
     return *grid = 8, *block = 512, lost;
 }

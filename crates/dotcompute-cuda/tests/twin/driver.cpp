@@ -28,6 +28,7 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <condition_variable>
 #include <cstdlib>
 #include <cstring>
@@ -71,8 +72,10 @@ int fails(const char *call) {
 
 // The code of a grid.
 struct module {
-    void (*seat)(const dc_grid *, uint32_t) = dc_twin_seat;
+    void (*seat)(const dc_grid *, uint32_t, uint32_t) = dc_twin_seat;
     void (*service)(const dc_grid *) = dc_twin_service;
+    // How many threads call a handler; where they are a block, a seat is one.
+    uint32_t scope = DC_SCOPE_LANE, threads = 1;
     // What its launches return, where they are refused.
     int refused = 0;
 };
@@ -149,17 +152,18 @@ void wait_for_resident_work() {
     changed.wait(held, [last] { return resident.empty() || *resident.begin() > last; });
 }
 
-void run_grid(long number, const module *code, const dc_grid &grid) {
+void run_grid(long number, const module *code, const dc_grid &grid, uint32_t shared_bytes) {
     std::vector<std::thread> warps;
     for (uint32_t warp = 0; warp <= grid.seat_count; ++warp) {
-        warps.emplace_back([&grid, code, warp] {
+        warps.emplace_back([&grid, code, warp, shared_bytes] {
             dc_store_sys(DC_SYNC_NONE, dc_at<uint32_t>(grid.census) + warp, grid.epoch);
             try {
                 if (warp == 0)
                     code->service(&grid);
                 else
-                    code->seat(&grid, warp - 1);
-            } catch (ended) {
+                    code->seat(&grid, warp - 1, shared_bytes);
+            } catch (...) {
+                // Its context is lost: `ended`, or what the threads of a seat make of that.
             }
         });
     }
@@ -174,6 +178,14 @@ void run_grid(long number, const module *code, const dc_grid &grid) {
 size_t image_bytes(const void *image) {
     auto header = static_cast<const Elf64_Ehdr *>(image);
     return header->e_shoff + size_t(header->e_shentsize) * header->e_shnum;
+}
+
+// How much shared memory blocks of a function may have, by cuFuncSetAttribute.
+std::map<void *, int> &shared_of = *new std::map<void *, int>;
+int may_share(void *function) {
+    std::lock_guard held(lock);
+    auto found = shared_of.find(function);
+    return found == shared_of.end() ? 48 * 1024 : found->second;
 }
 
 // Loads an image from memory; it stays loaded.
@@ -196,6 +208,8 @@ module *load(const void *image) {
     loaded->seat = reinterpret_cast<decltype(loaded->seat)>(dlsym(library, "dc_twin_seat"));
     loaded->service =
         reinterpret_cast<decltype(loaded->service)>(dlsym(library, "dc_twin_service"));
+    loaded->scope = *static_cast<uint32_t *>(dlsym(library, "standin_scope"));
+    loaded->threads = *static_cast<uint32_t *>(dlsym(library, "standin_threads"));
     using hook = void (*)();
     *static_cast<hook *>(dlsym(library, "standin_fate")) = look_at_fate;
     *static_cast<hook *>(dlsym(library, "standin_trap_hook")) = trap;
@@ -402,19 +416,24 @@ int cuModuleGetFunction(void **function, void *module, const char *name) {
         return lost;
     return *function = module, std::strcmp(name, "dc_resident") == 0 ? lost : 500;
 }
-int cuOccupancyMaxActiveBlocksPerMultiprocessor(int *blocks, void *, int threads, size_t) {
-    return *blocks = 2048 / threads, lost;
+int cuOccupancyMaxActiveBlocksPerMultiprocessor(int *blocks, void *, int threads, size_t shared) {
+    const int by_memory = shared == 0 ? 32 : int(227 * 1024 / shared);
+    return *blocks = std::min(2048 / threads, by_memory), lost;
 }
 int cuLaunchCooperativeKernel(void *function, unsigned blocks, unsigned, unsigned, unsigned threads,
-                              unsigned, unsigned, unsigned, void *of, void **parameters) {
+                              unsigned, unsigned, unsigned shared_bytes, void *of,
+                              void **parameters) {
     STANDIN_CALL
     const dc_grid grid = *static_cast<const dc_grid *>(parameters[0]);
     auto code = static_cast<const module *>(function);
     if (code->refused != 0)
         return code->refused;
-    // A warp for the service and each seat, and no block to spare.
-    const unsigned warps = threads / 32;
-    if (blocks != (grid.seat_count + warps) / warps)
+    // A warp, or a block, for the service and each seat, and no block to spare.
+    const bool is_block = code->scope == DC_SCOPE_BLOCK;
+    const unsigned seats = is_block ? 1 : threads / 32;
+    if (blocks != (grid.seat_count + seats) / seats || threads > 1024 || threads % 32 != 0)
+        return 1;
+    if ((is_block && threads != code->threads) || int(shared_bytes) > may_share(function))
         return 1;
     long number;
     {
@@ -422,7 +441,7 @@ int cuLaunchCooperativeKernel(void *function, unsigned blocks, unsigned, unsigne
         number = ++launched;
         resident.insert(number);
     }
-    return give(of, [=] { run_grid(number, code, grid); });
+    return give(of, [=] { run_grid(number, code, grid, shared_bytes / seats); });
 }
 
 } // extern "C"

@@ -80,6 +80,29 @@ static int32_t shift(const span *message, sum *state, span *reply, rk_ctx *ctx) 
     return DC_HANDLER_REPLY;
 }
 
+// Adds up what each thread made of the value, for which they meet twice.
+static int32_t share(const number *message, sum *state, sum *reply, rk_ctx *ctx) {
+    const uint32_t thread = rk_thread(ctx), threads = rk_threads(ctx);
+    if (threads == 1)
+        return DC_FAULT_BOUNDS;
+    auto parts = static_cast<int64_t *>(rk_shared(ctx));
+    parts[thread] = message->value + thread;
+    if (int32_t fault = rk_barrier(ctx))
+        return fault;
+    if (thread == threads - 1) {
+        state->total += 1;
+        for (uint32_t part = 0; part < threads; ++part)
+            state->value += parts[part];
+    }
+    if (int32_t fault = rk_barrier(ctx))
+        return fault;
+    if (thread != 0)
+        return DC_HANDLER_DONE;
+    *reply = *state;
+    state->value = 0;
+    return DC_HANDLER_REPLY;
+}
+
 extern "C" int32_t dc_dispatch(uint32_t handler, const void *message, void *state, void *reply,
                                rk_ctx *ctx) {
     auto in = static_cast<const number *>(message);
@@ -93,6 +116,8 @@ extern "C" int32_t dc_dispatch(uint32_t handler, const void *message, void *stat
         return obey(in, kept, out, ctx);
     case 3:
         return shift(static_cast<const span *>(message), kept, static_cast<span *>(reply), ctx);
+    case 4:
+        return share(in, kept, out, ctx);
     default:
         return DC_FAULT_BOUNDS;
     }

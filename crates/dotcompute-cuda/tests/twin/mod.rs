@@ -11,8 +11,11 @@ use dotcompute_cuda::grid::{Arena, EdgePlan, Grid, Port, SeatPlan, Shape, Way, W
 /// The handler of `handlers.cpp` that replies with the sum of all values.
 pub(crate) const ADD: u32 = 0;
 
-type Seat = unsafe extern "C" fn(*const Parameters, u32);
+type Seat = unsafe extern "C" fn(*const Parameters, u32, u32);
 type Service = unsafe extern "C" fn(*const Parameters);
+
+/// The shared memory of a kernel whose handler has several threads.
+const SHARED_BYTES: u32 = 8192;
 
 /// The device's code, compiled for the host.
 #[derive(Clone, Copy)]
@@ -61,7 +64,7 @@ impl Twin {
             // SAFETY: `Stage::launch` made the parameters, and leaks what they lead to.
             0 => unsafe { (self.service)(parameters) },
             // SAFETY: as above.
-            seat => unsafe { (self.seat)(parameters, seat - 1) },
+            seat => unsafe { (self.seat)(parameters, seat - 1, SHARED_BYTES) },
         }
     }
 }

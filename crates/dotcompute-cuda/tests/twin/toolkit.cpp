@@ -32,11 +32,24 @@ static inline void standin_pause(uint32_t ns) {
 #define dc_pause standin_pause
 #include "calls.cuh"
 #include "service.cuh"
-extern "C" void dc_twin_seat(const dc_grid *grid, uint32_t number) {
+extern "C" void dc_twin_seat(const dc_grid *grid, uint32_t number, uint32_t shared_bytes) {
     dc_stage stage = {};
-    dc_sit(*grid, dc_at<const dc_seat>(grid->seats) + number, &stage);
+    const dc_seat *seat = dc_at<const dc_seat>(grid->seats) + number;
+#if DC_IS_WIDE
+    // Aligned to 16, as memory is that was just taken.
+    std::vector<uint8_t> shared(shared_bytes + 1);
+    dc_crew crew;
+    stage.context.call.shared = shared.data();
+    stage.context.call.crew = &crew;
+#else
+    (void)shared_bytes;
+#endif
+    dc_sit(*grid, seat, &stage);
 }
+
 extern "C" void dc_twin_service(const dc_grid *grid) { dc_serve(*grid); }
+// Of which scope it is.
+extern "C" const uint32_t standin_scope = DC_SCOPE, standin_threads = DC_SEAT_THREADS;
 )";
 
 std::string read(const fs::path &path) {

@@ -18,7 +18,7 @@ use super::errors;
 use super::executor::{ActorRun, AsyncioExecutor, Spec, ThreadExecutor, without_signals};
 use super::held::Held;
 use super::message::{PyMessage, full_envelope, plain_envelope};
-use super::operation::{Operation, Receive, Target, duration};
+use super::operation::{self, Operation, Receive, Target, duration};
 use super::runtime::NativeRuntime;
 use super::scope::scope;
 use crate::fastcall::{Method, fastcall, optional};
@@ -430,6 +430,16 @@ impl Actor {
     fn _reactivate(&self, py: Python<'_>) -> PyResult<()> {
         let kernel = self.kernel(py, "reactivate")?;
         scope(py, || kernel.reactivate()).map_err(|error| errors::state(py, &error))
+    }
+
+    /// Sends a message and waits for the reply to it, on the calling thread, for `timeout` seconds at most.
+    #[pyo3(signature = (message, timeout=None))]
+    fn ask_blocking(
+        &self,
+        message: &Bound<'_, PyAny>,
+        timeout: Option<f64>,
+    ) -> PyResult<Py<PyAny>> {
+        operation::ask_blocking(message.py(), self, message, timeout)
     }
 
     /// Sends a message if that needs no waiting; whether it was taken.

@@ -68,7 +68,7 @@ impl Shared {
     pub(super) fn set_asked(&self) {
         // SYNC(shared.asked) acqrel: pairs with the acquire in `is_asked`, and with itself. The
         // message of the ask is sent after it, so that the kernel that receives it sees it.
-        if self.asked.swap(true, Ordering::AcqRel) {
+        if self.is_asked() || self.asked.swap(true, Ordering::AcqRel) {
             return;
         }
         let next: Vec<_> = match &*lock(&self.next) {

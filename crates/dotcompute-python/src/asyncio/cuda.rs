@@ -8,6 +8,7 @@ use dotcompute::mailbox::sync::lock;
 use dotcompute_cuda::resident::Isolation;
 use dotcompute_cuda::{
     Cuda, CudaError, CudaHandler, CudaKernel as Described, CudaKernels, CudaLaunch, CudaOptions,
+    Scope,
 };
 #[cfg(target_os = "linux")]
 use dotcompute_cuda::{isolated, serve_isolated};
@@ -114,13 +115,13 @@ pub(super) struct CudaKernel {
 
 #[pymethods]
 impl CudaKernel {
-    /// `code`: ("source", symbol, text) or ("ltoir", symbol, bytes). Compiles and links it, without
-    /// the interpreter's lock. `children`: what starts the process of its context, and takes what that
+    /// `code`: ("source", symbol, text) or ("ltoir", symbol, bytes). `scope`: its name, and how many threads
+    /// and bytes of shared memory there are. Compiles and links it, without the interpreter's lock. `children`: what starts the process of its context, and takes what that
     /// writes; none: its context is this process's.
     #[new]
     #[expect(clippy::too_many_arguments, reason = "called once, from the Python half, by name")]
     #[pyo3(signature = (kernel_id, code, input, output, state, initial, max_emit, targets,
-                        children=None))]
+                        scope, children=None))]
     fn new(
         py: Python<'_>,
         kernel_id: &str,
@@ -131,6 +132,7 @@ impl CudaKernel {
         initial: &[u8],
         max_emit: u32,
         targets: Vec<(String, Bound<'_, RecordLayout>)>,
+        scope: (String, u32, u32),
         children: Option<Children>,
     ) -> PyResult<Self> {
         let (kind, symbol): (String, String) =
@@ -140,6 +142,14 @@ impl CudaKernel {
             "ltoir" => CudaHandler::from_lto_ir(symbol, code.get_item(2)?.extract::<Vec<u8>>()?),
             other => return Err(PyTypeError::new_err(format!("no code of the kind '{other}'"))),
         };
+        let (scope, threads, shared_bytes) = scope;
+        let scope = match scope.as_str() {
+            "lane" => Scope::Lane,
+            "warp" => Scope::Warp,
+            "block" => Scope::Block { threads },
+            other => return Err(PyTypeError::new_err(format!("no scope '{other}'"))),
+        };
+        let code = code.scope(scope).shared_bytes(shared_bytes);
         let input_layout = layout_of(input.bind(py))?;
         let mut described = Described::new(code.clone(), input_layout).max_emit(max_emit);
         if let Some(output) = &output {

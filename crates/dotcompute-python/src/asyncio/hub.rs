@@ -115,6 +115,18 @@ pub(super) fn with_budget<T>(f: impl FnOnce() -> Option<T>) -> Option<T> {
     })
 }
 
+/// How long an await may wait on its thread for as much of the budget as one that does not wait.
+const WAIT_PER_AWAIT: Duration = Duration::from_micros(4);
+
+/// An await has waited on this thread for so long, and kept the loop from its turn: that counts as
+/// several. So awaits keep it for [`TURN`] or so, or the longest single wait beyond it.
+#[inline]
+pub(super) fn charge(waited: Duration) {
+    let awaits = waited.as_nanos() / WAIT_PER_AWAIT.as_nanos();
+    let awaits = u32::try_from(awaits).unwrap_or(u32::MAX);
+    LEFT.set(LEFT.get().saturating_sub(awaits));
+}
+
 /// A new turn of the loop has begun.
 #[inline]
 pub(super) fn refill() {

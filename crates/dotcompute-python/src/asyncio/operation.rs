@@ -4,23 +4,26 @@
 
 use std::ffi::c_int;
 use std::future::Future;
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
+use dotcompute::mailbox::wait::block_on_until;
 use dotcompute::{Envelope, ReceiveError, Receiving, Sleep, sleep_until};
-use pyo3::exceptions::PyValueError;
+use pyo3::exceptions::{PyRuntimeError, PyValueError};
 use pyo3::prelude::*;
 
 use super::actor::{Actor, Kernel};
 use super::context::{ActorContext, ContextCell};
 use super::errors;
 use super::held::Held;
+use super::hub;
 use super::message::{PyMessage, plain_envelope};
+use super::python;
 use super::runtime::NativeRuntime;
 use super::scope::scope;
-use crate::queues::QueueOperation;
+use crate::queues::{QueueOperation, is_main_thread};
 use crate::quick::Quick;
 
 /// A future that ends as an awaitable ends.
@@ -461,6 +464,9 @@ fn ask(
 /// The answer of a kernel in another process, if that comes within microseconds: this thread drives
 /// the kernel so long, so that no thread has to be woken and the loop has no turn in between. Only
 /// for an ask that is alone: of several, the loop sends the next one meanwhile.
+///
+/// The loop waits for 50 us at most, and that only as long as such waits end with the answer; see
+/// [`hub::charge`] for many in a row.
 fn at_once(kernel: &Kernel, future: &mut Pending) -> Option<PyResult<Py<PyAny>>> {
     if !kernel.is_driven_by_guests() {
         return None;
@@ -470,6 +476,7 @@ fn at_once(kernel: &Kernel, future: &mut Pending) -> Option<PyResult<Py<PyAny>>>
         return None;
     }
     let mut answered = None;
+    let since = Instant::now();
     kernel.in_place(&mut |place| {
         // It sends the message when it is polled first.
         let mut poll = |cx: &mut Context<'_>| {
@@ -482,7 +489,75 @@ fn at_once(kernel: &Kernel, future: &mut Pending) -> Option<PyResult<Py<PyAny>>>
             place.drive_briefly(&mut poll);
         }
     });
+    hub::charge(since.elapsed());
     answered
+}
+
+/// How long the main thread waits before it looks for signals.
+const SLICE: Duration = Duration::from_millis(50);
+
+/// Asks a kernel and waits on the calling thread, without the interpreter. Where the kernel's executor
+/// lets it, the thread drives the kernel meanwhile, so that none has to be woken in between.
+pub(super) fn ask_blocking(
+    py: Python<'_>,
+    actor: &Actor,
+    message: &Bound<'_, PyAny>,
+    timeout: Option<f64>,
+) -> PyResult<Py<PyAny>> {
+    if !python::names(py)?.running_loop.bind(py).call0()?.is_none() {
+        return Err(PyRuntimeError::new_err(
+            "ask_blocking would stop the event loop that runs on this thread: await \
+             send_and_receive, or call it on another thread (asyncio.to_thread)",
+        ));
+    }
+    let kernel = actor.kernel(py, "send message")?;
+    let within = duration(timeout)?;
+    actor.shared.set_asked();
+    let envelope = actor.envelope(message, true)?;
+    let mut asking = pin!(async {
+        match within {
+            Some(within) => kernel.ask_timeout(envelope, within).await,
+            None => kernel.ask(envelope).await,
+        }
+    });
+    let is_main = is_main_thread(py)?;
+    loop {
+        let until = is_main.then(|| Instant::now() + SLICE);
+        // Not in a scope: an event loop that has to go on for the answer is told at once.
+        if let Some(answered) = py.detach(|| wait_for(kernel, asking.as_mut(), until)) {
+            return match answered {
+                Ok(reply) => Ok(PyMessage::into_object(reply, py, actor.reply_record())?),
+                Err(error) => Err(errors::ask(py, error, timeout, actor.capacity())),
+            };
+        }
+        py.check_signals()?;
+    }
+}
+
+/// The end of an ask; none if `until` has passed.
+fn wait_for<F: Future>(
+    kernel: &Kernel,
+    mut asking: Pin<&mut F>,
+    until: Option<Instant>,
+) -> Option<F::Output> {
+    let mut answered = None;
+    kernel.in_place(&mut |place| {
+        let mut poll = |cx: &mut Context<'_>| {
+            if let Poll::Ready(outcome) = asking.as_mut().poll(cx) {
+                answered = Some(outcome);
+            }
+            answered.is_some()
+        };
+        // In the place before the message is sent, which else would wake who drives the kernel.
+        if !poll(&mut Context::from_waker(Waker::noop())) {
+            place.drive(until, &mut poll);
+        }
+    });
+    match answered {
+        Some(_) => answered,
+        // Somebody else drives it, or it has ended.
+        None => block_on_until(asking, until).ok(),
+    }
 }
 
 #[inline]

@@ -4,7 +4,8 @@
 //! in the native part of the object ([`base`], [`constructor`]). What is known about a class - its fields, where
 //! they lie, what they default to - is worked out once ([`layout`]). The bytes ([`encode`],
 //! [`decode`]) are those of `dotcompute::wire`, with Python's types added ([`hint`] says when an
-//! annotation settles what a value is read back as).
+//! annotation settles what a value is read back as). Of records the bytes are those of a struct of C
+//! ([`record`]).
 //!
 //! For the rest of the crate: [`priority_of`], [`id_of`] and [`correlation_of`] read any object.
 
@@ -16,6 +17,7 @@ mod hint;
 mod id;
 mod keys;
 mod layout;
+mod record;
 mod slots;
 mod types;
 
@@ -28,9 +30,12 @@ use pyo3::types::{PyBytes, PyDict, PyFloat, PyInt, PyList, PyString, PyTuple, Py
 
 use crate::quick::Quick;
 
+pub(crate) use record::{RecordCodec, pack as pack_record, unpack as unpack_record};
+
 pub(crate) fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add("MessageBase", constructor::message_base(module.py())?)?;
     module.add_class::<layout::LayoutHandle>()?;
+    module.add_class::<RecordCodec>()?;
     module.add_function(wrap_pyfunction!(message_header, module)?)?;
     module.add_function(wrap_pyfunction!(base::new_message_id, module)?)?;
     module.add_function(wrap_pyfunction!(base::reseed_message_ids, module)?)?;

@@ -97,7 +97,7 @@ fn wait<R: Send>(
 }
 
 /// Whether this is the thread that runs Python's signal handlers.
-fn is_main_thread(py: Python<'_>) -> PyResult<bool> {
+pub(crate) fn is_main_thread(py: Python<'_>) -> PyResult<bool> {
     thread_local! {
         static IS_MAIN: Cell<Option<bool>> = const { Cell::new(None) };
     }

@@ -25,6 +25,7 @@ use pyo3::gc::{PyTraverseError, PyVisit};
 use pyo3::prelude::*;
 use pyo3::types::PyType;
 
+pub(crate) use blocking::is_main_thread;
 pub(crate) use waiting::QueueOperation;
 
 use crate::fastcall;

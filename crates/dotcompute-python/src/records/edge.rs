@@ -18,7 +18,7 @@ use pyo3::types::{PyBytes, PyTuple};
 use super::layout::RecordLayout;
 use super::memory::{self, Held, Lease, RecordMemory};
 use crate::asyncio::{DevicePointer, PyFault, PyMessage, errors};
-use crate::message;
+use crate::message::{self, RecordCodec, pack_record, unpack_record};
 
 /// The record classes of a kernel, on its outside.
 pub(crate) struct Records {
@@ -76,8 +76,16 @@ impl Records {
 /// The records of an object or an array.
 fn to_records(message: &Bound<'_, PyAny>, records: &Records) -> PyResult<RecordBatch> {
     let (py, layout) = (message.py(), records.input_layout);
+    let record = records.input.bind(py);
+    let wrong = || PyTypeError::new_err("a record of another size");
+    if let Ok(codec) = record.cast::<RecordCodec>()
+        && let Some(packed) =
+            pack_record(codec, message, |bytes| RecordBatch::single(layout, bytes))?
+    {
+        return packed.ok_or_else(wrong);
+    }
     // Bytes of one record, or how many an array has; with the memory that they name, if they do.
-    let mut packed = records.input.bind(py).call_method1(intern!(py, "to_records"), (message,))?;
+    let mut packed = record.call_method1(intern!(py, "to_records"), (message,))?;
     let mut lent: Vec<Lent> = Vec::new();
     if let Ok(naming) = packed.cast::<PyTuple>() {
         records.reach.check(py)?;
@@ -90,7 +98,7 @@ fn to_records(message: &Bound<'_, PyAny>, records: &Records) -> PyResult<RecordB
             true => RecordBatch::single(layout, bytes.as_bytes()),
             false => RecordBatch::single_keeping(layout, bytes.as_bytes(), Box::new(lent)),
         };
-        return single.ok_or_else(|| PyTypeError::new_err("a record of another size"));
+        return single.ok_or_else(wrong);
     }
     let count: usize = packed.extract()?;
     // SAFETY: `to_records` has looked: it is an array.
@@ -139,6 +147,13 @@ impl Delivered {
                 module.call_method1(intern!(py, "type_of_layout"), (layout,))?
             }
         };
+        if single
+            && let Ok(codec) = record.cast::<RecordCodec>()
+            && let Some(made) = unpack_record(codec, self.batch.bytes())?
+        {
+            message::set_header(&made, self.id, self.correlation_id, self.priority)?;
+            return Ok(made.unbind());
+        }
         let memory = Py::new(py, RecordMemory::new(self.batch))?;
         let method = if single { intern!(py, "from_record") } else { intern!(py, "from_batch") };
         let made = record.call_method1(

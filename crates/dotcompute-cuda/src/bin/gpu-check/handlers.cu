@@ -4,6 +4,9 @@
 struct five {
     unsigned long long words[5];
 };
+struct span {
+    unsigned long long first, count;
+};
 struct ball {
     long long left, hops;
 };

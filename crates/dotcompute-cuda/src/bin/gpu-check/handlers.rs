@@ -11,7 +11,7 @@ use dotcompute_cuda::nvrtc::{Output, Source};
 use dotcompute_cuda::resident::{Isolation, Residency, Resident};
 use dotcompute_cuda::toolkit::Toolkit;
 use dotcompute_cuda::{
-    Cuda, CudaHandler, CudaKernel, CudaKernels, CudaLaunch, CudaOptions, Image, Version,
+    Cuda, CudaHandler, CudaKernel, CudaKernels, CudaLaunch, CudaOptions, Image, Scope, Version,
 };
 
 use crate::device::Gpu;
@@ -29,6 +29,25 @@ impl Five {
     /// Five words of which each says what the others are.
     pub(crate) fn of(number: u64) -> Self {
         Self { words: std::array::from_fn(|place| number.wrapping_mul(2 * place as u64 + 1)) }
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Message)]
+#[message(record, no_wire, crate = "dotcompute_core")]
+#[repr(C)]
+pub(crate) struct Span {
+    pub(crate) first: u64,
+    pub(crate) count: u64,
+}
+
+impl Span {
+    /// What the handler makes of it.
+    pub(crate) fn reduced(self) -> u64 {
+        let mixed = |number: u64| {
+            let number = number.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+            number ^ number >> 33
+        };
+        (0..self.count).fold(0, |sum, at| sum.wrapping_add(mixed(self.first.wrapping_add(at))))
     }
 }
 
@@ -112,6 +131,41 @@ extern "C" __device__ int32_t work(const number *message, sum *state, sum *reply
 }
 "#;
 
+/// Mixes each number of a span and adds them up: by all of its threads, and a tree in shared memory.
+const REDUCE: &str = r#"
+extern "C" __device__ int32_t
+reduce(const span *message, void *, unsigned long long *reply, rk_ctx *ctx) {
+    const uint32_t thread = rk_thread(ctx), threads = rk_threads(ctx);
+    unsigned long long mine = 0;
+    for (unsigned long long at = thread; at < message->count; at += threads) {
+        unsigned long long number = message->first + at;
+        number = number * 6364136223846793005ull + 1442695040888963407ull;
+        mine += number ^ number >> 33;
+    }
+    if (threads == 1) {
+        *reply = mine;
+        return DC_HANDLER_REPLY;
+    }
+    unsigned long long *partial = static_cast<unsigned long long *>(rk_shared(ctx));
+    partial[thread] = mine;
+    if (int32_t fault = rk_barrier(ctx))
+        return fault;
+    for (uint32_t half = threads / 2; half != 0; half /= 2) {
+        if (thread < half)
+            partial[thread] += partial[thread + half];
+        if (int32_t fault = rk_barrier(ctx))
+            return fault;
+    }
+    if (thread == 0)
+        *reply = partial[0];
+    return DC_HANDLER_REPLY;
+}
+"#;
+
+/// The block that a span is reduced by, and its shared memory.
+pub(crate) const BLOCK_THREADS: u32 = 256;
+const BLOCK_BYTES: u32 = 8 * BLOCK_THREADS;
+
 fn code(function: &str, source: &str) -> CudaHandler {
     CudaHandler::from_source(function, format!("{COMMON}{source}"))
 }
@@ -131,9 +185,21 @@ pub(crate) fn kernels() -> CudaKernels {
                 .output(Sum::LAYOUT)
                 .state(&Sum { total: 0, count: 0 }),
         )
+        .kernel(
+            "reduce",
+            CudaKernel::new(code("reduce", REDUCE), Span::LAYOUT).output(Number::LAYOUT),
+        )
 }
 
-const FUNCTIONS: [&str; 4] = ["echo", "hop", "sink", "work"];
+const FUNCTIONS: [&str; 5] = ["echo", "hop", "sink", "work", "reduce"];
+
+/// Those of a block, in an image of their own.
+fn block_kernels() -> CudaKernels {
+    let code = code("reduce", REDUCE).scope(BLOCK).shared_bytes(BLOCK_BYTES);
+    CudaKernels::new().kernel("reduce", CudaKernel::new(code, Span::LAYOUT).output(Number::LAYOUT))
+}
+
+const BLOCK: Scope = Scope::Block { threads: BLOCK_THREADS };
 
 pub(crate) fn name(what: &str, Version { major, minor }: Version) -> String {
     format!("{what}_sm_{major}{minor}.cubin")
@@ -147,6 +213,8 @@ pub(crate) fn build(folder: &Path) -> Result<(), Failure> {
         let options = CudaOptions { cache: None, ..CudaOptions::default() };
         let image = kernels().build(architecture, &options)?;
         fs::write(folder.join(name("handlers", architecture)), image.cubin())?;
+        let image = block_kernels().build(architecture, &options)?;
+        fs::write(folder.join(name("block", architecture)), image.cubin())?;
         for (what, text) in [("floors", FLOORS), ("compute", KERNELS)] {
             let cubin = compile(&toolkit, what, text, architecture)?;
             fs::write(folder.join(name(what, architecture)), cubin)?;
@@ -208,10 +276,26 @@ pub(crate) fn image(check: &Check, gpu: &Gpu) -> Result<Image, Failure> {
         Some(cubin) => {
             let names = FUNCTIONS.map(str::to_owned).into();
             // SAFETY: what `build` made of these handlers, in this order.
-            Ok(unsafe { Image::from_cubin(cubin, names) })
+            Ok(unsafe { Image::from_cubin(cubin, names, Scope::Lane) })
         }
         None => Ok(kernels().build(architecture, &CudaOptions::default())?),
     }
+}
+
+/// A grid of blocks, each with a kernel that reduces spans.
+pub(crate) fn block_grid(
+    check: &Check,
+    gpu: &Gpu,
+    residency: Residency,
+) -> Result<(Resident, Image), Failure> {
+    let architecture = gpu.device.compute_capability;
+    let image = match built(check, "block", gpu) {
+        // SAFETY: what `build` made of this handler.
+        Some(cubin) => unsafe { Image::from_cubin(cubin, vec!["reduce".to_owned()], BLOCK) },
+        None => block_kernels().build(architecture, &CudaOptions::default())?,
+    };
+    let shape = Shape { scope: BLOCK, shared_bytes: BLOCK_BYTES, ..Shape::default() };
+    Ok((Resident::launch(gpu.driver, 0, image.clone(), shape, residency)?, image))
 }
 
 /// A grid without an executor.

@@ -6,13 +6,14 @@ use std::time::{Duration, Instant};
 use dotcompute_abi::TaggedRecord;
 use dotcompute_abi::control::{COMMAND_RUN, COMMAND_STOP};
 use dotcompute_core::{AskError, Envelope, KernelRef, Record, Terminate};
+use dotcompute_cuda::Image;
 use dotcompute_cuda::grid::{EdgePlan, Port};
-use dotcompute_cuda::resident::Residency;
+use dotcompute_cuda::resident::{Residency, Resident};
 use dotcompute_mailbox::Band;
 use dotcompute_mailbox::wait;
 
 use crate::device::Gpu;
-use crate::handlers::{Ball, Five, Number, Sum};
+use crate::handlers::{Ball, Five, Number, Span, Sum};
 use crate::report::Goal;
 use crate::{Check, Failure, floors, handlers};
 
@@ -145,7 +146,40 @@ pub(crate) fn round_trip(check: &mut Check) -> Result<(), Failure> {
         check.results.beside(&what, value, "us", None, Some(("a port", port)))?;
     }
     kernel.terminate_blocking(Terminate::now());
-    hops(check, &gpu, hop_floor)
+    hops(check, &gpu, hop_floor)?;
+    reductions(check, &gpu)
+}
+
+/// A message whose handler has work for many threads: by one lane, and by a block.
+fn reductions(check: &mut Check, gpu: &Gpu) -> Result<(), Failure> {
+    let span = Span { first: 7, count: check.count(65_536) };
+    let (turns, reduced) = (check.count(5_000), span.reduced());
+    let took = |check: &mut Check,
+                (resident, image): (Resident, Image),
+                what: &str|
+     -> Result<f64, Failure> {
+        let mut port = resident.seat(0, handlers::plan(&image, "reduce", 8)?)?;
+        port.command(COMMAND_RUN);
+        let (mut times, mut exact) = (Vec::new(), true);
+        for turn in 0..turns {
+            let start = Instant::now();
+            port.send(Band::Normal, record(turn as u32, &span)?).map_err(|_| "no room")?;
+            let reply: Number = received(&until(|| port.receive())?)?;
+            times.push(start.elapsed());
+            exact &= reply.value == reduced.cast_signed();
+        }
+        port.command(COMMAND_STOP);
+        resident.end(LONG)?;
+        check.results.fact(&format!("{} numbers summed {what}, exactly", span.count), exact, "")?;
+        Ok(percentile_us(&mut times, 50.0))
+    };
+    let grid = handlers::grid(check, gpu, 1, Residency::default())?;
+    let lane = took(check, grid, "by one lane")?;
+    let by_block = format!("by a block of {}", handlers::BLOCK_THREADS);
+    let grid = handlers::block_grid(check, gpu, Residency::default())?;
+    let block = took(check, grid, &by_block)?;
+    let what = format!("{} numbers summed {by_block}, there and back, p50", span.count);
+    check.results.beside(&what, block, "us", None, Some(("by one lane", lane)))
 }
 
 /// A ball between two kernels of the device.
