@@ -625,11 +625,13 @@ mod tests {
     fn a_thread_that_has_left_its_cpu_may_run_on_all_that_it_could() {
         let allowed = || {
             let status = std::fs::read_to_string("/proc/thread-self/status").unwrap();
-            status.lines().find(|line| line.starts_with("Cpus_allowed:")).unwrap().to_owned()
+            let line = status.lines().find_map(|line| line.strip_prefix("Cpus_allowed:"));
+            line.unwrap().trim().to_owned()
         };
         let before = allowed();
         let moved = sys::leave_cpu();
-        assert_eq!(moved, std::thread::available_parallelism().unwrap().get() > 1);
+        // A container may have a share of one CPU of several.
+        assert!(moved || std::thread::available_parallelism().unwrap().get() == 1);
         assert_eq!(allowed(), before);
     }
 
