@@ -41,6 +41,7 @@ Keys that have names instead of numbers: ``named=True``, and `named_events`.
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any
@@ -454,6 +455,8 @@ def _detector(
 ) -> Any:
     if not 1 <= keys < 2**32:
         raise ValueError(f"keys is {keys}: it has to be at least 1 and below 2**32")
+    # It may be a number of numpy.
+    keys, row = operator.index(keys), operator.index(row)
     state = _state(model, keys, row, head, named)
     taken, made = (NamedEvent, NamedAlarm) if named else (Event, Alarm)
     made_by = (__name__, model, {**arguments, "named": named, "native": native})
