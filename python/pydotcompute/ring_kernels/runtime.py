@@ -22,7 +22,7 @@ from pydotcompute.exceptions import (
     KernelNotFoundError,
     TypeValidationError,
 )
-from pydotcompute.ring_kernels import _lend, _loop
+from pydotcompute.ring_kernels import _loop
 from pydotcompute.ring_kernels.lifecycle import (
     KernelState,
     Restart,
@@ -451,6 +451,8 @@ class RingKernelRuntime(_native.Runtime):
         TimeoutError
             A grid did not get to it.
         """
+        from pydotcompute.ring_kernels import _lend  # with what few programs use
+
         return await asyncio.to_thread(_lend.lend, array, timeout)
 
     async def send_on_stream(
@@ -483,6 +485,8 @@ class RingKernelRuntime(_native.Runtime):
         TypeError
             The stream is none.
         """
+        from pydotcompute.ring_kernels import _lend  # as above
+
         self._get_any(kernel_id)
         await _lend.as_stream(stream).done()
         await self.send(kernel_id, message, timeout=timeout)
