@@ -855,7 +855,7 @@ class CudaKernel:
         initial: bytes,
         max_emit: int,
         targets: list[tuple[str, RecordLayout]],
-        scope: tuple[str, int, int],
+        scope: tuple[str, int, int, int],
         children: tuple[list[str], Callable[[str, str, int, str, str], None]] | None = None,
     ) -> CudaKernel: ...
     def state_bytes(self, timeout: float) -> bytes: ...

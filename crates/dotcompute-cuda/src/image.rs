@@ -13,6 +13,9 @@ use crate::toolkit::Toolkit;
 /// The threads of a block at most, on any device.
 const THREADS_MAX: u32 = 1024;
 
+/// The blocks of a team at most: more than any device holds at once.
+const BLOCKS_MAX: u32 = 1 << 16;
+
 /// A handler, as CUDA C++ or compiled already.
 ///
 /// ```
@@ -45,9 +48,12 @@ pub struct CudaHandler {
 ///
 /// All of them are given the same message, state and reply, in memory that they share, and agree on who
 /// writes what by `rk_thread`, `rk_threads` and `rk_barrier`. There is a reply if any of them says so, and a
-/// fault if any of them fails, of which the first counts. Only the first thread emits, sends and logs; if
-/// another does, or one returns that others wait for at a barrier, the message fails with the code
-/// [`FAULT_DIVERGED`](dotcompute_abi::codes::FAULT_DIVERGED), and nobody waits for good.
+/// fault if any of them fails, of which the first counts. Only the first thread (of the first block) emits,
+/// sends and logs; if another does, or one returns that others wait for at a barrier, the message fails with the
+/// code [`FAULT_DIVERGED`](dotcompute_abi::codes::FAULT_DIVERGED), and nobody waits for good.
+///
+/// In a team `rk_thread`, `rk_threads`, `rk_barrier` and `rk_shared` are about the block that a thread is of;
+/// `rk_block` and `rk_blocks` say which that is of how many, and `rk_team_barrier` waits for all threads of all.
 ///
 /// Handlers of different scopes have grids of their own, so that what their kernels send to each other goes by
 /// the host.
@@ -64,15 +70,30 @@ pub enum Scope {
         /// has: 64 where there are 1024.
         threads: u32,
     },
+    /// Those of several blocks, which a device has to hold at once, with those of all other seats of the grid.
+    Team {
+        /// How many blocks; at least 1.
+        blocks: u32,
+        /// How many threads each has, as above.
+        threads: u32,
+    },
 }
 
 impl Scope {
-    /// How many they are.
+    /// How many they are; of a team, those of a block.
     pub fn threads(self) -> u32 {
         match self {
             Self::Lane => 1,
             Self::Warp => 32,
-            Self::Block { threads } => threads,
+            Self::Block { threads } | Self::Team { threads, .. } => threads,
+        }
+    }
+
+    /// Of how many blocks they are; 1 where there is no team.
+    pub fn blocks(self) -> u32 {
+        match self {
+            Self::Team { blocks, .. } => blocks,
+            Self::Lane | Self::Warp | Self::Block { .. } => 1,
         }
     }
 
@@ -84,6 +105,11 @@ impl Scope {
             Self::Block { threads } => {
                 vec!["-DDC_SCOPE=2".to_owned(), format!("-DDC_SEAT_THREADS={threads}u")]
             }
+            Self::Team { blocks, threads } => vec![
+                "-DDC_SCOPE=3".to_owned(),
+                format!("-DDC_SEAT_THREADS={threads}u"),
+                format!("-DDC_SEAT_BLOCKS={blocks}u"),
+            ],
         }
     }
 }
@@ -94,6 +120,7 @@ impl fmt::Display for Scope {
             Self::Lane => f.write_str("lane"),
             Self::Warp => f.write_str("warp"),
             Self::Block { threads } => write!(f, "block of {threads}"),
+            Self::Team { blocks, threads } => write!(f, "team of {blocks} blocks of {threads}"),
         }
     }
 }
@@ -131,8 +158,8 @@ impl CudaHandler {
         self
     }
 
-    /// Its kernels have so many bytes each in a multiprocessor, which `rk_shared` gives to its threads: 0 by
-    /// default, and for a handler of one lane.
+    /// Its kernels have so many bytes each in a multiprocessor, and those of a team have them for each block,
+    /// which `rk_shared` gives to the threads: 0 by default, and for a handler of one lane.
     #[must_use]
     pub fn shared_bytes(mut self, bytes: u32) -> Self {
         self.shared_bytes = bytes;
@@ -151,8 +178,11 @@ impl CudaHandler {
             return Err(BuildError::Name { function: function() });
         }
         match self.scope {
-            Scope::Block { threads } if !is_block(threads) => {
+            Scope::Block { threads } | Scope::Team { threads, .. } if !is_block(threads) => {
                 Err(BuildError::Threads { function: function(), threads })
+            }
+            Scope::Team { blocks, .. } if !(1..=BLOCKS_MAX).contains(&blocks) => {
+                Err(BuildError::Blocks { function: function(), blocks })
             }
             Scope::Lane if self.shared_bytes != 0 => {
                 Err(BuildError::Shared { function: function() })
@@ -404,6 +434,13 @@ pub enum BuildError {
         /// How many it was to have.
         threads: u32,
     },
+    /// A team has no such number of blocks.
+    Blocks {
+        /// The handler.
+        function: String,
+        /// How many it was to have.
+        blocks: u32,
+    },
     /// A handler of one lane is to have shared memory, which it would share with nobody.
     Shared {
         /// The handler.
@@ -447,10 +484,15 @@ impl fmt::Display for BuildError {
                 "the handler '{function}' wants blocks of {threads} threads: name a multiple of 32, \
                  {THREADS_MAX} at most"
             ),
+            Self::Blocks { function, blocks } => write!(
+                f,
+                "the handler '{function}' wants a team of {blocks} blocks: name 1 to {BLOCKS_MAX}, and no \
+                 more than the device holds at once"
+            ),
             Self::Shared { function } => write!(
                 f,
                 "the handler '{function}' runs on one lane, which has no shared memory: give it the \
-                 scope of a warp or a block"
+                 scope of a warp, a block or a team"
             ),
             Self::Scopes { function, scope, others } => write!(
                 f,
@@ -476,6 +518,7 @@ impl std::error::Error for BuildError {
             Self::Name { .. }
             | Self::Duplicate { .. }
             | Self::Threads { .. }
+            | Self::Blocks { .. }
             | Self::Shared { .. }
             | Self::Scopes { .. }
             | Self::NoLinker(_) => None,

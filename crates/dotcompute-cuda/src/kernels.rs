@@ -185,7 +185,8 @@ pub struct CudaOptions {
     pub cache: Option<Cache>,
     /// Which variant of the protocol.
     pub variant: Variant,
-    /// How many kernels a grid has room for; when all are taken, there is one more grid.
+    /// How many kernels a grid has room for; when all are taken, there is one more grid. Where a kernel is a
+    /// team of blocks, so many blocks, and one kernel at least.
     pub seats: u32,
     /// How many records of a kernel are on the device at most. They count as in hand: they are not
     /// dropped by a policy, nor held back by a deactivation for longer than it takes to reach the
@@ -664,7 +665,7 @@ impl Cuda {
     ) -> Result<Arc<Set>, CudaError> {
         let Inner { driver, options, .. } = &*self.inner;
         let shape = Shape {
-            seats: options.seats,
+            seats: (options.seats / class.scope.blocks()).max(1),
             window: options.window.next_power_of_two(),
             // What a whole window leads to, where each message leads to one reply.
             reply_window: (2 * options.window).next_power_of_two().max(64),
