@@ -6,12 +6,12 @@
 
 use std::sync::Arc;
 
+use crate::once::intern;
 use dotcompute::compiled::{self, RecordMessage, RecordReply};
 use dotcompute::record::RecordLayout as Core;
 use dotcompute::{BoxError, DeadLetter, Envelope, MessageId, RecordBatch};
 use dotcompute_cuda::Lent;
 use pyo3::exceptions::{PyTypeError, PyValueError};
-use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyTuple};
 

@@ -3,10 +3,10 @@
 use std::ffi::c_int;
 use std::sync::Arc;
 
+use crate::once::intern;
 use dotcompute::RecordBatch;
 use pyo3::exceptions::PyBufferError;
 use pyo3::ffi;
-use pyo3::intern;
 use pyo3::prelude::*;
 
 use crate::asyncio::discard;
