@@ -25,6 +25,20 @@ pub(crate) struct RecordCodec {
     /// Worked out when it is first used, since the class is not complete before; none if its records are
     /// not of the plain kind.
     plain: Once<Option<Plain>>,
+    /// The dtype of its arrays.
+    dtype: Once<Py<PyAny>>,
+}
+
+impl RecordCodec {
+    /// The dtype of its arrays.
+    pub(crate) fn dtype<'a, 'py>(
+        &'a self,
+        record: &Bound<'py, Self>,
+    ) -> PyResult<&'a Bound<'py, PyAny>> {
+        let py = record.py();
+        let find = || PyResult::Ok(record.getattr(intern!(py, "dtype"))?.unbind());
+        Ok(self.dtype.get_or_try_init(py, find)?.bind(py))
+    }
 }
 
 struct Plain {
@@ -66,7 +80,7 @@ impl RecordCodec {
     #[new]
     #[pyo3(signature = (*_args, **_kwargs))]
     fn new(_args: &Bound<'_, PyTuple>, _kwargs: Option<&Bound<'_, PyDict>>) -> Self {
-        Self { plain: Once::new() }
+        Self { plain: Once::new(), dtype: Once::new() }
     }
 
     /// The bytes of an object of the class; None if that is for the Python half to do.
@@ -83,6 +97,9 @@ impl RecordCodec {
     }
 
     fn __traverse__(&self, visit: PyVisit<'_>) -> Result<(), PyTraverseError> {
+        if let Some(dtype) = self.dtype.get() {
+            visit.call(dtype)?;
+        }
         let Some(Some(plain)) = self.plain.get() else { return Ok(()) };
         visit.call(&plain.class)?;
         plain.numbers.iter().try_for_each(|number| visit.call(&number.class))
