@@ -90,7 +90,7 @@ struct shares {
 static int32_t share(const number *message, shares *state, sum *reply, rk_ctx *ctx) {
     const uint32_t thread = rk_thread(ctx), threads = rk_threads(ctx);
     const uint32_t block = rk_block(ctx), blocks = rk_blocks(ctx);
-    if (threads == 1)
+    if (threads * blocks == 1)
         return DC_FAULT_BOUNDS;
     auto parts = static_cast<int64_t *>(rk_shared(ctx));
     parts[thread] = message->value + block * threads + thread;
