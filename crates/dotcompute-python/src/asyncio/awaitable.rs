@@ -11,10 +11,11 @@ use std::ptr::{null, null_mut};
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
+use crate::once::Once;
+use crate::once::intern;
 use pyo3::exceptions::{PyRuntimeError, PyStopIteration, PyTypeError, PyValueError};
-use pyo3::sync::PyOnceLock;
 use pyo3::types::{PyTraceback, PyType};
-use pyo3::{ffi, intern, prelude::*};
+use pyo3::{ffi, prelude::*};
 
 use super::held::Hold;
 use super::hub::{self, Hub};
@@ -285,6 +286,9 @@ impl Inner {
                 let held = operation.held().unwrap_or(&hub.held);
                 let hold = held.hold(py, waiter.clone_ref(py));
                 self.waiter = Some(Wait { waiter, _hold: hold });
+                if operation.looks_out(py) {
+                    hub.look_out(py);
+                }
                 (Stage::Waiting, Ok(Step::Yield(yielded)))
             }
         }
@@ -300,8 +304,8 @@ impl Inner {
 impl Native for Awaitable {
     const NAME: &'static CStr = c"pydotcompute._native.Awaitable";
 
-    fn cell() -> &'static PyOnceLock<Py<PyType>> {
-        static TYPE: PyOnceLock<Py<PyType>> = PyOnceLock::new();
+    fn cell() -> &'static Once<Py<PyType>> {
+        static TYPE: Once<Py<PyType>> = Once::new();
         &TYPE
     }
 

@@ -80,7 +80,12 @@ pub(super) enum Operation {
 }
 
 /// A receive that waits: for a reply, and for the end of its time.
-type Wait = (Receiving<PyMessage, PyMessage>, Option<Sleep>);
+struct Wait {
+    receiving: Receiving<PyMessage, PyMessage>,
+    sleep: Option<Sleep>,
+    /// The kernel runs beside the interpreter.
+    beside: bool,
+}
 
 /// A receive of a kernel's replies.
 pub(super) struct Receive {
@@ -251,6 +256,18 @@ impl Operation {
         matches!(self, Self::Receive(_) | Self::Ask { .. } | Self::Queue(_))
     }
 
+    /// Whether what it waits for may come within microseconds from a kernel that needs nothing of the
+    /// interpreter: then the loop looks out for it instead of going to sleep.
+    pub(super) fn looks_out(&self, py: Python<'_>) -> bool {
+        match self {
+            Self::Receive(receive) => receive.waiting.as_ref().is_some_and(|wait| wait.beside),
+            Self::Ask { target, .. } => {
+                target.resolve(py).is_ok_and(|actor| actor.get().runs_beside())
+            }
+            _ => false,
+        }
+    }
+
     /// What holds those who wait for this.
     pub(super) fn held(&self) -> Option<&Arc<Held>> {
         match self {
@@ -386,15 +403,17 @@ fn poll_receive(
     cx: &mut Context<'_>,
 ) -> Quick<Poll<Py<PyAny>>> {
     let timeout = receive.timeout;
-    let (waiting, sleep) = match &mut receive.waiting {
+    let Wait { receiving, sleep, .. } = match &mut receive.waiting {
         Some(waiting) => &mut **waiting,
         None => {
             let actor = receive.target.resolve(py)?;
             let kernel = actor.get().kernel(py, "receive message")?;
-            &mut **receive.waiting.insert(Box::new((kernel.receiving(), None)))
+            let beside = actor.get().runs_beside();
+            let wait = Wait { receiving: kernel.receiving(), sleep: None, beside };
+            &mut **receive.waiting.insert(Box::new(wait))
         }
     };
-    match scope(py, || Pin::new(waiting).poll(cx)) {
+    match scope(py, || Pin::new(receiving).poll(cx)) {
         Poll::Ready(Ok(envelope)) => {
             let actor = receive.target.resolve(py)?;
             let reply = PyMessage::into_object(envelope, py, actor.get().reply_record());
