@@ -215,12 +215,12 @@ impl Wake for Signal {
 }
 
 /// This CPU as one word: its number plus one, 0 where the system does not tell.
-pub(crate) fn cpu_mark() -> u32 {
+pub fn cpu_mark() -> u32 {
     sys::current_cpu().map_or(0, |cpu| cpu.wrapping_add(1))
 }
 
 /// Whether `mark` names the CPU that this thread runs on.
-pub(crate) fn same_cpu(mark: u32) -> bool {
+pub fn same_cpu(mark: u32) -> bool {
     mark != 0 && mark == cpu_mark()
 }
 

@@ -277,18 +277,24 @@ impl Inner {
             Ok(waiter) => waiter,
             Err(error) => return self.finish(Err(error)),
         };
+        let looks_out = operation.looks_out(py);
+        if looks_out {
+            hub.look_out(py);
+        }
         let waker = waiter::waker(py, &waiter);
         match operation.poll(py, &mut Context::from_waker(&waker)) {
-            Poll::Ready(outcome) => self.finish(outcome),
+            Poll::Ready(outcome) => {
+                if looks_out {
+                    hub.found(py);
+                }
+                self.finish(outcome)
+            }
             Poll::Pending => {
                 waiter::yielded(py, &waiter);
                 let yielded = waiter.clone_ref(py);
                 let held = operation.held().unwrap_or(&hub.held);
                 let hold = held.hold(py, waiter.clone_ref(py));
                 self.waiter = Some(Wait { waiter, _hold: hold });
-                if operation.looks_out(py) {
-                    hub.look_out(py);
-                }
                 (Stage::Waiting, Ok(Step::Yield(yielded)))
             }
         }

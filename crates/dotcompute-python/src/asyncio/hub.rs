@@ -23,7 +23,7 @@ use std::time::{Duration, Instant};
 
 use crate::once::intern;
 use dotcompute::mailbox::sync::{AtomicBool, AtomicU32, Ordering, lock};
-use dotcompute::mailbox::wait::{Spin, may_spin};
+use dotcompute::mailbox::wait::{Spin, cpu_mark, may_spin, same_cpu};
 use dotcompute::{BoxError, KernelTask};
 use pyo3::exceptions::PyRuntimeError;
 use pyo3::types::PyDict;
@@ -83,6 +83,8 @@ pub(crate) struct Hub {
     /// When this turn of the loop began: at its first look at the clock.
     began: Attached<Option<Instant>>,
     lookout: Attached<Lookout>,
+    /// Where the thread ran that has added last, as [`cpu_mark`]. A hint.
+    added_from: AtomicU32,
     closed: AtomicBool,
     /// Who waits for what is no object of Python's.
     pub(super) held: Arc<Held>,
@@ -214,6 +216,7 @@ impl Hub {
             helped: AtomicU32::new(0),
             began: Attached::default(),
             lookout: Attached::default(),
+            added_from: AtomicU32::new(0),
             closed: AtomicBool::new(false),
             held: Arc::default(),
         });
@@ -259,6 +262,8 @@ impl Hub {
                 return drop(ready);
             }
             added.push(ready);
+            // Relaxed: a hint.
+            self.added_from.store(cpu_mark(), Ordering::Relaxed);
             // Relaxed: whoever misses it does not miss the drain, which is asked for below.
             self.has_added.store(true, Ordering::Relaxed);
         }
@@ -283,7 +288,9 @@ impl Hub {
         }
     }
 
-    /// Has the loop stay awake for news of kernels, for a while, if that has been worth it lately.
+    /// Has the loop stay awake for news of kernels, for a while, if that has been worth it lately. To be
+    /// called before the kernel learns whom to wake: else it may have to put the drain on the loop, and
+    /// wait for the interpreter's lock, while the loop goes to sleep.
     pub(super) fn look_out(self: &Arc<Self>, py: Python<'_>) {
         let begins = self.lookout.with(py, |lookout| {
             if lookout.until.is_none() {
@@ -298,8 +305,8 @@ impl Hub {
         }
     }
 
-    /// News has come while the loop looked out.
-    fn found(&self, py: Python<'_>) {
+    /// What the loop looked out for has come, if it did.
+    pub(super) fn found(&self, py: Python<'_>) {
         self.lookout.with(py, |lookout| {
             if lookout.until.take().is_some() {
                 lookout.spin.ended(true);
@@ -331,6 +338,7 @@ impl Hub {
             self.has_added.store(false, Ordering::Relaxed);
             std::mem::take(&mut *added)
         };
+        self.found(py);
         self.ready.with(py, |list| list.extend(added));
     }
 
@@ -364,17 +372,23 @@ impl Hub {
     /// loop is to raise.
     fn drain(self: &Arc<Self>, py: Python<'_>) -> PyResult<()> {
         *lock(&self.thread) = std::thread::current().id();
-        // SYNC(hub.scheduled) acqrel: pairs with the swaps in `ask_for_drain`. What was added before one
-        // that found a drain on its way is found by this one.
-        self.scheduled.swap(false, Ordering::AcqRel);
-        // Relaxed: as in `add`.
-        if self.has_added.load(Ordering::Relaxed) {
-            self.found(py);
-        }
-        let exit = lock(&self.state).exit.take();
         LEFT.set(BUDGET);
         // Relaxed: only the thread that runs the loop uses it.
         self.helped.store(0, Ordering::Relaxed);
+        let exit = lock(&self.state).exit.take();
+        if exit.is_none() && !self.has_ready(py) && self.looks_out(py) {
+            // A drain is on its way all the time: who adds something now need not see to one.
+            self.schedule(py);
+            // Relaxed: a hint.
+            if same_cpu(self.added_from.load(Ordering::Relaxed)) {
+                // The kernel was on this core, and may be waiting for it.
+                std::thread::yield_now();
+            }
+            return Ok(());
+        }
+        // SYNC(hub.scheduled) acqrel: pairs with the swaps in `ask_for_drain`. What was added before one
+        // that found a drain on its way is found by this one.
+        self.scheduled.swap(false, Ordering::AcqRel);
         let mut outcome = exit.map_or(Ok(()), Err);
         let Some(event_loop) = self.event_loop(py) else { return outcome };
         let current = Current::enter(self, &event_loop);

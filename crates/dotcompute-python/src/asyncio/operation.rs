@@ -83,14 +83,14 @@ pub(super) enum Operation {
 struct Wait {
     receiving: Receiving<PyMessage, PyMessage>,
     sleep: Option<Sleep>,
-    /// The kernel runs beside the interpreter.
-    beside: bool,
 }
 
 /// A receive of a kernel's replies.
 pub(super) struct Receive {
     pub(super) target: Target,
     pub(super) timeout: Option<f64>,
+    /// The kernel runs beside the interpreter, as was seen at the first try.
+    beside: bool,
     /// Boxed, since most receives do not wait, and what they are is moved about.
     waiting: Option<Box<Wait>>,
 }
@@ -98,7 +98,7 @@ pub(super) struct Receive {
 impl Receive {
     #[inline]
     pub(super) fn operation(target: Target, timeout: Option<f64>) -> Operation {
-        Operation::Receive(Self { target, timeout, waiting: None })
+        Operation::Receive(Self { target, timeout, beside: false, waiting: None })
     }
 }
 
@@ -260,7 +260,7 @@ impl Operation {
     /// interpreter: then the loop looks out for it instead of going to sleep.
     pub(super) fn looks_out(&self, py: Python<'_>) -> bool {
         match self {
-            Self::Receive(receive) => receive.waiting.as_ref().is_some_and(|wait| wait.beside),
+            Self::Receive(receive) => receive.beside,
             Self::Ask { target, .. } => {
                 target.resolve(py).is_ok_and(|actor| actor.get().runs_beside())
             }
@@ -367,9 +367,10 @@ enum Received {
 }
 
 #[inline]
-fn receive_at_once(py: Python<'_>, receive: &Receive) -> Quick<Option<Py<PyAny>>> {
+fn receive_at_once(py: Python<'_>, receive: &mut Receive) -> Quick<Option<Py<PyAny>>> {
     let timeout = receive.timeout;
     let actor = receive.target.resolve(py)?;
+    receive.beside = actor.get().runs_beside();
     let kernel = actor.get().kernel(py, "receive message")?;
     // Taken apart in there: to move it costs more.
     let received = scope(py, || match kernel.receive_now() {
@@ -403,13 +404,12 @@ fn poll_receive(
     cx: &mut Context<'_>,
 ) -> Quick<Poll<Py<PyAny>>> {
     let timeout = receive.timeout;
-    let Wait { receiving, sleep, .. } = match &mut receive.waiting {
+    let Wait { receiving, sleep } = match &mut receive.waiting {
         Some(waiting) => &mut **waiting,
         None => {
             let actor = receive.target.resolve(py)?;
             let kernel = actor.get().kernel(py, "receive message")?;
-            let beside = actor.get().runs_beside();
-            let wait = Wait { receiving: kernel.receiving(), sleep: None, beside };
+            let wait = Wait { receiving: kernel.receiving(), sleep: None };
             &mut **receive.waiting.insert(Box::new(wait))
         }
     };

@@ -36,8 +36,10 @@ unsafe fn fields(array: &Bound<'_, PyAny>) -> *mut PyArrayObject_fields {
 ///
 /// `array` is a `numpy.ndarray` or of a class derived from it.
 pub(crate) unsafe fn start_of(array: &Bound<'_, PyAny>) -> *const u8 {
-    // SAFETY: the caller's promise; a field of an array that lives.
-    unsafe { (*fields(array)).data.cast() }
+    // SAFETY: the caller's promise.
+    let fields = unsafe { fields(array) };
+    // SAFETY: those of an array that lives.
+    unsafe { (*fields).data.cast() }
 }
 
 /// Sets or clears flags of an array; which of them were set before.
@@ -46,8 +48,10 @@ pub(crate) unsafe fn start_of(array: &Bound<'_, PyAny>) -> *const u8 {
 ///
 /// `array` is a `numpy.ndarray` or of a class derived from it, and may have these flags.
 pub(super) unsafe fn change_flags(array: &Bound<'_, PyAny>, flags: i32, set: bool) -> i32 {
-    // SAFETY: the caller's promise; the interpreter is attached, as the `Bound` says.
-    let all = unsafe { &mut (*fields(array)).flags };
+    // SAFETY: the caller's promise.
+    let fields = unsafe { fields(array) };
+    // SAFETY: those of an array that lives; the interpreter is attached, as the `Bound` says.
+    let all = unsafe { &mut (*fields).flags };
     let before = *all & flags;
     *all = if set { *all | flags } else { *all & !flags };
     before
@@ -65,8 +69,10 @@ pub(super) fn plain_records(
     if array.get_type_ptr() != class {
         return None;
     }
-    // SAFETY: an array (above), whose fields are read before any other code can run.
-    let fields = unsafe { &*fields(array) };
+    // SAFETY: an array (above).
+    let fields = unsafe { fields(array) };
+    // SAFETY: those of an array that lives, which are read before any other code can run.
+    let fields = unsafe { &*fields };
     if fields.descr.cast() != dtype.as_ptr() || fields.nd != 1 || fields.flags & FLAGS != FLAGS {
         return None;
     }

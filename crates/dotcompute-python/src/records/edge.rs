@@ -102,7 +102,7 @@ unsafe fn lease_batch(
     count: usize,
     lent: Vec<Lent>,
 ) -> PyResult<RecordBatch> {
-    if start.addr() % layout.align_bytes != 0 {
+    if !start.addr().is_multiple_of(layout.align_bytes) {
         return Err(PyValueError::new_err(format!("a batch of '{}' is aligned", layout.name)));
     }
     // SAFETY: the caller's promise.
