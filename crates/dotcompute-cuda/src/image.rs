@@ -7,6 +7,7 @@ use crate::cache::Cache;
 use crate::library::{CallError, Version};
 use crate::nvjitlink::{NvJitLink, Part, PartKind};
 use crate::nvrtc::{Output, Source};
+use crate::rust::{self, RustError, Translated};
 use crate::source::{HANDLER_HEADERS, HEADERS, RESIDENT};
 use crate::toolkit::Toolkit;
 
@@ -42,6 +43,8 @@ pub struct CudaHandler {
     code: Code,
     scope: Scope,
     shared_bytes: u32,
+    /// The sizes of its message, its state and its reply, in bytes, where they are known.
+    sizes: Option<[u64; 3]>,
 }
 
 /// How many threads of a device call a handler for one message, together.
@@ -147,8 +150,59 @@ impl CudaHandler {
         Self::new(function.into(), Code::LtoIr(code.into()))
     }
 
+    /// The function `function` of the Rust file `source`: an **experiment**. It is a public function as
+    /// [`handler`](crate::handler) says. It is compiled at once, by the `rustc` of this machine, stable and
+    /// 1.88 or newer, or by what `RUSTC` names; where handlers are linked no Rust is needed.
+    ///
+    /// ```no_run
+    /// use dotcompute_cuda::CudaHandler;
+    ///
+    /// let handler = CudaHandler::from_rust(
+    ///     "add",
+    ///     r#"
+    ///     use dotcompute_cuda::handler::{Context, Handled, Outcome};
+    ///
+    ///     #[derive(Clone, Copy)]
+    ///     #[repr(C)]
+    ///     pub struct Amount { pub value: i64 }
+    ///
+    ///     pub fn add(message: &Amount, total: &mut Amount, reply: &mut Amount, _: &mut Context) -> Outcome {
+    ///         total.value += message.value;
+    ///         reply.value = total.value;
+    ///         Ok(Handled::Reply)
+    ///     }
+    ///     "#,
+    /// )?;
+    /// # Ok::<(), dotcompute_cuda::RustError>(())
+    /// ```
+    ///
+    /// - The file may be a module of the program too (`include_str!` it): paths that begin with
+    ///   `dotcompute`, `dotcompute_cuda` or `dotcompute_core` lead to `cuda::handler`, `handler` and the
+    ///   derive `Message`, and to nothing else; it is compiled with `--cfg dotcompute_device`, and without
+    ///   the standard library.
+    /// - A handler has no memory but its records and the stack, so no static that can change and no atomics;
+    ///   it calls nothing by an address (no trait objects), and of `core` what is generic or inlined.
+    ///   Functions of C's mathematics (`sqrt`, `exp`, ..) are there when they are declared as `extern "C"`.
+    /// - It computes what it does on the host in a release build, bit for bit but for those functions.
+    /// - What panics fails the message with `FAULT_PANIC`, an index out of bounds with `FAULT_BOUNDS`, and the
+    ///   fault's text has the line. Every loop that is left of it looks each 256 turns whether the kernel is to
+    ///   end, and then the message fails. (Where a function calls itself, nobody looks.)
+    /// - One lane calls it: it has no other [`Scope`].
+    ///
+    /// # Errors
+    ///
+    /// See [`RustError`]: rustc's own words, or the line that has something which is not for a device.
+    pub fn from_rust(function: impl Into<String>, source: &str) -> Result<Self, RustError> {
+        let function = function.into();
+        if !is_identifier(&function) {
+            return Err(RustError::Name { function });
+        }
+        let Translated { source, sizes } = rust::translate(&function, source)?;
+        Ok(Self { sizes: Some(sizes), ..Self::new(function, Code::Source(source)) })
+    }
+
     fn new(function: String, code: Code) -> Self {
-        Self { function, code, scope: Scope::Lane, shared_bytes: 0 }
+        Self { function, code, scope: Scope::Lane, shared_bytes: 0, sizes: None }
     }
 
     /// So many threads call it for each message, instead of one.
@@ -178,6 +232,10 @@ impl CudaHandler {
             return Err(BuildError::Name { function: function() });
         }
         match self.scope {
+            // Only of handlers in Rust are they known: what is borrowed there is one thread's.
+            scope if self.sizes.is_some() && scope != Scope::Lane => {
+                Err(BuildError::OneLane { function: function(), scope })
+            }
             Scope::Block { threads } | Scope::Team { threads, .. } if !is_block(threads) => {
                 Err(BuildError::Threads { function: function(), threads })
             }
@@ -189,6 +247,11 @@ impl CudaHandler {
             }
             _ => Ok(()),
         }
+    }
+
+    /// The sizes of its message, its state and its reply, in bytes, where its code says them.
+    pub(crate) fn sizes(&self) -> Option<[u64; 3]> {
+        self.sizes
     }
 
     /// Its name, which is unique in its image.
@@ -317,8 +380,9 @@ fn link(
 ) -> Result<Vec<u8>, BuildError> {
     let target = target(architecture);
     let scope = scope.options();
-    let compile = |name: &str, text: &str, headers: &[(&str, &str)]| {
+    let compile = |name: &str, text: &str, headers: &[(&str, &str)], more: &[&'static str]| {
         let mut options = vec!["-std=c++17", &target, "-dlto"];
+        options.extend(more);
         if variant == Variant::Fenced {
             options.push("-DDC_FENCED");
         }
@@ -328,7 +392,7 @@ fn link(
     };
     // What the runtime itself brings compiles, or is broken; handlers are the user's.
     let runtime =
-        |name: &str, text: &str| compile(name, text, HEADERS).map_err(BuildError::Runtime);
+        |name: &str, text: &str| compile(name, text, HEADERS, &[]).map_err(BuildError::Runtime);
     let grid = runtime("resident.cu", RESIDENT)?;
     let dispatch = runtime("dispatch.cu", &dispatch(handlers))?;
     let mut compiled = vec![("resident.cu".to_owned(), grid), ("dispatch.cu".to_owned(), dispatch)];
@@ -337,7 +401,9 @@ fn link(
         let code = match &handler.code {
             Code::LtoIr(code) => code.clone(),
             Code::Source(source) => {
-                compile(&file, source, &HEADERS[..HANDLER_HEADERS]).map_err(|error| {
+                // What is made of Rust has integers of 128 bits.
+                let more: &[_] = if handler.sizes.is_some() { &["--device-int128"] } else { &[] };
+                compile(&file, source, &HEADERS[..HANDLER_HEADERS], more).map_err(|error| {
                     BuildError::Source { function: handler.function.clone(), error }
                 })?
             }
@@ -446,6 +512,13 @@ pub enum BuildError {
         /// The handler.
         function: String,
     },
+    /// A handler in Rust is to be called by several threads.
+    OneLane {
+        /// The handler.
+        function: String,
+        /// The scope that it was to have.
+        scope: Scope,
+    },
     /// The handlers of one image have different scopes.
     Scopes {
         /// The first that differs.
@@ -494,6 +567,10 @@ impl fmt::Display for BuildError {
                 "the handler '{function}' runs on one lane, which has no shared memory: give it the \
                  scope of a warp, a block or a team"
             ),
+            Self::OneLane { function, scope } => write!(
+                f,
+                "the handler '{function}' is in Rust, of which one lane calls it, and not a {scope}"
+            ),
             Self::Scopes { function, scope, others } => write!(
                 f,
                 "the handler '{function}' has the scope {scope} and the others of its image {others}: \
@@ -520,6 +597,7 @@ impl std::error::Error for BuildError {
             | Self::Threads { .. }
             | Self::Blocks { .. }
             | Self::Shared { .. }
+            | Self::OneLane { .. }
             | Self::Scopes { .. }
             | Self::NoLinker(_) => None,
         }

@@ -132,8 +132,24 @@ impl CudaKernel {
         }
     }
 
+    /// That the code takes, keeps and makes records of the sizes that are declared, where it says so.
+    fn check_sizes(&self, name: &str) -> Result<(), CudaError> {
+        let Some(sizes) = self.code.sizes() else { return Ok(()) };
+        let Layouts { input, output, .. } = self.layouts;
+        let declared = [input.bytes, self.state.len(), output.map_or(0, |layout| layout.bytes)];
+        for (what, (bytes, declared)) in
+            ["message", "state", "reply"].into_iter().zip(sizes.into_iter().zip(declared))
+        {
+            if bytes != declared as u64 {
+                return Err(CudaError::Size { kernel: name.into(), what, bytes, declared });
+            }
+        }
+        Ok(())
+    }
+
     fn check(&self, name: &str) -> Result<(), CudaError> {
         self.code.check()?;
+        self.check_sizes(name)?;
         let most = TAGGED_RECORD_BYTES_MAX as usize;
         let sent = self.targets.iter().map(|target| ("record sent", Some(target.layout())));
         let records = [("message", Some(self.layouts.input)), ("reply", self.layouts.output)];
@@ -278,6 +294,18 @@ pub enum CudaError {
         bytes: usize,
         /// The largest.
         most: usize,
+    },
+    /// A handler's code has a record of another size than is declared for it.
+    #[error("the handler of '{kernel}' has a {what} of {bytes} bytes; {declared} are declared")]
+    Size {
+        /// Of which kernel.
+        kernel: String,
+        /// Message, state or reply.
+        what: &'static str,
+        /// The size that its code has.
+        bytes: u64,
+        /// The size that is declared; 0 if there is to be none.
+        declared: usize,
     },
     /// A handler emits more than an outbox holds.
     #[error("'{kernel}' declares {emits} emitted records for one message; at most {most} will do")]

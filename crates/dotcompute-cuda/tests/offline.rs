@@ -111,6 +111,12 @@ fn gatherer() -> CudaHandler {
     )
 }
 
+/// The same in Rust, and one that has more of the language.
+fn in_rust() -> [CudaHandler; 2] {
+    let source = include_str!("handlers/offline.rs");
+    ["tally", "ledger"].map(|function| CudaHandler::from_rust(function, source).unwrap())
+}
+
 /// The scopes of several threads; of blocks the least, the usual one and the largest.
 const WIDE: [Scope; 6] = [
     Scope::Warp,
@@ -292,6 +298,31 @@ fn handlers_are_inlined_and_nothing_lies_on_a_stack() {
             inlined_without_a_stack(&architecture.to_string(), code);
         });
     }
+}
+
+/// Rust handlers, an experiment, become what those in CUDA C++ do.
+#[test]
+fn handlers_in_rust_are_inlined_without_a_stack_too() {
+    each_architecture(&in_rust(), Variant::Tagged, |architecture, code| {
+        inlined_without_a_stack(&format!("in Rust, {architecture}"), code);
+        // A product and a sum in double precision, each rounded: they are not fused.
+        assert!(code.with("DMUL").next().is_some(), "{architecture}");
+        assert_eq!(code.with("DFMA").count(), 0, "{architecture}");
+    });
+}
+
+/// What the test of parity runs compiles for devices, integers of 128 bits, tables, numbers of all widths and
+/// a function that calls itself among it.
+#[test]
+fn the_handlers_in_rust_that_are_run_on_the_host_compile_for_each_architecture() {
+    let source = include_str!("handlers/exam.rs");
+    let handlers = ["exam", "stumble"].map(|it| CudaHandler::from_rust(it, source).unwrap());
+    each_architecture(&handlers, Variant::Tagged, |architecture, code| {
+        let section = &code.sections[0];
+        assert_eq!(section, Image::KERNEL, "{architecture}");
+        // The sum of the test's weights, and the line of a panic.
+        assert!(code.instructions.len() > 2000, "{architecture}: {}", code.instructions.len());
+    });
 }
 
 fn inlined_without_a_stack(what: &str, code: &Code) {
