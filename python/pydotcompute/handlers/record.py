@@ -291,8 +291,8 @@ class RecordBatch(np.ndarray[tuple[int], np.dtype[np.void]]):
         until the batch has been processed.
     """
 
-    # Without a header, whatever it was made from. The native half sets what a batch that it makes has
-    # beside that.
+    # Without a header, whatever it was made from. The native half sets what a batch that it makes
+    # has beside that.
     priority: int = 128
     held: tuple[DevicePointer, ...] = ()
     _message_id: int | None = None
