@@ -68,8 +68,8 @@ class RingKernelConfig:
         Its name.
     grid_size, block_size
         On a GPU, the blocks of a handler of scope "team", else 1, and the threads of a block, with
-        the scope "block" or "team", else 256 (see `pydotcompute.handlers.cuda`). They are without
-        effect on an actor.
+        the scope "block" or "team", else 256 (see `pydotcompute.handlers.cuda`).
+        They are without effect on an actor.
     input_queue_size, output_queue_size
         How many messages wait for it, and how many replies for their reader, at most: 1 to 2**24.
     backpressure_strategy
