@@ -346,18 +346,20 @@ def numba_loop(scale: int) -> Figures:
     keys, values = log(total)
     events = anomaly.events(keys, values, np.zeros(total))
     expected = unusual(keys, values)
-    kind = anomaly._state("ewma", KEYS, 4, anomaly._head(ALPHA, THRESHOLD, WARM_UP), False)
+    head = anomaly._head(ALPHA, THRESHOLD, int(WARM_UP))
+    kind = anomaly._state("ewma", KEYS, 4, head, False)
     begun = np.frombuffer(record_type(kind).pack(kind()), record_dtype(kind))
     alarms = np.zeros(BATCH, record_dtype(anomaly.Alarm))
     handler = numba.njit(anomaly._ewma)
 
-    @numba.njit
-    def loop(events: Any, states: Any, alarms: Any) -> int:
+    def plain(events: Any, states: Any, alarms: Any) -> int:
         made = 0
         for index in range(len(events)):
             if handler(events[index], states[0], alarms[made]) == 1:
                 made += 1
         return made
+
+    loop = numba.njit(plain)
 
     def whole() -> int:
         states = begun.copy()

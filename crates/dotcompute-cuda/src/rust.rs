@@ -16,7 +16,8 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::process::{self, Command};
 
-use dotcompute_mailbox::sync::{AtomicU64, Ordering};
+use dotcompute_mailbox::sync::Ordering;
+use dotcompute_mailbox::sync::unmodelled::AtomicU64;
 
 use crate::library::Version;
 
