@@ -205,6 +205,53 @@ async def test_a_handler_calls_plain_functions_of_its_module(executor: str) -> N
             await runtime.send_and_receive("helped", Amount(1001), timeout=60)
 
 
+async def test_the_loop_has_its_turns_while_it_waits_for_a_handler(executor: str) -> None:
+    async with RingKernelRuntime() as runtime:
+        kernel = await started(runtime, "helped", helped)
+        await kernel.deactivate()
+        asking = asyncio.create_task(runtime.send_and_receive("helped", Amount(5), timeout=60))
+        receiving = asyncio.create_task(runtime.receive("helped", timeout=60))
+        for _ in range(1000):
+            await asyncio.sleep(0)
+            assert not asking.done() and not receiving.done()
+        await kernel.reactivate()
+        assert (await asking).value == 5
+        await runtime.send("helped", Amount(4))
+        assert (await receiving).value == 9
+
+
+async def test_no_reply_is_lost_of_handlers_that_one_loop_waits_for(executor: str) -> None:
+    async with RingKernelRuntime() as runtime:
+        names = ["one", "two", "three"]
+        for name in names:
+            await started(runtime, name, helped)
+
+        async def ask(name: str, count: int) -> list[int]:
+            replies = [
+                await runtime.send_and_receive(name, Amount(1), timeout=60) for _ in range(count)
+            ]
+            return [reply.value for reply in replies]
+
+        asked = await asyncio.gather(*(ask(name, 200) for name in names for _ in range(2)))
+        for pair in zip(asked[::2], asked[1::2], strict=True):
+            assert sorted(pair[0] + pair[1]) == list(range(1, 401))
+            assert all(values == sorted(values) for values in pair)
+
+        async def stream(name: str) -> list[int]:
+            values = []
+            for number in range(100):
+                await runtime.send(name, amounts(*[1] * (number % 7 + 1)))
+                if number % 3 == 2:
+                    for _ in range(3):
+                        reply = await runtime.receive(name, timeout=60)
+                        values += reply["value"].tolist()
+            values += (await runtime.receive(name, timeout=60))["value"].tolist()
+            return values
+
+        for values in await asyncio.gather(*map(stream, names)):
+            assert values == list(range(401, 401 + len(values)))
+
+
 async def test_a_batch_is_one_message_and_its_replies_one_array(executor: str) -> None:
     async with RingKernelRuntime() as runtime:
         kernel = await started(runtime, "total")
