@@ -80,8 +80,9 @@ def test_what_is_no_function_of_c_is_refused():
 @pytest.mark.parametrize(
     ("scope", "sizes", "error"),
     [
-        ("lane", {"grid_size": 4}, r"grid_size.*one block at most"),
-        ("block", {"grid_size": 2}, r"grid_size.*one block at most"),
+        ("lane", {"grid_size": 4}, r"grid_size.*one block at most: leave it out.*scope 'team'"),
+        ("block", {"grid_size": 2}, r"grid_size.*one block at most: leave it out.*scope 'team'"),
+        ("team", {"grid_size": 2, "block_size": 48}, r"block_size.*scope 'team' a multiple of 32"),
         ("lane", {"block_size": 128}, r"block_size.*has one thread: leave it out.*scope 'block'"),
         ("warp", {"block_size": 64}, r"block_size.*has 32 threads: leave it out"),
         ("block", {"block_size": 48}, r"block_size.*a multiple of 32 threads, 1024 at most"),
@@ -97,9 +98,9 @@ async def test_sizes_that_make_no_sense_for_a_handler_say_what_does(scope, sizes
 
 
 def test_a_scope_that_there_is_not_and_shared_memory_of_one_lane_are_refused():
-    with pytest.raises(InvalidConfigurationError, match="'lane', 'warp' or 'block'"):
-        cuda_handler("deposit", SOURCE, input_type=Amount, scope="team")
-    with pytest.raises(InvalidConfigurationError, match="give it the scope 'warp' or 'block'"):
+    with pytest.raises(InvalidConfigurationError, match="'lane', 'warp', 'block' or 'team'"):
+        cuda_handler("deposit", SOURCE, input_type=Amount, scope="grid")
+    with pytest.raises(InvalidConfigurationError, match="scope 'warp', 'block' or 'team'"):
         cuda_handler("deposit", SOURCE, input_type=Amount, shared_bytes=8)
     with pytest.raises(InvalidConfigurationError, match="a number of bytes"):
         cuda_handler("deposit", SOURCE, input_type=Amount, scope="warp", shared_bytes=-1)

@@ -34,6 +34,7 @@ def test_ranks_equal_those_of_the_plain_iteration_for_every_kind_of_number(edges
     assert result.converged
     assert result.ranks.dtype == np.float64
     np.testing.assert_allclose(result.ranks, plain(edges, edges.max() + 1), atol=1e-11)
+    assert np.array_equal(result.ranks, pagerank(edges, tolerance=1e-12).ranks)
 
 
 def test_edges_may_be_lists_or_strided_and_are_left_alone(edges):
@@ -126,6 +127,11 @@ def test_no_edges_and_no_nodes_are_a_graph():
     [
         ([[0, -1]], {}, ValueError, "node -1"),
         ([[0, 2**32]], {}, ValueError, str(2**32)),
+        (np.array([[0, -1]], np.int32), {}, ValueError, "node -1"),
+        (np.array([[0, -1]], np.int32), {"nodes": 3}, ValueError, "node -1"),
+        (np.array([[-(2**31), 0]], np.int32), {"nodes": 2**32 - 1}, ValueError, f"node {-(2**31)}"),
+        (np.array([[0, 2**32 - 1]], np.uint32), {}, ValueError, f"node {2**32 - 1}"),
+        (np.array([[2**63, 0]], np.uint64), {}, ValueError, f"node {2**63}"),
         ([[0, 3]], {"nodes": 3}, ValueError, "node 3"),
         ([[0, 1, 2]], {}, ValueError, r"\(1, 3\)"),
         ([0, 1], {}, ValueError, r"\(2,\)"),

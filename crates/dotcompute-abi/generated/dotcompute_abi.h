@@ -126,6 +126,8 @@ typedef unsigned long long uint64_t;
 #define DC_TOKEN_NONE 4294967295u
 /* Edges of a seat whose records are counted in its report: its first ones. */
 #define DC_COUNTED_EDGES 8u
+/* The bit of the call of a team that says that the grid is left. */
+#define DC_TEAM_LEAVES 2147483648u
 
 /* The handler is done and made no reply. */
 #define DC_HANDLER_DONE (0)
@@ -377,6 +379,8 @@ typedef struct dc_seat {
     uint32_t reply_slots;
     /* How many slots the longest record takes that it sends. */
     uint32_t send_slots;
+    /* Its `Team`, where it is a team of blocks; else 0. */
+    uint64_t team;
 } dc_seat;
 DC_ASSERT(sizeof(dc_seat) == 384, "dc_seat");
 DC_ASSERT(DC_OFFSET(dc_seat, bands) == 0, "dc_seat.bands");
@@ -396,6 +400,7 @@ DC_ASSERT(DC_OFFSET(dc_seat, send_only) == 252, "dc_seat.send_only");
 DC_ASSERT(DC_OFFSET(dc_seat, message_slots) == 256, "dc_seat.message_slots");
 DC_ASSERT(DC_OFFSET(dc_seat, reply_slots) == 260, "dc_seat.reply_slots");
 DC_ASSERT(DC_OFFSET(dc_seat, send_slots) == 264, "dc_seat.send_slots");
+DC_ASSERT(DC_OFFSET(dc_seat, team) == 272, "dc_seat.team");
 
 /* What the host tells a seat; in the host's memory. The device reads it as chunks of 16 bytes. */
 typedef struct dc_seat_news {
@@ -555,6 +560,42 @@ DC_ASSERT(DC_OFFSET(dc_edge, returned_seen) == 64, "dc_edge.returned_seen");
 DC_ASSERT(DC_OFFSET(dc_edge, head_seen) == 72, "dc_edge.head_seen");
 DC_ASSERT(DC_OFFSET(dc_edge, before) == 80, "dc_edge.before");
 
+/* What the blocks of a team share, which call a handler together; in the device's memory. The */
+/* first three are words, each on a line of its own. */
+typedef struct dc_team {
+    /* In its high half the epoch of the grid. Below it how many calls there were in that, in 31 bits, or */
+    /* `TEAM_LEAVES`. Written by the first block, after what is shared for the call. */
+    DC_ALIGN(128) dc_ring_cursor call;
+    /* How many blocks have come to the present meeting; in the high half, how many of them have returned */
+    /* from the handler. 0 while no grid runs. */
+    dc_ring_cursor here;
+    /* How many meetings there were, in 32 bits; in the high half, how many had returned of those who came */
+    /* to the last one. Written by the block that came last. */
+    dc_ring_cursor round;
+    /* Why the call has failed: the first cause; 0: it has not. */
+    int32_t fault;
+    /* Whether some thread has made a reply. */
+    uint32_t has_reply;
+    /* What was said of the fault, in bytes; 36 at most. */
+    uint32_t text_bytes;
+    /* It. */
+    uint8_t text[36];
+    /* The message of the call, in as many slots as it takes. */
+    dc_tagged_record message[8];
+    /* The reply that is made, likewise. */
+    dc_tagged_record reply[8];
+} dc_team;
+DC_ASSERT(sizeof(dc_team) == 1280, "dc_team");
+DC_ASSERT(DC_OFFSET(dc_team, call) == 0, "dc_team.call");
+DC_ASSERT(DC_OFFSET(dc_team, here) == 128, "dc_team.here");
+DC_ASSERT(DC_OFFSET(dc_team, round) == 256, "dc_team.round");
+DC_ASSERT(DC_OFFSET(dc_team, fault) == 384, "dc_team.fault");
+DC_ASSERT(DC_OFFSET(dc_team, has_reply) == 388, "dc_team.has_reply");
+DC_ASSERT(DC_OFFSET(dc_team, text_bytes) == 392, "dc_team.text_bytes");
+DC_ASSERT(DC_OFFSET(dc_team, text) == 396, "dc_team.text");
+DC_ASSERT(DC_OFFSET(dc_team, message) == 432, "dc_team.message");
+DC_ASSERT(DC_OFFSET(dc_team, reply) == 816, "dc_team.reply");
+
 /* What a grid is launched with. */
 typedef struct dc_grid {
     /* The first `Seat`. */
@@ -567,9 +608,10 @@ typedef struct dc_grid {
     uint64_t grid_news;
     /* The `GridReport`, in the host's memory. */
     uint64_t report;
-    /* A `RingCursor` that counts the seats that have left; 0 at launch. */
+    /* A `RingCursor` that counts the seats that have left, or the blocks where those are teams; 0 at launch. */
     uint64_t left;
-    /* One word of four bytes for each warp, in the host's memory: the epoch in which it began. */
+    /* One word of four bytes for what serves and for each seat, or each block of it where it is a team, in */
+    /* the host's memory: the epoch in which it began. */
     uint64_t census;
     /* How long the grid stays, in nanoseconds; 0: until it is told. */
     uint64_t lease_ns;

@@ -7,6 +7,7 @@
 //! were, from their [`SeatStore`]s. Addresses are those of the device.
 
 use crate::describe::{Kind, Shared, Struct};
+use crate::ring::RingCursor;
 use crate::slot::TaggedRecord;
 
 shared_constants! {
@@ -30,6 +31,8 @@ shared_constants! {
     TOKEN_NONE = 4_294_967_295;
     /// Edges of a seat whose records are counted in its report: its first ones.
     COUNTED_EDGES = 8;
+    /// The bit of the call of a team that says that the grid is left.
+    TEAM_LEAVES = 2_147_483_648;
 }
 
 shared_struct! {
@@ -45,6 +48,10 @@ shared_struct! {
     mask: u32, at 24;
     /// Messages that fit.
     capacity: u32, at 28;
+}
+
+impl Shared for [TaggedRecord; 8] {
+    const KIND: Kind = Kind::Many(&TaggedRecord::LAYOUT, 8);
 }
 
 impl Shared for [RingPlace; 4] {
@@ -88,6 +95,8 @@ shared_struct! {
     reply_slots: u32, at 260;
     /// How many slots the longest record takes that it sends.
     send_slots: u32, at 264;
+    /// Its `Team`, where it is a team of blocks; else 0.
+    team: u64, at 272;
 }
 
 shared_struct! {
@@ -207,6 +216,33 @@ shared_struct! {
 }
 
 shared_struct! {
+    /// What the blocks of a team share, which call a handler together; in the device's memory. The
+    /// first three are words, each on a line of its own.
+    Team: 1280 bytes, aligned to 128;
+    /// In its high half the epoch of the grid. Below it how many calls there were in that, in 31 bits, or
+    /// `TEAM_LEAVES`. Written by the first block, after what is shared for the call.
+    call: RingCursor, at 0;
+    /// How many blocks have come to the present meeting; in the high half, how many of them have returned
+    /// from the handler. 0 while no grid runs.
+    here: RingCursor, at 128;
+    /// How many meetings there were, in 32 bits; in the high half, how many had returned of those who came
+    /// to the last one. Written by the block that came last.
+    round: RingCursor, at 256;
+    /// Why the call has failed: the first cause; 0: it has not.
+    fault: i32, at 384;
+    /// Whether some thread has made a reply.
+    has_reply: u32, at 388;
+    /// What was said of the fault, in bytes; 36 at most.
+    text_bytes: u32, at 392;
+    /// It.
+    text: [u8; 36], at 396;
+    /// The message of the call, in as many slots as it takes.
+    message: [TaggedRecord; 8], at 432;
+    /// The reply that is made, likewise.
+    reply: [TaggedRecord; 8], at 816;
+}
+
+shared_struct! {
     /// What a grid is launched with.
     Grid: 128 bytes, aligned to 128;
     /// The first `Seat`.
@@ -219,9 +255,10 @@ shared_struct! {
     grid_news: u64, at 24;
     /// The `GridReport`, in the host's memory.
     report: u64, at 32;
-    /// A `RingCursor` that counts the seats that have left; 0 at launch.
+    /// A `RingCursor` that counts the seats that have left, or the blocks where those are teams; 0 at launch.
     left: u64, at 40;
-    /// One word of four bytes for each warp, in the host's memory: the epoch in which it began.
+    /// One word of four bytes for what serves and for each seat, or each block of it where it is a team, in
+    /// the host's memory: the epoch in which it began.
     census: u64, at 48;
     /// How long the grid stays, in nanoseconds; 0: until it is told.
     lease_ns: u64, at 56;
@@ -278,6 +315,7 @@ pub const STRUCTS: &[Struct] = &[
     SeatReport::LAYOUT,
     SeatStore::LAYOUT,
     Edge::LAYOUT,
+    Team::LAYOUT,
     Grid::LAYOUT,
     GridNews::LAYOUT,
     GridReport::LAYOUT,

@@ -29,8 +29,12 @@ enum dc_sync {
     DC_SYNC_RECEIVED = 8,
     // seat.meet: what the threads of a seat did before they met; see scope.cuh.
     DC_SYNC_MEET = 9,
+    // team.call: the message that the first block of a team shares, by its word; see team.cuh.
+    DC_SYNC_TEAM_CALL = 10,
+    // team.meet: what the blocks of a team did before they met.
+    DC_SYNC_TEAM_MEET = 11,
     // Nothing is ordered by the access: a hint, or a word that says all there is to know.
-    DC_SYNC_NONE = 10,
+    DC_SYNC_NONE = 12,
 };
 
 // A quarter of a slot, in registers.
@@ -216,7 +220,10 @@ DC_FN void dc_fence_acquire_sys() {}
 DC_FN void dc_fence_acquire_gpu() {}
 
 DC_FN uint64_t dc_count_gpu(dc_sync edge, uint64_t *place, uint64_t count) {
-    return std::atomic_ref<uint64_t>(*place).fetch_add(count, dc_stores(edge));
+    // Where blocks meet it is the end of both kinds for the last of them.
+    const bool is_both = edge == DC_SYNC_TEAM_MEET && edge != DC_BUG;
+    return std::atomic_ref<uint64_t>(*place).fetch_add(
+        count, is_both ? std::memory_order_acq_rel : dc_stores(edge));
 }
 
 DC_FN dc_pair dc_load_pair_sys(dc_sync edge, const uint64_t *place) {

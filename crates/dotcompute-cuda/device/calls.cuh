@@ -32,7 +32,12 @@ DC_FN void dc_copy(uint8_t *to, const void *from, uint32_t bytes) {
 
 // Whether this thread is one that may not make records, for which the message has failed then.
 DC_FN bool dc_is_another(rk_ctx *ctx) {
-#if DC_IS_WIDE
+#if DC_IS_TEAM
+    if (dc_thread() == 0 && ctx->call.block == 0)
+        return false;
+    dc_fail(ctx, DC_FAULT_DIVERGED);
+    return true;
+#elif DC_IS_WIDE
     if (dc_thread() == 0)
         return false;
     dc_fail(ctx, DC_FAULT_DIVERGED);
@@ -138,10 +143,27 @@ DC_HANDLER void *rk_shared(rk_ctx *ctx) { return ctx->call.shared; }
 DC_HANDLER int32_t rk_barrier(rk_ctx *ctx) {
     if (dc_meet(ctx->call, false) == 0)
         return 0;
-    // Some have returned: with a fault, which counts then, or as if there were no barrier.
+    // Some have returned, with a fault, which counts then, or as if there were no barrier; or are at another.
     dc_be_first(&ctx->fault, DC_FAULT_DIVERGED);
     return DC_FAULT_DIVERGED;
 }
+
+#if DC_IS_TEAM
+
+DC_HANDLER uint32_t rk_block(rk_ctx *ctx) { return ctx->call.block; }
+DC_HANDLER int32_t rk_team_barrier(rk_ctx *ctx) {
+    if (dc_meet_team(ctx->call, false, [] {}) == 0)
+        return 0;
+    dc_be_first(&ctx->fault, DC_FAULT_DIVERGED);
+    return DC_FAULT_DIVERGED;
+}
+
+#else
+
+DC_HANDLER uint32_t rk_block(rk_ctx *) { return 0; }
+DC_HANDLER int32_t rk_team_barrier(rk_ctx *ctx) { return rk_barrier(ctx); }
+
+#endif
 
 #else
 
@@ -149,5 +171,9 @@ DC_HANDLER uint32_t rk_thread(rk_ctx *) { return 0; }
 DC_HANDLER uint32_t rk_threads(rk_ctx *) { return DC_SEAT_THREADS; }
 DC_HANDLER void *rk_shared(rk_ctx *) { return nullptr; }
 DC_HANDLER int32_t rk_barrier(rk_ctx *) { return 0; }
+DC_HANDLER uint32_t rk_block(rk_ctx *) { return 0; }
+DC_HANDLER int32_t rk_team_barrier(rk_ctx *) { return 0; }
 
 #endif
+
+DC_HANDLER uint32_t rk_blocks(rk_ctx *) { return DC_SEAT_BLOCKS; }

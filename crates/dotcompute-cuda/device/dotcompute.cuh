@@ -4,11 +4,12 @@
 //
 // The runtime defines the rk_* functions where the handlers are linked, and they are inlined.
 //
-// One thread calls a handler, unless it was declared with another scope: then all threads of a warp or of a
-// block call it for each message, together, with the same message, state and reply, in memory that they
-// share. They agree on who writes what, by `rk_thread` and `rk_barrier`. There is a reply if any of them says
-// so, and a fault if any of them fails: the first counts. It is the first thread, of number 0, that emits,
-// sends and logs: if another does, the message has failed.
+// One thread calls a handler, unless it was declared with another scope: then all threads of a warp, of a
+// block or of a team of blocks call it for each message, together, with the same message, state and reply, in
+// memory that they share. They agree on who writes what, by `rk_thread` and `rk_barrier`, in a team also by
+// `rk_block` and `rk_team_barrier`. There is a reply if any of them says so, and a fault if any of them fails:
+// the first counts. It is the first thread, of number 0, of the first block that emits, sends and logs: if
+// another does, the message has failed.
 #pragma once
 
 #include "dotcompute_abi.h"
@@ -34,16 +35,23 @@ DC_HANDLER int32_t rk_fault(rk_ctx *ctx, int32_t code, const char *text, uint64_
 DC_HANDLER int32_t rk_tick(rk_ctx *ctx);
 // To be called before the handler reads memory that a message names, where others may have written since
 // the kernel's last message: what they wrote before the message was sent is there then. Of several threads
-// one calls it, and then all come to a barrier.
+// one calls it, and then all come to a barrier; of a team, to the team's.
 DC_HANDLER void rk_acquire(rk_ctx *ctx);
-// The number of this thread among those that the handler was called by, from 0; and how many those are.
+// The number of this thread among those that the handler was called by, from 0, and how many those are; of a
+// team, among those of its block.
 DC_HANDLER uint32_t rk_thread(rk_ctx *ctx);
 DC_HANDLER uint32_t rk_threads(rk_ctx *ctx);
-// Waits for all threads: what each did before, all find after. 0; or, where a thread has returned already,
-// the fault code to return, for the message has failed then. So nobody waits for good.
+// Waits for all threads, of a team for those of the block: what each did before, all find after. 0; or, where a
+// thread has returned already, or waits at another barrier, the fault code to return, for the message has failed
+// then. So nobody waits for good.
 DC_HANDLER int32_t rk_barrier(rk_ctx *ctx);
+// The number of this block in its team, from 0, and how many those are: 0 and 1 where there is no team.
+DC_HANDLER uint32_t rk_block(rk_ctx *ctx);
+DC_HANDLER uint32_t rk_blocks(rk_ctx *ctx);
+// Waits for all threads of all blocks, as `rk_barrier` does for those of one. Where there is no team it is that.
+DC_HANDLER int32_t rk_team_barrier(rk_ctx *ctx);
 // The kernel's own memory in the multiprocessor, of as many bytes as were declared, aligned to 16, for all
-// threads of the handler. It has no particular values when a message comes.
+// threads of the handler, of a team for those of the block. It has no particular values when a message comes.
 DC_HANDLER void *rk_shared(rk_ctx *ctx);
 // A monotonic clock, in nanoseconds; on some devices it ticks once in a microsecond.
 DC_HANDLER uint64_t rk_clock(rk_ctx *ctx);

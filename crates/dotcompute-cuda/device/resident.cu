@@ -1,12 +1,12 @@
 // The grid: one warp serves, and each kernel has a seat. That is a warp, of a handler of one lane or of a
-// warp; or a block.
+// warp; or a block; or a team of blocks, which follow each other.
 #include "calls.cuh"
 #include "service.cuh"
 
 // What of a block's shared memory is its own: the host counts on it (`OWN_SHARED_BYTES`).
 #define DC_OWN_SHARED_BYTES 8192
 
-#if DC_SCOPE == DC_SCOPE_BLOCK
+#if DC_HAS_BLOCKS
 
 static_assert(sizeof(dc_stage) <= DC_OWN_SHARED_BYTES, "what is a kernel's begins behind it");
 
@@ -26,7 +26,15 @@ extern "C" __global__ void __launch_bounds__(DC_SEAT_THREADS, 1)
             dc_serve(grid);
         return;
     }
-    const dc_seat *seat = dc_at<const dc_seat>(grid.seats) + (number - 1);
+    const dc_seat *seat = dc_at<const dc_seat>(grid.seats) + (number - 1) / DC_SEAT_BLOCKS;
+#if DC_IS_TEAM
+    // Others see it as they meet for the first call.
+    const uint32_t block = (number - 1) % DC_SEAT_BLOCKS;
+    if (threadIdx.x == 0)
+        stage.context.call.block = block;
+    if (threadIdx.x < 32 && block != 0)
+        return dc_follow(grid, seat, &stage.context);
+#endif
     if (threadIdx.x < 32)
         dc_sit(grid, seat, &stage);
     else

@@ -1,5 +1,6 @@
 // How many threads call a handler, together, for one message: one lane of the seat's warp (the default), the
-// whole warp, or a block. An image is of one scope, and its code for one lane is as if there were no other.
+// whole warp, a block, or a team of blocks (team.cuh). An image is of one scope, and its code for one lane is
+// as if there were no other.
 //
 // A wide seat is one whose handler has several threads. Its first warp is what the protocol knows as the seat:
 // it polls, stages and publishes. For a message it writes the call into the context, which all threads share;
@@ -15,12 +16,19 @@
 #define DC_SCOPE_LANE 0
 #define DC_SCOPE_WARP 1
 #define DC_SCOPE_BLOCK 2
+#define DC_SCOPE_TEAM 3
 
 #if !defined(DC_SCOPE)
 #define DC_SCOPE DC_SCOPE_LANE
 #endif
 #define DC_IS_WIDE (DC_SCOPE != DC_SCOPE_LANE)
-// The threads of a seat; those of a block are chosen where the image is built.
+#define DC_HAS_BLOCKS (DC_SCOPE >= DC_SCOPE_BLOCK)
+#define DC_IS_TEAM (DC_SCOPE == DC_SCOPE_TEAM)
+// The blocks of a seat, and the threads of each, or of the seat where it is no block: chosen where the image is
+// built, but for those of a warp.
+#if !DC_IS_TEAM
+#define DC_SEAT_BLOCKS 1u
+#endif
 #if DC_SCOPE == DC_SCOPE_LANE
 #define DC_SEAT_THREADS 1u
 #elif DC_SCOPE == DC_SCOPE_WARP
@@ -43,6 +51,16 @@ struct dc_call {
     // What the thread said that failed first.
     uint32_t text_bytes;
     char text[DC_TEXT_BYTES];
+#if DC_IS_TEAM
+    // What the blocks of the team share, and which one this is.
+    dc_team *team;
+    uint32_t block;
+    // The last call, as the team's word has it, of the first block; how often the blocks have met; and what
+    // their last meeting came to, for the threads of this one.
+    uint64_t word;
+    uint32_t round;
+    uint32_t met;
+#endif
 #if !defined(__CUDACC__)
     class dc_crew *crew;
 #elif DC_SCOPE == DC_SCOPE_WARP
@@ -53,7 +71,7 @@ struct dc_call {
 
 #if defined(__CUDACC__)
 
-#if DC_SCOPE == DC_SCOPE_BLOCK
+#if DC_HAS_BLOCKS
 
 DC_FN uint32_t dc_thread() { return threadIdx.x; }
 DC_FN void dc_begin_meetings(dc_call &) {}
@@ -96,7 +114,7 @@ DC_FN void dc_say_so(uint32_t *word) { *reinterpret_cast<volatile uint32_t *>(wo
 
 #include <vector>
 
-// The number of this thread among those of its seat: that which sits is the first.
+// The number of this thread among those of its block, or seat: that which sits is the first.
 inline thread_local uint32_t dc_thread_number = 0;
 DC_FN uint32_t dc_thread() { return dc_thread_number; }
 DC_FN void dc_begin_meetings(dc_call &) {}
@@ -104,7 +122,7 @@ DC_FN void dc_begin_meetings(dc_call &) {}
 // Thrown to all threads of a seat when one of them has ended otherwise than by returning.
 struct dc_crew_lost {};
 
-// The threads of a wide seat, on a host: begun with the first call.
+// The threads of a wide seat, or of a block of its team, on a host: begun with the first call.
 class dc_crew {
     std::vector<std::thread> others;
     std::atomic<uint32_t> round = 0, here = 0, back = 0;

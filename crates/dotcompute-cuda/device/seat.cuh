@@ -3,7 +3,7 @@
 
 #include "dotcompute.cuh"
 #include "ring.cuh"
-#include "scope.cuh"
+#include "team.cuh"
 
 // Calls the handler of this number. Defined where the handlers are linked.
 DC_HANDLER int32_t dc_dispatch(uint32_t handler, const void *message, void *state, void *reply,
@@ -186,23 +186,90 @@ DC_FN int32_t dc_conclude(const dc_run &run, rk_ctx *context, dc_tagged_record *
 
 #if DC_IS_WIDE
 
+#if DC_IS_TEAM
+
+// Makes what all blocks read of a call, clears what they write to, and tells them. The first block's first warp
+// does.
+DC_FN void dc_share_call(const dc_seat *seat, rk_ctx *context) {
+    dc_team *team = context->call.team;
+    const dc_tagged_record *message = context->call.message;
+    const uint32_t in = 12 * seat->message_slots, out = 12 * seat->reply_slots;
+    DC_EACH_LANE(lane) {
+        DC_ROLLED for (uint32_t word = lane; word < in; word += 32)
+            dc_words(team->message)[word] = dc_words(message)[word];
+        DC_ROLLED for (uint32_t word = lane; word < out; word += 32)
+            dc_words(team->reply)[word] = 0;
+    }
+    dc_sync_warp();
+    DC_FIRST_LANE {
+        team->fault = 0;
+        team->has_reply = 0;
+        team->text_bytes = 0;
+        dc_tell_team(context->call, false);
+    }
+}
+
+// Tells the team what this block came to, whose threads have all returned. One of them does.
+DC_FN void dc_tell_result(rk_ctx *context) {
+    const dc_call &call = context->call;
+    if (call.has_reply != 0)
+        dc_say_so(&call.team->has_reply);
+    if (context->fault != 0 && dc_be_first(&call.team->fault, context->fault)) {
+        call.team->text_bytes = call.text_bytes;
+        DC_ROLLED for (uint32_t byte = 0; byte < call.text_bytes; ++byte)
+            call.team->text[byte] = uint8_t(call.text[byte]);
+    }
+}
+
+// Takes over what the blocks came to. The first block's first warp does.
+DC_FN void dc_gather(const dc_seat *seat, rk_ctx *context) {
+    dc_team *team = context->call.team;
+    dc_tagged_record *reply = &context->out[context->reply_place];
+    const uint32_t words = 12 * seat->reply_slots;
+    // The header is the seat's.
+    DC_EACH_LANE(lane) {
+        DC_ROLLED for (uint32_t word = 2 + lane; word < words; word += 32)
+            dc_words(reply)[word] = dc_words(team->reply)[word];
+    }
+    dc_sync_warp();
+    DC_FIRST_LANE {
+        context->fault = team->fault;
+        context->call.has_reply = team->has_reply;
+        context->call.text_bytes = team->text_bytes;
+        DC_ROLLED for (uint32_t byte = 0; byte < team->text_bytes; ++byte)
+            context->call.text[byte] = char(team->text[byte]);
+    }
+}
+
+#endif
+
 // One thread's part in a call, once all have met for it: what it returned is told, and it waits for the
 // others, as often as they come to a barrier meanwhile.
 DC_FN void dc_take_part(const dc_seat *seat, rk_ctx *context) {
+#if DC_IS_TEAM
+    void *reply = context->call.team->reply[0].payload;
+#else
+    void *reply = context->out[context->reply_place].payload;
+#endif
     const int32_t result = dc_dispatch(seat->handler, context->call.message->payload,
-                                       dc_at<void>(seat->state),
-                                       context->out[context->reply_place].payload, context);
+                                       dc_at<void>(seat->state), reply, context);
     if (result < 0)
         dc_fail(context, result);
     else if (result > DC_HANDLER_REPLY)
         dc_fail(context, DC_FAULT_BAD_RESULT);
     else if (result == DC_HANDLER_REPLY)
         dc_say_so(&context->call.has_reply);
+#if DC_IS_TEAM
+    const auto tell = [context] { dc_tell_result(context); };
+    while (dc_meet_team(context->call, true, tell) != DC_SEAT_BLOCKS) {
+    }
+#else
     while (dc_meet(context->call, true) != DC_SEAT_THREADS) {
     }
+#endif
 }
 
-// What the threads of a seat do that are not of its first warp, up to when it is left.
+// What the threads of a block do that are not of its first warp, up to when it is left.
 DC_FN void dc_assist(const dc_seat *seat, rk_ctx *context) {
     for (;;) {
         dc_meet(context->call, false);
@@ -212,7 +279,8 @@ DC_FN void dc_assist(const dc_seat *seat, rk_ctx *context) {
     }
 }
 
-// Calls the handler by all threads of the seat, for what `dc_prepare` made ready.
+// Calls the handler by all threads of the block, for what `dc_prepare` made ready, or the first block of a team
+// shares.
 DC_FN void dc_call_all(const dc_seat *seat, rk_ctx *context) {
 #if !defined(__CUDACC__)
     context->call.crew->begin([seat, context] { dc_assist(seat, context); });
@@ -221,7 +289,7 @@ DC_FN void dc_call_all(const dc_seat *seat, rk_ctx *context) {
     dc_take_part(seat, context);
 }
 
-// Lets the other threads go.
+// Lets the other threads of the block go.
 DC_FN void dc_dismiss(rk_ctx *context) {
 #if !defined(__CUDACC__)
     if (!context->call.crew->has_begun())
@@ -234,6 +302,32 @@ DC_FN void dc_dismiss(rk_ctx *context) {
     dc_meet(context->call, false);
 }
 
+#if DC_IS_TEAM
+
+// Runs a block of a team that is not its first, up to when the grid is left. Its first warp does.
+DC_FN void dc_follow(const dc_grid &grid, const dc_seat *seat, rk_ctx *context) {
+    dc_call &call = context->call;
+    DC_FIRST_LANE {
+        context->seat = seat;
+        context->order = &dc_at<dc_seat_mirror>(seat->mirror)->order;
+        dc_join_team(call, seat, grid.epoch);
+    }
+    dc_sync_warp();
+    while (dc_follow_team(call)) {
+        DC_FIRST_LANE {
+            context->fault = 0;
+            call.message = call.team->message;
+            call.has_reply = 0;
+            call.text_bytes = 0;
+        }
+        dc_call_all(seat, context);
+    }
+    dc_dismiss(context);
+    // The first block stores what the seat has: nothing of this one is to be seen.
+    DC_FIRST_LANE dc_count_gpu(DC_SYNC_NONE, dc_at<uint64_t>(grid.left), 1);
+}
+
+#endif
 #endif
 
 // Calls the handler for one staged record, which came by the inbox or from the host, and publishes
@@ -247,7 +341,14 @@ DC_FN bool dc_handle(dc_run &run, dc_stage *stage, const dc_tagged_record *messa
 #if DC_IS_WIDE
     DC_FIRST_LANE dc_prepare(run, stage, message, token);
     const uint64_t start = dc_clock_ticks();
+#if DC_IS_TEAM
+    dc_sync_warp();
+    dc_share_call(run.seat, context);
+#endif
     dc_call_all(run.seat, context);
+#if DC_IS_TEAM
+    dc_gather(run.seat, context);
+#endif
     ticks = dc_clock_ticks() - start;
     DC_FIRST_LANE {
         if (context->call.text_bytes != 0)
@@ -528,6 +629,9 @@ DC_FN void dc_leave(dc_run &run, dc_stage *stage, uint64_t *left, uint32_t epoch
 DC_FN void dc_sit(const dc_grid &grid, const dc_seat *seat, dc_stage *stage) {
     dc_run run;
     dc_sit_down(run, stage, seat);
+#if DC_IS_TEAM
+    DC_FIRST_LANE dc_join_team(stage->context.call, seat, grid.epoch);
+#endif
     const bool has_inbox = seat->inbox.slots != 0;
     uint32_t busiest = DC_BANDS / 2, looks = 0, turn = 0;
     bool draining = false, leaves = false, is_ready = false;
@@ -599,6 +703,9 @@ DC_FN void dc_sit(const dc_grid &grid, const dc_seat *seat, dc_stage *stage) {
         if (looks > DC_LOOKS_UNTIL_BELLS || state == DC_STATE_HOLDING)
             dc_pause(DC_PAUSE_NS);
     }
+#if DC_IS_TEAM
+    DC_FIRST_LANE dc_tell_team(stage->context.call, true);
+#endif
 #if DC_IS_WIDE
     dc_dismiss(&stage->context);
 #endif

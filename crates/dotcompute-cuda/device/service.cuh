@@ -90,7 +90,7 @@ DC_FN void dc_pass_news_on(const dc_grid &grid, bool asked, uint32_t leave) {
     }
 }
 
-// Serves the grid until all seats have left.
+// Serves the grid until all seats have left, with all their blocks.
 DC_FN void dc_serve(const dc_grid &grid) {
     dc_grid_news *news = dc_at<dc_grid_news>(grid.grid_news);
     dc_grid_report *report = dc_at<dc_grid_report>(grid.report);
@@ -124,7 +124,7 @@ DC_FN void dc_serve(const dc_grid &grid) {
         // SYNC(device.left) acquire: pairs with the release in `dc_leave`. Makes visible the stores
         // of the seats that have left.
         if (dc_from_first(dc_load_gpu(DC_SYNC_LEFT, dc_at<uint64_t>(grid.left))) ==
-            grid.seat_count)
+            uint64_t(grid.seat_count) * DC_SEAT_BLOCKS)
             break;
         dc_pause(DC_ROUND_PAUSE_NS);
     }

@@ -17,6 +17,8 @@
 //! | `device.inbox_tag`, `device.inbox_free` | `dc_send`; `dc_free_inbox` | `dc_look_at_inbox`; `dc_send` | a record between kernels; that its slot was read |
 //! | `device.left` | `dc_leave` | `dc_serve` | a seat's store |
 //! | `seat.meet` | `dc_meet` | `dc_meet` | what the threads of one handler did: the call, their shares, its results |
+//! | `team.call` | `dc_tell_team` | `dc_follow_team` | the message that the first block of a team shares |
+//! | `team.meet` | `dc_meet_blocks` | `dc_meet_blocks` | as `seat.meet`, between the blocks of a team |
 
 mod port;
 mod shape;
@@ -34,6 +36,7 @@ use dotcompute_abi::slot::{SLOT_BYTES, TAGGED_RECORD_BYTES_MAX, tagged_slots};
 use dotcompute_mailbox::ring::{Polls, RawError, RawMemory, Tagged};
 use dotcompute_mailbox::sync::{AtomicU32, AtomicU64, Ordering};
 
+use crate::image::Scope;
 pub use port::{Counters, Port, PortWords, Report};
 pub(crate) use shape::Extent;
 pub use shape::Shape;
@@ -372,6 +375,7 @@ impl Grid {
                 let all = edges.chain(plan.open.iter().copied());
                 all.map(tagged_slots).max().unwrap_or(0)
             },
+            team: self.team(seat),
         };
         let mut state = plan.state.clone();
         state.resize(shape.state_bytes, 0);
@@ -420,6 +424,7 @@ impl Grid {
                 message_slots: 1,
                 reply_slots: 1,
                 send_slots: 0,
+                team: self.team(seat),
             };
             let at = shape.seat(seat);
             bytes[at..at + size_of::<abi::Seat>()].copy_from_slice(&bytes_of_seat(&descriptor));
@@ -617,6 +622,14 @@ impl Grid {
         }
     }
 
+    /// Where the device finds what the blocks of a seat share; 0 where it is no team.
+    fn team(&self, seat: u32) -> u64 {
+        match self.shape.scope {
+            Scope::Team { .. } => self.device + self.shape.team(seat) as u64,
+            Scope::Lane | Scope::Warp | Scope::Block { .. } => 0,
+        }
+    }
+
     fn returned(&self, plan: &EdgePlan) -> usize {
         self.shape.inbox(plan.to).returned + plan.number as usize * size_of::<RingCursor>()
     }
@@ -700,10 +713,10 @@ impl Grid {
         self.news().quiesce.store(epoch, Ordering::Relaxed);
     }
 
-    /// Whether every warp of the grid of this epoch is there.
+    /// Whether every warp of the grid of this epoch is there, or every block where seats are blocks.
     pub fn is_resident(&self, epoch: u32) -> bool {
-        (0..=self.shape.seats as usize).all(|warp| {
-            let word = self.host.at::<AtomicU32>(Shape::CENSUS + 4 * warp);
+        (0..self.shape.census()).all(|place| {
+            let word = self.host.at::<AtomicU32>(Shape::CENSUS + 4 * place);
             // SAFETY: inside the arena; a word that both sides reach as an atomic.
             let word = unsafe { word.as_ref() };
             // Relaxed: nothing is ordered by it.
@@ -792,6 +805,9 @@ fn bytes_of_seat(seat: &abi::Seat) -> Vec<u8> {
     for word in [seat.send_only, seat.message_slots, seat.reply_slots, seat.send_slots] {
         bytes.word(word);
     }
+    // What lies before the next one.
+    bytes.word(0);
+    bytes.long(seat.team);
     bytes.done()
 }
 

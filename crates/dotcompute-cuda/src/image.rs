@@ -7,11 +7,15 @@ use crate::cache::Cache;
 use crate::library::{CallError, Version};
 use crate::nvjitlink::{NvJitLink, Part, PartKind};
 use crate::nvrtc::{Output, Source};
+use crate::rust::{self, RustError, Translated};
 use crate::source::{HANDLER_HEADERS, HEADERS, RESIDENT};
 use crate::toolkit::Toolkit;
 
 /// The threads of a block at most, on any device.
 const THREADS_MAX: u32 = 1024;
+
+/// The blocks of a team at most: more than any device holds at once.
+const BLOCKS_MAX: u32 = 1 << 16;
 
 /// A handler, as CUDA C++ or compiled already.
 ///
@@ -39,15 +43,20 @@ pub struct CudaHandler {
     code: Code,
     scope: Scope,
     shared_bytes: u32,
+    /// The sizes of its message, its state and its reply, in bytes, where they are known.
+    sizes: Option<[u64; 3]>,
 }
 
 /// How many threads of a device call a handler for one message, together.
 ///
 /// All of them are given the same message, state and reply, in memory that they share, and agree on who
 /// writes what by `rk_thread`, `rk_threads` and `rk_barrier`. There is a reply if any of them says so, and a
-/// fault if any of them fails, of which the first counts. Only the first thread emits, sends and logs; if
-/// another does, or one returns that others wait for at a barrier, the message fails with the code
-/// [`FAULT_DIVERGED`](dotcompute_abi::codes::FAULT_DIVERGED), and nobody waits for good.
+/// fault if any of them fails, of which the first counts. Only the first thread (of the first block) emits,
+/// sends and logs; if another does, or one returns that others wait for at a barrier, the message fails with the
+/// code [`FAULT_DIVERGED`](dotcompute_abi::codes::FAULT_DIVERGED), and nobody waits for good.
+///
+/// In a team `rk_thread`, `rk_threads`, `rk_barrier` and `rk_shared` are about the block that a thread is of;
+/// `rk_block` and `rk_blocks` say which that is of how many, and `rk_team_barrier` waits for all threads of all.
 ///
 /// Handlers of different scopes have grids of their own, so that what their kernels send to each other goes by
 /// the host.
@@ -64,15 +73,30 @@ pub enum Scope {
         /// has: 64 where there are 1024.
         threads: u32,
     },
+    /// Those of several blocks, which a device has to hold at once, with those of all other seats of the grid.
+    Team {
+        /// How many blocks; at least 1.
+        blocks: u32,
+        /// How many threads each has, as above.
+        threads: u32,
+    },
 }
 
 impl Scope {
-    /// How many they are.
+    /// How many they are; of a team, those of a block.
     pub fn threads(self) -> u32 {
         match self {
             Self::Lane => 1,
             Self::Warp => 32,
-            Self::Block { threads } => threads,
+            Self::Block { threads } | Self::Team { threads, .. } => threads,
+        }
+    }
+
+    /// Of how many blocks they are; 1 where there is no team.
+    pub fn blocks(self) -> u32 {
+        match self {
+            Self::Team { blocks, .. } => blocks,
+            Self::Lane | Self::Warp | Self::Block { .. } => 1,
         }
     }
 
@@ -84,6 +108,11 @@ impl Scope {
             Self::Block { threads } => {
                 vec!["-DDC_SCOPE=2".to_owned(), format!("-DDC_SEAT_THREADS={threads}u")]
             }
+            Self::Team { blocks, threads } => vec![
+                "-DDC_SCOPE=3".to_owned(),
+                format!("-DDC_SEAT_THREADS={threads}u"),
+                format!("-DDC_SEAT_BLOCKS={blocks}u"),
+            ],
         }
     }
 }
@@ -94,6 +123,7 @@ impl fmt::Display for Scope {
             Self::Lane => f.write_str("lane"),
             Self::Warp => f.write_str("warp"),
             Self::Block { threads } => write!(f, "block of {threads}"),
+            Self::Team { blocks, threads } => write!(f, "team of {blocks} blocks of {threads}"),
         }
     }
 }
@@ -120,8 +150,59 @@ impl CudaHandler {
         Self::new(function.into(), Code::LtoIr(code.into()))
     }
 
+    /// The function `function` of the Rust file `source`: an **experiment**. It is a public function as
+    /// [`handler`](crate::handler) says. It is compiled at once, by the `rustc` of this machine, stable and
+    /// 1.88 or newer, or by what `RUSTC` names; where handlers are linked no Rust is needed.
+    ///
+    /// ```no_run
+    /// use dotcompute_cuda::CudaHandler;
+    ///
+    /// let handler = CudaHandler::from_rust(
+    ///     "add",
+    ///     r#"
+    ///     use dotcompute_cuda::handler::{Context, Handled, Outcome};
+    ///
+    ///     #[derive(Clone, Copy)]
+    ///     #[repr(C)]
+    ///     pub struct Amount { pub value: i64 }
+    ///
+    ///     pub fn add(message: &Amount, total: &mut Amount, reply: &mut Amount, _: &mut Context) -> Outcome {
+    ///         total.value += message.value;
+    ///         reply.value = total.value;
+    ///         Ok(Handled::Reply)
+    ///     }
+    ///     "#,
+    /// )?;
+    /// # Ok::<(), dotcompute_cuda::RustError>(())
+    /// ```
+    ///
+    /// - The file may be a module of the program too (`include_str!` it): paths that begin with
+    ///   `dotcompute`, `dotcompute_cuda` or `dotcompute_core` lead to `cuda::handler`, `handler` and the
+    ///   derive `Message`, and to nothing else; it is compiled with `--cfg dotcompute_device`, and without
+    ///   the standard library.
+    /// - A handler has no memory but its records and the stack, so no static that can change and no atomics;
+    ///   it calls nothing by an address (no trait objects), and of `core` what is generic or inlined.
+    ///   Functions of C's mathematics (`sqrt`, `exp`, ..) are there when they are declared as `extern "C"`.
+    /// - It computes what it does on the host in a release build, bit for bit but for those functions.
+    /// - What panics fails the message with `FAULT_PANIC`, an index out of bounds with `FAULT_BOUNDS`, and the
+    ///   fault's text has the line. Every loop that is left of it looks each 256 turns whether the kernel is to
+    ///   end, and then the message fails. (Where a function calls itself, nobody looks.)
+    /// - One lane calls it: it has no other [`Scope`].
+    ///
+    /// # Errors
+    ///
+    /// See [`RustError`]: rustc's own words, or the line that has something which is not for a device.
+    pub fn from_rust(function: impl Into<String>, source: &str) -> Result<Self, RustError> {
+        let function = function.into();
+        if !is_identifier(&function) {
+            return Err(RustError::Name { function });
+        }
+        let Translated { source, sizes } = rust::translate(&function, source)?;
+        Ok(Self { sizes: Some(sizes), ..Self::new(function, Code::Source(source)) })
+    }
+
     fn new(function: String, code: Code) -> Self {
-        Self { function, code, scope: Scope::Lane, shared_bytes: 0 }
+        Self { function, code, scope: Scope::Lane, shared_bytes: 0, sizes: None }
     }
 
     /// So many threads call it for each message, instead of one.
@@ -131,8 +212,8 @@ impl CudaHandler {
         self
     }
 
-    /// Its kernels have so many bytes each in a multiprocessor, which `rk_shared` gives to its threads: 0 by
-    /// default, and for a handler of one lane.
+    /// Its kernels have so many bytes each in a multiprocessor, and those of a team have them for each block,
+    /// which `rk_shared` gives to the threads: 0 by default, and for a handler of one lane.
     #[must_use]
     pub fn shared_bytes(mut self, bytes: u32) -> Self {
         self.shared_bytes = bytes;
@@ -151,14 +232,26 @@ impl CudaHandler {
             return Err(BuildError::Name { function: function() });
         }
         match self.scope {
-            Scope::Block { threads } if !is_block(threads) => {
+            // Only of handlers in Rust are they known: what is borrowed there is one thread's.
+            scope if self.sizes.is_some() && scope != Scope::Lane => {
+                Err(BuildError::OneLane { function: function(), scope })
+            }
+            Scope::Block { threads } | Scope::Team { threads, .. } if !is_block(threads) => {
                 Err(BuildError::Threads { function: function(), threads })
+            }
+            Scope::Team { blocks, .. } if !(1..=BLOCKS_MAX).contains(&blocks) => {
+                Err(BuildError::Blocks { function: function(), blocks })
             }
             Scope::Lane if self.shared_bytes != 0 => {
                 Err(BuildError::Shared { function: function() })
             }
             _ => Ok(()),
         }
+    }
+
+    /// The sizes of its message, its state and its reply, in bytes, where its code says them.
+    pub(crate) fn sizes(&self) -> Option<[u64; 3]> {
+        self.sizes
     }
 
     /// Its name, which is unique in its image.
@@ -287,8 +380,9 @@ fn link(
 ) -> Result<Vec<u8>, BuildError> {
     let target = target(architecture);
     let scope = scope.options();
-    let compile = |name: &str, text: &str, headers: &[(&str, &str)]| {
+    let compile = |name: &str, text: &str, headers: &[(&str, &str)], more: &[&'static str]| {
         let mut options = vec!["-std=c++17", &target, "-dlto"];
+        options.extend(more);
         if variant == Variant::Fenced {
             options.push("-DDC_FENCED");
         }
@@ -298,7 +392,7 @@ fn link(
     };
     // What the runtime itself brings compiles, or is broken; handlers are the user's.
     let runtime =
-        |name: &str, text: &str| compile(name, text, HEADERS).map_err(BuildError::Runtime);
+        |name: &str, text: &str| compile(name, text, HEADERS, &[]).map_err(BuildError::Runtime);
     let grid = runtime("resident.cu", RESIDENT)?;
     let dispatch = runtime("dispatch.cu", &dispatch(handlers))?;
     let mut compiled = vec![("resident.cu".to_owned(), grid), ("dispatch.cu".to_owned(), dispatch)];
@@ -307,7 +401,9 @@ fn link(
         let code = match &handler.code {
             Code::LtoIr(code) => code.clone(),
             Code::Source(source) => {
-                compile(&file, source, &HEADERS[..HANDLER_HEADERS]).map_err(|error| {
+                // What is made of Rust has integers of 128 bits.
+                let more: &[_] = if handler.sizes.is_some() { &["--device-int128"] } else { &[] };
+                compile(&file, source, &HEADERS[..HANDLER_HEADERS], more).map_err(|error| {
                     BuildError::Source { function: handler.function.clone(), error }
                 })?
             }
@@ -404,10 +500,24 @@ pub enum BuildError {
         /// How many it was to have.
         threads: u32,
     },
+    /// A team has no such number of blocks.
+    Blocks {
+        /// The handler.
+        function: String,
+        /// How many it was to have.
+        blocks: u32,
+    },
     /// A handler of one lane is to have shared memory, which it would share with nobody.
     Shared {
         /// The handler.
         function: String,
+    },
+    /// A handler in Rust is to be called by several threads.
+    OneLane {
+        /// The handler.
+        function: String,
+        /// The scope that it was to have.
+        scope: Scope,
     },
     /// The handlers of one image have different scopes.
     Scopes {
@@ -447,10 +557,19 @@ impl fmt::Display for BuildError {
                 "the handler '{function}' wants blocks of {threads} threads: name a multiple of 32, \
                  {THREADS_MAX} at most"
             ),
+            Self::Blocks { function, blocks } => write!(
+                f,
+                "the handler '{function}' wants a team of {blocks} blocks: name 1 to {BLOCKS_MAX}, and no \
+                 more than the device holds at once"
+            ),
             Self::Shared { function } => write!(
                 f,
                 "the handler '{function}' runs on one lane, which has no shared memory: give it the \
-                 scope of a warp or a block"
+                 scope of a warp, a block or a team"
+            ),
+            Self::OneLane { function, scope } => write!(
+                f,
+                "the handler '{function}' is in Rust, of which one lane calls it, and not a {scope}"
             ),
             Self::Scopes { function, scope, others } => write!(
                 f,
@@ -476,7 +595,9 @@ impl std::error::Error for BuildError {
             Self::Name { .. }
             | Self::Duplicate { .. }
             | Self::Threads { .. }
+            | Self::Blocks { .. }
             | Self::Shared { .. }
+            | Self::OneLane { .. }
             | Self::Scopes { .. }
             | Self::NoLinker(_) => None,
         }

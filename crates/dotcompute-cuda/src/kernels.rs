@@ -132,8 +132,24 @@ impl CudaKernel {
         }
     }
 
+    /// That the code takes, keeps and makes records of the sizes that are declared, where it says so.
+    fn check_sizes(&self, name: &str) -> Result<(), CudaError> {
+        let Some(sizes) = self.code.sizes() else { return Ok(()) };
+        let Layouts { input, output, .. } = self.layouts;
+        let declared = [input.bytes, self.state.len(), output.map_or(0, |layout| layout.bytes)];
+        for (what, (bytes, declared)) in
+            ["message", "state", "reply"].into_iter().zip(sizes.into_iter().zip(declared))
+        {
+            if bytes != declared as u64 {
+                return Err(CudaError::Size { kernel: name.into(), what, bytes, declared });
+            }
+        }
+        Ok(())
+    }
+
     fn check(&self, name: &str) -> Result<(), CudaError> {
         self.code.check()?;
+        self.check_sizes(name)?;
         let most = TAGGED_RECORD_BYTES_MAX as usize;
         let sent = self.targets.iter().map(|target| ("record sent", Some(target.layout())));
         let records = [("message", Some(self.layouts.input)), ("reply", self.layouts.output)];
@@ -185,7 +201,8 @@ pub struct CudaOptions {
     pub cache: Option<Cache>,
     /// Which variant of the protocol.
     pub variant: Variant,
-    /// How many kernels a grid has room for; when all are taken, there is one more grid.
+    /// How many kernels a grid has room for; when all are taken, there is one more grid. Where a kernel is a
+    /// team of blocks, so many blocks, and one kernel at least.
     pub seats: u32,
     /// How many records of a kernel are on the device at most. They count as in hand: they are not
     /// dropped by a policy, nor held back by a deactivation for longer than it takes to reach the
@@ -277,6 +294,18 @@ pub enum CudaError {
         bytes: usize,
         /// The largest.
         most: usize,
+    },
+    /// A handler's code has a record of another size than is declared for it.
+    #[error("the handler of '{kernel}' has a {what} of {bytes} bytes; {declared} are declared")]
+    Size {
+        /// Of which kernel.
+        kernel: String,
+        /// Message, state or reply.
+        what: &'static str,
+        /// The size that its code has.
+        bytes: u64,
+        /// The size that is declared; 0 if there is to be none.
+        declared: usize,
     },
     /// A handler emits more than an outbox holds.
     #[error("'{kernel}' declares {emits} emitted records for one message; at most {most} will do")]
@@ -539,6 +568,23 @@ struct Inner {
     desks: Mutex<HashMap<KernelId, Weak<Desk>>>,
 }
 
+/// Kernels of one class that are linked and not registered yet.
+struct Linked {
+    class: Class,
+    /// By their names, with the numbers of their handlers.
+    entries: Vec<(String, CudaKernel, u32)>,
+    into: LinkedInto,
+}
+
+/// What handlers are linked into.
+struct LinkedInto {
+    set: Arc<Set>,
+    /// What the set is to be linked of, if that is more than before.
+    joins: Option<(Vec<CudaHandler>, Image)>,
+    /// Whether handlers that come later are to join the set.
+    is_joint: bool,
+}
+
 #[derive(Clone)]
 struct Registered {
     kernel: CudaKernel,
@@ -572,7 +618,7 @@ impl Cuda {
     ///
     /// # Errors
     ///
-    /// As for [`CudaKernels::open`].
+    /// As for [`CudaKernels::open`]. None of the kernels is registered then.
     pub fn register(&self, kernels: CudaKernels) -> Result<(), CudaError> {
         self.link(kernels, None)
     }
@@ -582,66 +628,98 @@ impl Cuda {
             return Ok(());
         }
         kernels.check()?;
-        for (class, kernels) in kernels.by_class() {
-            self.link_class(class, kernels, image.clone())?;
+        let mut joint = lock(&self.inner.joint);
+        // All that can fail, for each class, before anything changes.
+        let linked: Vec<Linked> = kernels
+            .by_class()
+            .into_iter()
+            .map(|(class, kernels)| self.link_class(&joint, class, kernels, image.clone()))
+            .collect::<Result<_, _>>()?;
+        for Linked { class, entries, into } in linked {
+            let LinkedInto { set, joins, is_joint } = into;
+            let state_bytes = entries.iter().map(|(_, kernel, _)| kernel.state.len()).max();
+            set.make_room(state_bytes.unwrap_or(0));
+            if let Some((handlers, image)) = joins {
+                set.join(handlers, image);
+            }
+            if is_joint {
+                joint.retain(|(of, _)| *of != class);
+                joint.push((class, Arc::clone(&set)));
+            }
+            let mut registered = lock(&self.inner.registered);
+            for (name, kernel, handler) in entries {
+                registered.insert(name, Registered { kernel, handler, set: Arc::clone(&set) });
+            }
         }
         Ok(())
     }
 
+    /// Links the kernels of one class, of which nobody knows yet.
     fn link_class(
         &self,
+        joint: &[(Class, Arc<Set>)],
         class: Class,
         kernels: CudaKernels,
         image: Option<Image>,
-    ) -> Result<(), CudaError> {
-        let set = match image {
+    ) -> Result<Linked, CudaError> {
+        let handlers = kernels.handlers();
+        let into = match image {
             Some(image) if image.scope() != class.scope => {
                 let first = kernels.entries.first().map(|(_, kernel)| kernel.code.function());
                 let (function, others) = (first.unwrap_or_default().into(), image.scope());
                 return Err(BuildError::Scopes { function, scope: class.scope, others }.into());
             }
-            Some(image) => self.set(class, kernels.handlers(), image)?,
-            None => self.join(class, kernels.handlers())?,
+            Some(image) => {
+                let set = self.set(class, handlers, image)?;
+                LinkedInto { set, joins: None, is_joint: false }
+            }
+            None => self.join(joint, class, handlers)?,
         };
-        let state_bytes = kernels.entries.iter().map(|(_, kernel)| kernel.state.len()).max();
-        set.make_room(state_bytes.unwrap_or(0));
-        let mut registered = lock(&self.inner.registered);
-        let image = set.image();
-        for (name, kernel) in kernels.entries {
+        let image = match &into.joins {
+            Some((_, image)) => Arc::new(image.clone()),
+            None => into.set.image(),
+        };
+        let numbered = |(name, kernel): (String, CudaKernel)| {
             let function = kernel.code.function();
-            let Some(handler) = image.handler(function) else {
-                return Err(CudaError::NotInImage(function.into()));
-            };
-            registered.insert(name, Registered { kernel, handler, set: Arc::clone(&set) });
-        }
-        Ok(())
+            let handler = image.handler(function);
+            let handler = handler.ok_or_else(|| CudaError::NotInImage(function.into()))?;
+            Ok((name, kernel, handler))
+        };
+        let entries =
+            kernels.entries.into_iter().map(numbered).collect::<Result<_, CudaError>>()?;
+        Ok(Linked { class, entries, into })
     }
 
-    /// The set that these handlers are linked into: that of those before them, if they fit there.
-    fn join(&self, class: Class, handlers: Vec<CudaHandler>) -> Result<Arc<Set>, CudaError> {
+    /// Links handlers into the set of those before them, if they fit there.
+    fn join(
+        &self,
+        joint: &[(Class, Arc<Set>)],
+        class: Class,
+        handlers: Vec<CudaHandler>,
+    ) -> Result<LinkedInto, CudaError> {
         let Inner { device, options, .. } = &*self.inner;
         let build = |handlers: &[CudaHandler]| build(handlers, device.compute_capability, options);
-        let mut joint = lock(&self.inner.joint);
-        let known = joint.iter().position(|(of, _)| *of == class);
-        if let Some(set) = known.map(|place| &joint[place].1) {
+        if let Some((_, set)) = joint.iter().find(|(of, _)| *of == class) {
             let mut all = set.handlers();
             let before = all.len();
             all.extend(handlers.iter().filter(|one| !set.handlers().contains(one)).cloned());
             if all.len() == before {
-                return Ok(Arc::clone(set));
+                let set = Arc::clone(set);
+                return Ok(LinkedInto { set, joins: None, is_joint: true });
             }
             if all.len() <= HANDLERS_MAX {
                 match build(&all) {
                     Ok(image) => {
-                        set.join(all, image);
-                        return Ok(Arc::clone(set));
+                        let (set, joins) = (Arc::clone(set), Some((all, image)));
+                        return Ok(LinkedInto { set, joins, is_joint: true });
                     }
                     Err(CudaError::Build(
                         error @ (BuildError::Duplicate { .. } | BuildError::Link(_)),
                     )) => {
                         let image = build(&handlers)?;
                         tracing::info!(%error, "these handlers run on grids of their own");
-                        return self.set(class, handlers, image);
+                        let set = self.set(class, handlers, image)?;
+                        return Ok(LinkedInto { set, joins: None, is_joint: false });
                     }
                     Err(error) => return Err(error),
                 }
@@ -649,11 +727,7 @@ impl Cuda {
         }
         let image = build(&handlers)?;
         let set = self.set(class, handlers, image)?;
-        match known {
-            Some(place) => joint[place].1 = Arc::clone(&set),
-            None => joint.push((class, Arc::clone(&set))),
-        }
-        Ok(set)
+        Ok(LinkedInto { set, joins: None, is_joint: true })
     }
 
     fn set(
@@ -664,7 +738,7 @@ impl Cuda {
     ) -> Result<Arc<Set>, CudaError> {
         let Inner { driver, options, .. } = &*self.inner;
         let shape = Shape {
-            seats: options.seats,
+            seats: (options.seats / class.scope.blocks()).max(1),
             window: options.window.next_power_of_two(),
             // What a whole window leads to, where each message leads to one reply.
             reply_window: (2 * options.window).next_power_of_two().max(64),

@@ -70,6 +70,8 @@ pub mod compute;
 mod direct;
 pub mod driver;
 pub mod grid;
+#[path = "../device/handler.rs"]
+pub mod handler;
 mod image;
 #[cfg(not(loom))]
 mod kernels;
@@ -86,6 +88,7 @@ mod proxy;
 mod pump;
 #[cfg(not(loom))]
 pub mod resident;
+mod rust;
 #[cfg(not(loom))]
 mod set;
 mod source;
@@ -105,6 +108,7 @@ pub use library::{Absent, CallError, Version};
 pub use probe::{Found, LibraryReport, Probe};
 #[cfg(all(target_os = "linux", not(loom)))]
 pub use resident::{isolated, serve_isolated};
+pub use rust::RustError;
 
 /// The name of the executor.
 pub const EXECUTOR: &str = "cuda";

@@ -15,6 +15,7 @@
 //! messages were sent in that band; a reply says it too. What it had not begun when it stopped goes
 //! back to where it was queued.
 
+mod patience;
 mod targets;
 
 use std::collections::VecDeque;
@@ -22,6 +23,7 @@ use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context as TaskContext, Poll, Waker, ready};
+use std::time::Instant;
 
 use dotcompute_abi::TaggedRecord;
 use dotcompute_abi::codes;
@@ -43,6 +45,7 @@ use crate::grid::{Report, Way};
 use crate::kernels::{Layouts, Targets};
 use crate::pump::{Desk, Need, Station};
 use crate::resident::{Loss, ResidentError, Seated};
+use patience::Patience;
 use targets::Ways;
 
 type Boxed<T> = Pin<Box<dyn Future<Output = T> + Send>>;
@@ -88,6 +91,10 @@ pub(crate) struct Proxy<M: RecordMessage, R: RecordReply> {
     route: Route,
     /// Whether what was sent last took the edge.
     goes_past_host: bool,
+    /// How long nothing is handed over, though there is something, so that the next can take it; and whether it is
+    /// waited for that now.
+    patience: Patience,
+    waits: bool,
     /// Replies that the next kernel did not take, each as its slots.
     returned: VecDeque<Vec<TaggedRecord>>,
     /// What was published and has to wait: its payload is the one below.
@@ -175,6 +182,8 @@ impl<M: RecordMessage, R: RecordReply> Proxy<M, R> {
             link_changes: Box::pin(context.link_changes(link_word)),
             route: Route::Host(None),
             goes_past_host: false,
+            patience: Patience::new(),
+            waits: false,
             returned: VecDeque::new(),
             held: None,
             payload: Vec::new(),
@@ -258,7 +267,7 @@ impl<M: RecordMessage, R: RecordReply> Proxy<M, R> {
             return Poll::Pending;
         }
         loop {
-            self.hand_over(station)?;
+            self.hand_over(station, cx)?;
             // A batch without records is done with as it is taken: nothing on the device tells of it.
             ready!(self.settle(cx));
             let room = self.window.saturating_sub(self.in_flight);
@@ -339,7 +348,11 @@ impl<M: RecordMessage, R: RecordReply> Proxy<M, R> {
     }
 
     /// Puts records into the bands' rings, as there is room.
-    fn hand_over(&mut self, station: &mut Station) -> Result<(), BoxError> {
+    fn hand_over(
+        &mut self,
+        station: &mut Station,
+        cx: &mut TaskContext<'_>,
+    ) -> Result<(), BoxError> {
         let bytes = self.layouts.input.bytes;
         while let Some(entry) = self.entries.get_mut((self.sending - self.base) as usize) {
             if matches!(self.route, Route::Making(..)) {
@@ -355,11 +368,28 @@ impl<M: RecordMessage, R: RecordReply> Proxy<M, R> {
             let band = entry.band;
             let passes = self.route.is_edge() && entry.single && count > 0;
             let passage = passes.then(|| self.context.passage(index)).flatten();
-            let passes = passes && (!entry.asked || passage.is_some()) && {
+            let may_pass = passes && (!entry.asked || passage.is_some());
+            let passes = may_pass && {
                 // Else what went by the host would come later.
                 let quiet = || self.next.as_ref().is_some_and(NextStage::is_quiet);
                 self.goes_past_host || self.in_flight == 0 && quiet()
             };
+            if passes && !self.goes_past_host {
+                self.patience.pays_off();
+            }
+            let is_open = || self.next.as_ref().is_some_and(NextStage::is_open);
+            self.waits = may_pass && !passes && self.command == COMMAND_RUN && is_open() && {
+                let now = Instant::now();
+                if !self.waits && self.patience.is_due(now) {
+                    self.patience.begin(now);
+                }
+                self.patience.lasts(now)
+            };
+            if self.waits {
+                // Nobody tells when the next kernel is quiet.
+                cx.waker().wake_by_ref();
+                break;
+            }
             if count > 0 {
                 self.goes_past_host = passes;
             }
@@ -684,7 +714,7 @@ impl<M: RecordMessage, R: RecordReply> Proxy<M, R> {
         match () {
             () if self.asks > 0 || !self.passages.is_empty() => Need::Spin,
             () if self.in_flight > 0 || self.command > COMMAND_RUN => Need::Look,
-            () if self.holds_for_edges() => Need::Look,
+            () if self.waits || self.holds_for_edges() => Need::Look,
             () if self.adopted || self.seat.sent() != self.received => Need::Look,
             () => Need::Rest,
         }

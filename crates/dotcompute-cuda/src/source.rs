@@ -7,6 +7,7 @@ pub(crate) const HEADERS: &[(&str, &str)] = &[
     ("atomics.cuh", include_str!("../device/atomics.cuh")),
     ("warp.cuh", include_str!("../device/warp.cuh")),
     ("scope.cuh", include_str!("../device/scope.cuh")),
+    ("team.cuh", include_str!("../device/team.cuh")),
     ("ring.cuh", include_str!("../device/ring.cuh")),
     ("seat.cuh", include_str!("../device/seat.cuh")),
     ("calls.cuh", include_str!("../device/calls.cuh")),

@@ -7,8 +7,9 @@
 mod standin;
 
 use std::sync::OnceLock;
+use std::sync::mpsc::{TryRecvError, channel};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use dotcompute_core::{
     AskError, Backpressure, ConnectError, KernelRef, KernelState, Record, RecordBatch, Restart,
@@ -44,6 +45,21 @@ twice(const number *message, void *, number *reply, rk_ctx *ctx) {
 }
 "#;
 
+/// As `more`, and takes its time, so that its window is never empty.
+const SLOW: &str = r#"
+#include "dotcompute.cuh"
+struct number { long long value; };
+
+extern "C" __device__ int32_t
+slow(const number *message, void *, number *reply, rk_ctx *ctx) {
+    const uint64_t end = rk_clock(ctx) + 200000;
+    while (rk_clock(ctx) < end) {
+    }
+    reply->value = message->value + 10;
+    return DC_HANDLER_REPLY;
+}
+"#;
+
 fn with(options: CudaOptions) -> Stage {
     let kernel = |name: &str, source: &str| {
         CudaKernel::new(CudaHandler::from_source(name, source), Number::LAYOUT)
@@ -51,6 +67,7 @@ fn with(options: CudaOptions) -> Stage {
     };
     let kernels = CudaKernels::new()
         .kernel("more", kernel("more", MORE))
+        .kernel("slow", kernel("slow", SLOW))
         .kernel("rising", kernel("rising", RISING).state(&NOTHING))
         .kernel("twice", kernel("twice", TWICE).max_emit(1));
     Stage::of(kernels, options)
@@ -332,6 +349,57 @@ fn batches_and_single_messages_keep_their_order() {
         assert!(kernel.books().balance());
     }
     assert_eq!(second.books().processed, 200);
+}
+
+/// The batch goes by the host, and so does what comes behind it, until nothing is left of that: which never is so,
+/// where the first kernel has no lull.
+#[test]
+fn a_kernel_without_a_lull_goes_past_the_host_again_after_a_batch_and_order_is_kept() {
+    let _device = StandIn::get().shared();
+    let stage = stage();
+    let launch = |name: &str, entry: &str| -> KernelRef<RecordBatch, RecordBatch> {
+        stage.launch_as(entry, stage.runtime.kernel(name))
+    };
+    let (first, second) = (launch("no lull 1", "slow"), launch("no lull 2", "rising"));
+    let send = |to: &KernelRef<RecordBatch, RecordBatch>, value: i64| {
+        let single = RecordBatch::single(Number::LAYOUT, Number { value }.bytes()).unwrap();
+        to.send_blocking(single, LONG).unwrap();
+    };
+    let receive = || {
+        let reply = second.receive_blocking(LONG).unwrap().message;
+        reply.as_slice::<Number>().unwrap().iter().map(|number| number.value).collect::<Vec<_>>()
+    };
+    first.connect(&second).unwrap();
+    second.deactivate().unwrap();
+    first.send_blocking(RecordBatch::from_vec(vec![Number { value: 0 }; 1]), LONG).unwrap();
+    let (enough, told) = channel::<()>();
+    let sender = first.clone();
+    let sends = thread::spawn(move || {
+        let mut value = 0;
+        while matches!(told.try_recv(), Err(TryRecvError::Empty)) {
+            value += 1;
+            send(&sender, value);
+        }
+        value
+    });
+    until("both are full", || first.books().queued > 500 && second.books().queued > 500);
+    second.reactivate().unwrap();
+    assert_eq!(receive(), [10]);
+    let (mut received, deadline) = (0, Instant::now() + LONG.unwrap());
+    while stage.sent("no lull 1") < 1000 {
+        assert!(Instant::now() < deadline, "they never go past the host again");
+        received += 1;
+        assert_eq!(receive(), [received + 10]);
+    }
+    drop(enough);
+    let sent = sends.join().unwrap();
+    (received + 1..=sent).for_each(|value| assert_eq!(receive(), [value + 10]));
+    for kernel in [&first, &second] {
+        let ended = kernel.terminate_blocking(Terminate::drain().within(LONG.unwrap()));
+        assert_eq!(ended, Termination::Clean);
+        assert!(kernel.books().balance());
+    }
+    assert_eq!(second.books().processed, sent as u64 + 1);
 }
 
 #[test]

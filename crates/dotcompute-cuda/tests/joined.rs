@@ -11,7 +11,7 @@ use std::thread;
 use dotcompute_core::{KernelRef, LaunchError, Message, Record};
 use dotcompute_cuda::resident::{Residency, ResidentError};
 use dotcompute_cuda::{
-    BuildError, CudaError, CudaHandler, CudaKernel, CudaKernels, CudaLaunch, CudaOptions,
+    BuildError, CudaError, CudaHandler, CudaKernel, CudaKernels, CudaLaunch, CudaOptions, Scope,
 };
 use dotcompute_mailbox::sync::{AtomicBool, Ordering};
 use standin::StandIn;
@@ -114,6 +114,75 @@ fn kernels_of_handlers_that_came_one_by_one_send_to_each_other_on_the_device() {
     });
     drain(&busy);
     drain(&last);
+}
+
+/// Of kernels of several classes, of which one does not compile or does not link, whichever it is.
+#[test]
+fn kernels_that_are_registered_at_once_are_registered_all_or_none() {
+    let _device = StandIn::get().shared();
+    let stage = with(standin::options());
+    register(&stage, "before", more("before", 1, 0)).unwrap();
+    register(&stage, "kept", more("kept", 1, 0)).unwrap();
+    let broken = |body: &str, scope: Scope| {
+        let source = format!(
+            r#"
+            #include "dotcompute.cuh"
+            extern "C" int32_t defined_nowhere();
+            extern "C" __device__ int32_t
+            broken(const void *, void *, void *, rk_ctx *) {{ return {body}; }}
+            "#
+        );
+        let code = CudaHandler::from_source("broken", source).scope(scope);
+        CudaKernel::new(code, Number::LAYOUT).output(Number::LAYOUT)
+    };
+    let warp = |by: i64| {
+        let source = format!(
+            r#"
+            #include "dotcompute.cuh"
+            struct number {{ long long value; }};
+            extern "C" __device__ int32_t
+            wide(const number *message, void *, number *reply, rk_ctx *ctx) {{
+                if (rk_thread(ctx) == 0)
+                    reply->value = message->value + {by};
+                return DC_HANDLER_REPLY;
+            }}
+            "#
+        );
+        let code = CudaHandler::from_source("wide", source).scope(Scope::Warp);
+        CudaKernel::new(code, Number::LAYOUT).output(Number::LAYOUT)
+    };
+    for body in ["mistaken", "defined_nowhere()"] {
+        for scope in [Scope::Lane, Scope::Warp, Scope::Block { threads: 32 }] {
+            let kernels = CudaKernels::new()
+                .kernel("kept", more("other", 2, 0))
+                .kernel("wide", warp(2))
+                .kernel("new", more("new", 2, 0))
+                .kernel("broken", broken(body, scope));
+            let error = stage.cuda.register(kernels).unwrap_err();
+            assert!(matches!(error, CudaError::Build(_)), "{error:?}");
+            for name in ["wide", "new", "broken"] {
+                let error = stage.cuda.layouts(name).unwrap_err();
+                assert!(matches!(error, CudaError::Unknown { .. }), "{name}: {error:?}");
+            }
+        }
+    }
+    // What there was is what it was, and what comes later joins it.
+    let kept = launch(&stage, "kept", "kept");
+    assert_eq!(ask(&kept, 1), 2);
+    register(&stage, "sends", more("sends", 5, 1).target::<Number>("kept", Number::LAYOUT))
+        .unwrap();
+    let sends = launch(&stage, "sends", "sends");
+    assert_eq!(ask(&sends, 1), 6);
+    until("they share a grid", || {
+        assert_eq!(ask(&sends, 1), 6);
+        stage.sent("sends") > 0
+    });
+    drain(&sends);
+    drain(&kept);
+    register(&stage, "wide", warp(3)).unwrap();
+    let wide = launch(&stage, "wide", "wide");
+    assert_eq!(ask(&wide, 1), 4);
+    drain(&wide);
 }
 
 #[test]

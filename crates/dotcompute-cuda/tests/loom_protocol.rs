@@ -78,10 +78,22 @@ enum Broken {
     CallAfterMeeting,
     /// `dc_take_part`: a thread that has returned does not wait for the others.
     ReturnsAtOnce,
-    /// `dc_meet`: a thread that has returned meets as if it had not.
+    /// `dc_meet`, `dc_meet_blocks`: who has returned meets as if it had not.
     ReturnsUnseen,
     /// `dc_take_part`: a thread that has returned meets once, whoever else has not returned.
     MeetsOnce,
+    /// `dc_tell_team`: no fence before the call.
+    TellFence,
+    /// `dc_follow_team`: no fence after the call.
+    FollowFence,
+    /// `dc_meet_blocks`: no fence before a block comes.
+    ComeFence,
+    /// `dc_meet_blocks`: no fence before the last to come tells the others.
+    LastFence,
+    /// `dc_meet_blocks`: no fence after the others were told.
+    MetFence,
+    /// `dc_meet_blocks`: who is here is cleared once the others were told.
+    ClearedLate,
 }
 
 impl Broken {
@@ -612,6 +624,111 @@ fn call(early: bool, broken: Broken) {
     });
 }
 
+/// Two blocks of a team, one thread of each: the words of `team.cuh`, with the device's fences.
+#[derive(Default)]
+struct Team {
+    call: AtomicU64,
+    here: AtomicU64,
+    round: AtomicU64,
+    message: UnsafeCell<()>,
+    share: UnsafeCell<()>,
+}
+
+impl Team {
+    /// `dc_meet_blocks`: how many of the two have returned. `round` is what the block knows of.
+    fn meet(&self, round: &mut u64, returned: bool, broken: Broken) -> u64 {
+        let is_seen = returned && broken != Broken::ReturnsUnseen;
+        let mine = u64::from(is_seen) << 32 | 1;
+        broken.fence(Broken::ComeFence, Ordering::AcqRel);
+        // SYNC(team.meet) release, and acquire
+        let here = self.here.fetch_add(mine, Ordering::Relaxed) + mine;
+        let word = if here & 0xffff_ffff == 2 {
+            let word = here >> 32 << 32 | (*round + 1);
+            if broken != Broken::ClearedLate {
+                self.here.store(0, Ordering::Relaxed);
+            }
+            broken.fence(Broken::LastFence, Ordering::AcqRel);
+            self.round.store(word, Ordering::Relaxed);
+            if broken == Broken::ClearedLate {
+                self.here.store(0, Ordering::Relaxed);
+            }
+            word
+        } else {
+            let word = loop {
+                let word = self.round.load(Ordering::Relaxed);
+                if word & 0xffff_ffff != *round {
+                    break word;
+                }
+                thread::yield_now();
+            };
+            broken.fence(Broken::MetFence, Ordering::Acquire);
+            word
+        };
+        *round = word & 0xffff_ffff;
+        word >> 32
+    }
+
+    /// A block's part: the second writes its share, which the first reads behind a barrier. Where it returns
+    /// early the first is told so.
+    fn take_part(&self, first: bool, early: bool, round: &mut u64, broken: Broken) {
+        self.message.with(|_| ());
+        match (first, early) {
+            (false, true) => {}
+            (false, false) => {
+                self.share.with_mut(|_| ());
+                assert_eq!(self.meet(round, false, broken), 0);
+            }
+            (true, _) => {
+                let returned = self.meet(round, false, broken);
+                assert_eq!(returned, u64::from(early), "who returned is not at a barrier");
+                if returned == 0 {
+                    self.share.with(|_| ());
+                }
+            }
+        }
+        self.message.with(|_| ());
+        match broken {
+            Broken::ReturnsAtOnce => {}
+            Broken::MeetsOnce | Broken::ReturnsUnseen => drop(self.meet(round, true, broken)),
+            _ => while self.meet(round, true, broken) != 2 {},
+        }
+    }
+}
+
+/// One call of a team, and the message of the next one written behind it.
+fn team_call(early: bool, broken: Broken) {
+    loom::model(move || {
+        let team: Arc<Team> = Arc::default();
+        let second = {
+            let team = Arc::clone(&team);
+            thread::spawn(move || {
+                // SYNC(team.call) acquire
+                while team.call.load(Ordering::Relaxed) == 0 {
+                    thread::yield_now();
+                }
+                broken.fence(Broken::FollowFence, Ordering::Acquire);
+                team.take_part(false, early, &mut 0, broken);
+            })
+        };
+        team.message.with_mut(|_| ());
+        broken.fence(Broken::TellFence, Ordering::AcqRel);
+        // SYNC(team.call) release
+        team.call.store(1, Ordering::Relaxed);
+        team.take_part(true, early, &mut 0, broken);
+        team.message.with_mut(|_| ());
+        team.share.with_mut(|_| ());
+        second.join().unwrap();
+    });
+}
+
+fn teamed(broken: Broken) {
+    team_call(false, broken);
+}
+
+fn team_left(broken: Broken) {
+    team_call(true, broken);
+}
+
 fn together(broken: Broken) {
     call(false, broken);
 }
@@ -702,4 +819,20 @@ hand_over! { left, a_thread_that_returns_early_keeps_nobody_waiting_and_is_seen_
     ReturnsAtOnce => left_at_once_leaves_the_others_at_their_barrier,
     ReturnsUnseen => left_unseen_is_taken_for_a_barrier,
     MeetsOnce => left_after_one_meeting_leaves_the_others_waiting,
+}
+
+hand_over! { teamed, the_blocks_of_a_team_find_what_each_of_them_did_before_they_met:
+    TellFence => team_told_without_a_fence_fails,
+    FollowFence => team_followed_without_a_fence_fails,
+    ComeFence => team_met_without_a_fence_before_fails,
+    LastFence => team_met_without_a_fence_of_the_last_fails,
+    MetFence => team_met_without_a_fence_after_fails,
+    ClearedLate => team_that_clears_who_is_here_too_late_fails,
+    ReturnsAtOnce => team_returned_without_waiting_fails,
+}
+
+hand_over! { team_left, a_block_that_returns_early_keeps_nobody_waiting_and_is_seen_to_have_returned:
+    ComeFence => team_left_without_a_fence_before_fails,
+    ReturnsUnseen => team_left_unseen_is_taken_for_a_barrier,
+    MeetsOnce => team_left_after_one_meeting_leaves_the_other_waiting,
 }

@@ -89,12 +89,42 @@ fn summer() -> CudaHandler {
     )
 }
 
+/// The same of a team, by its barrier.
+fn gatherer() -> CudaHandler {
+    CudaHandler::from_source(
+        "gather",
+        r#"
+        #include "dotcompute.cuh"
+        struct Range { long long first, count; };
+        struct Total { long long value, of[8]; };
+        extern "C" __device__ int32_t
+        gather(const Range *message, Total *total, long long *reply, rk_ctx *ctx) {
+            const uint32_t block = rk_block(ctx), blocks = rk_blocks(ctx);
+            if (rk_thread(ctx) == 0) total->of[block] = message->first + message->count * block;
+            if (int32_t fault = rk_team_barrier(ctx)) return fault;
+            if (block != 0 || rk_thread(ctx) != 0) return DC_HANDLER_DONE;
+            for (uint32_t other = 0; other < blocks; ++other) total->value += total->of[other];
+            *reply = total->value;
+            return DC_HANDLER_REPLY;
+        }
+        "#,
+    )
+}
+
+/// The same in Rust, and one that has more of the language.
+fn in_rust() -> [CudaHandler; 2] {
+    let source = include_str!("handlers/offline.rs");
+    ["tally", "ledger"].map(|function| CudaHandler::from_rust(function, source).unwrap())
+}
+
 /// The scopes of several threads; of blocks the least, the usual one and the largest.
-const WIDE: [Scope; 4] = [
+const WIDE: [Scope; 6] = [
     Scope::Warp,
     Scope::Block { threads: 32 },
     Scope::Block { threads: 256 },
     Scope::Block { threads: 1024 },
+    Scope::Team { blocks: 4, threads: 256 },
+    Scope::Team { blocks: 132, threads: 1024 },
 ];
 
 /// One instruction of machine code: what it is, and all of it.
@@ -270,6 +300,31 @@ fn handlers_are_inlined_and_nothing_lies_on_a_stack() {
     }
 }
 
+/// Rust handlers, an experiment, become what those in CUDA C++ do.
+#[test]
+fn handlers_in_rust_are_inlined_without_a_stack_too() {
+    each_architecture(&in_rust(), Variant::Tagged, |architecture, code| {
+        inlined_without_a_stack(&format!("in Rust, {architecture}"), code);
+        // A product and a sum in double precision, each rounded: they are not fused.
+        assert!(code.with("DMUL").next().is_some(), "{architecture}");
+        assert_eq!(code.with("DFMA").count(), 0, "{architecture}");
+    });
+}
+
+/// What the test of parity runs compiles for devices, integers of 128 bits, tables, numbers of all widths and
+/// a function that calls itself among it.
+#[test]
+fn the_handlers_in_rust_that_are_run_on_the_host_compile_for_each_architecture() {
+    let source = include_str!("handlers/exam.rs");
+    let handlers = ["exam", "stumble"].map(|it| CudaHandler::from_rust(it, source).unwrap());
+    each_architecture(&handlers, Variant::Tagged, |architecture, code| {
+        let section = &code.sections[0];
+        assert_eq!(section, Image::KERNEL, "{architecture}");
+        // The sum of the test's weights, and the line of a panic.
+        assert!(code.instructions.len() > 2000, "{architecture}: {}", code.instructions.len());
+    });
+}
+
 fn inlined_without_a_stack(what: &str, code: &Code) {
     assert_eq!(code.sections, [Image::KERNEL], "{what}: a handler of its own");
     assert!(code.calls().is_empty(), "{what}: {:?}", code.calls());
@@ -295,7 +350,7 @@ fn handlers_of_several_threads_are_inlined_too_and_meet_by_the_barrier_of_their_
                 inlined_without_a_stack(&what, code);
                 let barriers: Vec<_> = code.with("BAR.").collect();
                 match scope {
-                    Scope::Block { .. } => {
+                    Scope::Block { .. } | Scope::Team { .. } => {
                         assert!(!barriers.is_empty(), "{what}");
                         // Each tells how many have returned, and so none is one that only waits.
                         for barrier in barriers {
@@ -337,6 +392,42 @@ fn with_several_threads_a_message_costs_the_same_loads_and_stores() {
             assert_eq!(kept(code.protocol()), kept(lane), "{scope}, {architecture}");
         });
     }
+}
+
+/// A team's first block tells the others of a call after a fence, and each block comes to a meeting after one;
+/// the last of them tells the others after one more.
+#[test]
+fn the_blocks_of_a_team_meet_between_fences() {
+    let handler = gatherer().scope(Scope::Team { blocks: 4, threads: 256 });
+    each_architecture(&[handler], Variant::Tagged, |architecture, code| {
+        let (fence, come, tell) =
+            ("MEMBAR.ALL.GPU", "ATOMG.E.ADD.64.STRONG.GPU", "STG.E.64.STRONG.GPU");
+        let protocol = code.protocol();
+        let is_order =
+            |operation: &&String| !operation.starts_with("LDG") && !operation.starts_with("CCTL");
+        let protocol: Vec<&str> = protocol.iter().filter(is_order).map(String::as_str).collect();
+        // Who is the last to come clears who is here, and tells the others. Before sm_90 there is no fence that only
+        // acquires.
+        let acquires = architecture < Version::new(9, 0);
+        let meeting = [fence, come, fence, tell, fence, tell];
+        let meeting: Vec<&str> = meeting
+            .into_iter()
+            .enumerate()
+            .filter(|(at, _)| acquires || *at != 2)
+            .map(|it| it.1)
+            .collect();
+        let count =
+            |steps: &[&str]| protocol.windows(steps.len()).filter(|it| *it == steps).count();
+        let meetings = count(&meeting);
+        // At the barrier of the team and at the end; the compiler makes copies. Besides, a seat leaves so.
+        assert!(meetings >= 2, "{architecture}: {protocol:#?}");
+        let left = count(&[fence, come]) - meetings;
+        assert!(left <= 1, "{architecture}: {protocol:#?}");
+        if !acquires {
+            // Besides of a call, that the grid is left, and of the head of an inbox.
+            assert_eq!(count(&[fence, tell]), meetings + 3, "{architecture}: {protocol:#?}");
+        }
+    });
 }
 
 /// A look reads sixteen slots with two loads, and all replies to a message go out with one store.

@@ -1,5 +1,5 @@
-//! Handlers of a warp and of a block, on stand-ins for NVIDIA's libraries: each thread of a handler is a
-//! thread of the host's. Of a GPU it shows nothing.
+//! Handlers of a warp, of a block and of a team of blocks, on stand-ins for NVIDIA's libraries: each thread of a
+//! handler is a thread of the host's. Of a GPU it shows nothing.
 
 #![cfg(target_os = "linux")]
 #![expect(clippy::unwrap_used, reason = "a test")]
@@ -36,6 +36,15 @@ struct Total {
     threads: i64,
 }
 
+/// What the blocks of a team came to, one by one, and all that it has summed.
+#[derive(Clone, Copy, Debug, PartialEq, Message)]
+#[message(record, crate = "dotcompute_core")]
+#[repr(C)]
+struct Parts {
+    value: i64,
+    of: [i64; 8],
+}
+
 /// Adds up the numbers of a range by a tree in shared memory, and keeps the sum of all sums.
 const SUM: &str = r#"
 #include "dotcompute.cuh"
@@ -67,6 +76,42 @@ sum(const range *message, total *state, total *reply, rk_ctx *ctx) {
 }
 "#;
 
+/// The same of a team: each block has its share, and puts what it comes to into the state; the last thread of the
+/// last block adds these up.
+const TEAM_SUM: &str = r#"
+#include "dotcompute.cuh"
+struct range { long long first, count; };
+struct total { long long value, threads; };
+struct parts { long long value, of[8]; };
+
+extern "C" __device__ int32_t
+team_sum(const range *message, parts *state, total *reply, rk_ctx *ctx) {
+    const uint32_t thread = rk_thread(ctx), threads = rk_threads(ctx);
+    const uint32_t block = rk_block(ctx), blocks = rk_blocks(ctx);
+    long long *partial = static_cast<long long *>(rk_shared(ctx));
+    long long mine = 0;
+    for (long long at = block * threads + thread; at < message->count; at += blocks * threads)
+        mine += message->first + at;
+    partial[thread] = mine;
+    if (int32_t fault = rk_barrier(ctx))
+        return fault;
+    if (thread == 0) {
+        state->of[block] = 0;
+        for (uint32_t other = 0; other < threads; ++other)
+            state->of[block] += partial[other];
+    }
+    if (int32_t fault = rk_team_barrier(ctx))
+        return fault;
+    if (block != blocks - 1 || thread != threads - 1)
+        return DC_HANDLER_DONE;
+    for (uint32_t other = 0; other < blocks; ++other)
+        reply->value += state->of[other];
+    state->value += reply->value;
+    reply->threads = blocks * threads;
+    return DC_HANDLER_REPLY;
+}
+"#;
+
 /// Does what the message says, by the thread that it names.
 const OBEY: &str = r#"
 #include "dotcompute.cuh"
@@ -75,7 +120,8 @@ struct total { long long value, threads; };
 
 extern "C" __device__ int32_t
 obey(const range *message, total *state, total *reply, rk_ctx *ctx) {
-    const uint32_t thread = rk_thread(ctx), threads = rk_threads(ctx);
+    const uint32_t threads = rk_blocks(ctx) * rk_threads(ctx);
+    const uint32_t thread = rk_block(ctx) * rk_threads(ctx) + rk_thread(ctx);
     const bool named = thread == uint32_t(message->count);
     if (thread == 0) {
         state->value += 1;
@@ -86,11 +132,12 @@ obey(const range *message, total *state, total *reply, rk_ctx *ctx) {
     case 1: // one fails, and the others are at a barrier
         if (named)
             return rk_fault(ctx, -37, "thread 37 alone", 15);
-        return rk_barrier(ctx);
+        return rk_team_barrier(ctx);
     case 2: // one returns as if there were no barrier
         if (named)
             return DC_HANDLER_DONE;
         rk_barrier(ctx);
+        rk_team_barrier(ctx);
         rk_barrier(ctx);
         return DC_HANDLER_DONE;
     case 3: // one emits
@@ -107,15 +154,21 @@ obey(const range *message, total *state, total *reply, rk_ctx *ctx) {
                 return fault;
             if (int32_t fault = rk_barrier(ctx))
                 return fault;
+            if (int32_t fault = rk_team_barrier(ctx))
+                return fault;
         }
     case 7: // one replies for all
         return named ? DC_HANDLER_REPLY : DC_HANDLER_DONE;
     case 8: // one traps
         if (named)
             __trap();
-        return rk_barrier(ctx);
+        return rk_team_barrier(ctx);
     case 9: // the code without a text, from one
         return named ? -38 : DC_HANDLER_DONE;
+    case 10: // one is at a barrier of its block, and the others at one of the team
+        return named ? rk_barrier(ctx) : rk_team_barrier(ctx);
+    case 11: // one block goes on, and the others wait for it
+        return rk_block(ctx) == uint32_t(message->count) ? DC_HANDLER_DONE : rk_team_barrier(ctx);
     default:
         return DC_HANDLER_DONE;
     }
@@ -132,6 +185,8 @@ extern "C" __device__ int32_t
 alone(const range *message, void *, total *reply, rk_ctx *ctx) {
     if (rk_thread(ctx) != 0 || rk_barrier(ctx) != 0 || rk_shared(ctx) != nullptr)
         return -1;
+    if (rk_block(ctx) != 0 || rk_blocks(ctx) != 1 || rk_team_barrier(ctx) != 0)
+        return -2;
     reply->value = message->first;
     reply->threads = rk_threads(ctx);
     return DC_HANDLER_REPLY;
@@ -139,12 +194,21 @@ alone(const range *message, void *, total *reply, rk_ctx *ctx) {
 "#;
 
 const BLOCK: Scope = Scope::Block { threads: 64 };
+const TEAM: Scope = Scope::Team { blocks: 3, threads: 32 };
 
 fn sum(scope: Scope) -> CudaKernel {
     let code = CudaHandler::from_source("sum", SUM).scope(scope).shared_bytes(8 * scope.threads());
     CudaKernel::new(code, Range::LAYOUT)
         .output(Total::LAYOUT)
         .state(&Total { value: 0, threads: 0 })
+}
+
+fn team_sum(scope: Scope) -> CudaKernel {
+    let code = CudaHandler::from_source("team_sum", TEAM_SUM);
+    let code = code.scope(scope).shared_bytes(8 * scope.threads());
+    CudaKernel::new(code, Range::LAYOUT)
+        .output(Total::LAYOUT)
+        .state(&Parts { value: 0, of: [0; 8] })
 }
 
 fn obey(scope: Scope) -> CudaKernel {
@@ -158,8 +222,10 @@ fn kernels() -> CudaKernels {
     CudaKernels::new()
         .kernel("warp sum", sum(Scope::Warp))
         .kernel("block sum", sum(BLOCK))
+        .kernel("team sum", team_sum(TEAM))
         .kernel("warp", obey(Scope::Warp))
         .kernel("block", obey(BLOCK))
+        .kernel("team", obey(TEAM))
         .kernel(
             "lane",
             CudaKernel::new(CudaHandler::from_source("alone", ALONE), Range::LAYOUT)
@@ -222,7 +288,7 @@ fn balanced(books: Books) {
     assert!(books.balance(), "{books:?}");
 }
 
-fn summed(name: &str, entry: &str, threads: i64) {
+fn summed<S: Record>(name: &str, entry: &str, threads: i64, value_of: fn(&S) -> i64) {
     let kernel: Kernel = stage().launch(name, entry);
     let mut all = 0;
     for (first, count) in [(0, 1), (5, 0), (1, 1000), (-7, 33), (1 << 40, 64), (3, 65), (9, 12345)]
@@ -236,8 +302,8 @@ fn summed(name: &str, entry: &str, threads: i64) {
         assert_eq!(ask(&kernel, turn, 10).unwrap().value, 10 * turn + 45);
         all += 10 * turn + 45;
     }
-    let state: Total = stage().cuda.state(name, LONG.unwrap()).unwrap();
-    assert_eq!(state.value, all);
+    let state: S = stage().cuda.state(name, LONG.unwrap()).unwrap();
+    assert_eq!(value_of(&state), all);
     let drained = Terminate::drain().within(LONG.unwrap());
     assert_eq!(kernel.terminate_blocking(drained), Termination::Clean);
     balanced(kernel.books());
@@ -247,17 +313,23 @@ fn summed(name: &str, entry: &str, threads: i64) {
 #[test]
 fn a_block_sums_by_a_tree_in_shared_memory_and_the_sum_is_exact() {
     let _device = StandIn::get().shared();
-    summed("block sum", "block sum", 64);
+    summed("block sum", "block sum", 64, |state: &Total| state.value);
 }
 
 #[test]
 fn a_warp_sums_by_a_tree_in_shared_memory_and_the_sum_is_exact() {
     let _device = StandIn::get().shared();
-    summed("warp sum", "warp sum", 32);
+    summed("warp sum", "warp sum", 32, |state: &Total| state.value);
 }
 
-/// What single threads do, in a kernel of either scope, of which `last` is the last one.
-fn obeyed(name: &str, entry: &str, last: i64) {
+#[test]
+fn a_team_sums_over_its_blocks_and_the_sum_is_exact() {
+    let _device = StandIn::get().shared();
+    summed("team sum", "team sum", 96, |state: &Parts| state.value);
+}
+
+/// What single threads do, those of these numbers, in a kernel of any scope, of which `last` is the last one.
+fn obeyed(name: &str, entry: &str, threads: &[i64], last: i64) {
     let kernel: Kernel = stage().launch(name, entry);
     let code = |code| Err(FaultKind::Code(code));
     let well = |count| {
@@ -265,7 +337,7 @@ fn obeyed(name: &str, entry: &str, last: i64) {
         assert_eq!((value, threads), (1, last + 1), "made anew by the restart");
     };
     // Each failure restarts it. The fault is that of the thread that failed, not what the others found.
-    for thread in [0, 5, 31, last] {
+    for &thread in threads {
         assert_eq!(ask(&kernel, 1, thread), code(-37), "thread {thread}");
         assert_eq!(ask(&kernel, 2, thread), code(FAULT_DIVERGED), "thread {thread}");
         assert_eq!(ask(&kernel, 5, thread), code(FAULT_BAD_RESULT), "thread {thread}");
@@ -290,32 +362,56 @@ fn obeyed(name: &str, entry: &str, last: i64) {
 #[test]
 fn one_thread_of_a_block_can_fail_alone_and_nobody_waits_for_it() {
     let _device = StandIn::get().shared();
-    obeyed("block", "block", 63);
+    obeyed("block", "block", &[0, 5, 31, 63], 63);
 }
 
 #[test]
 fn one_thread_of_a_warp_can_fail_alone_and_nobody_waits_for_it() {
     let _device = StandIn::get().shared();
-    obeyed("warp", "warp", 31);
+    obeyed("warp", "warp", &[0, 5, 31], 31);
+}
+
+#[test]
+fn one_thread_of_a_team_can_fail_alone_and_nobody_waits_for_it() {
+    let _device = StandIn::get().shared();
+    // Of the first block, and of the others the first threads and further ones.
+    obeyed("team", "team", &[0, 5, 32, 64, 95], 95);
+}
+
+#[test]
+fn what_comes_to_different_barriers_of_a_team_fails_and_nobody_waits() {
+    let _device = StandIn::get().shared();
+    let kernel: Kernel = stage().launch("apart", "team");
+    for thread in [0, 31, 32, 70] {
+        assert_eq!(ask(&kernel, 10, thread), Err(FaultKind::Code(FAULT_DIVERGED)), "{thread}");
+    }
+    for block in 0..3 {
+        assert_eq!(ask(&kernel, 11, block), Err(FaultKind::Code(FAULT_DIVERGED)), "{block}");
+    }
+    assert_eq!(ask(&kernel, 7, 40).unwrap().threads, 96);
+    kernel.terminate_blocking(Terminate::now());
+    balanced(kernel.books());
 }
 
 #[test]
 fn the_text_of_a_fault_is_told_whichever_thread_it_is() {
     let _device = StandIn::get().shared();
-    let kernel: Kernel = stage().launch("told", "block");
-    let error = kernel.ask_blocking(Range { first: 1, count: 37 }, LONG).unwrap_err();
-    let AskError::Failed { fault, .. } = error else { panic!("{error:?}") };
-    assert!(fault.to_string().contains("thread 37 alone"), "{fault}");
-    let error = kernel.ask_blocking(Range { first: 2, count: 37 }, LONG).unwrap_err();
-    let AskError::Failed { fault, .. } = error else { panic!("{error:?}") };
-    assert!(fault.to_string().contains("threads did not go together"), "{fault}");
-    kernel.terminate_blocking(Terminate::now());
+    for entry in ["block", "team"] {
+        let kernel: Kernel = stage().launch(&format!("told {entry}"), entry);
+        let error = kernel.ask_blocking(Range { first: 1, count: 37 }, LONG).unwrap_err();
+        let AskError::Failed { fault, .. } = error else { panic!("{error:?}") };
+        assert!(fault.to_string().contains("thread 37 alone"), "{fault}");
+        let error = kernel.ask_blocking(Range { first: 2, count: 37 }, LONG).unwrap_err();
+        let AskError::Failed { fault, .. } = error else { panic!("{error:?}") };
+        assert!(fault.to_string().contains("threads did not go together"), "{fault}");
+        kernel.terminate_blocking(Terminate::now());
+    }
 }
 
 #[test]
 fn threads_that_wait_for_each_other_for_ever_end_when_they_are_killed() {
     let _device = StandIn::get().shared();
-    for entry in ["warp", "block"] {
+    for entry in ["warp", "block", "team"] {
         let name = format!("waits {entry}");
         let builder = stage().runtime.kernel(name.as_str()).executor("cuda");
         let kernel: Kernel = stage().cuda.launch(builder, CudaLaunch::new(entry)).unwrap();
@@ -385,6 +481,34 @@ fn what_a_device_has_no_room_for_is_refused_with_both_numbers() {
     // One block of these on each of four multiprocessors, of which one serves.
     let said = refused(large(200_000), 7);
     assert!(said.contains("the device holds 4 blocks at once, not 8"), "{said}");
+    // Of 64 threads 32 blocks fit on each; a team's and one that serves, however many seats there are to be.
+    let said = refused(sum(Scope::Team { blocks: 128, threads: 64 }), 7);
+    assert!(said.contains("the device holds 128 blocks at once, not 129"), "{said}");
+}
+
+/// As many teams as blocks are meant to be on a grid, and one where it is larger than that.
+#[test]
+fn seats_of_teams_are_counted_in_blocks() {
+    let _device = StandIn::get().shared();
+    let scope = Scope::Team { blocks: 2, threads: 32 };
+    let options = CudaOptions { seats: 4, ..standin::options() };
+    let cuda = CudaKernels::new().kernel("k", obey(scope)).open(options).unwrap();
+    let runtime = Runtime::builder().executor(cuda.executor()).build();
+    let kernels: Vec<Kernel> = ["first", "second", "third"]
+        .map(|name| cuda.launch(runtime.kernel(name).executor("cuda"), CudaLaunch::new("k")))
+        .into_iter()
+        .map(Result::unwrap)
+        .collect();
+    for kernel in &kernels {
+        kernel.activate().unwrap();
+    }
+    for kernel in &kernels {
+        for turn in 1..20 {
+            assert_eq!(ask(kernel, 7, turn).unwrap().value, turn);
+        }
+        kernel.terminate_blocking(Terminate::now());
+        balanced(kernel.books());
+    }
 }
 
 #[test]
@@ -399,9 +523,16 @@ fn a_combination_that_makes_no_sense_says_what_to_do() {
         let said = error.to_string();
         assert!(said.contains(&format!("blocks of {threads} threads: name a multiple of 32")));
         assert!(matches!(error, CudaError::Build(BuildError::Threads { .. })), "{error:?}");
+        let error = open(code().scope(Scope::Team { blocks: 2, threads }));
+        assert!(matches!(error, CudaError::Build(BuildError::Threads { .. })), "{error:?}");
+    }
+    for blocks in [0, (1 << 16) + 1] {
+        let error = open(code().scope(Scope::Team { blocks, threads: 32 }));
+        assert!(matches!(error, CudaError::Build(BuildError::Blocks { .. })), "{error:?}");
+        assert!(error.to_string().contains(&format!("a team of {blocks} blocks: name 1 to 65536")));
     }
     let said = open(code().shared_bytes(8)).to_string();
-    assert!(said.contains("give it the scope of a warp or a block"), "{said}");
+    assert!(said.contains("give it the scope of a warp, a block or a team"), "{said}");
     let mixed = Image::build(
         &[code().scope(Scope::Warp), CudaHandler::from_source("alone", ALONE)],
         Version::new(9, 0),
@@ -428,18 +559,20 @@ fn a_combination_that_makes_no_sense_says_what_to_do() {
 #[test]
 fn a_trap_of_one_thread_loses_the_context_and_hangs_nobody() {
     const CHILD: &str = "SCOPES_CHILD";
-    if std::env::var_os(CHILD).is_none() {
-        let child = std::process::Command::new(std::env::current_exe().unwrap())
-            .args(["--exact", "a_trap_of_one_thread_loses_the_context_and_hangs_nobody"])
-            .env(CHILD, "1")
-            .output()
-            .unwrap();
-        assert!(child.status.success(), "{}", String::from_utf8_lossy(&child.stdout));
+    let Ok(entry) = std::env::var(CHILD) else {
+        for entry in ["block", "team"] {
+            let child = std::process::Command::new(std::env::current_exe().unwrap())
+                .args(["--exact", "a_trap_of_one_thread_loses_the_context_and_hangs_nobody"])
+                .env(CHILD, entry)
+                .output()
+                .unwrap();
+            assert!(child.status.success(), "{entry}: {}", String::from_utf8_lossy(&child.stdout));
+        }
         return;
-    }
+    };
     let kernel: Kernel = {
         let builder = stage().runtime.kernel("traps").executor("cuda");
-        stage().cuda.launch(builder, CudaLaunch::new("block")).unwrap()
+        stage().cuda.launch(builder, CudaLaunch::new(&entry)).unwrap()
     };
     kernel.activate().unwrap();
     assert!(ask(&kernel, 7, 0).is_ok());

@@ -56,6 +56,27 @@ pass(const number *message, void *, number *, rk_ctx *ctx) {
 }
 "#;
 
+/// Replies with what it is told, and takes its time; fails where that is no more than what it was told before that
+/// was even, or odd, as this is.
+const APART: &str = r#"
+#include "dotcompute.cuh"
+struct number { long long value; };
+struct seen { long long last, count; };
+
+extern "C" __device__ int32_t
+apart(const number *message, seen *state, number *reply, rk_ctx *ctx) {
+    const uint64_t end = rk_clock(ctx) + 20000;
+    while (rk_clock(ctx) < end) {
+    }
+    long long &last = message->value & 1 ? state->count : state->last;
+    if (message->value <= last)
+        return rk_fault(ctx, -7, "out of order", 12);
+    last = message->value;
+    *reply = *message;
+    return DC_HANDLER_REPLY;
+}
+"#;
+
 /// Sends what it is told: even values to its first target, odd ones to its second; and fails, having
 /// sent, at what is below zero.
 const DEAL: &str = r#"
@@ -150,7 +171,9 @@ fn stage() -> &'static Stage {
             ("direct", to(forward.clone(), &["direct to"])),
             ("by host", to(forward.clone(), &["by host to"])),
             ("late", to(forward.clone(), &["late to"])),
-            ("busy", to(pass, &["busy to"])),
+            ("busy", to(pass.clone(), &["busy to"])),
+            ("crowded", to(pass, &["crowded to"])),
+            ("apart", number("apart", APART).state(&NOTHING)),
             ("policy", to(forward.clone(), &["policy to"])),
             ("nowhere", to(forward.clone(), &["nobody"])),
             ("deal", to(deal(), &["deal to 0", "deal to 1"])),
@@ -261,6 +284,50 @@ fn a_sender_without_a_lull_moves_to_the_device_and_order_is_kept() {
     drain(&first);
     drain(&second);
     assert_eq!(second.books().processed, sent as u64 + 1);
+}
+
+/// Others see to it that nothing is ever arranged with it, as long as they do; which holds up nobody.
+#[test]
+fn a_target_whose_mailbox_is_never_empty_is_sent_to_all_the_same_and_in_order() {
+    let _device = StandIn::get().shared();
+    let stage = stage();
+    let target = stage.runtime.kernel("crowded to").reply_capacity(1 << 20);
+    let target: KernelRef<Number, Number> = stage.launch_as("apart", target);
+    let (enough, told) = channel::<()>();
+    let crowded = target.clone();
+    let crowd = thread::spawn(move || {
+        let mut value = 0;
+        while matches!(told.try_recv(), Err(TryRecvError::Empty)) {
+            value += 2;
+            send(&crowded, value);
+        }
+        value
+    });
+    until("it is full", || target.books().queued > 500);
+    let first = stage.launch("crowded", "crowded");
+    (0..300).for_each(|number| send(&first, 2 * number + 1));
+    let (mut even, mut odd) = (0, -1);
+    let mut take = |until_even: i64, until_odd: i64| {
+        while even < until_even || odd < until_odd {
+            let value = receive(&target);
+            let last = if value & 1 == 0 { &mut even } else { &mut odd };
+            assert_eq!(value, *last + 2);
+            *last = value;
+        }
+    };
+    take(0, 599);
+    drop(enough);
+    take(crowd.join().unwrap(), 599);
+    // Now they let it have a lull.
+    let mut value = 599;
+    until("they go on the device", || {
+        value += 2;
+        send(&first, value);
+        assert_eq!(receive(&target), value);
+        stage.sent("crowded") > 0
+    });
+    drain(&first);
+    drain(&target);
 }
 
 #[test]

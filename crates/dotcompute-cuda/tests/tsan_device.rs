@@ -20,6 +20,7 @@ use std::time::Duration;
 use dotcompute_abi::control::{COMMAND_DRAIN, COMMAND_RUN, STATE_STOPPED};
 use dotcompute_abi::device::TOKEN_NONE;
 use dotcompute_abi::slot::FLAG_HOME;
+use dotcompute_cuda::Scope;
 use dotcompute_cuda::grid::{EdgePlan, Port, Shape};
 use dotcompute_mailbox::Band;
 use twin::{ADD, Stage, Twin, number, numbers_of, plan, plan_of_spans, span, spanned, sum};
@@ -31,18 +32,26 @@ const SHARE: u32 = 4;
 
 const MESSAGES: u32 = 3_000;
 
-/// The edges that order plain memory: `dc_sync`. The others order words that are atomic themselves,
-/// where a missing edge is no race: those are the model checker's, in `loom_protocol.rs`.
-const EDGES: [(u32, &str); 5] = [
-    (1, "ring.tag"),
-    (2, "ring.free"),
-    (3, "device.inbox_tag"),
-    (4, "device.inbox_free"),
-    (9, "seat.meet"),
+/// The edges that order plain memory: `dc_sync`, and handlers of which scope have them. The others order
+/// words that are atomic themselves, where a missing edge is no race: those are the model checker's, in
+/// `loom_protocol.rs`.
+const EDGES: [(u32, &str, Scope); 7] = [
+    (1, "ring.tag", Scope::Lane),
+    (2, "ring.free", Scope::Lane),
+    (3, "device.inbox_tag", Scope::Lane),
+    (4, "device.inbox_free", Scope::Lane),
+    (9, "seat.meet", BLOCK),
+    (10, "team.call", BLOCKS),
+    (11, "team.meet", BLOCKS),
 ];
 
 /// A handler of several threads, which meet.
-const BLOCK: [&str; 2] = ["-DDC_SCOPE=2", "-DDC_SEAT_THREADS=4u"];
+const BLOCK: Scope = Scope::Block { threads: 4 };
+/// One of several blocks, which meet, too.
+const TEAM: Scope = Scope::Team { blocks: 2, threads: 2 };
+/// The same of single threads, which share nothing but the words of their team: those of a block may wait by what
+/// the standard library keeps for all, which would order what a broken edge does not.
+const BLOCKS: Scope = Scope::Team { blocks: 4, threads: 1 };
 
 fn main() {
     // A message that never comes ends the program.
@@ -52,18 +61,16 @@ fn main() {
     let sanitizer: &[&str] = if sanitized { &["-fsanitize=thread", "-Wno-tsan"] } else { &[] };
     if let Ok(bug) = std::env::var("DOTCOMPUTE_BUG") {
         let define = format!("-DDC_BUG={bug}");
-        all(Twin::compile("tsan-bug", &[sanitizer, &[&define]].concat()));
-        return by_several_threads(Twin::compile(
-            "tsan-block-bug",
-            &[sanitizer, &BLOCK, &[&define]].concat(),
-        ));
+        let (.., scope) = EDGES.into_iter().find(|(edge, ..)| edge.to_string() == bug).unwrap();
+        return with(scope, &[sanitizer, &[&define]].concat());
     }
-    all(Twin::compile("tsan", sanitizer));
-    by_several_threads(Twin::compile("tsan-block", &[sanitizer, &BLOCK].concat()));
+    for scope in [Scope::Lane, BLOCK, TEAM] {
+        with(scope, sanitizer);
+    }
     if !sanitized {
         return;
     }
-    for (bug, edge) in EDGES {
+    for (bug, edge, _) in EDGES {
         let run = Command::new(std::env::current_exe().unwrap())
             .env("DOTCOMPUTE_BUG", bug.to_string())
             .env("TSAN_OPTIONS", "halt_on_error=1")
@@ -73,6 +80,24 @@ fn main() {
         let noticed = told.contains("WARNING: ThreadSanitizer: data race");
         assert!(!run.status.success() && noticed, "{edge} is broken and nobody notices: {told}");
         eprintln!("{edge} broken: noticed");
+    }
+}
+
+/// What kernels whose handlers have this scope are tried with.
+fn with(scope: Scope, flags: &[&str]) {
+    let (threads, blocks) = (scope.threads(), scope.blocks());
+    let (threads, blocks) =
+        (format!("-DDC_SEAT_THREADS={threads}u"), format!("-DDC_SEAT_BLOCKS={blocks}u"));
+    match scope {
+        Scope::Team { .. } => {
+            let flags = [flags, &["-DDC_SCOPE=3", &threads, &blocks]].concat();
+            by_several_threads(Twin::compile("tsan-team", &flags), scope);
+        }
+        Scope::Block { .. } => {
+            let flags = [flags, &["-DDC_SCOPE=2", &threads]].concat();
+            by_several_threads(Twin::compile("tsan-block", &flags), scope);
+        }
+        Scope::Lane | Scope::Warp => all(Twin::compile("tsan", flags)),
     }
 }
 
@@ -268,17 +293,19 @@ fn of_several_slots(twin: Twin) {
 }
 
 /// A handler of several threads, over two leases: each writes its share of the sum into shared memory, and
-/// the first adds them up.
-fn by_several_threads(twin: Twin) {
+/// the first adds them up; of a team, those of its block, and the last one the blocks.
+fn by_several_threads(twin: Twin, scope: Scope) {
     const MESSAGES: u32 = 300;
-    let mut stage = Stage::new(Shape { window: 4, reply_window: 16, ..Shape::default() });
+    let state_bytes = 256;
+    let shape = Shape { window: 4, reply_window: 16, state_bytes, scope, ..Shape::default() };
+    let mut stage = Stage::new(shape);
     let mut port = stage.seat(0, &plan(SHARE));
     port.command(COMMAND_RUN);
     let (mut sent, mut received) = (0_u32, 0_u32);
     for lease in 1..=2_u32 {
         let (epoch, parameters) = stage.launch(None, Some(Duration::from_secs(60)));
         let warps: Vec<Thread> =
-            (0..=1).map(|warp| Thread::start(twin.warp(parameters, warp))).collect();
+            (0..=scope.blocks()).map(|warp| Thread::start(twin.warp(parameters, warp))).collect();
         while received < MESSAGES * lease / 2 {
             let value = i64::from(sent);
             if sent < MESSAGES && port.send(Band::Normal, number(sent, value)).is_ok() {

@@ -23,8 +23,8 @@
 
 use crate::sync::{AtomicU32, Ordering, fence};
 use crate::sys::{self, Scope};
-use crate::wait::{Idle, SPIN_MAX, Spin, cpu_mark, let_others_run, may_spin, same_cpu};
-use std::time::{Duration, Instant};
+use crate::wait::{Apart, Idle, Spin, cpu_mark, let_others_run, may_spin, same_cpu};
+use std::time::Instant;
 
 /// Whoever is in is awake, and looks for news.
 const AWAKE: u32 = 0;
@@ -66,49 +66,7 @@ pub struct Waiting {
 impl Waiting {
     /// Whether [`wait_apart`](Doorbell::wait_apart) has moved the thread since this was asked last.
     pub fn has_moved(&mut self) -> bool {
-        std::mem::take(&mut self.apart.has_moved)
-    }
-}
-
-/// When a thread that is always woken from its own core looks for another.
-#[derive(Debug)]
-struct Apart {
-    /// So many waits in a row were too short to be worth a sleep.
-    short: u32,
-    /// How many make it move: more after each move, fewer again as spinning pays.
-    enough: u32,
-    has_moved: bool,
-}
-
-/// That many waits cost about as much as a move.
-const SHORT_WAITS: u32 = 16;
-/// Where there is no core to spare it is tried so seldom that it costs nothing.
-const SHORT_WAITS_MAX: u32 = 4096;
-
-impl Default for Apart {
-    fn default() -> Self {
-        Self { short: 0, enough: SHORT_WAITS, has_moved: false }
-    }
-}
-
-impl Apart {
-    fn waited(&mut self, time: Duration) {
-        self.short = if time < SPIN_MAX { self.short + 1 } else { 0 };
-    }
-
-    fn spun(&mut self) {
-        self.short = 0;
-        self.enough = (self.enough - 1).max(SHORT_WAITS);
-    }
-
-    /// Whether to move now.
-    fn is_due(&mut self) -> bool {
-        if self.short < self.enough {
-            return false;
-        }
-        self.short = 0;
-        self.enough = (self.enough * 2).min(SHORT_WAITS_MAX);
-        true
+        self.apart.has_moved()
     }
 }
 
@@ -183,18 +141,14 @@ impl Doorbell {
 
     /// [`wait`](Self::wait) without a deadline for an owner that may be moved to another core.
     ///
-    /// A thread that is woken by one that then waits for it is often put on the core of that one; there
-    /// the two take turns, each ends the waits of the other after microseconds, and neither can spin,
-    /// while another core is idle. After so many short waits the thread goes elsewhere, if it may.
+    /// See [`wait`](crate::wait).
     pub fn wait_apart(&self, waiting: &mut Waiting, mut ready: impl FnMut() -> bool) {
-        if self.shares_core() && may_spin() {
-            if !waiting.apart.is_due() || ready() || !sys::leave_cpu() {
-                let since = Instant::now();
-                self.sleep_as(OWNER_SLEEPS, &self.rings, None, ready);
-                waiting.apart.waited(since.elapsed());
-                return;
-            }
-            waiting.apart.has_moved = true;
+        let shares_core = self.shares_core() && may_spin();
+        if shares_core && (!waiting.apart.is_due() || ready() || !waiting.apart.go()) {
+            let since = Instant::now();
+            self.sleep_as(OWNER_SLEEPS, &self.rings, None, ready);
+            waiting.apart.waited(since.elapsed());
+            return;
         }
         if self.spin(waiting, &mut ready) {
             waiting.apart.spun();
@@ -592,47 +546,6 @@ mod tests {
             seen = shared.1.load(Ordering::Relaxed);
         }
         ringer.join().unwrap();
-    }
-
-    #[test]
-    fn a_thread_moves_after_many_short_waits_in_a_row_and_ever_less_often_in_vain() {
-        let mut apart = Apart::default();
-        let (short, long) = (Duration::from_micros(5), Duration::from_millis(1));
-        let waits_until_due = |apart: &mut Apart| {
-            (1..).find(|_| {
-                apart.waited(short);
-                apart.is_due()
-            })
-        };
-        for _ in 0..SHORT_WAITS - 1 {
-            apart.waited(short);
-        }
-        apart.waited(long);
-        assert_eq!(waits_until_due(&mut apart), Some(SHORT_WAITS), "a long one begins anew");
-        assert_eq!(waits_until_due(&mut apart), Some(2 * SHORT_WAITS));
-        for _ in 0..20 {
-            waits_until_due(&mut apart);
-        }
-        assert_eq!(waits_until_due(&mut apart), Some(SHORT_WAITS_MAX));
-        for _ in 0..2 * SHORT_WAITS_MAX {
-            apart.spun();
-        }
-        assert_eq!(waits_until_due(&mut apart), Some(SHORT_WAITS), "where spinning pays");
-    }
-
-    #[cfg(all(target_os = "linux", not(dotcompute_portable)))]
-    #[test]
-    fn a_thread_that_has_left_its_cpu_may_run_on_all_that_it_could() {
-        let allowed = || {
-            let status = std::fs::read_to_string("/proc/thread-self/status").unwrap();
-            let line = status.lines().find_map(|line| line.strip_prefix("Cpus_allowed:"));
-            line.unwrap().trim().to_owned()
-        };
-        let before = allowed();
-        let moved = sys::leave_cpu();
-        // A container may have a share of one CPU of several.
-        assert!(moved || std::thread::available_parallelism().unwrap().get() == 1);
-        assert_eq!(allowed(), before);
     }
 
     #[test]

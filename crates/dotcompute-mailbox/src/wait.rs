@@ -8,8 +8,12 @@
 //! - **Budgeted.** The threads that run a kernel (marked by [`running`]) and those that spin are
 //!   together at most [`parallelism`]; whoever comes too late parks at once.
 //! - **Never against one's own core.** If the thread that ended our last wait did so from the core
-//!   we run on, spinning could only keep it from running: we let it run, then park. (Where such waits
-//!   are all short, a thread that [may](crate::doorbell::Doorbell::wait_apart) goes to another core.)
+//!   we run on, spinning could only keep it from running: we let it run, then park.
+//!
+//! A thread that is woken by one that then waits for it is often put on the core of that one. There the
+//! two take turns, each ends the waits of the other after microseconds, and neither may spin, while
+//! another core is idle. So a thread that runs a kernel goes to another core, if it may, where such
+//! waits were all short, and spins there.
 //!
 //! # Who writes what
 //!
@@ -105,6 +109,7 @@ const PARKED: u32 = u32::MAX;
 struct Parker {
     signal: Arc<Signal>,
     spin: Spin,
+    apart: Apart,
     /// Where the waker ran that ended the last wait, as [`cpu_mark`].
     waker_cpu: u32,
 }
@@ -132,13 +137,23 @@ impl Parker {
         if notified() {
             return self.sleep(deadline);
         }
-        if !same_cpu(self.waker_cpu) {
-            self.spin.until(notified);
+        let mut shares_core = same_cpu(self.waker_cpu);
+        // Only a thread that runs a kernel is ours to move.
+        let may_move = shares_core && is_marked() && may_spin();
+        if may_move && self.apart.is_due() && self.apart.go() {
+            shares_core = false;
         }
+        if !shares_core && self.spin.until(notified) {
+            self.apart.spun();
+        }
+        let since = (may_move && shares_core).then(Instant::now);
         if !notified() {
             let_others_run(notified);
         }
         let woken = self.sleep(deadline);
+        if let Some(since) = since {
+            self.apart.waited(since.elapsed());
+        }
         if woken {
             // Relaxed: a hint.
             self.waker_cpu = self.signal.waker_cpu.load(Ordering::Relaxed);
@@ -200,12 +215,12 @@ impl Wake for Signal {
 }
 
 /// This CPU as one word: its number plus one, 0 where the system does not tell.
-pub(crate) fn cpu_mark() -> u32 {
+pub fn cpu_mark() -> u32 {
     sys::current_cpu().map_or(0, |cpu| cpu.wrapping_add(1))
 }
 
 /// Whether `mark` names the CPU that this thread runs on.
-pub(crate) fn same_cpu(mark: u32) -> bool {
+pub fn same_cpu(mark: u32) -> bool {
     mark != 0 && mark == cpu_mark()
 }
 
@@ -234,9 +249,9 @@ const FREE_LOOKS: u32 = 64;
 /// One wait in so many is tried with a full spin although spinning has not paid lately.
 const PROBE_EVERY: u32 = 64;
 
-/// How long a wait of one kind is worth spinning for, learnt from how the last ones ended.
+/// How long a wait of one kind is worth staying awake for, learnt from how the last ones ended.
 #[derive(Debug)]
-pub(crate) struct Spin {
+pub struct Spin {
     limit: Duration,
     waits: u32,
 }
@@ -248,31 +263,99 @@ impl Default for Spin {
 }
 
 impl Spin {
-    /// Spins until `ready` says so; false if that was not worth waiting for.
+    /// For how long the wait that begins now is worth staying awake, 50 µs at most; `None`: it is not, or
+    /// there is no core to spare. Else tell how it [`ended`](Self::ended).
     #[inline]
-    pub(crate) fn until(&mut self, mut ready: impl FnMut() -> bool) -> bool {
+    pub fn begin(&mut self) -> Option<Duration> {
         // A model checker explores every look: there the budget is always spent.
         if cfg!(loom) || !budget::has_room() {
-            return false;
+            return None;
         }
         self.waits = self.waits.wrapping_add(1);
-        let limit = match self.limit {
-            Duration::ZERO if self.waits.is_multiple_of(PROBE_EVERY) => SPIN_MAX,
-            Duration::ZERO => return false,
-            limit => limit,
-        };
-        let found = looks(FREE_LOOKS, &mut ready) || spin_within(limit, &mut ready);
+        match self.limit {
+            Duration::ZERO => self.waits.is_multiple_of(PROBE_EVERY).then_some(SPIN_MAX),
+            limit => Some(limit),
+        }
+    }
+
+    /// Whether what the wait was for came while this thread was awake.
+    #[inline]
+    pub fn ended(&mut self, found: bool) {
         self.limit = match found {
             true => SPIN_MAX,
             false if self.limit > SPIN_MIN => self.limit / 2,
             false => Duration::ZERO,
         };
+    }
+
+    /// Spins until `ready` says so; false if that was not worth waiting for.
+    #[inline]
+    pub(crate) fn until(&mut self, mut ready: impl FnMut() -> bool) -> bool {
+        let Some(limit) = self.begin() else { return false };
+        let found = looks(FREE_LOOKS, &mut ready) || spin_within(limit, &mut ready);
+        self.ended(found);
         found
     }
 }
 
+/// When a thread that is always woken from its own core looks for another.
+#[derive(Debug)]
+pub(crate) struct Apart {
+    /// So many waits in a row were too short to be worth a sleep.
+    short: u32,
+    /// How many make it move: more after each move, fewer again as spinning pays.
+    enough: u32,
+    has_moved: bool,
+}
+
+/// That many waits cost about as much as a move.
+const SHORT_WAITS: u32 = 16;
+/// Where there is no core to spare it is tried so seldom that it costs nothing.
+const SHORT_WAITS_MAX: u32 = 4096;
+
+impl Default for Apart {
+    fn default() -> Self {
+        Self { short: 0, enough: SHORT_WAITS, has_moved: false }
+    }
+}
+
+impl Apart {
+    /// A wait on the waker's core took so long.
+    pub(crate) fn waited(&mut self, time: Duration) {
+        self.short = if time < SPIN_MAX { self.short + 1 } else { 0 };
+    }
+
+    /// A wait on another core was worth spinning.
+    pub(crate) fn spun(&mut self) {
+        self.short = 0;
+        self.enough = (self.enough - 1).max(SHORT_WAITS);
+    }
+
+    /// Whether to move now.
+    pub(crate) fn is_due(&mut self) -> bool {
+        if self.short < self.enough {
+            return false;
+        }
+        self.short = 0;
+        self.enough = (self.enough * 2).min(SHORT_WAITS_MAX);
+        true
+    }
+
+    /// Moves this thread; false if there is no core that it may go to.
+    pub(crate) fn go(&mut self) -> bool {
+        let moved = sys::leave_cpu();
+        self.has_moved |= moved;
+        moved
+    }
+
+    /// Whether it has moved since this was asked last.
+    pub(crate) fn has_moved(&mut self) -> bool {
+        std::mem::take(&mut self.has_moved)
+    }
+}
+
 /// Whether this thread may spin now: there are cores that no running kernel needs.
-pub(crate) fn may_spin() -> bool {
+pub fn may_spin() -> bool {
     budget::has_room()
 }
 

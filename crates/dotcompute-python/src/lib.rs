@@ -8,6 +8,7 @@ mod conformance;
 mod cuda;
 mod fastcall;
 mod message;
+mod once;
 mod queues;
 mod quick;
 mod records;

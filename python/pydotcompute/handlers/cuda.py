@@ -15,10 +15,11 @@ out record by record. Only functions in CUDA C++ that have the same name, and ar
 grids of their own.
 
 A handler runs on one thread, unless a `cuda_handler` has another ``scope``: then the 32 threads of
-a warp, or the `block_size` of a block, call it together for each message. Of another size than the
-default of 256, `block_size` is for blocks alone. `grid_size` is 1: handlers of several blocks are
-not there yet. Kernels of different scopes have grids of their own, and send to each other by the
-host.
+a warp, the `block_size` of a block, or those of each of the `grid_size` blocks of a team call it
+together for each message. Of another size than the defaults of 256 and 1, `block_size` is for
+blocks and teams alone, and `grid_size` for teams. What the device cannot hold at once is refused at
+the launch, with the numbers. Kernels of different scopes have grids of their own, and send to each
+other by the host.
 
 A message can name an array that lies on the GPU: a field annotated as `DevicePointer` takes what
 `RingKernelRuntime.lend` returns for a `UnifiedBuffer` or an array of CuPy, PyTorch or numba. In
@@ -62,13 +63,13 @@ class CudaHandler:
     signature
         The records that it takes, keeps and makes.
     scope, shared_bytes
-        How many threads call it, and the shared memory that they have.
+        How many threads call it, and the shared memory that those of a block have.
     """
 
     name: str
     source: str
     signature: Signature
-    scope: Literal["lane", "warp", "block"] = "lane"
+    scope: Literal["lane", "warp", "block", "team"] = "lane"
     shared_bytes: int = 0
 
     def compile(self, kernel_id: str, state: Any) -> _native.CompiledHandler:
@@ -93,7 +94,7 @@ def cuda_handler(
     state: type | None = None,
     max_emit: int = 0,
     targets: Mapping[str, type] | None = None,
-    scope: Literal["lane", "warp", "block"] = "lane",
+    scope: Literal["lane", "warp", "block", "team"] = "lane",
     shared_bytes: int = 0,
 ) -> CudaHandler:
     """Make a kernel's function of CUDA C++ source.
@@ -107,8 +108,9 @@ def cuda_handler(
         The translation unit that defines it; it includes ``dotcompute.cuh``, which declares what it
         may call (``rk_emit``, ``rk_send``, ``rk_log``, ``rk_fault``, ``rk_tick``, ``rk_clock``; of
         several threads, see `scope`, ``rk_thread``, ``rk_threads``, ``rk_barrier``,
-        ``rk_shared``). A long loop has to tick: nothing else can stop it. `c_struct` prints the
-        structs of record classes.
+        ``rk_shared``, and of several blocks ``rk_block``, ``rk_blocks``, ``rk_team_barrier``). A
+        long loop has to tick: nothing else can stop it. `c_struct` prints the structs of record
+        classes.
     input_type, output_type, state
         The record classes that it takes, replies with and keeps; no output: it makes no replies.
     max_emit
@@ -118,13 +120,16 @@ def cuda_handler(
         and what they take; numbered from 0 in this order.
     scope
         How many threads call it for each message, together: one ("lane"), those of a warp ("warp"),
-        or of a block ("block"), as many as the kernel's `block_size` says: a multiple of 32, 1024
-        at most. They share message, state, reply and shared memory, and agree on who does what by
-        ``rk_thread``, ``rk_threads`` and ``rk_barrier``. There is a reply if any of them says so,
-        and a fault if any of them fails. The first emits, sends and logs: if another does, or one
-        returns that others wait for at a barrier, the message fails.
+        of a block ("block"), as many as the kernel's `block_size` says: a multiple of 32, 1024 at
+        most; or of so many blocks as its `grid_size` says ("team"). They share message, state,
+        reply and, in a block, shared memory, and agree on who does what by ``rk_thread``,
+        ``rk_threads`` and ``rk_barrier``, which are about a block, and ``rk_block``, ``rk_blocks``
+        and ``rk_team_barrier``. There is a reply if any of them says so, and a fault if any of them
+        fails. The first, of the first block, emits, sends and logs: if another does, or one returns
+        that others wait for at a barrier, the message fails.
     shared_bytes
-        How many bytes of shared memory a kernel has (``rk_shared``); none with the scope "lane".
+        How many bytes of shared memory a kernel has, of a team's each block (``rk_shared``); none
+        with the scope "lane".
 
     Raises
     ------
@@ -134,13 +139,13 @@ def cuda_handler(
         The name is not one of a function of C, `max_emit` is too large, there is no such scope, or
         it has no shared memory.
     """
-    if scope not in ("lane", "warp", "block"):
-        raise InvalidConfigurationError("scope", scope, "must be 'lane', 'warp' or 'block'")
+    if scope not in ("lane", "warp", "block", "team"):
+        raise InvalidConfigurationError("scope", scope, "must be 'lane', 'warp', 'block' or 'team'")
     if isinstance(shared_bytes, bool) or not isinstance(shared_bytes, int) or shared_bytes < 0:
         reason = "must be a number of bytes, 0 or more"
         raise InvalidConfigurationError("shared_bytes", shared_bytes, reason)
     if scope == "lane" and shared_bytes:
-        reason = "a handler of one lane has none: give it the scope 'warp' or 'block'"
+        reason = "a handler of one lane has none: give it the scope 'warp', 'block' or 'team'"
         raise InvalidConfigurationError("shared_bytes", shared_bytes, reason)
     if not re.fullmatch(r"[A-Za-z_]\w*", name, re.ASCII):
         raise InvalidConfigurationError("name", name, "must be the name of a function of C")
@@ -159,23 +164,28 @@ _BLOCK_MAX = 1024
 _BLOCK_DEFAULT = 256
 
 
-def _threads(handler: Handler | None, grid_size: int, block_size: int) -> int:
-    """How many threads call the handler.
+def _threads(handler: Handler | None, grid_size: int, block_size: int) -> tuple[int, int]:
+    """How many blocks of how many threads call the handler.
 
     Raises
     ------
     InvalidConfigurationError
         The sizes make no sense with its scope: says what does.
     """
-    if grid_size != 1:
-        reason = "a kernel on a GPU has one block at most: handlers of several are not there yet"
-        raise InvalidConfigurationError("grid_size", grid_size, reason)
     scope = handler.scope if isinstance(handler, CudaHandler) else "lane"
-    if scope == "block":
+    if grid_size != 1 and scope != "team":
+        reason = (
+            f"a handler of scope '{scope}' has one block at most: leave it out, or give a "
+            "cuda_handler the scope 'team'"
+        )
+        raise InvalidConfigurationError("grid_size", grid_size, reason)
+    if scope in ("block", "team"):
         if block_size % 32 or not 32 <= block_size <= _BLOCK_MAX:
-            reason = f"of a handler of scope 'block' a multiple of 32 threads, {_BLOCK_MAX} at most"
+            reason = (
+                f"of a handler of scope '{scope}' a multiple of 32 threads, {_BLOCK_MAX} at most"
+            )
             raise InvalidConfigurationError("block_size", block_size, reason)
-        return block_size
+        return grid_size, block_size
     threads = 32 if scope == "warp" else 1
     if block_size not in (threads, _BLOCK_DEFAULT):
         has = "one thread" if threads == 1 else f"{threads} threads"
@@ -184,7 +194,7 @@ def _threads(handler: Handler | None, grid_size: int, block_size: int) -> int:
             "scope 'block'"
         )
         raise InvalidConfigurationError("block_size", block_size, reason)
-    return threads
+    return 1, threads
 
 
 def _symbol(handler: PythonHandler) -> str:
@@ -222,7 +232,7 @@ def link(
         raise InvalidConfigurationError("executor", "cuda", reason)
     signature = handler.signature
     scope, shared_bytes = "lane", 0
-    threads = _threads(handler, grid_size, block_size)
+    blocks, threads = _threads(handler, grid_size, block_size)
     code: tuple[str, str, str | bytes]
     if isinstance(handler, CudaHandler):
         scope, shared_bytes = handler.scope, handler.shared_bytes
@@ -257,6 +267,6 @@ def link(
         initial,
         signature.max_emit,
         [(name, target.layout) for name, target in signature.targets],
-        (scope, threads, shared_bytes),
+        (scope, blocks, threads, shared_bytes),
         children,
     )

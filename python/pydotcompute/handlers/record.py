@@ -266,22 +266,6 @@ class RecordType(_native.RecordCodec):
             return message.tobytes()
         raise TypeValidationError(self.cls, type(message), f"record '{self.cls.__name__}'")
 
-    def from_record(
-        self, memory: Any, message_id: int, correlation_id: int | None, priority: int
-    ) -> Any:
-        """The object of a record that was received; the native half gives it its header."""
-        return self.unpack(memory)
-
-    def from_batch(
-        self, memory: Any, message_id: int, correlation_id: int | None, priority: int
-    ) -> RecordBatch:
-        """The array of a batch that was received."""
-        batch: RecordBatch = np.frombuffer(memory, self.dtype).view(RecordBatch)
-        batch._message_id = message_id
-        batch._correlation_id = correlation_id
-        batch.priority = priority
-        return batch
-
     def __repr__(self) -> str:
         return f"RecordType({self.cls.__name__}, {self.layout.nbytes} bytes)"
 
@@ -307,10 +291,12 @@ class RecordBatch(np.ndarray[tuple[int], np.dtype[np.void]]):
         until the batch has been processed.
     """
 
-    priority: int
-    held: tuple[DevicePointer, ...]
-    _message_id: int | None
-    _correlation_id: int | None
+    # Without a header, whatever it was made from. The native half sets what a batch that it makes
+    # has beside that.
+    priority: int = 128
+    held: tuple[DevicePointer, ...] = ()
+    _message_id: int | None = None
+    _correlation_id: int | None = None
 
     def __new__(
         cls,
@@ -330,13 +316,6 @@ class RecordBatch(np.ndarray[tuple[int], np.dtype[np.void]]):
         batch._correlation_id = correlation_id.int if correlation_id is not None else None
         batch.held = tuple(held)
         return batch
-
-    def __array_finalize__(self, source: Any) -> None:
-        """Begin without a header, whatever this was made from."""
-        self.priority = 128
-        self._message_id = None
-        self._correlation_id = None
-        self.held = ()
 
     @property
     def message_id(self) -> UUID | None:

@@ -67,8 +67,9 @@ class RingKernelConfig:
     kernel_id
         Its name.
     grid_size, block_size
-        On a GPU, blocks and threads of a block: 1, and with a handler of scope "block" its threads,
-        else 256 (see `pydotcompute.handlers.cuda`). They are without effect on an actor.
+        On a GPU, the blocks of a handler of scope "team", else 1, and the threads of a block, with
+        the scope "block" or "team", else 256 (see `pydotcompute.handlers.cuda`).
+        They are without effect on an actor.
     input_queue_size, output_queue_size
         How many messages wait for it, and how many replies for their reader, at most: 1 to 2**24.
     backpressure_strategy

@@ -90,7 +90,9 @@ class Graph:
 
     Notes
     -----
-    Holds about 4 bytes an edge and 8 a node. Any number of threads may use one graph.
+    Holds about 4 bytes an edge and 8 a node. Any number of threads may use one graph. An array of
+    ``int32`` or ``uint32`` is read where it lies, without the GIL: no other thread may write to it
+    while the graph is built.
 
     Examples
     --------
@@ -207,22 +209,21 @@ def pagerank(
     )
 
 
-def _pairs(edges: Any) -> tuple[npt.NDArray[np.uint32], int]:
-    """The edges as the core takes them, and how many nodes they speak of."""
+def _pairs(edges: Any) -> tuple[npt.NDArray[Any], int | None]:
+    """The edges as the core takes them, and how many nodes there are where that is said beside."""
     if hasattr(edges, "tocoo"):
         matrix = edges.tocoo()
         if len(matrix.shape) != 2 or matrix.shape[0] != matrix.shape[1]:
             raise ValueError(f"the matrix is {matrix.shape}: that of a graph is square")
-        return _unsigned(np.stack([matrix.row, matrix.col], axis=1)), int(matrix.shape[0])
+        return _whole(np.stack([matrix.row, matrix.col], axis=1)), int(matrix.shape[0])
     given = _columns(edges) if hasattr(edges, "column_names") else np.asarray(edges)
     if given.size == 0:
-        return np.empty((0, 2), np.uint32), 0
+        return np.empty((0, 2), np.uint32), None
     if given.ndim != 2 or given.shape[1] != 2:
         raise ValueError(f"the edges have the shape {given.shape}: (m, 2) is expected")
     if given.dtype.kind not in "iu":
         raise TypeError(f"the edges are {given.dtype}: whole numbers are expected")
-    pairs = _unsigned(given)
-    return pairs, int(pairs.max()) + 1
+    return _whole(given), None
 
 
 def _columns(table: Any) -> npt.NDArray[Any]:
@@ -250,14 +251,14 @@ def _columns(table: Any) -> npt.NDArray[Any]:
     return np.stack(columns, axis=1)
 
 
-def _unsigned(given: npt.NDArray[Any]) -> npt.NDArray[np.uint32]:
-    if given.size and given.dtype != np.uint32:
-        low, high = int(given.min()), int(given.max())
-        if low < 0 or high >= 2**32 - 1:
-            raise ValueError(
-                f"an edge names node {low if low < 0 else high}: they are 0 to 2**32 - 2"
-            )
-    return np.ascontiguousarray(given, np.uint32)
+def _whole(given: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """The same numbers in a type that the core reads, where they lie if they can be."""
+    for dtype in (np.int32, np.uint32, np.int64):
+        if np.can_cast(given.dtype, dtype):
+            return np.require(given, dtype, ["C", "A"])
+    if (high := int(given.max(initial=0))) >= 2**32 - 1:
+        raise ValueError(f"an edge names node {high}: they are 0 to 2**32 - 2")
+    return np.require(given, np.uint32, ["C", "A"])
 
 
 def _weights(seeds: Seeds | None, nodes: int) -> list[tuple[int, float]]:

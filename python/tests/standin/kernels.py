@@ -68,6 +68,8 @@ struct amount { long long value; };
 extern "C" __device__ int32_t
 sum(const amount *message, void *, amount *reply, rk_ctx *ctx) {
     const uint32_t thread = rk_thread(ctx), threads = rk_threads(ctx);
+    if (rk_block(ctx) != 0)
+        return DC_HANDLER_DONE;
     long long *partial = static_cast<long long *>(rk_shared(ctx));
     partial[thread] = 0;
     for (long long at = thread; at < message->value; at += threads)
@@ -76,7 +78,7 @@ sum(const amount *message, void *, amount *reply, rk_ctx *ctx) {
         return fault;
     if (thread != threads - 1)
         return DC_HANDLER_DONE;
-    reply->value = 1000000 * threads;
+    reply->value = 1000000 * threads * rk_blocks(ctx);
     for (uint32_t other = 0; other < threads; ++other)
         reply->value += partial[other];
     return DC_HANDLER_REPLY;
@@ -85,21 +87,23 @@ sum(const amount *message, void *, amount *reply, rk_ctx *ctx) {
 
 
 async def scopes(runtime):
-    """Handlers of a warp and of a block, in this process and in one of its own."""
-    for name, scope, block_size, threads, isolation in [
-        ("warp", "warp", 256, 32, "thread"),
-        ("block", "block", 64, 64, "thread"),
-        ("default", "block", 256, 256, "thread"),
-        ("far", "block", 64, 64, "process"),
+    """Handlers of a warp, of a block and of a team, in this process and in one of its own."""
+    for name, scope, blocks, block_size, threads, isolation in [
+        ("warp", "warp", 1, 256, 32, "thread"),
+        ("block", "block", 1, 64, 64, "thread"),
+        ("default", "block", 1, 256, 256, "thread"),
+        ("far", "block", 1, 64, 64, "process"),
+        ("team", "team", 3, 32, 32, "thread"),
+        ("far team", "team", 2, 32, 32, "process"),
     ]:
         sums = cuda_handler(
             "sum", SUM, input_type=Amount, output_type=Amount, scope=scope, shared_bytes=8 * threads
         )
-        config = RingKernelConfig(name, block_size=block_size)
+        config = RingKernelConfig(name, grid_size=blocks, block_size=block_size)
         await runtime.launch(name, sums, config=config, executor="cuda", isolation=isolation)
         await runtime.activate(name)
         answer = await runtime.send_and_receive(name, Amount(value=1000), timeout=60)
-        assert answer.value == 1_000_000 * threads + 499_500
+        assert answer.value == 1_000_000 * threads * blocks + 499_500
         await runtime.terminate(name, timeout=30)
 
 

@@ -3,7 +3,7 @@
 use dotcompute_abi::LINE_BYTES;
 use dotcompute_abi::device::{
     BANDS, Edge, GridNews, GridReport, Seat, SeatCounters, SeatMirror, SeatNews, SeatReport,
-    SeatStore,
+    SeatStore, Team,
 };
 use dotcompute_abi::ring::RingCursor;
 use dotcompute_mailbox::ring::{RawMemory, Tagged};
@@ -30,7 +30,7 @@ pub struct Shape {
     pub state_bytes: usize,
     /// How many threads call a handler: that of the image.
     pub scope: Scope,
-    /// The shared memory of a kernel, in bytes; with the scope of a lane 0.
+    /// The shared memory of a kernel, of a team's in each block, in bytes; with the scope of a lane 0.
     pub shared_bytes: u32,
 }
 
@@ -56,6 +56,9 @@ pub(super) struct InboxAt {
 
 /// The warps of a block, where a seat is a warp.
 const BLOCK_WARPS: u32 = 4;
+
+/// More blocks than any device holds at once.
+const GRID_BLOCKS_MAX: u64 = 1 << 24;
 
 /// More than any multiprocessor has.
 const SHARED_BYTES_MAX: u32 = 1 << 20;
@@ -91,10 +94,16 @@ impl Shape {
         self.seats as usize
     }
 
+    /// How many are to say that they have begun: what serves, and each seat, or each block of it where it is a
+    /// team.
+    pub(super) fn census(self) -> usize {
+        1 + self.seats() * self.scope.blocks() as usize
+    }
+
     // The host's arena.
 
     pub(super) fn news(self, seat: u32) -> usize {
-        Self::CENSUS + lines(4 * (self.seats() + 1)) + seat as usize * size_of::<SeatNews>()
+        Self::CENSUS + lines(4 * self.census()) + seat as usize * size_of::<SeatNews>()
     }
 
     pub(super) fn report(self, seat: u32) -> usize {
@@ -152,17 +161,28 @@ impl Shape {
         self.inbox(self.seats).tickets + seat as usize * lines(self.state_bytes)
     }
 
+    /// What the blocks of a seat share, where it is a team.
+    pub(super) fn team(self, seat: u32) -> usize {
+        let bytes = match self.scope {
+            Scope::Team { .. } => size_of::<Team>(),
+            Scope::Lane | Scope::Warp | Scope::Block { .. } => 0,
+        };
+        self.state(self.seats) + seat as usize * bytes
+    }
+
     /// How many bytes the device's arena takes.
     pub fn device_bytes(self) -> usize {
-        self.state(self.seats)
+        self.team(self.seats)
     }
 
     /// How it is launched, as `resident.cu` has it: where a seat is a warp, one warp serves and each other
-    /// one is a seat; where it is a block, so is the one that serves.
+    /// one is a seat; where it is a block, or a team of them, a block serves.
     pub(crate) fn extent(self) -> Extent {
         let shared_bytes = self.shared_bytes.next_multiple_of(16);
         match self.scope {
-            Scope::Block { threads } => Extent { blocks: self.seats + 1, threads, shared_bytes },
+            Scope::Block { threads } | Scope::Team { threads, .. } => {
+                Extent { blocks: self.census() as u32, threads, shared_bytes }
+            }
             Scope::Lane | Scope::Warp => Extent {
                 blocks: (self.seats + 1).div_ceil(BLOCK_WARPS),
                 threads: 32 * BLOCK_WARPS,
@@ -184,6 +204,9 @@ impl Shape {
         }
         if self.inbox_capacity != 0 && !self.inbox_capacity.is_power_of_two() {
             return Some("the capacity of an inbox is a power of two");
+        }
+        if u64::from(self.seats) * u64::from(self.scope.blocks()) > GRID_BLOCKS_MAX {
+            return Some("no device holds so many blocks at once");
         }
         if self.shared_bytes > SHARED_BYTES_MAX {
             return Some("no multiprocessor has so much shared memory");

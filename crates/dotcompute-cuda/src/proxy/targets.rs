@@ -1,15 +1,13 @@
 //! What a handler sends to other kernels: by the host, or by an edge on the device.
 //!
 //! Which of both is changed only while this kernel holds and the target has nothing left of what went
-//! the other way, so that records keep their order. A kernel that never has a lull is held for it: for
-//! some milliseconds at most, in which the target works off what it has, and if they were not enough,
-//! again after [`RESPITE`] times as long, for twice as long. So it spends a small part of its time on that
-//! at most, and goes by the host for ever only where others keep the target's mailbox from being empty.
+//! the other way, so that records keep their order. A kernel that never has a lull is held for it
+//! ([`Patience`]), while the target works off what it has.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::task::{Context as TaskContext, Poll, Waker, ready};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use dotcompute_abi::TaggedRecord;
 use dotcompute_abi::control::{
@@ -19,19 +17,12 @@ use dotcompute_abi::device::COUNTED_EDGES;
 use dotcompute_core::BoxError;
 use dotcompute_core::compiled::{RecordMessage, RecordReply};
 
+use super::patience::Patience;
 use super::{Boxed, Proxy, Route, Station, payload_of};
 use crate::direct::Seat;
 use crate::grid::{Report, Way};
 use crate::kernels::{Targets, check_target};
 use crate::target::OpenTarget;
-
-/// How long a kernel that has something to do holds for a target to work off what it has: at first, and at
-/// most.
-const PATIENCE: Duration = Duration::from_millis(5);
-const PATIENCE_MAX: Duration = Duration::from_millis(80);
-
-/// How often as long it goes on then before it is held again.
-const RESPITE: u32 = 20;
 
 pub(super) type WhenFree = Box<dyn FnOnce(Report) + Send>;
 
@@ -44,11 +35,8 @@ pub(super) struct Ways {
     returned: VecDeque<(usize, Vec<TaggedRecord>)>,
     /// The kernel is to hold, so that edges can be made.
     pub(super) linking: bool,
-    /// How long it holds next for targets that are at work; until when it does now, if it has seen them
-    /// since it began to hold; and when it may be held next though it has something to do.
-    patience: Duration,
-    patient_until: Option<Instant>,
-    due: Instant,
+    /// How long it holds for targets that are at work, though it has something to do.
+    patience: Patience,
     /// When it says that it holds, it does: it was seen to run since it held last.
     holds_surely: bool,
     /// Why the kernel is to fail, once it has stopped.
@@ -76,9 +64,7 @@ impl Ways {
             sending: None,
             returned: VecDeque::new(),
             linking: !targets.is_empty(),
-            patience: PATIENCE,
-            patient_until: Some(Instant::now()),
-            due: Instant::now(),
+            patience: Patience::new(),
             holds_surely: true,
             failure: None,
             failed_at: None,
@@ -258,8 +244,11 @@ impl<M: RecordMessage, R: RecordReply> Proxy<M, R> {
         let is_quiet = self.in_flight == 0 && self.seat.sent() == self.received;
         let runs = self.command == COMMAND_RUN && report.state == STATE_RUNNING;
         let by_host = self.ways.ways.iter().any(|way| matches!(way.route, Route::Host(_)));
-        let now = if by_host { Instant::now() } else { self.ways.due };
-        let is_due = now >= self.ways.due;
+        if !by_host && !self.ways.linking {
+            return;
+        }
+        let now = Instant::now();
+        let is_due = self.ways.patience.is_due(now);
         let (mut making, mut wanted, mut waits) = (false, false, false);
         for number in 0..self.ways.ways.len() {
             making |= matches!(self.ways.ways[number].route, Route::Making(..));
@@ -280,24 +269,16 @@ impl<M: RecordMessage, R: RecordReply> Proxy<M, R> {
             let by = Way::Target(number as u32);
             let made = to.resident.link(station.seated.number(), by, to.number, bytes);
             way.route = Route::Making(to, Box::pin(made));
-            self.ways.patience = PATIENCE;
+            self.ways.patience.pays_off();
             making = true;
             // Looked at once more, so that it wakes this task.
             cx.waker().wake_by_ref();
         }
         let ways = &mut self.ways;
         if runs && !is_quiet && is_due {
-            ways.due = now + RESPITE * ways.patience;
-            ways.patient_until = None;
+            ways.patience.begin(now);
         }
-        if waits {
-            let until = *ways.patient_until.get_or_insert_with(|| {
-                let patience = ways.patience;
-                ways.patience = PATIENCE_MAX.min(2 * patience);
-                now + patience
-            });
-            waits = now < until;
-        }
+        waits = waits && ways.patience.lasts(now);
         if waits {
             // Nobody tells when the target is quiet.
             cx.waker().wake_by_ref();

@@ -74,8 +74,8 @@ int fails(const char *call) {
 struct module {
     void (*seat)(const dc_grid *, uint32_t, uint32_t) = dc_twin_seat;
     void (*service)(const dc_grid *) = dc_twin_service;
-    // How many threads call a handler; where they are a block, a seat is one.
-    uint32_t scope = DC_SCOPE_LANE, threads = 1;
+    // How many threads call a handler; where they are a block, a seat is one, or a team of so many.
+    uint32_t scope = DC_SCOPE_LANE, threads = 1, blocks = 1;
     // What its launches return, where they are refused.
     int refused = 0;
 };
@@ -154,7 +154,7 @@ void wait_for_resident_work() {
 
 void run_grid(long number, const module *code, const dc_grid &grid, uint32_t shared_bytes) {
     std::vector<std::thread> warps;
-    for (uint32_t warp = 0; warp <= grid.seat_count; ++warp) {
+    for (uint32_t warp = 0; warp <= grid.seat_count * code->blocks; ++warp) {
         warps.emplace_back([&grid, code, warp, shared_bytes] {
             dc_store_sys(DC_SYNC_NONE, dc_at<uint32_t>(grid.census) + warp, grid.epoch);
             try {
@@ -210,6 +210,7 @@ module *load(const void *image) {
         reinterpret_cast<decltype(loaded->service)>(dlsym(library, "dc_twin_service"));
     loaded->scope = *static_cast<uint32_t *>(dlsym(library, "standin_scope"));
     loaded->threads = *static_cast<uint32_t *>(dlsym(library, "standin_threads"));
+    loaded->blocks = *static_cast<uint32_t *>(dlsym(library, "standin_blocks"));
     using hook = void (*)();
     *static_cast<hook *>(dlsym(library, "standin_fate")) = look_at_fate;
     *static_cast<hook *>(dlsym(library, "standin_trap_hook")) = trap;
@@ -428,10 +429,11 @@ int cuLaunchCooperativeKernel(void *function, unsigned blocks, unsigned, unsigne
     auto code = static_cast<const module *>(function);
     if (code->refused != 0)
         return code->refused;
-    // A warp, or a block, for the service and each seat, and no block to spare.
-    const bool is_block = code->scope == DC_SCOPE_BLOCK;
+    // A warp, a block or a team of them for each seat, and what serves; and no block to spare.
+    const bool is_block = code->scope >= DC_SCOPE_BLOCK;
     const unsigned seats = is_block ? 1 : threads / 32;
-    if (blocks != (grid.seat_count + seats) / seats || threads > 1024 || threads % 32 != 0)
+    const unsigned wanted = grid.seat_count * code->blocks;
+    if (blocks != (wanted + seats) / seats || threads > 1024 || threads % 32 != 0)
         return 1;
     if ((is_block && threads != code->threads) || int(shared_bytes) > may_share(function))
         return 1;

@@ -80,26 +80,40 @@ static int32_t shift(const span *message, sum *state, span *reply, rk_ctx *ctx) 
     return DC_HANDLER_REPLY;
 }
 
-// Adds up what each thread made of the value, for which they meet twice.
-static int32_t share(const number *message, sum *state, sum *reply, rk_ctx *ctx) {
+// Of what each thread made of the value, first the sum of each block.
+struct shares {
+    sum all;
+    int64_t of[16];
+};
+
+// Adds up what each thread made of the value, for which they meet three times.
+static int32_t share(const number *message, shares *state, sum *reply, rk_ctx *ctx) {
     const uint32_t thread = rk_thread(ctx), threads = rk_threads(ctx);
-    if (threads == 1)
+    const uint32_t block = rk_block(ctx), blocks = rk_blocks(ctx);
+    if (threads * blocks == 1)
         return DC_FAULT_BOUNDS;
     auto parts = static_cast<int64_t *>(rk_shared(ctx));
-    parts[thread] = message->value + thread;
+    parts[thread] = message->value + block * threads + thread;
     if (int32_t fault = rk_barrier(ctx))
         return fault;
     if (thread == threads - 1) {
-        state->total += 1;
+        state->of[block] = 0;
         for (uint32_t part = 0; part < threads; ++part)
-            state->value += parts[part];
+            state->of[block] += parts[part];
     }
-    if (int32_t fault = rk_barrier(ctx))
+    if (int32_t fault = rk_team_barrier(ctx))
         return fault;
-    if (thread != 0)
+    if (thread == threads - 1 && block == blocks - 1) {
+        state->all.total += 1;
+        for (uint32_t part = 0; part < blocks; ++part)
+            state->all.value += state->of[part];
+    }
+    if (int32_t fault = rk_team_barrier(ctx))
+        return fault;
+    if (thread != 0 || block != 0)
         return DC_HANDLER_DONE;
-    *reply = *state;
-    state->value = 0;
+    *reply = state->all;
+    state->all.value = 0;
     return DC_HANDLER_REPLY;
 }
 
@@ -117,7 +131,7 @@ extern "C" int32_t dc_dispatch(uint32_t handler, const void *message, void *stat
     case 3:
         return shift(static_cast<const span *>(message), kept, static_cast<span *>(reply), ctx);
     case 4:
-        return share(in, kept, out, ctx);
+        return share(in, static_cast<shares *>(state), out, ctx);
     default:
         return DC_FAULT_BOUNDS;
     }

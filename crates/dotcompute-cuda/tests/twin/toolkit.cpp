@@ -34,7 +34,7 @@ static inline void standin_pause(uint32_t ns) {
 #include "service.cuh"
 extern "C" void dc_twin_seat(const dc_grid *grid, uint32_t number, uint32_t shared_bytes) {
     dc_stage stage = {};
-    const dc_seat *seat = dc_at<const dc_seat>(grid->seats) + number;
+    const dc_seat *seat = dc_at<const dc_seat>(grid->seats) + number / DC_SEAT_BLOCKS;
 #if DC_IS_WIDE
     // Aligned to 16, as memory is that was just taken.
     std::vector<uint8_t> shared(shared_bytes + 1);
@@ -44,12 +44,18 @@ extern "C" void dc_twin_seat(const dc_grid *grid, uint32_t number, uint32_t shar
 #else
     (void)shared_bytes;
 #endif
+#if DC_IS_TEAM
+    stage.context.call.block = number % DC_SEAT_BLOCKS;
+    if (stage.context.call.block != 0)
+        return dc_follow(*grid, seat, &stage.context);
+#endif
     dc_sit(*grid, seat, &stage);
 }
 
 extern "C" void dc_twin_service(const dc_grid *grid) { dc_serve(*grid); }
 // Of which scope it is.
-extern "C" const uint32_t standin_scope = DC_SCOPE, standin_threads = DC_SEAT_THREADS;
+extern "C" const uint32_t standin_scope = DC_SCOPE, standin_threads = DC_SEAT_THREADS,
+                          standin_blocks = DC_SEAT_BLOCKS;
 )";
 
 std::string read(const fs::path &path) {

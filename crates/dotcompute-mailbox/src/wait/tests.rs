@@ -112,3 +112,44 @@ fn spinning_that_does_not_pay_stops_and_is_tried_again() {
     assert!(found);
     assert_eq!(spin.limit, SPIN_MAX);
 }
+
+#[test]
+fn a_thread_moves_after_many_short_waits_in_a_row_and_ever_less_often_in_vain() {
+    let mut apart = Apart::default();
+    let (short, long) = (Duration::from_micros(5), Duration::from_millis(1));
+    let waits_until_due = |apart: &mut Apart| {
+        (1..).find(|_| {
+            apart.waited(short);
+            apart.is_due()
+        })
+    };
+    for _ in 0..SHORT_WAITS - 1 {
+        apart.waited(short);
+    }
+    apart.waited(long);
+    assert_eq!(waits_until_due(&mut apart), Some(SHORT_WAITS), "a long one begins anew");
+    assert_eq!(waits_until_due(&mut apart), Some(2 * SHORT_WAITS));
+    for _ in 0..20 {
+        waits_until_due(&mut apart);
+    }
+    assert_eq!(waits_until_due(&mut apart), Some(SHORT_WAITS_MAX));
+    for _ in 0..2 * SHORT_WAITS_MAX {
+        apart.spun();
+    }
+    assert_eq!(waits_until_due(&mut apart), Some(SHORT_WAITS), "where spinning pays");
+}
+
+#[cfg(all(target_os = "linux", not(dotcompute_portable)))]
+#[test]
+fn a_thread_that_has_left_its_cpu_may_run_on_all_that_it_could() {
+    let allowed = || {
+        let status = std::fs::read_to_string("/proc/thread-self/status").unwrap();
+        let line = status.lines().find_map(|line| line.strip_prefix("Cpus_allowed:"));
+        line.unwrap().trim().to_owned()
+    };
+    let before = allowed();
+    let moved = sys::leave_cpu();
+    // A container may have a share of one CPU of several.
+    assert!(moved || std::thread::available_parallelism().unwrap().get() == 1);
+    assert_eq!(allowed(), before);
+}

@@ -123,6 +123,12 @@ impl Actor {
         self.records.get().and_then(|records| records.output.as_ref())
     }
 
+    /// Whether the kernel runs without the interpreter, beside this thread: its handler is compiled.
+    #[inline]
+    pub(super) fn runs_beside(&self) -> bool {
+        self.records.get().is_some()
+    }
+
     #[inline]
     fn check_input(&self, message: &Bound<'_, PyAny>) -> Quick<()> {
         // Relaxed: written once, before the kernel is launched.

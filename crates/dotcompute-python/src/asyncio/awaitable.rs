@@ -11,10 +11,11 @@ use std::ptr::{null, null_mut};
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
+use crate::once::Once;
+use crate::once::intern;
 use pyo3::exceptions::{PyRuntimeError, PyStopIteration, PyTypeError, PyValueError};
-use pyo3::sync::PyOnceLock;
 use pyo3::types::{PyTraceback, PyType};
-use pyo3::{ffi, intern, prelude::*};
+use pyo3::{ffi, prelude::*};
 
 use super::held::Hold;
 use super::hub::{self, Hub};
@@ -276,9 +277,18 @@ impl Inner {
             Ok(waiter) => waiter,
             Err(error) => return self.finish(Err(error)),
         };
+        let looks_out = operation.looks_out(py);
+        if looks_out {
+            hub.look_out(py);
+        }
         let waker = waiter::waker(py, &waiter);
         match operation.poll(py, &mut Context::from_waker(&waker)) {
-            Poll::Ready(outcome) => self.finish(outcome),
+            Poll::Ready(outcome) => {
+                if looks_out {
+                    hub.found(py);
+                }
+                self.finish(outcome)
+            }
             Poll::Pending => {
                 waiter::yielded(py, &waiter);
                 let yielded = waiter.clone_ref(py);
@@ -300,8 +310,8 @@ impl Inner {
 impl Native for Awaitable {
     const NAME: &'static CStr = c"pydotcompute._native.Awaitable";
 
-    fn cell() -> &'static PyOnceLock<Py<PyType>> {
-        static TYPE: PyOnceLock<Py<PyType>> = PyOnceLock::new();
+    fn cell() -> &'static Once<Py<PyType>> {
+        static TYPE: Once<Py<PyType>> = Once::new();
         &TYPE
     }
 

@@ -115,9 +115,10 @@ pub(super) struct CudaKernel {
 
 #[pymethods]
 impl CudaKernel {
-    /// `code`: ("source", symbol, text) or ("ltoir", symbol, bytes). `scope`: its name, and how many threads
-    /// and bytes of shared memory there are. Compiles and links it, without the interpreter's lock. `children`: what starts the process of its context, and takes what that
-    /// writes; none: its context is this process's.
+    /// `code`: ("source", symbol, text) or ("ltoir", symbol, bytes). `scope`: its name, how many blocks there
+    /// are, and how many threads and bytes of shared memory each has. Compiles and links it, without the
+    /// interpreter's lock. `children`: what starts the process of its context, and takes what that writes;
+    /// none: its context is this process's.
     #[new]
     #[expect(clippy::too_many_arguments, reason = "called once, from the Python half, by name")]
     #[pyo3(signature = (kernel_id, code, input, output, state, initial, max_emit, targets,
@@ -132,7 +133,7 @@ impl CudaKernel {
         initial: &[u8],
         max_emit: u32,
         targets: Vec<(String, Bound<'_, RecordLayout>)>,
-        scope: (String, u32, u32),
+        scope: (String, u32, u32, u32),
         children: Option<Children>,
     ) -> PyResult<Self> {
         let (kind, symbol): (String, String) =
@@ -142,11 +143,12 @@ impl CudaKernel {
             "ltoir" => CudaHandler::from_lto_ir(symbol, code.get_item(2)?.extract::<Vec<u8>>()?),
             other => return Err(PyTypeError::new_err(format!("no code of the kind '{other}'"))),
         };
-        let (scope, threads, shared_bytes) = scope;
+        let (scope, blocks, threads, shared_bytes) = scope;
         let scope = match scope.as_str() {
             "lane" => Scope::Lane,
             "warp" => Scope::Warp,
             "block" => Scope::Block { threads },
+            "team" => Scope::Team { blocks, threads },
             other => return Err(PyTypeError::new_err(format!("no scope '{other}'"))),
         };
         let code = code.scope(scope).shared_bytes(shared_bytes);

@@ -3,6 +3,7 @@
 use std::fmt;
 use std::sync::Mutex;
 
+use crate::once::Once;
 use dotcompute::mailbox::sync::lock;
 use dotcompute::{
     AskError, ConnectError, Fault, KernelState, LaunchError, LookupError, ReceiveError, SendError,
@@ -10,7 +11,6 @@ use dotcompute::{
 };
 use pyo3::exceptions::PyBaseException;
 use pyo3::prelude::*;
-use pyo3::sync::PyOnceLock;
 use pyo3::{PyTraverseError, PyVisit};
 
 use super::message::PyMessage;
@@ -111,7 +111,7 @@ pub(super) fn cause_of<'py>(py: Python<'py>, fault: &Fault) -> PyResult<Bound<'p
 
 /// A class of `pydotcompute.exceptions`.
 pub(super) fn class<'py>(py: Python<'py>, name: &str) -> PyResult<Bound<'py, PyAny>> {
-    static MODULE: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
+    static MODULE: Once<Py<PyAny>> = Once::new();
     let module = MODULE.get_or_try_init(py, || {
         py.import("pydotcompute.exceptions").map(|module| module.into_any().unbind())
     })?;

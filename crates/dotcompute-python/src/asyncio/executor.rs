@@ -6,10 +6,10 @@ use std::sync::{Arc, Mutex};
 use std::task::{Context as TaskContext, Poll, Waker};
 use std::time::{Duration, Instant};
 
+use crate::once::intern;
 use dotcompute::mailbox::sync::{AtomicU64, Ordering, lock};
 use dotcompute::mailbox::wait;
 use dotcompute::{BoxError, Context, Executor, KernelId, KernelTask};
-use pyo3::intern;
 use pyo3::prelude::*;
 
 use super::actor::Kernel;
@@ -82,6 +82,11 @@ impl Drop for ThreadOfAKernel {
 pub(super) fn forget_threads() {
     // Relaxed: the calling thread is the only one.
     THREADS.store(0, Ordering::Relaxed);
+}
+
+/// Makes the class that the module does not show: see [`once`](crate::once).
+pub(super) fn make_classes(py: Python<'_>) {
+    py.get_type::<Done>();
 }
 
 /// Waits until no kernel has a thread, at most so many seconds: for the end of the process. A thread

@@ -3,6 +3,12 @@
 //! Everything that is woken goes on the list, and one callback of the loop (`call_soon`, or from
 //! another thread `call_soon_threadsafe`) works it off. An await that finds nothing first *helps*:
 //! it runs what is ready then and there, which saves the way through the loop.
+//!
+//! An await for a kernel that runs beside the interpreter (a compiled handler on a thread, in a process
+//! or on a GPU) has the loop *look out*: for 50 us at most its callback comes again and again, so that
+//! the loop does not go to sleep, from which it would have to be woken, with the interpreter's lock and
+//! a system call on the kernel's side and tens of microseconds where a core has to wake up for it.
+//! Everything else on the loop has its turns in between. How long is learnt from whether news came.
 
 use std::cell::{Cell, RefCell};
 use std::collections::{HashMap, VecDeque};
@@ -15,11 +21,13 @@ use std::task::{Context, Wake, Waker};
 use std::thread::ThreadId;
 use std::time::{Duration, Instant};
 
+use crate::once::intern;
 use dotcompute::mailbox::sync::{AtomicBool, AtomicU32, Ordering, lock};
+use dotcompute::mailbox::wait::{Spin, cpu_mark, may_spin, same_cpu};
 use dotcompute::{BoxError, KernelTask};
 use pyo3::exceptions::PyRuntimeError;
 use pyo3::types::PyDict;
-use pyo3::{Borrowed, ffi, intern, prelude::*};
+use pyo3::{Borrowed, ffi, prelude::*};
 
 use super::executor::without_signals;
 use super::guarded;
@@ -74,9 +82,20 @@ pub(crate) struct Hub {
     helped: AtomicU32,
     /// When this turn of the loop began: at its first look at the clock.
     began: Attached<Option<Instant>>,
+    lookout: Attached<Lookout>,
+    /// Where the thread ran that has added last, as [`cpu_mark`]. A hint.
+    added_from: AtomicU32,
     closed: AtomicBool,
     /// Who waits for what is no object of Python's.
     pub(super) held: Arc<Held>,
+}
+
+/// See the module.
+#[derive(Default)]
+struct Lookout {
+    spin: Spin,
+    /// The loop looks out until then.
+    until: Option<Instant>,
 }
 
 struct State {
@@ -196,6 +215,8 @@ impl Hub {
             depth: AtomicU32::new(0),
             helped: AtomicU32::new(0),
             began: Attached::default(),
+            lookout: Attached::default(),
+            added_from: AtomicU32::new(0),
             closed: AtomicBool::new(false),
             held: Arc::default(),
         });
@@ -241,6 +262,8 @@ impl Hub {
                 return drop(ready);
             }
             added.push(ready);
+            // Relaxed: a hint.
+            self.added_from.store(cpu_mark(), Ordering::Relaxed);
             // Relaxed: whoever misses it does not miss the drain, which is asked for below.
             self.has_added.store(true, Ordering::Relaxed);
         }
@@ -265,6 +288,47 @@ impl Hub {
         }
     }
 
+    /// Has the loop stay awake for news of kernels, for a while, if that has been worth it lately. To be
+    /// called before the kernel learns whom to wake: else it may have to put the drain on the loop, and
+    /// wait for the interpreter's lock, while the loop goes to sleep.
+    pub(super) fn look_out(self: &Arc<Self>, py: Python<'_>) {
+        let begins = self.lookout.with(py, |lookout| {
+            if lookout.until.is_none() {
+                lookout.until = lookout.spin.begin().map(|limit| Instant::now() + limit);
+                return lookout.until.is_some();
+            }
+            false
+        });
+        // SYNC(hub.scheduled) acqrel: as in `ask_for_drain`.
+        if begins && !self.scheduled.swap(true, Ordering::AcqRel) {
+            self.schedule(py);
+        }
+    }
+
+    /// What the loop looked out for has come, if it did.
+    pub(super) fn found(&self, py: Python<'_>) {
+        self.lookout.with(py, |lookout| {
+            if lookout.until.take().is_some() {
+                lookout.spin.ended(true);
+            }
+        });
+    }
+
+    /// Whether the loop is to look out for longer.
+    fn looks_out(&self, py: Python<'_>) -> bool {
+        self.lookout.with(py, |lookout| {
+            let Some(until) = lookout.until else { return false };
+            let is_over = Instant::now() >= until;
+            if is_over {
+                lookout.spin.ended(false);
+            }
+            if is_over || !may_spin() {
+                lookout.until = None;
+            }
+            lookout.until.is_some()
+        })
+    }
+
     /// Takes over what threads have added that are not attached.
     #[cold]
     fn take_added(&self, py: Python<'_>) {
@@ -274,6 +338,7 @@ impl Hub {
             self.has_added.store(false, Ordering::Relaxed);
             std::mem::take(&mut *added)
         };
+        self.found(py);
         self.ready.with(py, |list| list.extend(added));
     }
 
@@ -307,13 +372,23 @@ impl Hub {
     /// loop is to raise.
     fn drain(self: &Arc<Self>, py: Python<'_>) -> PyResult<()> {
         *lock(&self.thread) = std::thread::current().id();
-        // SYNC(hub.scheduled) acqrel: pairs with the swaps in `ask_for_drain`. What was added before one
-        // that found a drain on its way is found by this one.
-        self.scheduled.swap(false, Ordering::AcqRel);
-        let exit = lock(&self.state).exit.take();
         LEFT.set(BUDGET);
         // Relaxed: only the thread that runs the loop uses it.
         self.helped.store(0, Ordering::Relaxed);
+        let exit = lock(&self.state).exit.take();
+        if exit.is_none() && !self.has_ready(py) && self.looks_out(py) {
+            // A drain is on its way all the time: who adds something now need not see to one.
+            self.schedule(py);
+            // Relaxed: a hint.
+            if same_cpu(self.added_from.load(Ordering::Relaxed)) {
+                // The kernel was on this core, and may be waiting for it.
+                std::thread::yield_now();
+            }
+            return Ok(());
+        }
+        // SYNC(hub.scheduled) acqrel: pairs with the swaps in `ask_for_drain`. What was added before one
+        // that found a drain on its way is found by this one.
+        self.scheduled.swap(false, Ordering::AcqRel);
         let mut outcome = exit.map_or(Ok(()), Err);
         let Some(event_loop) = self.event_loop(py) else { return outcome };
         let current = Current::enter(self, &event_loop);
@@ -331,7 +406,9 @@ impl Hub {
         drop(depth);
         drop(current);
         // SYNC(hub.scheduled) acqrel: as in `ask_for_drain`.
-        if self.has_ready(py) && !self.scheduled.swap(true, Ordering::AcqRel) {
+        if (self.has_ready(py) || self.looks_out(py))
+            && !self.scheduled.swap(true, Ordering::AcqRel)
+        {
             self.schedule(py);
         }
         outcome
@@ -677,6 +754,12 @@ impl Drop for Sentinel {
             let _ = Python::try_attach(|py| hub.close(py));
         }
     }
+}
+
+/// Makes the classes that the module does not show: see [`once`](crate::once).
+pub(super) fn make_classes(py: Python<'_>) {
+    py.get_type::<Drain>();
+    py.get_type::<Sentinel>();
 }
 
 /// Drops all kernels of all loops: the interpreter is about to end.

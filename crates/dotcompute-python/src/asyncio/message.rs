@@ -2,8 +2,8 @@
 
 use std::sync::Arc;
 
+use crate::once::intern;
 use dotcompute::{DeadLetter, Envelope, Message, MessageId, RecordBatch};
-use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::types::PyString;
 use pyo3::{PyTraverseError, PyVisit};

@@ -62,6 +62,8 @@ pub(crate) fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_function(wrap_pyfunction!(hub::_after_fork, module)?)?;
     cuda::register(module)?;
     lent::register(module)?;
+    hub::make_classes(module.py());
+    executor::make_classes(module.py());
     #[cfg(target_os = "linux")]
     process::register(module)?;
     Ok(())

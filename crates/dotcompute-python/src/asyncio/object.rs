@@ -6,10 +6,10 @@ use std::ffi::{CStr, c_int, c_void};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::ptr::null_mut;
 
+use crate::once::Once;
 use pyo3::exceptions::PyRuntimeError;
 use pyo3::ffi;
 use pyo3::prelude::*;
-use pyo3::sync::PyOnceLock;
 use pyo3::types::PyType;
 
 use super::guarded::guarded;
@@ -27,7 +27,7 @@ pub(super) trait Native: Sized + 'static {
     /// Its slots, without those for memory.
     fn slots() -> Vec<ffi::PyType_Slot>;
     /// Where the type is kept.
-    fn cell() -> &'static PyOnceLock<Py<PyType>>;
+    fn cell() -> &'static Once<Py<PyType>>;
     /// Calls `visit` with each object that it owns; nonzero ends it.
     fn traverse(&self, visit: &mut dyn FnMut(&Py<PyAny>) -> c_int) -> c_int;
     /// Gives up what may be part of a cycle.

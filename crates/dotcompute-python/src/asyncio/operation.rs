@@ -80,12 +80,17 @@ pub(super) enum Operation {
 }
 
 /// A receive that waits: for a reply, and for the end of its time.
-type Wait = (Receiving<PyMessage, PyMessage>, Option<Sleep>);
+struct Wait {
+    receiving: Receiving<PyMessage, PyMessage>,
+    sleep: Option<Sleep>,
+}
 
 /// A receive of a kernel's replies.
 pub(super) struct Receive {
     pub(super) target: Target,
     pub(super) timeout: Option<f64>,
+    /// The kernel runs beside the interpreter, as was seen at the first try.
+    beside: bool,
     /// Boxed, since most receives do not wait, and what they are is moved about.
     waiting: Option<Box<Wait>>,
 }
@@ -93,7 +98,7 @@ pub(super) struct Receive {
 impl Receive {
     #[inline]
     pub(super) fn operation(target: Target, timeout: Option<f64>) -> Operation {
-        Operation::Receive(Self { target, timeout, waiting: None })
+        Operation::Receive(Self { target, timeout, beside: false, waiting: None })
     }
 }
 
@@ -251,6 +256,18 @@ impl Operation {
         matches!(self, Self::Receive(_) | Self::Ask { .. } | Self::Queue(_))
     }
 
+    /// Whether what it waits for may come within microseconds from a kernel that needs nothing of the
+    /// interpreter: then the loop looks out for it instead of going to sleep.
+    pub(super) fn looks_out(&self, py: Python<'_>) -> bool {
+        match self {
+            Self::Receive(receive) => receive.beside,
+            Self::Ask { target, .. } => {
+                target.resolve(py).is_ok_and(|actor| actor.get().runs_beside())
+            }
+            _ => false,
+        }
+    }
+
     /// What holds those who wait for this.
     pub(super) fn held(&self) -> Option<&Arc<Held>> {
         match self {
@@ -350,9 +367,10 @@ enum Received {
 }
 
 #[inline]
-fn receive_at_once(py: Python<'_>, receive: &Receive) -> Quick<Option<Py<PyAny>>> {
+fn receive_at_once(py: Python<'_>, receive: &mut Receive) -> Quick<Option<Py<PyAny>>> {
     let timeout = receive.timeout;
     let actor = receive.target.resolve(py)?;
+    receive.beside = actor.get().runs_beside();
     let kernel = actor.get().kernel(py, "receive message")?;
     // Taken apart in there: to move it costs more.
     let received = scope(py, || match kernel.receive_now() {
@@ -386,15 +404,16 @@ fn poll_receive(
     cx: &mut Context<'_>,
 ) -> Quick<Poll<Py<PyAny>>> {
     let timeout = receive.timeout;
-    let (waiting, sleep) = match &mut receive.waiting {
+    let Wait { receiving, sleep } = match &mut receive.waiting {
         Some(waiting) => &mut **waiting,
         None => {
             let actor = receive.target.resolve(py)?;
             let kernel = actor.get().kernel(py, "receive message")?;
-            &mut **receive.waiting.insert(Box::new((kernel.receiving(), None)))
+            let wait = Wait { receiving: kernel.receiving(), sleep: None };
+            &mut **receive.waiting.insert(Box::new(wait))
         }
     };
-    match scope(py, || Pin::new(waiting).poll(cx)) {
+    match scope(py, || Pin::new(receiving).poll(cx)) {
         Poll::Ready(Ok(envelope)) => {
             let actor = receive.target.resolve(py)?;
             let reply = PyMessage::into_object(envelope, py, actor.get().reply_record());

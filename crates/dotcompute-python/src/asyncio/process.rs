@@ -317,5 +317,7 @@ impl ProcessHost {
 /// Where the classes lie, for the module's own use.
 pub(super) fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<ProcessHost>()?;
+    // Made now, and not shown: see `once`.
+    module.py().get_type::<LeasedArray>();
     module.add_function(wrap_pyfunction!(_launch_process, module)?)
 }

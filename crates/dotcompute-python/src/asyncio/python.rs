@@ -2,10 +2,10 @@
 
 use std::ptr::null_mut;
 
+use crate::once::Once;
 use pyo3::exceptions::{PyKeyboardInterrupt, PySystemExit};
 use pyo3::ffi;
 use pyo3::prelude::*;
-use pyo3::sync::PyOnceLock;
 use pyo3::types::PyDict;
 
 /// Objects of asyncio and its neighbours.
@@ -26,7 +26,7 @@ pub(super) struct Names {
 
 #[inline]
 pub(super) fn names(py: Python<'_>) -> PyResult<&'static Names> {
-    static NAMES: PyOnceLock<Names> = PyOnceLock::new();
+    static NAMES: Once<Names> = Once::new();
     NAMES.get_or_try_init(py, || {
         let events = py.import("asyncio.events")?;
         let tasks = py.import("asyncio.tasks")?;

@@ -13,11 +13,12 @@ use std::ptr::{NonNull, null_mut};
 use std::sync::Arc;
 use std::task::{Wake, Waker};
 
+use crate::once::Once;
+use crate::once::intern;
 use dotcompute::mailbox::sync::{AtomicBool, Ordering};
 use pyo3::exceptions::{PyRuntimeError, PyTypeError};
-use pyo3::sync::PyOnceLock;
 use pyo3::types::{PyBool, PyInt, PyTuple, PyType};
-use pyo3::{ffi, intern, prelude::*};
+use pyo3::{ffi, prelude::*};
 
 use super::guarded;
 use super::hub::{Hub, Ready};
@@ -187,8 +188,8 @@ fn run(py: Python<'_>, waiter: &Py<PyAny>, hub: &Arc<Hub>) -> PyResult<()> {
 impl Native for Waiter {
     const NAME: &'static CStr = c"pydotcompute._native.Waiter";
 
-    fn cell() -> &'static PyOnceLock<Py<PyType>> {
-        static TYPE: PyOnceLock<Py<PyType>> = PyOnceLock::new();
+    fn cell() -> &'static Once<Py<PyType>> {
+        static TYPE: Once<Py<PyType>> = Once::new();
         &TYPE
     }
 

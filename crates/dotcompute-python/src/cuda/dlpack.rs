@@ -162,6 +162,11 @@ unsafe extern "C" fn destroy_versioned(capsule: *mut ffi::PyObject) {
     }
 }
 
+/// Makes the class that the module does not show: see [`once`](crate::once).
+pub(super) fn make_classes(py: Python<'_>) {
+    py.get_type::<Imported>();
+}
+
 /// Keeps another library's tensor.
 #[pyclass(frozen, module = "pydotcompute._native")]
 struct Imported {

@@ -53,6 +53,7 @@ pub(crate) fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<code::CudaFunction>()?;
     module.add_class::<code::CudaToolkit>()?;
     module.add_class::<monitor::CudaMonitor>()?;
+    dlpack::make_classes(module.py());
     module.add("CUDA_KERNELS", dotcompute_cuda::compute::KERNELS)?;
     module.add_function(wrap_pyfunction!(device::cuda_devices, module)?)?;
     module.add_function(wrap_pyfunction!(dlpack::export_dlpack, module)?)?;

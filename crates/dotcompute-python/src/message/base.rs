@@ -1,9 +1,9 @@
 //! The native base class of messages.
 
+use crate::once::intern;
 use dotcompute::DEFAULT_PRIORITY;
 use dotcompute_mailbox::sync::Arc;
 use pyo3::exceptions::{PyTypeError, PyValueError};
-use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::pyclass::{PyTraverseError, PyVisit};
 use pyo3::types::{PyBytes, PyDict, PyString, PyTuple, PyType};

@@ -6,17 +6,17 @@ use std::ffi::{c_int, c_uint, c_void};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::ptr;
 
+use crate::once::Once;
 use pyo3::exceptions::PyRuntimeError;
 use pyo3::prelude::*;
-use pyo3::sync::PyOnceLock;
 use pyo3::types::{PyDict, PyTuple, PyType};
 use pyo3::{PyTypeInfo, ffi};
 
 use super::base::MessageCore;
 
-static MESSAGE_BASE: PyOnceLock<Py<PyType>> = PyOnceLock::new();
+static MESSAGE_BASE: Once<Py<PyType>> = Once::new();
 /// `tp_new` of [`MessageCore`].
-static CORE_NEW: PyOnceLock<ffi::newfunc> = PyOnceLock::new();
+static CORE_NEW: Once<ffi::newfunc> = Once::new();
 
 /// The class `MessageBase`.
 pub(super) fn message_base(py: Python<'_>) -> PyResult<&Bound<'_, PyType>> {
@@ -67,7 +67,7 @@ unsafe extern "C" fn new(
 ) -> *mut ffi::PyObject {
     // SAFETY: the interpreter calls this, so the thread is attached to it.
     let py = unsafe { Python::assume_attached() };
-    let Some(core_new) = CORE_NEW.get(py) else { return ptr::null_mut() };
+    let Some(core_new) = CORE_NEW.get() else { return ptr::null_mut() };
     // SAFETY: `class` derives from `MessageCore`, so this is the function of one of its bases, as
     // `super().__new__(class)` calls.
     unsafe { core_new(class, PyTuple::empty(py).as_ptr(), ptr::null_mut()) }

@@ -5,9 +5,9 @@ mod names;
 mod target;
 mod values;
 
+use crate::once::intern;
 use dotcompute::wire::{DecodeError, Decoder, Kind, Limits};
 use pyo3::exceptions::{PyException, PyValueError};
-use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyType};
 

@@ -5,11 +5,11 @@ mod values;
 
 use std::cell::Cell;
 
+use crate::once::intern;
 use dotcompute::MessageId;
 use dotcompute::wire::{Encoder, Limits, MAX_DEPTH};
 use dotcompute_mailbox::sync::Arc;
 use pyo3::exceptions::PyValueError;
-use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyString};
 

@@ -3,11 +3,11 @@
 use std::collections::HashMap;
 use std::sync::OnceLock;
 
+use crate::once::intern;
 use dotcompute::DEFAULT_PRIORITY;
 use dotcompute::wire::encode_value;
 use dotcompute_mailbox::sync::{Arc, AtomicBool, Ordering};
 use pyo3::exceptions::{PyTypeError, PyValueError};
-use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::pyclass::{PyTraverseError, PyVisit};
 use pyo3::types::{PyDict, PyInt, PyString, PyType};

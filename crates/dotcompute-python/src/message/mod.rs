@@ -21,11 +21,11 @@ mod record;
 mod slots;
 mod types;
 
+use crate::once::Once;
+use crate::once::intern;
 use dotcompute::{DEFAULT_PRIORITY, MessageId};
 use pyo3::exceptions::{PyException, PyTypeError};
-use pyo3::intern;
 use pyo3::prelude::*;
-use pyo3::sync::PyOnceLock;
 use pyo3::types::{PyBytes, PyDict, PyFloat, PyInt, PyList, PyString, PyTuple, PyType};
 
 use crate::quick::Quick;
@@ -83,7 +83,7 @@ pub(crate) fn from_wire<'py>(
 
 /// The class of messages around what is no message.
 fn plain(py: Python<'_>) -> PyResult<&'static Py<PyType>> {
-    static PLAIN: PyOnceLock<Py<PyType>> = PyOnceLock::new();
+    static PLAIN: Once<Py<PyType>> = Once::new();
     PLAIN.get_or_try_init(py, || {
         let class = py.import("pydotcompute.ring_kernels._plain")?.getattr("Plain")?;
         Ok(class.cast_into::<PyType>()?.unbind())

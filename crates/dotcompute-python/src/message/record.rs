@@ -4,11 +4,11 @@
 //! Everything else (arrays, records in records, values that only almost fit) is left to the Python half,
 //! `handlers/record.py`, which also says what is wrong with a value.
 
+use crate::once::Once;
+use crate::once::intern;
 use dotcompute_mailbox::sync::Arc;
-use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::pyclass::{PyTraverseError, PyVisit};
-use pyo3::sync::PyOnceLock;
 use pyo3::types::{PyBool, PyBytes, PyDict, PyFloat, PyInt, PyTuple, PyType};
 
 use super::base::fill_missing;
@@ -24,7 +24,21 @@ const BYTES_MAX: usize = 256;
 pub(crate) struct RecordCodec {
     /// Worked out when it is first used, since the class is not complete before; none if its records are
     /// not of the plain kind.
-    plain: PyOnceLock<Option<Plain>>,
+    plain: Once<Option<Plain>>,
+    /// The dtype of its arrays.
+    dtype: Once<Py<PyAny>>,
+}
+
+impl RecordCodec {
+    /// The dtype of its arrays.
+    pub(crate) fn dtype<'a, 'py>(
+        &'a self,
+        record: &Bound<'py, Self>,
+    ) -> PyResult<&'a Bound<'py, PyAny>> {
+        let py = record.py();
+        let find = || PyResult::Ok(record.getattr(intern!(py, "dtype"))?.unbind());
+        Ok(self.dtype.get_or_try_init(py, find)?.bind(py))
+    }
 }
 
 struct Plain {
@@ -66,7 +80,7 @@ impl RecordCodec {
     #[new]
     #[pyo3(signature = (*_args, **_kwargs))]
     fn new(_args: &Bound<'_, PyTuple>, _kwargs: Option<&Bound<'_, PyDict>>) -> Self {
-        Self { plain: PyOnceLock::new() }
+        Self { plain: Once::new(), dtype: Once::new() }
     }
 
     /// The bytes of an object of the class; None if that is for the Python half to do.
@@ -83,9 +97,10 @@ impl RecordCodec {
     }
 
     fn __traverse__(&self, visit: PyVisit<'_>) -> Result<(), PyTraverseError> {
-        // SAFETY: the collector is calling, so the interpreter is attached.
-        let py = unsafe { Python::assume_attached() };
-        let Some(Some(plain)) = self.plain.get(py) else { return Ok(()) };
+        if let Some(dtype) = self.dtype.get() {
+            visit.call(dtype)?;
+        }
+        let Some(Some(plain)) = self.plain.get() else { return Ok(()) };
         visit.call(&plain.class)?;
         plain.numbers.iter().try_for_each(|number| visit.call(&number.class))
     }

@@ -1,8 +1,8 @@
 //! Attributes that lie in a fixed place of their object, read and written without a lookup, and
 //! objects made without their constructor.
 
+use crate::once::Once;
 use pyo3::prelude::*;
-use pyo3::sync::PyOnceLock;
 use pyo3::types::{PyDict, PyTuple, PyType};
 use pyo3::{Borrowed, ffi};
 
@@ -21,7 +21,7 @@ unsafe impl Send for Functions {}
 // SAFETY: as above; nothing in it is ever changed.
 unsafe impl Sync for Functions {}
 
-static FUNCTIONS: PyOnceLock<Option<Functions>> = PyOnceLock::new();
+static FUNCTIONS: Once<Option<Functions>> = Once::new();
 
 /// The functions behind `types.MemberDescriptorType`.
 fn functions(py: Python<'_>) -> Option<Functions> {

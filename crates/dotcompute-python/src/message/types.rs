@@ -2,11 +2,11 @@
 
 use std::collections::HashMap;
 
+use crate::once::Once;
+use crate::once::intern;
 use dotcompute_mailbox::sync::{Arc, Mutex, lock};
 use pyo3::exceptions::PyValueError;
-use pyo3::intern;
 use pyo3::prelude::*;
-use pyo3::sync::PyOnceLock;
 use pyo3::types::PyType;
 
 use super::slots::{self, Slot};
@@ -19,7 +19,7 @@ struct Uuid {
     unknown: Py<PyAny>,
 }
 
-static UUID: PyOnceLock<Uuid> = PyOnceLock::new();
+static UUID: Once<Uuid> = Once::new();
 
 fn uuid(py: Python<'_>) -> PyResult<&Uuid> {
     UUID.get_or_try_init(py, || {
@@ -88,7 +88,7 @@ classes! {
     decimal: "decimal" "Decimal";
 }
 
-static CLASSES: PyOnceLock<Classes> = PyOnceLock::new();
+static CLASSES: Once<Classes> = Once::new();
 
 pub(super) fn classes(py: Python<'_>) -> PyResult<&'static Classes> {
     CLASSES.get_or_try_init(py, || Classes::new(py))

@@ -6,17 +6,18 @@
 
 use std::sync::Arc;
 
+use crate::once::{Once, intern};
 use dotcompute::compiled::{self, RecordMessage, RecordReply};
 use dotcompute::record::RecordLayout as Core;
-use dotcompute::{BoxError, DeadLetter, Envelope, MessageId, RecordBatch};
+use dotcompute::{BoxError, DEFAULT_PRIORITY, DeadLetter, Envelope, MessageId, RecordBatch};
 use dotcompute_cuda::Lent;
 use pyo3::exceptions::{PyTypeError, PyValueError};
-use pyo3::intern;
 use pyo3::prelude::*;
-use pyo3::types::{PyBytes, PyTuple};
+use pyo3::types::{PyBytes, PyTuple, PyType};
 
+use super::array;
 use super::layout::RecordLayout;
-use super::memory::{self, Held, Lease, RecordMemory};
+use super::memory::{Held, Lease, RecordMemory};
 use crate::asyncio::{DevicePointer, PyFault, PyMessage, errors};
 use crate::message::{self, RecordCodec, pack_record, unpack_record};
 
@@ -62,6 +63,10 @@ impl Records {
 
     /// An envelope with the record or the records that `message` is.
     pub(crate) fn envelope(&self, message: &Bound<'_, PyAny>) -> PyResult<Envelope<PyMessage>> {
+        if let Some(batch) = self.plain_batch(message)? {
+            // An array of numpy's own class says nothing else.
+            return Ok(Envelope::new(PyMessage::records(Arc::new(batch))));
+        }
         let batch = to_records(message, self)?;
         let mut envelope = Envelope::new(PyMessage::records(Arc::new(batch)));
         envelope.priority = message::priority_of(message)?;
@@ -71,6 +76,43 @@ impl Records {
         envelope.correlation_id = message::correlation_of(message)?.map(MessageId::from_u128);
         Ok(envelope)
     }
+
+    /// The batch that an array of numpy's own class is, of the very dtype of these records.
+    fn plain_batch(&self, message: &Bound<'_, PyAny>) -> PyResult<Option<RecordBatch>> {
+        let py = message.py();
+        let Ok(codec) = self.input.bind(py).cast::<RecordCodec>() else { return Ok(None) };
+        let Some((start, count)) = array::plain_records(message, codec.get().dtype(codec)?) else {
+            return Ok(None);
+        };
+        // SAFETY: an array with so many records of this layout, as its dtype says, contiguous.
+        unsafe { lease_batch(self.input_layout, message, start, count, Vec::new()) }.map(Some)
+    }
+}
+
+/// The batch that an array is; `lent` is the memory that it names.
+///
+/// # Safety
+///
+/// `array` is a `numpy.ndarray` or of a class derived from it, and `count` records of this layout lie from
+/// `start` on, contiguous, in its memory.
+unsafe fn lease_batch(
+    layout: &'static Core,
+    array: &Bound<'_, PyAny>,
+    start: *const u8,
+    count: usize,
+    lent: Vec<Lent>,
+) -> PyResult<RecordBatch> {
+    if !start.addr().is_multiple_of(layout.align_bytes) {
+        return Err(PyValueError::new_err(format!("a batch of '{}' is aligned", layout.name)));
+    }
+    // SAFETY: the caller's promise.
+    let lease = Py::new(array.py(), unsafe { Lease::new(array) })?;
+    // SAFETY: the caller's promise; they are aligned. The lease keeps the array, which is read only
+    // meanwhile; that whoever has another view of its memory does not write to it is said where batches
+    // are documented.
+    Ok(unsafe {
+        RecordBatch::from_foreign(layout, start, count, Box::new((Held::new(lease), lent)))
+    })
 }
 
 /// The records of an object or an array.
@@ -102,17 +144,9 @@ fn to_records(message: &Bound<'_, PyAny>, records: &Records) -> PyResult<RecordB
     }
     let count: usize = packed.extract()?;
     // SAFETY: `to_records` has looked: it is an array.
-    let start = unsafe { memory::start_of(message) };
-    if start.addr() % layout.align_bytes != 0 {
-        return Err(PyValueError::new_err(format!("a batch of '{}' is aligned", layout.name)));
-    }
-    let lease = Py::new(py, Lease::new(message)?)?;
-    // SAFETY: `to_records` has looked: so many records of this layout lie there, contiguous; they
-    // are aligned. The lease keeps the array, which is read only meanwhile; that whoever has another
-    // view of its memory does not write to it is said where batches are documented.
-    Ok(unsafe {
-        RecordBatch::from_foreign(layout, start, count, Box::new((Held::new(lease), lent)))
-    })
+    let start = unsafe { array::start_of(message) };
+    // SAFETY: `to_records` has looked: so many records of this layout lie there, contiguous.
+    unsafe { lease_batch(layout, message, start, count, lent) }
 }
 
 /// A message that was received, on its way to Python.
@@ -154,14 +188,21 @@ impl Delivered {
             message::set_header(&made, self.id, self.correlation_id, self.priority)?;
             return Ok(made.unbind());
         }
-        let memory = Py::new(py, RecordMemory::new(self.batch))?;
-        let method = if single { intern!(py, "from_record") } else { intern!(py, "from_batch") };
-        let made = record.call_method1(
-            method,
-            (memory, self.id.as_u128(), self.correlation_id.map(|id| id.as_u128()), self.priority),
-        )?;
+        let memory = Bound::new(py, RecordMemory::new(self.batch))?;
         if single {
+            let made = record.call_method1(intern!(py, "unpack"), (memory,))?;
             message::set_header(&made, self.id, self.correlation_id, self.priority)?;
+            return Ok(made.unbind());
+        }
+        let codec = record.cast::<RecordCodec>()?;
+        let made = array::array_over(&batch_class(py)?, codec.get().dtype(codec)?, memory)?;
+        // What the class says of those that have none is not repeated.
+        made.setattr(intern!(py, "_message_id"), self.id.as_u128())?;
+        if let Some(id) = self.correlation_id {
+            made.setattr(intern!(py, "_correlation_id"), id.as_u128())?;
+        }
+        if self.priority != DEFAULT_PRIORITY {
+            made.setattr(intern!(py, "priority"), self.priority)?;
         }
         Ok(made.unbind())
     }
@@ -229,6 +270,17 @@ impl RecordReply for PyMessage {
     fn many(batch: RecordBatch) -> Result<Self, RecordBatch> {
         Ok(Self::records(Arc::new(batch)))
     }
+}
+
+/// `RecordBatch`, the class of batches that are received.
+fn batch_class<'py>(py: Python<'py>) -> PyResult<Bound<'py, PyType>> {
+    static CLASS: Once<Py<PyType>> = Once::new();
+    let class = CLASS.get_or_try_init(py, || {
+        let module = py.import(intern!(py, "pydotcompute.handlers.record"))?;
+        let class = module.getattr(intern!(py, "RecordBatch"))?.cast_into::<PyType>()?;
+        PyResult::Ok(class.unbind())
+    })?;
+    Ok(class.bind(py).clone())
 }
 
 /// The layout of a `RecordType`.

@@ -4,11 +4,12 @@ use std::ffi::c_int;
 use std::sync::Arc;
 
 use dotcompute::RecordBatch;
+use numpy::npyffi::flags::NPY_ARRAY_WRITEABLE;
 use pyo3::exceptions::PyBufferError;
 use pyo3::ffi;
-use pyo3::intern;
 use pyo3::prelude::*;
 
+use super::array;
 use crate::asyncio::discard;
 
 /// The bytes of a batch, read only, through the buffer protocol.
@@ -20,6 +21,10 @@ pub(crate) struct RecordMemory {
 impl RecordMemory {
     pub(super) fn new(batch: Arc<RecordBatch>) -> Self {
         Self { batch }
+    }
+
+    pub(super) fn batch(&self) -> &RecordBatch {
+        &self.batch
     }
 }
 
@@ -57,22 +62,6 @@ impl RecordMemory {
     }
 }
 
-/// Where the elements of a numpy array begin.
-///
-/// numpy's ways to tell it also describe the dtype, which takes longer than all the rest of a send.
-/// The address is the first field of an array behind the head of its object, where the macros of
-/// numpy's C API read it too, so that every compiled extension relies on it.
-///
-/// # Safety
-///
-/// `array` is a `numpy.ndarray` or of a class derived from it.
-pub(crate) unsafe fn start_of(array: &Bound<'_, PyAny>) -> *const u8 {
-    // SAFETY: an array is larger than the head of an object.
-    let field = unsafe { array.as_ptr().byte_add(size_of::<ffi::PyObject>()) };
-    // SAFETY: the address lies there, aligned as the head is.
-    unsafe { field.cast::<*const u8>().read() }
-}
-
 /// An array that a batch is in: it cannot be written to while this lives.
 #[pyclass(frozen, module = "pydotcompute._native")]
 pub(crate) struct Lease {
@@ -83,14 +72,14 @@ pub(crate) struct Lease {
 
 impl Lease {
     /// Makes `array` read only for as long as the lease lives.
-    pub(super) fn new(array: &Bound<'_, PyAny>) -> PyResult<Self> {
-        let py = array.py();
-        let flags = array.getattr(intern!(py, "flags"))?;
-        let restore = flags.getattr(intern!(py, "writeable"))?.is_truthy()?;
-        if restore {
-            flags.setattr(intern!(py, "writeable"), false)?;
-        }
-        Ok(Self { array: array.clone().unbind(), restore })
+    ///
+    /// # Safety
+    ///
+    /// `array` is a `numpy.ndarray` or of a class derived from it.
+    pub(super) unsafe fn new(array: &Bound<'_, PyAny>) -> Self {
+        // SAFETY: the caller's promise.
+        let before = unsafe { array::change_flags(array, NPY_ARRAY_WRITEABLE, false) };
+        Self { array: array.clone().unbind(), restore: before != 0 }
     }
 }
 
@@ -101,13 +90,8 @@ impl Drop for Lease {
         }
         // An object's destructor runs with the interpreter's lock; this only says so.
         Python::attach(|py| {
-            let array = self.array.bind(py);
-            let restored = array
-                .getattr(intern!(py, "flags"))
-                .and_then(|flags| flags.setattr(intern!(py, "writeable"), true));
-            if let Err(error) = restored {
-                error.write_unraisable(py, Some(array));
-            }
+            // SAFETY: an array, which could be written to before.
+            unsafe { array::change_flags(self.array.bind(py), NPY_ARRAY_WRITEABLE, true) };
         });
     }
 }

@@ -199,10 +199,10 @@ fn hash(name: &Name) -> u32 {
 
 const NO_NAME: Name = [0; 6];
 
-/// The place of the name, or the free one that is to be its own; none if there is neither.
+/// The place of the name, or the free one that is to be its own, from `first` on; none if there is neither.
 #[inline(always)]
-fn find(names: &[Name], name: &Name) -> Option<(usize, bool)> {
-    let mut place = first_place(name, names.len());
+fn find(names: &[Name], name: &Name, first: usize) -> Option<(usize, bool)> {
+    let mut place = first;
     // A free place is always near, unless the state is one that no detector wrote.
     for _ in 0..names.len() {
         let kept = names.get(place)?;
@@ -218,6 +218,37 @@ fn find(names: &[Name], name: &Name) -> Option<(usize, bool)> {
         }
     }
     None
+}
+
+/// How many events are looked ahead.
+const AHEAD: usize = 32;
+
+/// Where the names of the next events are, as far as one look tells. The looks of several events do not
+/// wait for one another, neither for the hash nor for memory.
+struct Ahead {
+    /// The first place of each, and whether the name is there.
+    places: [(usize, bool); AHEAD],
+    next: usize,
+}
+
+impl Ahead {
+    fn new() -> Self {
+        Self { places: [(0, false); AHEAD], next: 0 }
+    }
+
+    /// What one look says of the next event, which `events` has in its turn.
+    #[inline(always)]
+    fn look(&mut self, events: &[NamedEvent], names: &[Name]) -> (usize, bool) {
+        let at = self.next % AHEAD;
+        if at == 0 {
+            for (place, event) in self.places.iter_mut().zip(events.iter().skip(self.next)) {
+                let first = first_place(&event.name, names.len());
+                *place = (first, names.get(first) == Some(&event.name));
+            }
+        }
+        self.next += 1;
+        self.places[at]
+    }
 }
 
 /// A name for which there is no room.
@@ -350,11 +381,12 @@ impl HandlerCode for Code {
         let room: &mut [NamedAlarm] = bytemuck::try_cast_slice_mut(room).map_err(misplaced)?;
         let weights = head.weights;
         let counts = &mut head.counts;
+        let mut ahead = Ahead::new();
         let (written, failed) = match self.0 {
             Model::Ewma => {
                 let (rows, _) = rows.as_chunks_mut::<4>();
                 detect(events, counts, room, NamedAlarm::new, |event| {
-                    take(names, fill, event, |place| {
+                    take(names, ahead.look(events, names), fill, event, |place| {
                         let row = rows.get_mut(place)?;
                         Some(model::ewma(&weights, row, event.time, event.value))
                     })
@@ -366,7 +398,7 @@ impl HandlerCode for Code {
                     _ => model::seasonal,
                 };
                 detect(events, counts, room, NamedAlarm::new, |event| {
-                    take(names, fill, event, |place| {
+                    take(names, ahead.look(events, names), fill, event, |place| {
                         let row = rows.get_mut(place * width..)?.get_mut(..width)?;
                         Some(step(&weights, row, event.time, event.value))
                     })
@@ -391,6 +423,7 @@ impl HandlerCode for Code {
 #[inline(always)]
 fn take(
     names: &mut [Name],
+    seen: (usize, bool),
     fill: &mut Fill,
     event: &NamedEvent,
     step: impl FnOnce(usize) -> Option<Verdict>,
@@ -399,7 +432,9 @@ fn take(
     if !sound || event.name == NO_NAME {
         return Ok(None);
     }
-    let (place, is_known) = find(names, &event.name).ok_or(Full)?;
+    // A name stays where it is; what was not there when it was looked for may have come since.
+    let (place, is_known) =
+        if seen.1 { seen } else { find(names, &event.name, seen.0).ok_or(Full)? };
     if is_known {
         return Ok(step(place));
     }

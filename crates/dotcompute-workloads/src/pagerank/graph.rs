@@ -155,8 +155,7 @@ impl Graph {
         let parts = parts(pieces.iter().map(AsRef::as_ref), nodes);
         let edges = parts.iter().flatten().map(|piece| piece.len()).sum();
         let buckets = Buckets::new(nodes, edges);
-        let counts =
-            Counts::of_parts(&parts, nodes, buckets.count, |[_, target]| buckets.of(target))?;
+        let counts = count_parts(&parts, nodes, |part| buckets.counts(part))?;
         let mut dealt = Array::<[u32; 2]>::zeroed(edges);
         buckets.deal(&parts, &counts, &mut dealt);
         drop(parts);
@@ -172,9 +171,11 @@ impl Graph {
     {
         let parts = parts(pieces.iter().map(AsRef::as_ref), nodes);
         let grid = Grid::new(nodes);
-        let counts = Counts::of_parts(&parts, nodes, grid.tiles(), |pair| grid.tile(pair))?;
+        let counts = count_parts(&parts, nodes, |part| grid.counts(part))?;
         let tiles = grid.deal(&parts, &counts);
-        let out_degrees = out_degrees(counts, nodes);
+        drop(parts);
+        drop(pieces);
+        let out_degrees = tiles.out_degrees(nodes);
         Ok(Self { out_degrees, layout: Layout::Tiles(tiles) })
     }
 
@@ -242,44 +243,29 @@ pub(super) fn parts<'a>(
     parts
 }
 
+/// Counts each part. `count` gives nothing where an end of an edge is no node.
+pub(super) fn count_parts<C: Send>(
+    parts: &[Part<'_>],
+    nodes: u32,
+    count: impl Fn(&Part<'_>) -> Option<C> + Send + Sync,
+) -> Result<Vec<C>, GraphError> {
+    parts.par_iter().map(count).collect::<Option<_>>().ok_or_else(|| {
+        let is_none = |pair: &&[u32; 2]| pair.iter().any(|end| *end >= nodes);
+        let mut edges = parts.iter().flatten().copied().flatten().enumerate();
+        let found = edges.find(|(_, pair)| is_none(pair));
+        let (edge, node) = found.map_or((0, nodes), |(edge, pair)| {
+            (edge, if pair[0] >= nodes { pair[0] } else { pair[1] })
+        });
+        GraphError::UnknownNode { edge, node, nodes }
+    })
+}
+
 /// What one part counted of its edges.
-pub(super) struct Counts {
+struct Counts {
     /// How many leave each node.
     out_degrees: Array<u32>,
     /// How many go to each bucket.
-    pub(super) buckets: Vec<usize>,
-}
-
-impl Counts {
-    /// Counts each part, of which `bucket` says where an edge goes, below `buckets`.
-    fn of_parts(
-        parts: &[Part<'_>],
-        nodes: u32,
-        buckets: usize,
-        bucket: impl Fn([u32; 2]) -> usize + Sync,
-    ) -> Result<Vec<Self>, GraphError> {
-        let count = |part: &Part<'_>| {
-            let mut out_degrees = Array::<u32>::zeroed(nodes as usize);
-            let mut counts = vec![0_usize; buckets];
-            let degrees = &mut out_degrees[..];
-            for edges in part {
-                for &[source, target] in *edges {
-                    *degrees.get_mut(source as usize).ok_or(source)? += 1;
-                    if target >= nodes {
-                        return Err(target);
-                    }
-                    counts[bucket([source, target])] += 1;
-                }
-            }
-            Ok(Self { out_degrees, buckets: counts })
-        };
-        parts.par_iter().map(count).collect::<Result<_, _>>().map_err(|node| {
-            let is_none = |pair: &&[u32; 2]| pair.iter().any(|end| *end >= nodes);
-            let edges = parts.iter().flatten().copied().flatten();
-            let edge = edges.take_while(|pair| !is_none(pair)).count();
-            GraphError::UnknownNode { edge, node, nodes }
-        })
-    }
+    buckets: Vec<usize>,
 }
 
 /// Adds up what the parts counted.
@@ -319,6 +305,21 @@ impl Buckets {
 
     fn of(&self, node: u32) -> usize {
         (node >> self.shift) as usize
+    }
+
+    /// Counts the edges of a part; nothing if an end is no node.
+    fn counts(&self, part: &Part<'_>) -> Option<Counts> {
+        let mut out_degrees = Array::<u32>::zeroed(self.nodes);
+        let mut buckets = vec![0; self.count];
+        let degrees = &mut out_degrees[..];
+        for &[source, target] in part.iter().copied().flatten() {
+            *degrees.get_mut(source as usize)? += 1;
+            if target as usize >= self.nodes {
+                return None;
+            }
+            buckets[self.of(target)] += 1;
+        }
+        Some(Counts { out_degrees, buckets })
     }
 
     /// Puts the edges into their buckets, in their order.

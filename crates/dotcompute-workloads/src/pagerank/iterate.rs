@@ -231,8 +231,13 @@ impl Graph {
                     *contributed = *rank * *inverse;
                 }
             });
-        let ends = self.out_degrees.iter().zip(ranks.iter()).filter(|(degree, _)| **degree == 0);
-        let mut dangling: f64 = ends.map(|(_, rank)| rank.to_f64()).sum();
+        // Summed in pieces, so that the sum does not depend on the number of threads.
+        let pieces = self.out_degrees.par_chunks(1 << 14).zip(ranks.par_chunks(1 << 14));
+        let dangles = |(degrees, ranks): (&[u32], &[T])| -> f64 {
+            let ends = degrees.iter().zip(ranks).filter(|(degree, _)| **degree == 0);
+            ends.map(|(_, rank)| rank.to_f64()).sum()
+        };
+        let mut dangling: f64 = pieces.map(dangles).collect::<Vec<f64>>().into_iter().sum();
 
         let damping = T::from_f64(query.damping);
         let (mut iterations, mut change) = (0, f64::INFINITY);
@@ -267,7 +272,8 @@ impl Graph {
                 }
                 scores
             }
-            Layout::Tiles(_) => ranks.to_vec(),
+            // By all threads, since the pages of the answer are new.
+            Layout::Tiles(_) => ranks.par_iter().with_min_len(1 << 14).copied().collect(),
         };
         Ok(Ranks { scores, iterations, change, converged: change < query.tolerance })
     }

@@ -10,7 +10,7 @@
 use rayon::prelude::*;
 
 use super::array::Array;
-use super::graph::{Counts, Part, shares};
+use super::graph::{Part, shares};
 use super::iterate::{Score, Share, Sums};
 
 /// A node's place in its block, in bits: 64 KiB of sums in `f32`.
@@ -48,6 +48,20 @@ impl Tiles {
             && tiles <= MOST_TILES
             && edges >= tiles * LEAST_LINKS
             && (0..2).all(|end| !has_favourites(pieces, edges, end))
+    }
+
+    /// How many links leave each node. A segment's counts lie in the cache, which those of all nodes
+    /// would not.
+    pub(super) fn out_degrees(&self, nodes: u32) -> Array<u32> {
+        let mut out_degrees = Array::<u32>::zeroed(nodes as usize);
+        out_degrees.par_chunks_mut(SEGMENT).enumerate().for_each(|(segment, degrees)| {
+            for bounds in self.starts.windows(2).skip(segment).step_by(self.segments) {
+                for link in &self.links[bounds[0]..bounds[1]] {
+                    degrees[*link as usize % SEGMENT] += 1;
+                }
+            }
+        });
+        out_degrees
     }
 
     /// One turn: new ranks, and in `next` what they contribute.
@@ -137,14 +151,16 @@ fn has_favourites(pieces: &[&[[u32; 2]]], edges: usize, end: usize) -> bool {
 
 /// Blocks of targets by segments of sources.
 pub(super) struct Grid {
+    nodes: u32,
     blocks: usize,
     segments: usize,
 }
 
 impl Grid {
     pub(super) fn new(nodes: u32) -> Self {
-        let nodes = nodes as usize;
-        Self { blocks: nodes.div_ceil(BLOCK), segments: nodes.div_ceil(SEGMENT) }
+        let (blocks, segments) =
+            ((nodes as usize).div_ceil(BLOCK), (nodes as usize).div_ceil(SEGMENT));
+        Self { nodes, blocks, segments }
     }
 
     /// How many tiles there are.
@@ -157,23 +173,32 @@ impl Grid {
         (target >> TARGET_BITS) as usize * self.segments + (source >> SOURCE_BITS) as usize
     }
 
+    /// How many edges of a part go to each tile; nothing if an end is no node.
+    pub(super) fn counts(&self, part: &Part<'_>) -> Option<Vec<usize>> {
+        let mut counts = vec![0; self.tiles()];
+        for pair in part.iter().copied().flatten() {
+            if pair[0].max(pair[1]) >= self.nodes {
+                return None;
+            }
+            counts[self.tile(*pair)] += 1;
+        }
+        Some(counts)
+    }
+
     /// Puts the edges into their tiles, in their order.
-    pub(super) fn deal(&self, parts: &[Part<'_>], counts: &[Counts]) -> Tiles {
-        let sizes: Vec<&[usize]> = counts.iter().map(|part| part.buckets.as_slice()).collect();
+    pub(super) fn deal(&self, parts: &[Part<'_>], counts: &[Vec<usize>]) -> Tiles {
         let mut starts = vec![0];
         for tile in 0..self.tiles() {
-            let links: usize = sizes.iter().map(|part| part[tile]).sum();
+            let links: usize = counts.iter().map(|part| part[tile]).sum();
             starts.push(starts[tile] + links);
         }
         let mut links = Array::<u32>::zeroed(starts[self.tiles()]);
-        let mut places = shares(&mut links, &sizes);
+        let mut places = shares(&mut links, counts);
         parts.par_iter().zip(places.par_iter_mut()).for_each(|(part, places)| {
-            for edges in part {
-                for &[source, target] in *edges {
-                    // The counts made room for exactly these.
-                    if let Some(place) = places[self.tile([source, target])].next() {
-                        *place = target << SOURCE_BITS | (source & (SEGMENT as u32 - 1));
-                    }
+            for &[source, target] in part.iter().copied().flatten() {
+                // The counts made room for exactly these.
+                if let Some(place) = places[self.tile([source, target])].next() {
+                    *place = target << SOURCE_BITS | (source & (SEGMENT as u32 - 1));
                 }
             }
         });

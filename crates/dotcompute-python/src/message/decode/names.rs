@@ -1,9 +1,9 @@
 //! What bytes say of the class of their message, and the class that is meant.
 
+use crate::once::Once;
+use crate::once::intern;
 use dotcompute::wire::{DecodeError, Decoder, Kind, Limits};
-use pyo3::intern;
 use pyo3::prelude::*;
-use pyo3::sync::PyOnceLock;
 use pyo3::types::{PyDict, PyType};
 
 use super::{Result, value_error};
@@ -54,7 +54,7 @@ fn peek_keys(bytes: &[u8]) -> Result<Vec<&str>> {
 }
 
 /// The classes whose names no other class has.
-static SOLE: PyOnceLock<Py<PyDict>> = PyOnceLock::new();
+static SOLE: Once<Py<PyDict>> = Once::new();
 
 pub(super) fn sole(py: Python<'_>) -> PyResult<&Bound<'_, PyDict>> {
     let sole = SOLE.get_or_try_init(py, || {

@@ -1,8 +1,8 @@
 //! Values of the wire format as values of Python.
 
+use crate::once::intern;
 use dotcompute::wire::{Decoder, Kind};
 use pyo3::exceptions::{PyOverflowError, PyTypeError, PyValueError};
-use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::types::{
     PyBytes, PyComplex, PyDict, PyFloat, PyFrozenSet, PyInt, PyList, PySet, PyString, PyTuple,

@@ -1,10 +1,10 @@
 //! Arrays and scalars of numpy in messages.
 
+use crate::once::Once;
+use crate::once::intern;
 use dotcompute::wire::Encoder;
 use pyo3::exceptions::PyTypeError;
-use pyo3::intern;
 use pyo3::prelude::*;
-use pyo3::sync::PyOnceLock;
 use pyo3::types::{PyBytes, PyDict, PyFloat, PyInt, PyMemoryView, PyString, PyTuple, PyType};
 
 use super::Writer;
@@ -107,7 +107,7 @@ struct Numbers<'py> {
     shape: Bound<'py, PyTuple>,
 }
 
-static DTYPES: PyOnceLock<Py<PyDict>> = PyOnceLock::new();
+static DTYPES: Once<Py<PyDict>> = Once::new();
 
 impl<'py> Numbers<'py> {
     fn of(array: &Bound<'py, PyAny>) -> PyResult<Self> {

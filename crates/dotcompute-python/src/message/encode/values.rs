@@ -1,9 +1,9 @@
 //! Values of Python as values of the wire format.
 
+use crate::once::intern;
 use dotcompute::MessageId;
 use dotcompute::wire::Encoder;
 use pyo3::exceptions::{PyOverflowError, PyRuntimeError, PyTypeError, PyValueError};
-use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::types::{
     PyBool, PyByteArray, PyBytes, PyComplex, PyDict, PyFloat, PyFrozenSet, PyInt, PyList,
