@@ -7,7 +7,6 @@ use std::ffi::CStr;
 
 use pyo3::exceptions::PyTypeError;
 use pyo3::prelude::*;
-use pyo3::sync::PyOnceLock;
 use pyo3::types::{PyBool, PyString, PyTuple, PyType};
 use pyo3::{Borrowed, ffi};
 
@@ -162,7 +161,7 @@ macro_rules! fastcall {
 pub(crate) use fastcall;
 
 /// The names of what a method takes, as the interpreter has them in its calls.
-pub(crate) type Interned<const N: usize> = PyOnceLock<[Py<PyString>; N]>;
+pub(crate) type Interned<const N: usize> = crate::once::Once<[Py<PyString>; N]>;
 
 /// What a method takes.
 pub(crate) struct Signature<const N: usize> {

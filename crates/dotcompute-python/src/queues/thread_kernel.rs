@@ -3,11 +3,12 @@
 
 use std::sync::OnceLock;
 
+use crate::once::intern;
 use dotcompute_mailbox::sync::{AtomicBool, Ordering};
 use pyo3::exceptions::{PyAttributeError, PyRuntimeError};
 use pyo3::gc::{PyTraverseError, PyVisit};
+use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyTuple, PyType};
-use pyo3::{intern, prelude::*};
 
 use super::Item;
 use super::sync::ThreadQueue;
