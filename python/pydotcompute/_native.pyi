@@ -28,6 +28,7 @@ __all__ = [
     "DevicePointer",
     "FastMessageQueue",
     "FastSPSCQueue",
+    "Flag",
     "HandlerCall",
     "HostBuffer",
     "HostPool",
@@ -46,6 +47,8 @@ __all__ = [
     "Runtime",
     "SPSCQueue",
     "SyncQueue",
+    "ThreadContext",
+    "ThreadKernel",
     "ThreadQueue",
     "_after_fork",
     "_after_fork_in_parent",
@@ -591,6 +594,125 @@ class SPSCQueue(ThreadQueue[_T]):
         """Take the next object; wait for one.
 
         `default` if none came within `timeout` seconds, or the queue is shut down and empty.
+        """
+
+@disjoint_base
+class Flag:
+    """Whether something has happened: what an event has besides, for the native half to read."""
+
+    def __new__(cls) -> Self: ...
+    def is_set(self) -> bool: ...
+    def _raise(self, raised: bool) -> None: ...
+
+@disjoint_base
+class ThreadContext:
+    """The native half of `ThreadedKernelContext`."""
+
+    def __new__(cls, *_args: Any, **_kwargs: Any) -> Self: ...
+    @property
+    def input_queue(self) -> Any: ...
+    @input_queue.setter
+    def input_queue(self, value: Any) -> None: ...
+    @property
+    def output_queue(self) -> Any: ...
+    @output_queue.setter
+    def output_queue(self, value: Any) -> None: ...
+    @property
+    def _shutdown_event(self) -> Any: ...
+    @_shutdown_event.setter
+    def _shutdown_event(self, value: Any) -> None: ...
+    @property
+    def _output_type(self) -> Any: ...
+    @_output_type.setter
+    def _output_type(self, value: Any) -> None: ...
+    @property
+    def should_terminate(self) -> bool:
+        """Whether the kernel was told to stop."""
+    def receive(self, timeout: float | None = None) -> Any:
+        """Wait for the next message.
+
+        Parameters
+        ----------
+        timeout
+            Seconds; None waits until a message comes or the kernel is told to stop.
+
+        Returns
+        -------
+        The message, or None if none came in time or the kernel is told to stop and none is left.
+        """
+    def send(self, message: Any, timeout: float | None = None) -> bool:
+        """Reply; wait for room.
+
+        Parameters
+        ----------
+        message
+            The reply; any object, also None.
+        timeout
+            Seconds; None waits until there is room or the kernel is told to stop.
+
+        Returns
+        -------
+        Whether the reply is on its way: False if there was no room in time, or the kernel was told
+        to stop.
+
+        Raises
+        ------
+        TypeValidationError
+            If the reply is not of the kernel's `output_type`.
+        """
+
+@disjoint_base
+class ThreadKernel:
+    """The native half of `ThreadedRingKernel` and `CythonRingKernel`."""
+
+    def __new__(cls, *_args: Any, **_kwargs: Any) -> Self: ...
+    def _connect(
+        self,
+        input_queue: ThreadQueue[Any],
+        output_queue: ThreadQueue[Any],
+        send_timeout: float | None,
+        receive_timeout: float | None,
+    ) -> None: ...
+    def _allow(self, sends: bool, receives: bool) -> None: ...
+    def send(self, message: Any, timeout: float | None = None) -> bool:
+        """Send a message to the kernel; wait for room.
+
+        Parameters
+        ----------
+        message
+            Any object, also None.
+        timeout
+            Seconds; what None means is the class's to say.
+
+        Returns
+        -------
+        Whether it was sent; False if there was no room in time.
+
+        Raises
+        ------
+        KernelFailedError
+            If the kernel's function raised.
+        KernelStateError
+            If the kernel is not running, or stops meanwhile.
+        TypeValidationError
+            If the message is not of the kernel's `input_type`.
+        """
+    def receive(self, timeout: float | None = None, default: Any = None) -> Any:
+        """Wait for the next reply.
+
+        Parameters
+        ----------
+        timeout
+            Seconds; what None means is the class's to say.
+        default
+            What to return if none comes in time: where None is a legal reply, something else.
+
+        Raises
+        ------
+        KernelFailedError
+            If the kernel's function raised; replies that it made before come first.
+        KernelStateError
+            If the kernel is not running and no reply is left.
         """
 
 class FastSPSCQueue(ThreadQueue[_T]):

@@ -1,11 +1,13 @@
 """Tiers 2 and 3: contract 9.11 and 9.12, promises B12 and C1 to C14."""
 
 import asyncio
+import gc
 import subprocess
 import sys
 import textwrap
 import threading
 import time
+import weakref
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import fields
@@ -527,3 +529,74 @@ def test_a_forked_process_does_not_wait_for_threads_that_are_not_there() -> None
     command = [sys.executable, "-W", "ignore::DeprecationWarning", "-c", textwrap.dedent(code)]
     done = subprocess.run(command, timeout=BOUND_S, capture_output=True)
     assert (done.returncode, done.stderr) == (0, b"")
+
+
+def test_a_context_follows_its_attributes() -> None:
+    """They lie in the native half, and stay what the contract says: fields of a dataclass."""
+    event = threading.Event()
+    queues = [SPSCQueue[int](2) for _ in range(3)]
+    context: ThreadedKernelContext[int, int] = ThreadedKernelContext(
+        "k", queues[0], queues[1], _shutdown_event=event
+    )
+    assert context == ThreadedKernelContext("k", queues[0], queues[1], event)
+    assert context != ThreadedKernelContext("k", queues[0], queues[2], event)
+    assert f"input_queue={queues[0]!r}" in repr(context)
+    with pytest.raises(TypeError, match="output_queue"):
+        ThreadedKernelContext("k", queues[0])  # type: ignore[call-arg]
+    context.output_queue = queues[2]
+    assert context.send(7) is True
+    assert (len(queues[1]), queues[2].get_nowait()) == (0, 7)
+    context.input_queue = queues[2]
+    assert queues[2].put(8)
+    assert context.receive(timeout=0) == 8
+    context._shutdown_event = threading.Event()
+    event.set()
+    assert context.should_terminate is False
+    context._shutdown_event.set()
+    assert context.should_terminate is True
+
+
+def test_the_event_of_a_kernel_is_an_event() -> None:
+    kernel: ThreadedRingKernel[int, int] = ThreadedRingKernel("k", echo)
+    event, context = kernel._shutdown_event, kernel._context
+    assert isinstance(event, threading.Event)
+    event.set()
+    assert (event.is_set(), event.wait(0), context.should_terminate) == (True, True, True)
+    event.clear()
+    assert (event.is_set(), event.wait(0), context.should_terminate) == (False, False, False)
+
+
+@pytest.mark.parametrize("kind", KERNELS)
+def test_arguments_by_name_and_place(kind: Any) -> None:
+    with kind("k", echo) as kernel:
+        assert kernel.send(timeout=5.0, message=1) is True
+        assert kernel.receive(5.0, "none") == 1
+        assert kernel.send(2, 5) is True
+        assert kernel.receive(default="none", timeout=5) == 2
+        assert kernel.receive(0, default="none") == "none"
+        for wrong, text in (
+            (lambda: kernel.send(), r"missing 1 required positional argument: 'message'"),
+            (lambda: kernel.send(1, message=2), "multiple values for argument 'message'"),
+            (lambda: kernel.send(1, wait=2), "unexpected keyword argument 'wait'"),
+            (lambda: kernel.receive(1, 2, 3), "takes 2 positional arguments but 3 were given"),
+            (lambda: kernel.receive(timeout="1"), "argument 'timeout'"),
+        ):
+            with pytest.raises(TypeError, match=text):
+                wrong()
+        with pytest.raises(ValueError, match="NaN"):
+            kernel.receive(timeout=float("nan"))
+        # A name that is not the interpreter's own copy of it.
+        assert kernel.send(3, **{"".join(["time", "out"]): 5}) is True
+        assert kernel.receive(**{"".join(["time", "out"]): 5.0}) == 3
+
+
+@pytest.mark.parametrize("kind", KERNELS)
+def test_a_kernel_and_what_it_holds_are_collected(kind: Any) -> None:
+    """Also where the messages lead back to it."""
+    kernel = kind("k", echo)
+    kernel._input_queue.put_nowait(kernel)
+    kernel._output_queue.put_nowait([kernel._context])
+    gone = weakref.ref(kernel)
+    del kernel
+    gc.collect()
+    assert gone() is None

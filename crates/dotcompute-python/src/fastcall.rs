@@ -7,7 +7,7 @@ use std::ffi::CStr;
 
 use pyo3::exceptions::PyTypeError;
 use pyo3::prelude::*;
-use pyo3::types::{PyString, PyTuple, PyType};
+use pyo3::types::{PyBool, PyString, PyTuple, PyType};
 use pyo3::{Borrowed, ffi};
 
 use crate::quick::Quick;
@@ -50,6 +50,65 @@ pub(crate) fn add(class: &Bound<'_, PyType>, methods: &[Method]) -> PyResult<()>
     Ok(())
 }
 
+/// An attribute that is read for each message.
+pub(crate) struct Getter {
+    pub(crate) name: &'static CStr,
+    pub(crate) doc: &'static CStr,
+    pub(crate) function: ffi::getter,
+}
+
+/// Puts attributes that are only read on a class.
+pub(crate) fn add_getters(class: &Bound<'_, PyType>, getters: &[Getter]) -> PyResult<()> {
+    let py = class.py();
+    for getter in getters {
+        // As in `add`.
+        let definition = Box::leak(Box::new(ffi::PyGetSetDef {
+            name: getter.name.as_ptr(),
+            get: Some(getter.function),
+            set: None,
+            doc: getter.doc.as_ptr(),
+            closure: std::ptr::null_mut(),
+        }));
+        // SAFETY: a type that is alive, and a definition that stays so.
+        let made = unsafe { ffi::PyDescr_NewGetSet(class.as_type_ptr(), definition) };
+        // SAFETY: a new reference, or null with an error set.
+        let made = unsafe { Bound::from_owned_ptr_or_err(py, made) }?;
+        let name = getter.name.to_str().map_err(|error| PyTypeError::new_err(error.to_string()))?;
+        class.setattr(name, made)?;
+    }
+    Ok(())
+}
+
+/// Defines a function for a [`Getter`] of a truth value: `fn name(this: Class) |py| { the body, a
+/// `Quick<bool>` }`.
+macro_rules! getter {
+    (fn $name:ident($this:ident: $class:ty) |$py:ident| $body:block) => {
+        unsafe extern "C" fn $name(
+            this: *mut pyo3::ffi::PyObject,
+            _: *mut std::ffi::c_void,
+        ) -> *mut pyo3::ffi::PyObject {
+            let get = |$py: pyo3::Python<'_>| -> $crate::quick::Quick<_> {
+                // SAFETY: the caller keeps the object that it reads an attribute of.
+                let this = unsafe { pyo3::Borrowed::from_ptr($py, this) };
+                // SAFETY: the descriptor has seen to it that it is of the class.
+                let this = unsafe { this.cast_unchecked::<$class>() };
+                let $this: &pyo3::Bound<'_, $class> = &this;
+                let value: $crate::quick::Quick<bool> = $body;
+                Ok($crate::fastcall::truth($py, value?).into_ptr())
+            };
+            // SAFETY: the interpreter is calling.
+            unsafe { $crate::asyncio::guard_light(std::ptr::null_mut(), get) }
+        }
+    };
+}
+pub(crate) use getter;
+
+/// True or False.
+#[inline]
+pub(crate) fn truth(py: Python<'_>, value: bool) -> Py<PyAny> {
+    PyBool::new(py, value).to_owned().into_any().unbind()
+}
+
 /// Defines functions for [`Method`]s: `fn name(this: Class, "Class.name", required; optional; keyword-only)
 /// |py| { the body, a [`Quick`] }`. What is required is there; of the others each is an `Option`.
 macro_rules! fastcall {
@@ -79,6 +138,8 @@ macro_rules! fastcall {
                     required: REQUIRED.len(),
                     positional: POSITIONAL,
                 };
+            static INTERNED: $crate::fastcall::Interned<{ POSITIONAL + KEYWORDS.len() }> =
+                $crate::fastcall::Interned::new();
             let call = |$py: pyo3::Python<'_>| -> $crate::quick::Quick<_> {
                 // SAFETY: the caller keeps the object that it calls a method of.
                 let this = unsafe { pyo3::Borrowed::from_ptr($py, this) };
@@ -86,7 +147,7 @@ macro_rules! fastcall {
                 let this = unsafe { this.cast_unchecked::<$class>() };
                 let $this: &pyo3::Bound<'_, $class> = &this;
                 // SAFETY: the arguments of this call.
-                let read = unsafe { SIGNATURE.read($py, arguments, count, keywords) };
+                let read = unsafe { SIGNATURE.read($py, arguments, count, keywords, &INTERNED) };
                 let [$($required,)* $($optional,)* $($keyword,)*] = read?;
                 $(let $required = $crate::fastcall::given($required)?;)*
                 let result: $crate::quick::Quick<pyo3::Py<pyo3::PyAny>> = $body;
@@ -98,6 +159,9 @@ macro_rules! fastcall {
     )*};
 }
 pub(crate) use fastcall;
+
+/// The names of what a method takes, as the interpreter has them in its calls.
+pub(crate) type Interned<const N: usize> = crate::once::Once<[Py<PyString>; N]>;
 
 /// What a method takes.
 pub(crate) struct Signature<const N: usize> {
@@ -123,10 +187,16 @@ impl<const N: usize> Signature<N> {
         arguments: *const *mut ffi::PyObject,
         count: ffi::Py_ssize_t,
         keywords: *mut ffi::PyObject,
+        interned: &Interned<N>,
     ) -> Quick<[Option<Borrowed<'a, 'py, PyAny>>; N]> {
         let mut values = [None; N];
         let count = count as usize;
         if !keywords.is_null() || count < self.required || count > self.positional {
+            // SAFETY: the caller's promise.
+            let read = unsafe { self.read_named(py, arguments, count, keywords, interned) };
+            if let Some(values) = read {
+                return Ok(values);
+            }
             // SAFETY: the caller's promise.
             unsafe { self.read_rarely(py, &mut values, arguments, count, keywords) }?;
             return Ok(values);
@@ -136,6 +206,47 @@ impl<const N: usize> Signature<N> {
             *value = Some(unsafe { argument(py, arguments, index) });
         }
         Ok(values)
+    }
+
+    /// The same where some are named, as programs name them: the very names that are interned. `None`:
+    /// it is to be read with more care.
+    ///
+    /// # Safety
+    ///
+    /// As for `read`.
+    #[inline(never)]
+    unsafe fn read_named<'a, 'py>(
+        &self,
+        py: Python<'py>,
+        arguments: *const *mut ffi::PyObject,
+        count: usize,
+        keywords: *mut ffi::PyObject,
+        interned: &Interned<N>,
+    ) -> Option<[Option<Borrowed<'a, 'py, PyAny>>; N]> {
+        if keywords.is_null() || count > self.positional {
+            return None;
+        }
+        let interned = interned.get_or_init(py, || {
+            std::array::from_fn(|index| PyString::intern(py, self.names[index]).unbind())
+        });
+        let mut values = [None; N];
+        for (index, value) in values.iter_mut().enumerate().take(count) {
+            // SAFETY: the caller's promise; below the number of arguments.
+            *value = Some(unsafe { argument(py, arguments, index) });
+        }
+        // SAFETY: the caller's promise: a tuple of names.
+        let named = unsafe { ffi::PyTuple_Size(keywords) } as usize;
+        for offset in 0..named {
+            // SAFETY: below the length of the tuple.
+            let keyword = unsafe { ffi::PyTuple_GetItem(keywords, offset as ffi::Py_ssize_t) };
+            let index = interned.iter().position(|name| name.as_ptr() == keyword)?;
+            if values[index].is_some() {
+                return None;
+            }
+            // SAFETY: the caller's promise: the values of the keywords follow the arguments.
+            values[index] = Some(unsafe { argument(py, arguments, count + offset) });
+        }
+        values[..self.required].iter().all(Option::is_some).then_some(values)
     }
 
     /// # Safety

@@ -9,10 +9,11 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum, auto
-from typing import Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
+from pydotcompute import _native
 from pydotcompute.ring_kernels._cython import FastSPSCQueue, is_cython_available
-from pydotcompute.ring_kernels.threaded_kernel import _NOTHING, _check_sizes, _ThreadKernel
+from pydotcompute.ring_kernels.threaded_kernel import _check_sizes, _ShutdownEvent, _ThreadKernel
 
 __all__ = [
     "CythonKernelConfig",
@@ -41,10 +42,6 @@ class CythonKernelState(Enum):
     RUNNING = auto()
     STOPPING = auto()
     STOPPED = auto()
-
-
-_CREATED = CythonKernelState.CREATED
-_RUNNING = CythonKernelState.RUNNING
 
 
 @dataclass
@@ -148,10 +145,12 @@ class CythonKernelContext(Generic[T_in, T_out]):
         return self.output_queue.put_nowait(message)
 
 
+@_native._own_methods
 class CythonRingKernel(_ThreadKernel, Generic[T_in, T_out]):
     """A ring kernel whose function runs on a thread of its own, over `FastSPSCQueue`.
 
-    A context manager, which starts and stops it.
+    A context manager, which starts and stops it. Without a timeout `send` does not wait, and
+    `receive` waits 1 s, as in the kernel's own `receive`; `receive_nowait` does not wait.
 
     Parameters
     ----------
@@ -165,6 +164,8 @@ class CythonRingKernel(_ThreadKernel, Generic[T_in, T_out]):
 
     _states = CythonKernelState
     _thread_prefix = "cython_kernel"
+    _send_wait = 0.0
+    _receive_wait = _DEFAULT_WAIT_S
     _state: CythonKernelState
     _config: CythonKernelConfig
 
@@ -176,7 +177,7 @@ class CythonRingKernel(_ThreadKernel, Generic[T_in, T_out]):
         config: CythonKernelConfig | None = None,
     ) -> None:
         config = config or CythonKernelConfig(kernel_id)
-        shutdown_event = threading.Event()
+        shutdown_event = _ShutdownEvent()
         context: CythonKernelContext[T_in, T_out] = CythonKernelContext(
             kernel_id=kernel_id,
             input_queue=FastSPSCQueue(config.input_queue_size),
@@ -201,56 +202,14 @@ class CythonRingKernel(_ThreadKernel, Generic[T_in, T_out]):
         """Whether it has its native queue: always."""
         return is_cython_available()
 
-    def send(self, message: T_in, timeout: float | None = None) -> bool:
-        """Send a message to the kernel.
-
-        Parameters
-        ----------
-        message
-            Any object, also None.
-        timeout
-            Seconds to wait for room; None means not to wait.
-
-        Returns
-        -------
-        Whether it was sent; False if there was no room in time.
-
-        Raises
-        ------
-        KernelFailedError
-            If the kernel's function raised.
-        KernelStateError
-            If the kernel is not running, or stops meanwhile.
-        """
-        if self._state is not _RUNNING:
-            raise self._state_error("send message")
-        return self._offer(message, timeout or 0) or self._not_sent()
+    if TYPE_CHECKING:
+        # The native half's.
+        def send(self, message: T_in, timeout: float | None = None) -> bool: ...
+        def receive(self, timeout: float | None = None, default: Any = None) -> T_out | Any: ...
 
     def send_nowait(self, message: T_in) -> bool:
         """`send` without waiting."""
         return self.send(message)
-
-    def receive(self, timeout: float | None = None, default: Any = None) -> T_out | Any:
-        """Wait for the next reply.
-
-        Parameters
-        ----------
-        timeout
-            Seconds; None means 1, as in the kernel's own `receive`. `receive_nowait` does not wait.
-        default
-            What to return if none comes in time: where None is a legal reply, something else.
-
-        Raises
-        ------
-        KernelFailedError
-            If the kernel's function raised; replies that it made before come first.
-        KernelStateError
-            If the kernel is not running and no reply is left.
-        """
-        if self._state is _CREATED:
-            raise self._state_error("receive message")
-        reply = self._take(_DEFAULT_WAIT_S if timeout is None else timeout, _NOTHING)
-        return self._nothing_received(default) if reply is _NOTHING else reply
 
     def receive_nowait(self, default: Any = None) -> T_out | Any:
         """`receive` without waiting."""

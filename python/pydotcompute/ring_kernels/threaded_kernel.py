@@ -17,10 +17,11 @@ import threading
 import time
 import weakref
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum, auto
-from typing import Any, Generic, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
+from pydotcompute import _native
 from pydotcompute.exceptions import (
     KernelFailedError,
     KernelStateError,
@@ -56,10 +57,6 @@ class ThreadedKernelState(Enum):
     RUNNING = auto()
     STOPPING = auto()
     STOPPED = auto()
-
-
-_CREATED = ThreadedKernelState.CREATED
-_RUNNING = ThreadedKernelState.RUNNING
 
 
 @dataclass
@@ -100,9 +97,24 @@ def _check_sizes(input_queue_size: int, output_queue_size: int) -> None:
         raise ValueError(f"output_queue_size must be >= 1, not {output_queue_size}")
 
 
+class _ShutdownEvent(_native.Flag, threading.Event):
+    """An event of which the native half of a context sees whether it is set."""
+
+    def set(self) -> None:
+        self._raise(True)
+        threading.Event.set(self)
+
+    def clear(self) -> None:
+        self._raise(False)
+        threading.Event.clear(self)
+
+
+@_native._own_methods
 @dataclass
-class ThreadedKernelContext(Generic[T_in, T_out]):
+class ThreadedKernelContext(_native.ThreadContext, Generic[T_in, T_out]):
     """What the function of a `ThreadedRingKernel` gets.
+
+    `receive`, `send` and `should_terminate` are the native half's.
 
     Parameters
     ----------
@@ -112,54 +124,20 @@ class ThreadedKernelContext(Generic[T_in, T_out]):
         Where messages come from, and replies go.
     """
 
+    # What has a `field` here lies in the native half.
     kernel_id: str
-    input_queue: SPSCQueue[T_in] | SyncQueue[T_in]
-    output_queue: SPSCQueue[T_out] | SyncQueue[T_out]
-    _shutdown_event: threading.Event
-    _output_type: type | None = None
+    input_queue: SPSCQueue[T_in] | SyncQueue[T_in] = field()
+    output_queue: SPSCQueue[T_out] | SyncQueue[T_out] = field()
+    _shutdown_event: threading.Event = field()
+    _output_type: type | None = field(default_factory=lambda: None)
 
-    @property
-    def should_terminate(self) -> bool:
-        """Whether the kernel was told to stop."""
-        return self._shutdown_event.is_set()
+    if TYPE_CHECKING:
+        # The native half's.
+        def receive(self, timeout: float | None = None) -> T_in | None: ...
+        def send(self, message: T_out, timeout: float | None = None) -> bool: ...
 
-    def receive(self, timeout: float | None = None) -> T_in | None:
-        """Wait for the next message.
-
-        Parameters
-        ----------
-        timeout
-            Seconds; None waits until a message comes or the kernel is told to stop.
-
-        Returns
-        -------
-        The message, or None if none came in time or the kernel is told to stop and none is left.
-        """
-        return self.input_queue._take(timeout, None)
-
-    def send(self, message: T_out, timeout: float | None = None) -> bool:
-        """Reply; wait for room.
-
-        Parameters
-        ----------
-        message
-            The reply; any object, also None.
-        timeout
-            Seconds; None waits until there is room or the kernel is told to stop.
-
-        Returns
-        -------
-        Whether the reply is on its way: False if there was no room in time, or the kernel was told
-        to stop.
-
-        Raises
-        ------
-        TypeValidationError
-            If the reply is not of the kernel's `output_type`.
-        """
-        if self._output_type is not None:
-            _check_type(message, self._output_type, f"output of kernel '{self.kernel_id}'")
-        return not self._shutdown_event.is_set() and self.output_queue._offer(message, timeout)
+    def _check_output(self, message: object) -> None:
+        _check_type(message, self._output_type, f"output of kernel '{self.kernel_id}'")
 
     def wait_shutdown(self, timeout: float | None = None) -> bool:
         """Wait, at most `timeout` seconds, until the kernel is told to stop; whether it was."""
@@ -176,11 +154,17 @@ class _Config(Protocol):
     daemon: bool
 
 
-class _ThreadKernel:
-    """A function on a thread with a queue on either side: what tiers 2 and 3 share."""
+class _ThreadKernel(_native.ThreadKernel):
+    """A function on a thread with a queue on either side: what tiers 2 and 3 share.
+
+    `send` and `receive` are the native half's.
+    """
 
     _states: type[Enum]
     _thread_prefix: str
+    #: Seconds that a `send` or `receive` without a timeout waits.
+    _send_wait: float | None = None
+    _receive_wait: float | None = None
 
     def __init__(
         self,
@@ -199,17 +183,23 @@ class _ThreadKernel:
         self._shutdown_event = shutdown_event
         self._input_queue: Any = context.input_queue
         self._output_queue: Any = context.output_queue
-        # The same for every kind of queue, and quicker to reach.
-        self._offer: Callable[[Any, float | None], bool] = self._input_queue._offer
-        self._take: Callable[[float | None, Any], Any] = self._output_queue._take
+        self._connect(self._input_queue, self._output_queue, self._send_wait, self._receive_wait)
         self._created = self._states["CREATED"]
         self._running = self._states["RUNNING"]
         self._stopping = self._states["STOPPING"]
         self._stopped = self._states["STOPPED"]
-        self._state = self._created
+        self._enter(self._created)
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
+
+    def _enter(self, state: Enum) -> None:
+        self._state = state
+        # Who sends or receives asks no further then.
+        self._allow(state is self._running and not self._checks_input(), state is not self._created)
+
+    def _checks_input(self) -> bool:
+        return False
 
     @property
     def is_running(self) -> bool:
@@ -237,13 +227,13 @@ class _ThreadKernel:
                 name=self._config.thread_name or f"{self._thread_prefix}_{self.kernel_id}",
                 daemon=self._config.daemon,
             )
-            self._state = self._running
+            self._enter(self._running)
             self._thread = thread
             _remember(self)
             try:
                 thread.start()
             except BaseException:
-                self._state = self._created
+                self._enter(self._created)
                 self._thread = None
                 _live.discard(self)
                 raise
@@ -262,7 +252,7 @@ class _ThreadKernel:
         """Tell the kernel to stop; whether there is a thread to wait for."""
         with self._lock:
             if self._state is self._running:
-                self._state = self._stopping
+                self._enter(self._stopping)
             elif self._state is not self._stopping:
                 return False
         self._shutdown_event.set()
@@ -288,7 +278,7 @@ class _ThreadKernel:
         """Note the end of the function, then wake everybody who waits: they look at the state."""
         with self._lock:
             self._error = error
-            self._state = self._stopped
+            self._enter(self._stopped)
         _live.discard(self)
         self._shutdown_event.set()
         self._input_queue.shutdown()
@@ -304,14 +294,21 @@ class _ThreadKernel:
             return KernelFailedError(self.kernel_id, error, operation, state.name)
         return KernelStateError(self.kernel_id, state.name, operation)
 
-    def _check_running(self, operation: str) -> None:
+    # What the native half calls where it may not, or cannot, send or receive.
+
+    def _check_sendable(self, message: object) -> None:
         if self._state is not self._running:
-            raise self._state_error(operation)
+            raise self._state_error("send message")
 
     def _not_sent(self) -> bool:
         """Say why a message was not taken: False if it was for want of room."""
-        self._check_running("send message")
+        if self._state is not self._running:
+            raise self._state_error("send message")
         return False
+
+    def _check_readable(self) -> None:
+        if self._state is self._created:
+            raise self._state_error("receive message")
 
     def _nothing_received(self, default: Any) -> Any:
         """Say why there is no reply: `default` if none has come yet."""
@@ -340,7 +337,7 @@ def _forget_all() -> None:
     for kernel in list(_live):
         kernel._lock = threading.Lock()
         kernel._error = RuntimeError("the kernel's thread did not follow into the forked process")
-        kernel._state = kernel._stopped
+        kernel._enter(kernel._stopped)
     _live.clear()
 
 
@@ -371,10 +368,12 @@ def _check_type(message: object, expected: type | None, context: str) -> None:
         raise TypeValidationError(expected, type(message), context)
 
 
+@_native._own_methods
 class ThreadedRingKernel(_ThreadKernel, Generic[T_in, T_out]):
     """A ring kernel whose function runs on a thread of its own.
 
-    A context manager, which starts and stops it.
+    A context manager, which starts and stops it. `send` and `receive` wait without end where they
+    are given no timeout.
 
     Parameters
     ----------
@@ -403,7 +402,7 @@ class ThreadedRingKernel(_ThreadKernel, Generic[T_in, T_out]):
         output_type: type | None = None,
     ) -> None:
         config = config or ThreadedKernelConfig(kernel_id)
-        shutdown_event = threading.Event()
+        shutdown_event = _ShutdownEvent()
         context: ThreadedKernelContext[T_in, T_out] = ThreadedKernelContext(
             kernel_id=kernel_id,
             input_queue=_make_queue(config, config.input_queue_size),
@@ -427,64 +426,21 @@ class ThreadedRingKernel(_ThreadKernel, Generic[T_in, T_out]):
         """Its settings."""
         return self._config
 
-    def _check_sendable(self, message: T_in) -> None:
-        if self._state is not _RUNNING:
-            raise self._state_error("send message")
-        if self._input_type is not None:
-            _check_type(message, self._input_type, f"input of kernel '{self.kernel_id}'")
+    def _checks_input(self) -> bool:
+        return self._input_type is not None
 
-    def send(self, message: T_in, timeout: float | None = None) -> bool:
-        """Send a message to the kernel; wait for room.
+    def _check_sendable(self, message: object) -> None:
+        super()._check_sendable(message)
+        _check_type(message, self._input_type, f"input of kernel '{self.kernel_id}'")
 
-        Parameters
-        ----------
-        message
-            Any object, also None.
-        timeout
-            Seconds; None waits until there is room.
-
-        Returns
-        -------
-        Whether it was sent; False if there was no room in time.
-
-        Raises
-        ------
-        KernelFailedError
-            If the kernel's function raised.
-        KernelStateError
-            If the kernel is not running, or stops meanwhile.
-        TypeValidationError
-            If the message is not of the kernel's `input_type`.
-        """
-        if self._state is not _RUNNING or self._input_type is not None:
-            self._check_sendable(message)
-        return self._offer(message, timeout) or self._not_sent()
+    if TYPE_CHECKING:
+        # The native half's.
+        def send(self, message: T_in, timeout: float | None = None) -> bool: ...
+        def receive(self, timeout: float | None = None, default: Any = None) -> T_out | Any: ...
 
     def send_nowait(self, message: T_in) -> bool:
         """`send` without waiting."""
         return self.send(message, 0)
-
-    def receive(self, timeout: float | None = None, default: Any = None) -> T_out | Any:
-        """Wait for the next reply.
-
-        Parameters
-        ----------
-        timeout
-            Seconds; None waits until there is one.
-        default
-            What to return if none comes in time: where None is a legal reply, something else.
-
-        Raises
-        ------
-        KernelFailedError
-            If the kernel's function raised; replies that it made before come first.
-        KernelStateError
-            If the kernel is not running and no reply is left.
-        """
-        if self._state is _CREATED:
-            raise self._state_error("receive message")
-        reply = self._take(timeout, _NOTHING)
-        return self._nothing_received(default) if reply is _NOTHING else reply
 
     def receive_nowait(self, default: Any = None) -> T_out | Any:
         """`receive` without waiting."""

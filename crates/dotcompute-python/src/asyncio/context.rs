@@ -24,7 +24,7 @@ use super::pool::Key;
 use super::python;
 use super::scope::{detached, scope};
 use crate::attached::Attached;
-use crate::fastcall::{Method, fastcall, optional};
+use crate::fastcall::{Getter, Method, fastcall, getter, optional};
 use crate::message::priority_of;
 use crate::quick::{Error, Quick};
 
@@ -508,12 +508,6 @@ impl ActorContext {
         self.cell.id()
     }
 
-    /// Whether the kernel was asked to end.
-    #[getter]
-    fn should_terminate(&self) -> bool {
-        self.cell.kernel.is_stopping()
-    }
-
     /// Whether the kernel processes messages.
     #[getter]
     fn is_active(&self) -> bool {
@@ -561,6 +555,16 @@ pub(super) const METHODS: [Method; 2] = [
     },
     Method { name: c"send", doc: c"send($self, message)\n--\n\nSends a reply.", function: send },
 ];
+
+pub(super) const GETTERS: [Getter; 1] = [Getter {
+    name: c"should_terminate",
+    doc: c"Whether the kernel was asked to end.",
+    function: should_terminate,
+}];
+
+getter! {
+    fn should_terminate(context: ActorContext) |_py| { Ok(context.get().cell.kernel.is_stopping()) }
+}
 
 fastcall! {
     fn receive(context: ActorContext, "ActorContext.receive"; timeout;) |py| {

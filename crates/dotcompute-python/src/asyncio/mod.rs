@@ -39,7 +39,7 @@ pub(crate) use object::guard_light;
 pub(crate) use scope::{discard, scope};
 
 use crate::fastcall;
-use crate::queues::QueueOperation;
+use crate::queues::{self, QueueOperation};
 use crate::quick::Quick;
 
 pub(crate) fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
@@ -48,6 +48,7 @@ pub(crate) fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
     fastcall::add(&py.get_type::<actor::Actor>(), &actor::METHODS)?;
     module.add_class::<context::ActorContext>()?;
     fastcall::add(&py.get_type::<context::ActorContext>(), &context::METHODS)?;
+    fastcall::add_getters(&py.get_type::<context::ActorContext>(), &context::GETTERS)?;
     module.add_class::<context::ContextHandle>()?;
     module.add_class::<runtime::NativeRuntime>()?;
     fastcall::add(&py.get_type::<runtime::NativeRuntime>(), &runtime::METHODS)?;
@@ -101,5 +102,6 @@ fn _own_methods<'py>(class_: Bound<'py, PyType>) -> PyResult<Bound<'py, PyType>>
     if class.is_subclass_of::<context::ActorContext>()? {
         fastcall::add(class, &context::METHODS)?;
     }
+    queues::own_methods(class)?;
     Ok(class_)
 }

@@ -14,6 +14,7 @@ mod line;
 mod message_queue;
 mod ring;
 mod sync;
+mod thread_kernel;
 mod timeout;
 mod waiting;
 
@@ -26,6 +27,7 @@ use pyo3::prelude::*;
 use pyo3::types::PyType;
 
 pub(crate) use blocking::is_main_thread;
+pub(crate) use thread_kernel::own_methods;
 pub(crate) use waiting::QueueOperation;
 
 use crate::fastcall;
@@ -136,7 +138,14 @@ pub(crate) fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<fast::FastMessageQueue>()?;
     module.add_class::<ring::RingBuffer>()?;
     module.add_class::<message_queue::MessageQueue>()?;
+    module.add_class::<thread_kernel::Flag>()?;
+    module.add_class::<thread_kernel::ThreadContext>()?;
+    module.add_class::<thread_kernel::ThreadKernel>()?;
     let py = module.py();
+    let context = py.get_type::<thread_kernel::ThreadContext>();
+    fastcall::add(&context, &thread_kernel::CONTEXT_METHODS)?;
+    fastcall::add_getters(&context, &thread_kernel::CONTEXT_GETTERS)?;
+    fastcall::add(&py.get_type::<thread_kernel::ThreadKernel>(), &thread_kernel::KERNEL_METHODS)?;
     fastcall::add(&py.get_type::<sync::FastSpscQueue>(), &sync::FAST_METHODS)?;
     fastcall::add(&py.get_type::<fast::FastMessageQueue>(), &fast::METHODS)?;
     fastcall::add(&py.get_type::<ring::RingBuffer>(), &ring::METHODS)?;

@@ -6,13 +6,14 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use dotcompute_mailbox::{Close, Mailbox, ReceiveError, SendError, TrySendError};
+use dotcompute_mailbox::{Close, Mailbox, ReceiveError, SendError, TryReceiveError, TrySendError};
 use pyo3::exceptions::PyRuntimeError;
 use pyo3::gc::{PyTraverseError, PyVisit};
 use pyo3::prelude::*;
-use pyo3::types::{PyBool, PyDict};
+use pyo3::types::PyDict;
 
-use crate::fastcall::{Method, fastcall};
+use crate::fastcall::{Method, fastcall, truth};
+use crate::quick::Quick;
 
 use super::timeout::Timeout;
 use super::{
@@ -47,6 +48,49 @@ impl ThreadQueue {
     ) -> PyResult<Option<Item>> {
         let timeout = timeout.unwrap_or_default();
         Ok(blocking::get(py, &self.mailbox, timeout, Duration::ZERO)?.ok().or(default))
+    }
+
+    /// [`put`](Self::put) for a [`fastcall!`], which waits in another way.
+    #[inline]
+    pub(super) fn offer(
+        &self,
+        py: Python<'_>,
+        item: Bound<'_, PyAny>,
+        timeout: Timeout,
+    ) -> Quick<bool> {
+        match self.mailbox.try_send(PLAIN, item.unbind()) {
+            Ok(_) => Ok(true),
+            Err(TrySendError::Closed(item)) => {
+                drop(item.into_bound(py));
+                Ok(false)
+            }
+            Err(TrySendError::Full(item)) if timeout.is_zero() => {
+                drop(item.into_bound(py));
+                Ok(false)
+            }
+            Err(TrySendError::Full(item)) => self.put_later(item, timeout),
+        }
+    }
+
+    #[cold]
+    fn put_later(&self, item: Item, timeout: Timeout) -> Quick<bool> {
+        Ok(Python::attach(|py| self.put(py, item, Some(timeout)))?)
+    }
+
+    /// [`get`](Self::get) for a [`fastcall!`].
+    #[inline]
+    pub(super) fn take(&self, _py: Python<'_>, timeout: Timeout) -> Quick<Option<Item>> {
+        match self.mailbox.try_receive() {
+            Ok(item) => Ok(Some(item)),
+            Err(TryReceiveError::Closed) => Ok(None),
+            Err(TryReceiveError::Empty) if timeout.is_zero() => Ok(None),
+            Err(TryReceiveError::Empty) => self.get_later(timeout),
+        }
+    }
+
+    #[cold]
+    fn get_later(&self, timeout: Timeout) -> Quick<Option<Item>> {
+        Ok(Python::attach(|py| self.get(py, Some(timeout), None))?)
     }
 
     fn put_now(&self, item: Item) -> bool {
@@ -303,7 +347,7 @@ pub(super) const FAST_METHODS: [Method; 2] = [
 fastcall! {
     fn put(queue: FastSpscQueue, "FastSPSCQueue.put", item;;) |py| {
         let put = queue.as_super().get().put_now(item.to_owned().unbind());
-        Ok(PyBool::new(py, put).to_owned().into_any().unbind())
+        Ok(truth(py, put))
     }
 
     fn get(queue: FastSpscQueue, "FastSPSCQueue.get";;) |py| {

@@ -8,7 +8,6 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use pyo3::prelude::*;
-use pyo3::types::PyBool;
 
 use super::fast::FastMessageQueue;
 use super::line::{Line, Put, Try, Waiting};
@@ -17,6 +16,7 @@ use super::ring::RingBuffer;
 use super::timeout::Timeout;
 use super::{DEFAULT_PRIORITY, Item};
 use crate::asyncio::{Held, queue_awaitable, scope};
+use crate::fastcall::truth;
 use crate::quick::Quick;
 
 /// The queue in which an operation waits.
@@ -86,7 +86,7 @@ impl Queue {
                 return Err(queue.get().no_room(py, timeout).into());
             }
         };
-        Ok(PyBool::new(py, put).to_owned().into_any().unbind())
+        Ok(truth(py, put))
     }
 
     /// What a get ends with.
