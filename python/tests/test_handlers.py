@@ -213,7 +213,8 @@ async def test_the_loop_has_its_turns_while_it_waits_for_a_handler(executor: str
         receiving = asyncio.create_task(runtime.receive("helped", timeout=60))
         for _ in range(1000):
             await asyncio.sleep(0)
-            assert not asking.done() and not receiving.done()
+            assert not asking.done()
+            assert not receiving.done()
         await kernel.reactivate()
         assert (await asking).value == 5
         await runtime.send("helped", Amount(4))
