@@ -10,6 +10,8 @@ use std::process::Command;
 use std::time::Duration;
 
 use dotcompute_core::{KernelRef, Record, RecordBatch, Runtime};
+use dotcompute_mailbox::sync::Ordering;
+use dotcompute_mailbox::sync::unmodelled::AtomicU32;
 use dotcompute_workloads::anomaly::handler::{Alarm, Event, Keyed};
 use dotcompute_workloads::anomaly::named::{NAME_BYTES, Name, Named, NamedAlarm, NamedEvent, name};
 use dotcompute_workloads::anomaly::{Detector, Settings, Verdict};
@@ -22,7 +24,10 @@ type Ewma = unsafe extern "C" fn(*const Event, u32, *mut u8, u32, *mut Alarm, *m
 /// Compiles a source of the kernels for the host, without fusing what is to be rounded twice.
 fn compile(name: &str) -> Library {
     let source = Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("kernels/{name}.cu"));
-    let unique = format!("lib{name}-{}.so", std::process::id());
+    // Several tests of this process compile the same source.
+    static COMPILED: AtomicU32 = AtomicU32::new(0);
+    let number = COMPILED.fetch_add(1, Ordering::Relaxed);
+    let unique = format!("lib{name}-{}-{number}.so", std::process::id());
     let library = Path::new(env!("CARGO_TARGET_TMPDIR")).join(unique);
     let compiler = std::env::var("CXX").unwrap_or_else(|_| "c++".into());
     let done = Command::new(&compiler)

@@ -11,8 +11,10 @@ use dotcompute::{
 };
 use pyo3::exceptions::PyBaseException;
 use pyo3::prelude::*;
+use pyo3::types::PyTuple;
 use pyo3::{PyTraverseError, PyVisit};
 
+use super::guarded;
 use super::message::PyMessage;
 
 /// An exception of an actor, as the source of a fault.
@@ -106,7 +108,7 @@ pub(super) fn cause_of<'py>(py: Python<'py>, fault: &Fault) -> PyResult<Bound<'p
     {
         return Ok(error.bind(py).clone().into_any());
     }
-    class(py, "KernelError")?.call1((fault.to_string(),))
+    made(py, "KernelError", (fault.to_string(),))
 }
 
 /// A class of `pydotcompute.exceptions`.
@@ -118,15 +120,38 @@ pub(super) fn class<'py>(py: Python<'py>, name: &str) -> PyResult<Bound<'py, PyA
     module.bind(py).getattr(name)
 }
 
-pub(crate) fn raise<'py>(
-    py: Python<'py>,
-    name: &str,
-    arguments: impl pyo3::call::PyCallArgs<'py>,
-) -> PyErr {
-    match class(py, name).and_then(|class| class.call1(arguments)) {
+/// What is passed to the class of an exception.
+pub(crate) trait Arguments<'py>:
+    IntoPyObject<'py, Target = PyTuple, Output = Bound<'py, PyTuple>, Error: Into<PyErr>>
+{
+}
+
+impl<'py, T> Arguments<'py> for T where
+    T: IntoPyObject<'py, Target = PyTuple, Output = Bound<'py, PyTuple>, Error: Into<PyErr>>
+{
+}
+
+pub(crate) fn raise<'py>(py: Python<'py>, name: &str, arguments: impl Arguments<'py>) -> PyErr {
+    match made(py, name, arguments) {
         Ok(error) => PyErr::from_value(error),
         Err(error) => error,
     }
+}
+
+/// An exception of a class of `pydotcompute.exceptions`, which is made by Python code: where the
+/// interpreter ends meanwhile the thread is kept in there, before anything of an await is dropped without
+/// the interpreter.
+fn made<'py>(
+    py: Python<'py>,
+    name: &str,
+    arguments: impl Arguments<'py>,
+) -> PyResult<Bound<'py, PyAny>> {
+    let class = class(py, name)?;
+    let arguments = arguments.into_pyobject(py).map_err(Into::into)?;
+    // SAFETY: the interpreter is attached, and these are alive.
+    let made = unsafe { guarded::call_with(class.as_ptr(), arguments.as_ptr()) };
+    // SAFETY: a new reference, or null with an error set.
+    unsafe { Bound::from_owned_ptr_or_err(py, made) }
 }
 
 /// The six names that Python knows: a failed kernel has ended.

@@ -13,6 +13,7 @@ use std::ptr::null_mut;
 use pyo3::ffi::{self, PyObject};
 
 type OfMethod = unsafe extern "C-unwind" fn(*mut PyObject, *mut PyObject, ...) -> *mut PyObject;
+type OfTuple = unsafe extern "C-unwind" fn(*mut PyObject, *mut PyObject) -> *mut PyObject;
 type OfFunction = unsafe extern "C-unwind" fn(*mut PyObject, ...) -> *mut PyObject;
 
 /// Keeps a thread that unwinds, but not for a panic.
@@ -54,6 +55,20 @@ pub(super) unsafe fn call_method(
     let of_method = unsafe { transmute::<*const (), OfMethod>(of_method) };
     // SAFETY: as promised; the arguments end with a null.
     guarded(|| unsafe { of_method(object, name, first, second, null_mut::<PyObject>()) })
+}
+
+/// `function(*arguments)`, of a tuple.
+///
+/// # Safety
+///
+/// As for [`call_method`].
+pub(super) unsafe fn call_with(function: *mut PyObject, arguments: *mut PyObject) -> *mut PyObject {
+    // As above.
+    let of_tuple: *const () = black_box(ffi::PyObject_CallObject as *const ());
+    // SAFETY: as above.
+    let of_tuple = unsafe { transmute::<*const (), OfTuple>(of_tuple) };
+    // SAFETY: as promised.
+    guarded(|| unsafe { of_tuple(function, arguments) })
 }
 
 /// `function(first, second)`.
