@@ -337,35 +337,60 @@ def ours_message(scale: int) -> Figures:
 
 
 def numba_loop(scale: int) -> Figures:
-    """The same handler, called in a loop over the same arrays, with its state in an array."""
+    """The same work on the same array: late events are looked for, and alarms are made."""
     total = events_of(scale)
     numba = library("numba")
-    from pydotcompute.handlers import record_dtype, record_type
-    from pydotcompute.workloads import anomaly
-
+    event = np.dtype([("key", "u4"), ("sequence", "u4"), ("time", "f8"), ("value", "f8")])
+    alarm = np.dtype([*event.descr, ("expected", "f8"), ("deviation", "f8"), ("z", "f8")])
     keys, values = log(total)
-    events = anomaly.events(keys, values, np.zeros(total))
+    events = np.zeros(total, event)
+    events["key"], events["value"], events["sequence"] = keys, values, np.arange(total)
     expected = unusual(keys, values)
-    head = anomaly._head(ALPHA, THRESHOLD, int(WARM_UP))
-    kind = anomaly._state("ewma", KEYS, 4, head, False)
-    begun = np.frombuffer(record_type(kind).pack(kind()), record_dtype(kind))
-    alarms = np.zeros(BATCH, record_dtype(anomaly.Alarm))
-    handler = numba.njit(anomaly._ewma)
 
-    def plain(events: Any, states: Any, alarms: Any) -> int:
+    def plain(events: Any, rows: Any, counts: Any, alarms: Any) -> int:
         made = 0
         for index in range(len(events)):
-            if handler(events[index], states[0], alarms[made]) == 1:
+            one = events[index]
+            if one.key >= len(rows) or not -1e150 <= one.value <= 1e150:
+                counts[0] += 1
+                continue
+            row = rows[one.key]
+            if one.time < row[1] and row[0] > 0.0:
+                counts[1] += 1
+                continue
+            counts[2] += 1
+            count = row[0] + 1.0
+            mean = row[2]
+            spread = row[3]
+            off = one.value - mean
+            squared = off * off
+            wild = squared > THRESHOLD * THRESHOLD * spread and count > WARM_UP
+            weight = max(ALPHA, 1.0 / count)
+            row[0] = count
+            row[1] = one.time
+            row[2] = mean + weight * off
+            row[3] = (1.0 - weight) * (spread + weight * squared)
+            if wild:
+                out = alarms[made]
+                out.key = one.key
+                out.sequence = one.sequence
+                out.time = one.time
+                out.value = one.value
+                out.expected = mean
+                out.deviation = np.sqrt(spread)
+                out.z = min(max(off / out.deviation, -1e6), 1e6) if spread > 0.0 else 1e6
                 made += 1
         return made
 
     loop = numba.njit(plain)
+    alarms = np.zeros(BATCH, alarm)
 
     def whole() -> int:
-        states = begun.copy()
+        rows, counts = np.zeros((KEYS, 4)), np.zeros(3, np.int64)
         found = 0
         for start in range(0, total, BATCH):
-            found += loop(events[start : start + BATCH], states, alarms)
+            found += loop(events[start : start + BATCH], rows, counts, alarms)
+        assert counts[2] == total
         return found
 
     figures, found = timed(whole, total)
