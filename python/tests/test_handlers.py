@@ -296,6 +296,33 @@ async def test_an_array_is_read_only_until_it_is_processed(executor: str) -> Non
         assert other.flags.writeable
 
 
+async def test_an_array_in_two_kernels_is_read_only_until_both_have_processed_it(
+    executor: str,
+) -> None:
+    async with RingKernelRuntime() as runtime:
+        await started(runtime, "quick", helped)
+        slow = await started(runtime, "slow", helped)
+        await slow.deactivate()
+        array = amounts(1, 3)
+        await runtime.send("slow", array)
+        assert len(await runtime.send_and_receive("quick", array, timeout=30)) == 2
+        await runtime.send("quick", array)
+        assert len(await runtime.receive("quick", timeout=30)) == 2
+        assert not array.flags.writeable
+        await slow.reactivate()
+        assert len(await runtime.receive("slow", timeout=30)) == 2
+        array["value"] = 5
+        # In the other order: the lease that is over first is that which was taken first.
+        await slow.deactivate()
+        await runtime.send("quick", array)
+        await runtime.send("slow", array)
+        assert len(await runtime.receive("quick", timeout=30)) == 2
+        assert not array.flags.writeable
+        await slow.reactivate()
+        assert len(await runtime.receive("slow", timeout=30)) == 2
+        assert array.flags.writeable
+
+
 async def test_an_exception_in_a_handler_has_type_arguments_and_line(executor: str) -> None:
     async with RingKernelRuntime() as runtime:
         kernel = await started(runtime, "total")

@@ -1,5 +1,7 @@
 //! The memory of batches: lent to numpy, or an array's that is held.
 
+use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::ffi::c_int;
 use std::sync::Arc;
 
@@ -11,6 +13,7 @@ use pyo3::prelude::*;
 
 use super::array;
 use crate::asyncio::discard;
+use crate::attached::Attached;
 
 /// The bytes of a batch, read only, through the buffer protocol.
 #[pyclass(frozen, module = "pydotcompute._native")]
@@ -62,13 +65,16 @@ impl RecordMemory {
     }
 }
 
-/// An array that a batch is in: it cannot be written to while this lives.
+/// An array that batches are in: it cannot be written to while any of their leases lives.
 #[pyclass(frozen, module = "pydotcompute._native")]
 pub(crate) struct Lease {
     array: Py<PyAny>,
-    /// Whether it could be written to before.
+    /// Whether it could be written to before the first of the leases.
     restore: bool,
 }
+
+/// How many leases each array has that could be written to before, by its address.
+static LEASES: Attached<BTreeMap<usize, usize>> = Attached::new(BTreeMap::new());
 
 impl Lease {
     /// Makes `array` read only for as long as the lease lives.
@@ -79,7 +85,19 @@ impl Lease {
     pub(super) unsafe fn new(array: &Bound<'_, PyAny>) -> Self {
         // SAFETY: the caller's promise.
         let before = unsafe { array::change_flags(array, NPY_ARRAY_WRITEABLE, false) };
-        Self { array: array.clone().unbind(), restore: before != 0 }
+        let restore = LEASES.with(array.py(), |leases| match leases.entry(array.as_ptr().addr()) {
+            Entry::Occupied(mut count) => {
+                *count.get_mut() += 1;
+                true
+            }
+            Entry::Vacant(none) => {
+                if before != 0 {
+                    none.insert(1);
+                }
+                before != 0
+            }
+        });
+        Self { array: array.clone().unbind(), restore }
     }
 }
 
@@ -90,8 +108,21 @@ impl Drop for Lease {
         }
         // An object's destructor runs with the interpreter's lock; this only says so.
         Python::attach(|py| {
-            // SAFETY: an array, which could be written to before.
-            unsafe { array::change_flags(self.array.bind(py), NPY_ARRAY_WRITEABLE, true) };
+            let is_last = LEASES.with(py, |leases| {
+                let Entry::Occupied(mut count) = leases.entry(self.array.as_ptr().addr()) else {
+                    return true;
+                };
+                *count.get_mut() -= 1;
+                if *count.get() > 0 {
+                    return false;
+                }
+                count.remove();
+                true
+            });
+            if is_last {
+                // SAFETY: an array, which could be written to before.
+                unsafe { array::change_flags(self.array.bind(py), NPY_ARRAY_WRITEABLE, true) };
+            }
         });
     }
 }
