@@ -231,12 +231,48 @@ impl ThreadKernel {
 pub(super) const KERNEL_METHODS: [Method; 2] = [
     Method {
         name: c"send",
-        doc: c"send($self, message, timeout=None)\n--\n\nSends a message to the kernel.",
+        doc: c"send($self, message, timeout=None)\n--\n\n\
+Send a message to the kernel; wait for room.\n\
+\n\
+Parameters\n\
+----------\n\
+message\n\
+\x20   Any object, also None.\n\
+timeout\n\
+\x20   Seconds; what None means is the class's to say.\n\
+\n\
+Returns\n\
+-------\n\
+Whether it was sent; False if there was no room in time.\n\
+\n\
+Raises\n\
+------\n\
+KernelFailedError\n\
+\x20   If the kernel's function raised.\n\
+KernelStateError\n\
+\x20   If the kernel is not running, or stops meanwhile.\n\
+TypeValidationError\n\
+\x20   If the message is not of the kernel's `input_type`.",
         function: send,
     },
     Method {
         name: c"receive",
-        doc: c"receive($self, timeout=None, default=None)\n--\n\nReceives the next reply.",
+        doc: c"receive($self, timeout=None, default=None)\n--\n\n\
+Wait for the next reply.\n\
+\n\
+Parameters\n\
+----------\n\
+timeout\n\
+\x20   Seconds; what None means is the class's to say.\n\
+default\n\
+\x20   What to return if none comes in time: where None is a legal reply, something else.\n\
+\n\
+Raises\n\
+------\n\
+KernelFailedError\n\
+\x20   If the kernel's function raised; replies that it made before come first.\n\
+KernelStateError\n\
+\x20   If the kernel is not running and no reply is left.",
         function: receive,
     },
 ];
@@ -244,12 +280,40 @@ pub(super) const KERNEL_METHODS: [Method; 2] = [
 pub(super) const CONTEXT_METHODS: [Method; 2] = [
     Method {
         name: c"receive",
-        doc: c"receive($self, timeout=None)\n--\n\nReceives the next message.",
+        doc: c"receive($self, timeout=None)\n--\n\n\
+Wait for the next message.\n\
+\n\
+Parameters\n\
+----------\n\
+timeout\n\
+\x20   Seconds; None waits until a message comes or the kernel is told to stop.\n\
+\n\
+Returns\n\
+-------\n\
+The message, or None if none came in time or the kernel is told to stop and none is left.",
         function: context_receive,
     },
     Method {
         name: c"send",
-        doc: c"send($self, message, timeout=None)\n--\n\nSends a reply.",
+        doc: c"send($self, message, timeout=None)\n--\n\n\
+Reply; wait for room.\n\
+\n\
+Parameters\n\
+----------\n\
+message\n\
+\x20   The reply; any object, also None.\n\
+timeout\n\
+\x20   Seconds; None waits until there is room or the kernel is told to stop.\n\
+\n\
+Returns\n\
+-------\n\
+Whether the reply is on its way: False if there was no room in time, or the kernel was told\n\
+to stop.\n\
+\n\
+Raises\n\
+------\n\
+TypeValidationError\n\
+\x20   If the reply is not of the kernel's `output_type`.",
         function: context_send,
     },
 ];
