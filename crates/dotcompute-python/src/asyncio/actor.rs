@@ -123,7 +123,8 @@ impl Actor {
         self.records.get().and_then(|records| records.output.as_ref())
     }
 
-    /// Whether the kernel runs without the interpreter, beside this thread: its handler is compiled.
+    /// Whether the kernel runs without the interpreter, beside this thread: its handler is compiled. (Or
+    /// interpreted where numba is not installed: then to look out for it does not pay, and ends.)
     #[inline]
     pub(super) fn runs_beside(&self) -> bool {
         self.records.get().is_some()
