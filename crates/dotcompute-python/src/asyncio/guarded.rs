@@ -43,7 +43,7 @@ pub(super) fn guarded<R>(f: impl FnOnce() -> R) -> R {
 /// The thread is attached to the interpreter; the objects are alive. What is returned is a new reference, or
 /// null with an error set.
 #[inline]
-pub(super) unsafe fn call_method(
+pub(crate) unsafe fn call_method(
     object: *mut PyObject,
     name: *mut PyObject,
     first: *mut PyObject,
@@ -71,7 +71,7 @@ pub(super) unsafe fn call_with(function: *mut PyObject, arguments: *mut PyObject
     guarded(|| unsafe { of_tuple(function, arguments) })
 }
 
-/// `function(first, second)`.
+/// `function(first, second)`; with one argument only if the second is null.
 ///
 /// # Safety
 ///

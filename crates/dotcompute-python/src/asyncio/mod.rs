@@ -11,7 +11,7 @@ mod context;
 mod cuda;
 pub(crate) mod errors;
 mod executor;
-mod guarded;
+pub(crate) mod guarded;
 mod held;
 mod hub;
 mod lent;

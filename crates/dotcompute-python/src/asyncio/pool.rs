@@ -1,5 +1,6 @@
 //! The native half of `KernelPool`: the core's pool, whose workers are `RingKernel`s.
 
+use std::ptr::null_mut;
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 
@@ -14,6 +15,7 @@ use super::actor::{Actor, Kernel, Settings, name_of, watched};
 use super::awaitable;
 use super::errors;
 use super::executor::{ActorRun, Spec};
+use super::guarded;
 use super::message::PyMessage;
 use super::operation::{Operation, duration};
 use super::runtime::NativeRuntime;
@@ -58,7 +60,12 @@ impl Key {
     /// The same of an object that is on its way.
     pub(super) fn of_object(&self, object: &Bound<'_, PyAny>) -> PyResult<u64> {
         let key = match self {
-            Self::Call(function) => function.bind(object.py()).call1((object,))?,
+            Self::Call(function) => {
+                // SAFETY: the interpreter is attached, and these are alive.
+                let key = unsafe { guarded::call(function.as_ptr(), object.as_ptr(), null_mut()) };
+                // SAFETY: a new reference, or null with an error set.
+                unsafe { Bound::from_owned_ptr_or_err(object.py(), key) }?
+            }
             Self::Named(name) => match object.getattr(name.as_str()) {
                 Ok(key) => key,
                 // An array of records.

@@ -4,6 +4,7 @@
 //! packs objects and makes them. A single record is packed when it is sent, on the sender's thread,
 //! so that the kernel needs no interpreter; objects are made of records when they are received.
 
+use std::ptr::null_mut;
 use std::sync::Arc;
 
 use crate::once::{Once, intern};
@@ -13,12 +14,12 @@ use dotcompute::{BoxError, DEFAULT_PRIORITY, DeadLetter, Envelope, MessageId, Re
 use dotcompute_cuda::Lent;
 use pyo3::exceptions::{PyTypeError, PyValueError};
 use pyo3::prelude::*;
-use pyo3::types::{PyBytes, PyTuple, PyType};
+use pyo3::types::{PyBytes, PyString, PyTuple, PyType};
 
 use super::array;
 use super::layout::RecordLayout;
 use super::memory::{Held, Lease, RecordMemory};
-use crate::asyncio::{DevicePointer, PyFault, PyMessage, errors};
+use crate::asyncio::{DevicePointer, PyFault, PyMessage, errors, guarded};
 use crate::message::{self, RecordCodec, pack_record, unpack_record};
 
 /// The record classes of a kernel, on its outside.
@@ -127,7 +128,7 @@ fn to_records(message: &Bound<'_, PyAny>, records: &Records) -> PyResult<RecordB
         return packed.ok_or_else(wrong);
     }
     // Bytes of one record, or how many an array has; with the memory that they name, if they do.
-    let mut packed = record.call_method1(intern!(py, "to_records"), (message,))?;
+    let mut packed = call_method(record, intern!(py, "to_records"), message)?;
     let mut lent: Vec<Lent> = Vec::new();
     if let Ok(naming) = packed.cast::<PyTuple>() {
         records.reach.check(py)?;
@@ -190,7 +191,7 @@ impl Delivered {
         }
         let memory = Bound::new(py, RecordMemory::new(self.batch))?;
         if single {
-            let made = record.call_method1(intern!(py, "unpack"), (memory,))?;
+            let made = call_method(&record, intern!(py, "unpack"), &memory)?;
             message::set_header(&made, self.id, self.correlation_id, self.priority)?;
             return Ok(made.unbind());
         }
@@ -270,6 +271,20 @@ impl RecordReply for PyMessage {
     fn many(batch: RecordBatch) -> Result<Self, RecordBatch> {
         Ok(Self::records(Arc::new(batch)))
     }
+}
+
+/// `object.name(argument)`, for Python's half, where the thread may end with the interpreter: see [`guarded`].
+fn call_method<'py>(
+    object: &Bound<'py, PyAny>,
+    name: &Bound<'py, PyString>,
+    argument: &Bound<'py, PyAny>,
+) -> PyResult<Bound<'py, PyAny>> {
+    // SAFETY: the interpreter is attached, and these are alive.
+    let made = unsafe {
+        guarded::call_method(object.as_ptr(), name.as_ptr(), argument.as_ptr(), null_mut())
+    };
+    // SAFETY: a new reference, or null with an error set.
+    unsafe { Bound::from_owned_ptr_or_err(object.py(), made) }
 }
 
 /// `RecordBatch`, the class of batches that are received.
