@@ -66,6 +66,8 @@ struct Executor {
 struct Cuda {
     libraries: Vec<Library>,
     devices: Vec<Device>,
+    /// Whether multiprocessors can be set aside for kernels that stay, where there is a device.
+    set_aside: Option<SetAside>,
     /// What the driver said instead of naming its devices.
     devices_error: Option<String>,
     /// The version of the driver's kernel module, if it is loaded.
@@ -92,6 +94,13 @@ struct Device {
     memory_bytes: u64,
     /// Whether the system ends kernels that run for seconds.
     kernel_timeout: bool,
+}
+
+#[derive(Debug, Serialize)]
+struct SetAside {
+    available: bool,
+    /// When they are, or why they cannot be.
+    reason: String,
 }
 
 #[derive(Debug, Serialize)]
@@ -194,6 +203,17 @@ fn cuda(probe: Probe) -> Cuda {
         },
     };
     let libraries = probe.libraries().map(library).into();
+    let set_aside = probe.set_aside.map(|can| match can {
+        Ok(()) => {
+            let reason = "multiprocessors are set aside for kernels that stay where a program asks for it; \
+                          not yet tried on a GPU";
+            SetAside { available: true, reason: reason.to_owned() }
+        }
+        Err(why) => SetAside {
+            available: false,
+            reason: format!("multiprocessors cannot be set aside for kernels that stay: {why}"),
+        },
+    });
     let (devices, devices_error) = match probe.devices {
         Ok(devices) => (devices, None),
         Err(error) => (Vec::new(), Some(error.to_string())),
@@ -208,6 +228,7 @@ fn cuda(probe: Probe) -> Cuda {
     Cuda {
         libraries,
         devices: devices.into_iter().map(device).collect(),
+        set_aside,
         devices_error,
         driver_module: fs::read_to_string("/proc/driver/nvidia/version")
             .ok()
@@ -285,6 +306,9 @@ fn text(info: &Info) -> String {
             "  device     {name}, compute capability {compute_capability}, {multiprocessors} \
              multiprocessors, {memory}"
         );
+    }
+    if let Some(SetAside { reason, .. }) = &cuda.set_aside {
+        let _ = writeln!(text, "  {:<11}{reason}", "");
     }
     if let Some(error) = &cuda.devices_error {
         let _ = writeln!(text, "  devices    {error}");

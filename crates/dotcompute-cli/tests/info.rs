@@ -41,6 +41,7 @@ fn info_as_json_has_a_reason_for_each_executor() {
     // Where it is not available, one of these is why.
     let nothing = info["cuda"]["devices"].as_array().unwrap().is_empty();
     assert!(!(available("cuda") && nothing), "{info}");
+    assert_eq!(info["cuda"]["set_aside"].is_null(), nothing, "{info}");
     let libraries = info["cuda"]["libraries"].as_array().unwrap();
     assert_eq!(libraries.len(), 4);
     for library in libraries {

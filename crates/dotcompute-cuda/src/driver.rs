@@ -265,6 +265,13 @@ pub(crate) struct Session {
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Stream(*mut c_void);
 
+impl Stream {
+    /// A stream of a green context.
+    pub(crate) fn of_green(handle: *mut c_void) -> Self {
+        Self(handle)
+    }
+}
+
 /// A kernel of a loaded image.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Kernel(*mut c_void);
@@ -470,6 +477,13 @@ impl Session {
             )
         };
         self.driver.check("cuLaunchCooperativeKernel", code)
+    }
+
+    /// Waits for all that the stream was given.
+    pub(crate) fn finish(&self, stream: Stream) -> Result<(), CallError> {
+        // SAFETY: a live stream.
+        let code = unsafe { (self.driver.functions.synchronize)(stream.0) };
+        self.driver.check("cuStreamSynchronize", code)
     }
 
     /// Whether all is done that the stream was given.

@@ -17,9 +17,10 @@ use dotcompute_mailbox::wait;
 
 use crate::EXECUTOR;
 use crate::cache::Cache;
-use crate::compute::ComputeError;
+use crate::compute::{ComputeError, Context, Stream};
 use crate::direct::Seat;
 use crate::driver::{Device, Driver};
+use crate::green::{NotApart, Partition, Placement};
 use crate::grid::{Counters, SeatPlan, Shape};
 use crate::image::{BuildError, Class, CudaHandler, Image, Variant};
 use crate::library::{Absent, CallError};
@@ -264,6 +265,9 @@ pub enum CudaError {
     /// What the driver said.
     #[error("CUDA: {0}")]
     Driver(#[from] CallError),
+    /// No multiprocessors are set aside for grids, so that there are no others.
+    #[error("no multiprocessors are set aside for grids: {0}")]
+    NotApart(#[from] NotApart),
     /// The handlers do not compile or link.
     #[error(transparent)]
     Build(#[from] BuildError),
@@ -839,15 +843,49 @@ impl Cuda {
         &self.inner.options.isolation
     }
 
-    /// All grids begin a new lease.
-    pub(crate) async fn begin_new_leases(&self) -> Result<(), CudaError> {
+    fn sets(&self) -> Vec<Arc<Set>> {
         let mut sets: Vec<Arc<Set>> = Vec::new();
         for Registered { set, .. } in lock(&self.inner.registered).values() {
             if !sets.iter().any(|known| Arc::ptr_eq(known, set)) {
                 sets.push(Arc::clone(set));
             }
         }
-        for set in sets {
+        sets
+    }
+
+    /// Where the grids run that are there: one entry each.
+    pub fn placements(&self) -> Vec<Placement> {
+        self.sets().iter().flat_map(|set| set.placements()).collect()
+    }
+
+    /// A stream whose work runs on the multiprocessors that are not set aside for grids, and so does not wait
+    /// for those that hold kernels: for a product of matrices, say. Each call makes one, which is kept as
+    /// long as the process; other libraries take it by its [handle](Stream::handle). What it names belongs to
+    /// the primary context, as what they allocate does. It may wait for what is resident: call it early.
+    ///
+    /// # Errors
+    ///
+    /// [`CudaError::NotApart`] where none are set aside: why.
+    pub fn ring_free_sms(&self) -> Result<FreeSms, CudaError> {
+        let options = &self.inner.options;
+        let aside = options.residency.ring_multiprocessors.ok_or(NotApart::NotWanted)?;
+        if !matches!(options.isolation, Isolation::Thread) {
+            return Err(NotApart::OtherProcess.into());
+        }
+        self.inner.driver.set_aside()?;
+        let context = Context::of(self.inner.driver, options.ordinal)?;
+        let found = context.with_current(|| {
+            Partition::of(self.inner.driver, options.ordinal.cast_signed(), aside)?.free_stream()
+        });
+        let (stream, multiprocessors) = found??;
+        // SAFETY: a stream that was just made, on the device's primary context, and never is destroyed.
+        let stream = unsafe { Stream::foreign(&context, stream.expose_provenance()) };
+        Ok(FreeSms { multiprocessors, stream })
+    }
+
+    /// All grids begin a new lease.
+    pub(crate) async fn begin_new_leases(&self) -> Result<(), CudaError> {
+        for set in self.sets() {
             set.begin_new_leases().await?;
         }
         Ok(())
@@ -935,6 +973,15 @@ impl Cuda {
         let (resident, seat) = self.place(kernel)?;
         resident.counters(seat).ok_or_else(|| CudaError::NotSeated(kernel.into()))
     }
+}
+
+/// The multiprocessors that are not set aside for grids: see [`Cuda::ring_free_sms`].
+#[derive(Clone, Debug)]
+pub struct FreeSms {
+    /// How many they are.
+    pub multiprocessors: u32,
+    /// A stream whose work runs there.
+    pub stream: Stream,
 }
 
 /// The layouts of a kernel that is registered.

@@ -40,8 +40,13 @@
 //! A handler is called by one thread, the first lane of its warp, unless it has another [`Scope`]: then all
 //! 32 of the warp call it, or those of a block of up to 1024, together for each message, with shared memory
 //! ([`CudaHandler::shared_bytes`]) and barriers. A barrier that not all threads come to fails the message and
-//! keeps nobody waiting. Kernels that need the same (scope, block, shared memory) share grids; what the others
-//! send each other goes by the host. Handlers of several blocks are not there yet.
+//! keeps nobody waiting. So it is for the blocks of a [team](Scope::Team). Kernels that need the same (scope,
+//! blocks, shared memory) share grids; what the others send each other goes by the host.
+//!
+//! Grids run on whatever multiprocessors the device gives them, unless some are set aside for them
+//! ([`resident::Residency::ring_multiprocessors`], off by default): then other work has a stream on the rest
+//! ([`Cuda::ring_free_sms`]), and [`Cuda::placements`] says which grid runs where. A grid that finds none left
+//! of those runs on the rest; where the driver cannot or does not, it runs on any, and says why.
 //!
 //! Arrays stay on the device: a record names them by their addresses, and the message holds them
 //! ([`Holding`]) until it has been processed; [`Cuda::send_on_stream`] sends it behind the work that makes
@@ -69,6 +74,8 @@ pub mod compute;
 #[cfg(not(loom))]
 mod direct;
 pub mod driver;
+#[cfg(not(loom))]
+mod green;
 pub mod grid;
 #[path = "../device/handler.rs"]
 pub mod handler;
@@ -97,10 +104,13 @@ mod target;
 pub mod toolkit;
 
 pub use cache::Cache;
+#[cfg(not(loom))]
+pub use green::{NotApart, Placement};
 pub use image::{BuildError, CudaHandler, Image, Scope, Variant};
 #[cfg(not(loom))]
 pub use kernels::{
-    Cuda, CudaError, CudaKernel, CudaKernels, CudaLaunch, CudaLayouts, CudaOptions, executor,
+    Cuda, CudaError, CudaKernel, CudaKernels, CudaLaunch, CudaLayouts, CudaOptions, FreeSms,
+    executor,
 };
 #[cfg(not(loom))]
 pub use lent::{Holding, Lent, StreamSendError};

@@ -3,6 +3,8 @@
 use std::path::PathBuf;
 
 use crate::driver::{Device, Driver};
+#[cfg(not(loom))]
+use crate::green::NotApart;
 use crate::library::{Absent, CallError};
 use crate::nvml::Nvml;
 use crate::toolkit::{self, Places};
@@ -14,6 +16,9 @@ pub struct Probe {
     pub driver: LibraryReport,
     /// The devices, if there is a driver; or what it said when asked.
     pub devices: Result<Vec<Device>, CallError>,
+    /// Whether the driver has what sets multiprocessors aside for grids, if there is a device.
+    #[cfg(not(loom))]
+    pub set_aside: Option<Result<(), NotApart>>,
     /// The compiler.
     pub nvrtc: LibraryReport,
     /// The linker.
@@ -43,8 +48,14 @@ impl Probe {
         let linker = toolkit::linker(&places);
         let nvrtc = toolkit::nvrtc(&places, linker.as_ref().ok());
         let found = |version: String, path: &std::path::Path| Found { version, path: path.into() };
+        let devices = driver.map_or(Ok(Vec::new()), Driver::devices);
         Self {
-            devices: driver.map_or(Ok(Vec::new()), Driver::devices),
+            #[cfg(not(loom))]
+            set_aside: match &devices {
+                Ok(devices) if !devices.is_empty() => driver.ok().map(Driver::set_aside),
+                _ => None,
+            },
+            devices,
             driver: driver
                 .map(|driver| found(driver.version().to_string(), driver.path()))
                 .map_err(Clone::clone),

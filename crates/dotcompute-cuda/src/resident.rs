@@ -26,6 +26,7 @@ use dotcompute_mailbox::wait;
 use tokio::sync::oneshot;
 
 use crate::driver::Driver;
+use crate::green::Placement;
 use crate::grid::{Counters, Port, PortWords, Report, SeatPlan, Shape, Way};
 use crate::image::Image;
 use launcher::Launcher;
@@ -62,6 +63,14 @@ pub struct Residency {
     /// How long a handler may keep the grid when it is to leave: then it is killed at its next tick,
     /// and if it does not come to one within a second, the grid is given up with all its kernels.
     pub overdue: Duration,
+    /// How many multiprocessors of the device are set aside for grids at least: 0 for as many as the first
+    /// grid needs, `None` for none, which is the default until a GPU has shown what it is worth. The driver
+    /// rounds up (to 8 on `sm_90`). The first grid that wants some, or the first
+    /// [`Cuda::ring_free_sms`](crate::Cuda::ring_free_sms), decides for the process. It takes green contexts
+    /// (drivers since 12.4) and the grid's context in this process. A grid keeps off the others' multiprocessors
+    /// so; the others keep off these only in streams of that call. Where it cannot be, or other grids have them
+    /// all, a grid runs elsewhere, and [`Resident::placement`] says where and why.
+    pub ring_multiprocessors: Option<u32>,
 }
 
 impl Default for Residency {
@@ -71,6 +80,7 @@ impl Default for Residency {
             silence: Some(Duration::from_secs(2)),
             census: Duration::from_secs(10),
             overdue: Duration::from_secs(30),
+            ring_multiprocessors: None,
         }
     }
 }
@@ -93,6 +103,8 @@ struct Fate {
     words: Mutex<Vec<Option<PortWords>>>,
     /// How many handlers the code that is loaded has.
     handlers: AtomicU32,
+    /// Where the grid runs.
+    placement: Mutex<Placement>,
     /// Whom to wake when the grid is lost, by their seats.
     wakers: Mutex<Vec<Option<Waker>>>,
 }
@@ -257,6 +269,11 @@ impl Resident {
     /// How large it is.
     pub fn shape(&self) -> Shape {
         self.shape
+    }
+
+    /// Where its blocks run, as of its last launch.
+    pub fn placement(&self) -> Placement {
+        lock(&self.fate.placement).clone()
     }
 
     /// Whether the code that is loaded has the handler of this number.

@@ -11,6 +11,7 @@ use dotcompute_mailbox::sync::lock;
 use tokio::sync::oneshot;
 
 use crate::driver::Driver;
+use crate::green::Placement;
 use crate::grid::{SeatPlan, Shape};
 use crate::image::{CudaHandler, Image};
 use crate::resident::{Isolation, Residency, Resident, ResidentError, Seated};
@@ -105,6 +106,13 @@ impl Set {
             lock(&self.grids).push(Arc::clone(&grid));
             made.push(grid);
         }
+    }
+
+    /// Where its grids run that are not lost.
+    pub(crate) fn placements(&self) -> Vec<Placement> {
+        let grids = lock(&self.grids);
+        let there = grids.iter().filter(|grid| grid.loss().is_none());
+        there.map(|grid| grid.placement()).collect()
     }
 
     /// All grids that are not lost begin a new lease.

@@ -46,6 +46,7 @@ fn every_stage_comes_to_its_end_and_says_that_it_is_a_rehearsal() {
         "throughput",
         "lease",
         "idle",
+        "apart",
         "executor",
         "recovery",
         "package",
@@ -56,6 +57,13 @@ fn every_stage_comes_to_its_end_and_says_that_it_is_a_rehearsal() {
     for stage in stages {
         assert!(rows.iter().any(|row| row["stage"] == stage), "nothing of {stage}");
     }
+    let apart = |what: &str| {
+        let mut rows = rows.iter().filter(|row| row["stage"] == "apart");
+        rows.find(|row| row["what"].as_str().unwrap().contains(what)).unwrap()
+    };
+    assert_eq!(apart("than are set aside")["holds"], true);
+    assert_eq!(apart("on none of theirs")["holds"], true);
+    assert!(apart("beside them")["value"].is_number());
     let waits = |call: &str| {
         let mut rows = rows.iter().filter(|row| row["stage"] == "hazards");
         let row = rows.find(|row| row["what"].as_str().unwrap().starts_with(call)).unwrap();
@@ -78,7 +86,7 @@ fn what_goes_wrong_in_a_stage_is_a_row_and_no_other_stages_matter() {
     let table = std::fs::read_to_string(folder.join("gpu-check.md")).unwrap();
     assert!(table.contains("cuLaunchCooperativeKernel returned 720"), "{table}");
     assert!(table.contains("an empty kernel runs | yes"), "{table}");
-    assert_eq!(table.matches("Not yet run.").count(), 12, "{table}");
+    assert_eq!(table.matches("Not yet run.").count(), 13, "{table}");
 }
 
 #[test]

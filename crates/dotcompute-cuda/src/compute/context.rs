@@ -278,6 +278,14 @@ impl Context {
         Ok(call(&self.0.calls))
     }
 
+    /// Does something with the context current.
+    #[cfg(not(loom))]
+    pub(crate) fn with_current<T>(&self, work: impl FnOnce() -> T) -> Result<T, ComputeError> {
+        self.check_process()?;
+        let _entered = self.enter()?;
+        Ok(work())
+    }
+
     /// Makes an error of a code that is none of success.
     pub(super) fn error(&self, name: &'static str, code: c_int) -> ComputeError {
         match self.0.driver.check(name, code) {

@@ -8,6 +8,7 @@ use dotcompute_abi::device::Grid as Parameters;
 use super::isolated::Child;
 use super::{Isolation, Residency, ResidentError};
 use crate::driver::{Device, Driver, Kernel, Session, Stream};
+use crate::green::{NotApart, Place, Placement};
 use crate::grid::{Arena, Extent, Shape};
 use crate::image::Image;
 use crate::library::CallError;
@@ -47,8 +48,10 @@ impl Calls {
         match isolation {
             Isolation::Thread => {
                 let (cubin, extent, bytes) = (image.cubin(), shape.extent(), shape.host_bytes());
+                let aside = residency.ring_multiprocessors.ok_or(NotApart::NotWanted);
+                let of = (driver, ordinal, aside);
                 let (here, (host, address)) =
-                    Here::begin(driver, ordinal, cubin, extent, shape.device_bytes(), |session| {
+                    Here::begin(of, cubin, extent, shape.device_bytes(), |session| {
                         session.host_memory(bytes)
                     })?;
                 // SAFETY: just taken, as long as said, zeroed, aligned to pages, and never freed; it is
@@ -121,21 +124,25 @@ impl Calls {
     }
 
     /// Launches a grid of this shape behind those before it, once the bytes of the device's arena that
-    /// each one begins with are zero.
+    /// each one begins with are zero. Of the first, which no grid is before, the driver may refuse the place:
+    /// then it runs anywhere. Where one that runs already is to be followed, that is an error as any.
     ///
     /// # Safety
     ///
     /// - The bytes lie in the device's arena, and grids alone use them.
     /// - The parameters lead to the two arenas.
     pub(super) unsafe fn launch(
-        &self,
+        &mut self,
         zeros: (usize, usize),
         shape: Shape,
         parameters: &Parameters,
+        is_first: bool,
     ) -> Result<(), ResidentError> {
         match self {
-            // SAFETY: as the caller promises.
-            Self::Here(here) => Ok(unsafe { here.launch(zeros, shape.extent(), parameters) }?),
+            Self::Here(here) => {
+                // SAFETY: as the caller promises.
+                Ok(unsafe { here.launch(zeros, shape.extent(), parameters, is_first) }?)
+            }
             #[cfg(target_os = "linux")]
             Self::There(child) => child.launch(zeros, shape.extent(), parameters),
         }
@@ -159,19 +166,38 @@ impl Calls {
         }
     }
 
+    /// Where the grid runs.
+    pub(super) fn placement(&self) -> Placement {
+        match self {
+            Self::Here(here) => here.place.placement(),
+            #[cfg(target_os = "linux")]
+            Self::There(_) => Placement::Anywhere(NotApart::OtherProcess),
+        }
+    }
+
+    /// The grid stays where it is for good: nobody gets its multiprocessors.
+    pub(super) fn keep_place(&mut self) {
+        match self {
+            Self::Here(here) => here.place.keep(),
+            #[cfg(target_os = "linux")]
+            Self::There(_) => {}
+        }
+    }
+
     /// Whether what others of this process free waits for the grid.
     pub(super) fn share_the_context(&self) -> bool {
         matches!(self, Self::Here(_))
     }
 }
 
-/// The kernel of an image, if the device can hold so many of its blocks at once.
+/// The kernel of an image, if the device can hold so many of its blocks at once, and on how many
+/// multiprocessors they have room.
 fn kernel_of(
     session: &Session,
     cubin: &[u8],
     Extent { blocks, threads, shared_bytes }: Extent,
     device: &Device,
-) -> Result<Kernel, ResidentError> {
+) -> Result<(Kernel, u32), ResidentError> {
     let kernel = session.kernel(cubin, KERNEL).map_err(ResidentError::Code)?;
     let most = device.block_shared_bytes.saturating_sub(OWN_SHARED_BYTES);
     if shared_bytes > most {
@@ -185,7 +211,7 @@ fn kernel_of(
         session.occupancy(kernel, threads, shared_bytes).map_err(ResidentError::Code)?;
     match occupancy * device.multiprocessors {
         most if blocks > most => Err(ResidentError::NoRoom { blocks, most }),
-        _ => Ok(kernel),
+        _ => Ok((kernel, blocks.div_ceil(occupancy))),
     }
 }
 
@@ -197,8 +223,8 @@ pub(super) struct Here {
     kernel: Kernel,
     /// The one before it, which stays loaded too.
     before: Kernel,
-    /// The grid's stream, in which nothing else is ever queued.
-    resident: Stream,
+    /// Where the grid runs, and its stream, in which nothing else is ever queued.
+    place: Place,
     /// For writes while no grid runs.
     copies: Stream,
     /// Where the device's arena begins, as the device sees it.
@@ -209,8 +235,7 @@ impl Here {
     /// Makes all calls that wait for what is resident, before anything is: with memory for the host's
     /// arena as `host` takes it.
     pub(super) fn begin<H>(
-        driver: &'static Driver,
-        ordinal: u32,
+        (driver, ordinal, aside): (&'static Driver, u32, Result<u32, NotApart>),
         cubin: &[u8],
         extent: Extent,
         device_bytes: usize,
@@ -222,16 +247,18 @@ impl Here {
         if !of.cooperative_launch {
             return Err(ResidentError::NoRoom { blocks: extent.blocks, most: 0 });
         }
-        let kernel = kernel_of(&session, cubin, extent, &of)?;
-        let (resident, copies) = (session.stream()?, session.stream()?);
+        let (kernel, needed) = kernel_of(&session, cubin, extent, &of)?;
+        let (ordinary, copies) = (session.stream()?, session.stream()?);
         let host = host(&session)?;
         let device = session.device_memory(device_bytes)?;
         let before = kernel;
-        Ok((Self { session, of, kernel, before, resident, copies, device }, host))
+        let place = Place::find(driver, ordinal, aside, needed, ordinary);
+        Ok((Self { session, of, kernel, before, place, copies, device }, host))
     }
 
     pub(super) fn take_up(&mut self, cubin: &[u8], extent: Extent) -> Result<(), ResidentError> {
-        let kernel = kernel_of(&self.session, cubin, extent, &self.of)?;
+        let (kernel, needed) = kernel_of(&self.session, cubin, extent, &self.of)?;
+        self.place.grow(needed);
         self.before = std::mem::replace(&mut self.kernel, kernel);
         Ok(())
     }
@@ -264,20 +291,47 @@ impl Here {
     /// - The bytes lie in the device's arena, and grids alone use them.
     /// - The parameters lead to the two arenas.
     pub(super) unsafe fn launch(
+        &mut self,
+        zeros: (usize, usize),
+        extent: Extent,
+        parameters: &Parameters,
+        is_first: bool,
+    ) -> Result<(), CallError> {
+        let stream = self.place.stream();
+        // SAFETY: as the caller promises.
+        let launched = unsafe { self.launch_in(stream, zeros, extent, parameters) };
+        let other = self.place.other_stream().filter(|_| is_first);
+        let (Err(error), Some(other)) = (&launched, other) else { return launched };
+        // It may be the place that the driver refuses. Nothing but the zeroes is on its way there.
+        self.session.finish(stream)?;
+        // SAFETY: as the caller promises.
+        let elsewhere = unsafe { self.launch_in(other, zeros, extent, parameters) };
+        if elsewhere.is_err() {
+            return launched;
+        }
+        self.place.leave(error.clone());
+        Ok(())
+    }
+
+    /// # Safety
+    ///
+    /// - As for [`launch`](Self::launch).
+    unsafe fn launch_in(
         &self,
+        stream: Stream,
         (left, left_bytes): (usize, usize),
         extent: Extent,
         parameters: &Parameters,
     ) -> Result<(), CallError> {
         let address = self.device + left as u64;
         // SAFETY: as the caller promises; grids run one after the other in this stream.
-        unsafe { self.session.zero(self.resident, address, left_bytes) }?;
+        unsafe { self.session.zero(stream, address, left_bytes) }?;
         // SAFETY: the image's kernel takes these parameters; they lead to the arenas, which are never
         // freed while the context lives.
-        unsafe { self.session.launch(self.kernel, extent, self.resident, parameters) }
+        unsafe { self.session.launch(self.kernel, extent, stream, parameters) }
     }
 
     pub(super) fn is_idle(&self) -> Result<bool, CallError> {
-        self.session.is_idle(self.resident)
+        self.session.is_idle(self.place.stream())
     }
 }

@@ -22,6 +22,7 @@ use dotcompute_process::{Coder, Host, Kernels, Memory, Process, Processes};
 use super::calls::Here;
 use super::{Residency, ResidentError};
 use crate::driver::{Driver, call_name};
+use crate::green::NotApart;
 use crate::grid::{Arena, Extent, Shape};
 use crate::image::Image;
 use crate::library::CallError;
@@ -335,7 +336,8 @@ impl Server {
         // As long as the driver knows of it.
         let memory: &'static Memory = Box::leak(Box::new(memory));
         let (start, bytes): (NonNull<u8>, usize) = (memory.start(), memory.bytes());
-        let (here, host) = Here::begin(driver, ordinal, cubin, extent, device_bytes, |session| {
+        let of = (driver, ordinal, Err(NotApart::OtherProcess));
+        let (here, host) = Here::begin(of, cubin, extent, device_bytes, |session| {
             // SAFETY: mapped for good, as just said.
             unsafe { session.register(start, bytes) }
         })?;
@@ -376,7 +378,7 @@ impl Server {
             }
             Call::Launch { zeros, extent, parameters } => {
                 // SAFETY: the parent's launcher promises it (`Calls::launch`).
-                unsafe { here.launch(*zeros, *extent, parameters) }?;
+                unsafe { here.launch(*zeros, *extent, parameters, false) }?;
                 Said::Done
             }
             Call::IsIdle => Said::Idle(here.is_idle()?),

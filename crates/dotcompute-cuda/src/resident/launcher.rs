@@ -18,6 +18,7 @@ use super::calls::{Begun, Calls};
 use super::{Fate, Isolation, LEAVE_WITHIN, Loss, Request, Residency, ResidentError, Vacated};
 use crate::compute::{Context, FreesHeld};
 use crate::driver::Driver;
+use crate::green::Placement;
 use crate::grid::{EdgePlan, Grid, PlanError, Port, PortWords, SeatPlan, Shape, Way, Write};
 use crate::image::Image;
 
@@ -86,7 +87,24 @@ impl Launcher {
             held: held.map(|context| context.hold_frees()),
         };
         launcher.write(&launcher.grid.vacant())?;
+        launcher.tell_placement();
         Ok(launcher)
+    }
+
+    /// Says where the grid runs, if that is not where it was.
+    fn tell_placement(&self) {
+        if self.residency.ring_multiprocessors.is_none() {
+            return;
+        }
+        let now = self.calls.placement();
+        let before = mem::replace(&mut *lock(&self.fate.placement), now.clone());
+        match now {
+            _ if now == before => {}
+            Placement::Apart { .. } => tracing::info!("a grid runs {now}"),
+            Placement::Left { .. } | Placement::Anywhere(_) => {
+                tracing::warn!("a grid runs {now}");
+            }
+        }
     }
 
     /// Writes to the device's memory, while no grid runs.
@@ -105,9 +123,11 @@ impl Launcher {
         let epoch = self.epoch.wrapping_add(1).max(1);
         let (left, zeros) = self.grid.before_launch();
         let parameters = self.grid.parameters(epoch, lease, silence);
+        let is_first = self.epoch == self.grid.ended();
+        let (zeros, shape) = ((left, zeros.len()), self.grid.shape());
         // SAFETY: inside the device's arena, and used by grids alone, which the stream has before and
         // behind this; the parameters lead to the arenas.
-        unsafe { self.calls.launch((left, zeros.len()), self.grid.shape(), &parameters) }?;
+        unsafe { self.calls.launch(zeros, shape, &parameters, is_first) }?;
         self.epoch = epoch;
         Ok(())
     }
@@ -130,6 +150,7 @@ impl Launcher {
     fn start(&mut self) -> Result<(), ResidentError> {
         let first = self.epoch.wrapping_add(1);
         self.renew()?;
+        self.tell_placement();
         let deadline = Instant::now() + self.residency.census;
         // With a short lease the first may have ended before it was looked at.
         let is_there = |grid: &Grid| grid.is_resident(first) || grid.ended() >= first;
@@ -195,9 +216,11 @@ impl Launcher {
     pub(super) fn run(mut self, requests: &Receiver<Request>) {
         if let Err(error) = self.serve(requests) {
             let suspects = self.suspects();
-            tracing::error!(%error, ?suspects, "resident grid lost");
+            let placement = self.calls.placement();
+            tracing::error!(%error, ?suspects, %placement, "resident grid lost");
             // As where it does not end when it is to.
             mem::forget(self.held.take());
+            self.calls.keep_place();
             if error == ResidentError::Stuck {
                 crate::lent::keep_all();
             }
@@ -252,6 +275,7 @@ impl Launcher {
                     if ended.is_err() {
                         // It may be there for good, and then whoever frees would wait for good.
                         mem::forget(self.held.take());
+                        self.calls.keep_place();
                     }
                     if let Some(answer) = answer {
                         let _ = answer.send(ended); // as above

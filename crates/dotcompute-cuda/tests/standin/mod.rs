@@ -167,6 +167,7 @@ pub(crate) fn options() -> CudaOptions {
             silence: Some(Duration::from_secs(30)),
             census: Duration::from_secs(60),
             overdue: Duration::from_secs(60),
+            ring_multiprocessors: None,
         },
         ..CudaOptions::default()
     }

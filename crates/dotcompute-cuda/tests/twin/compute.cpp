@@ -187,6 +187,14 @@ void *twin_of(const char *name) {
                       dc_store_sys(DC_SYNC_NONE, parameter<uint32_t *>(p, 1) + 1024 * warp,
                                    dc_load_sys(DC_SYNC_NONE, in + 1024 * warp));
           }}},
+        {"floor_where",
+         {{8},
+          [](const unsigned *grid, const unsigned *, void **p) {
+              for (unsigned block = 0; block < grid[0]; ++block) {
+                  be_block(work_on, block);
+                  parameter<uint32_t *>(p, 0)[block] = multiprocessor;
+              }
+          }}},
         // (float a, const float *x, float *y, int n)
         {"saxpy",
          {{4, 8, 8, 4},

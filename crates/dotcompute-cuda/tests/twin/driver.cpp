@@ -91,13 +91,33 @@ void look_at_fate() {
     throw ended{};
 }
 
+// Multiprocessors that follow each other: numbers alone, which no work is slower by. A block that runs
+// somewhere, a thread here, has one of those that its stream is for: from the last on, so that a grid that
+// is to be on the first and is on any shows.
+constexpr unsigned MULTIPROCESSORS = 4;
+struct range {
+    unsigned first = 0, count = MULTIPROCESSORS;
+};
+thread_local range work_on;
+thread_local unsigned multiprocessor = 0;
+unsigned multiprocessor_here() { return multiprocessor; }
+void be_block(range on, unsigned block) {
+    multiprocessor = on.first + on.count - 1 - block % on.count;
+}
+
 // A stream: what it was given, one after the other, by a thread of its own.
 struct stream {
     std::deque<std::function<void()>> work;
     bool busy = false;
+    // Where its work runs, and whether a green context says so; the grids that it was given and that have
+    // not ended.
+    range on;
+    bool green = false;
+    int grids = 0;
 
     void run() {
         std::unique_lock held(lock);
+        work_on = on;
         for (;;) {
             changed.wait(held, [this] { return !work.empty(); });
             auto next = std::move(work.front());
@@ -121,8 +141,9 @@ struct stream {
 
 // The streams that live, and the two that every context has.
 std::set<void *> &streams = *new std::set<void *>;
-stream *begin_stream() {
+stream *begin_stream(range on = {}, bool green = false) {
     auto *created = new stream;
+    created->on = on, created->green = green;
     std::thread([created] { created->run(); }).detach();
     return created;
 }
@@ -152,10 +173,12 @@ void wait_for_resident_work() {
     changed.wait(held, [last] { return resident.empty() || *resident.begin() > last; });
 }
 
-void run_grid(long number, const module *code, const dc_grid &grid, uint32_t shared_bytes) {
+void run_grid(long number, stream *in, const module *code, const dc_grid &grid,
+              uint32_t shared_bytes, unsigned seats) {
     std::vector<std::thread> warps;
     for (uint32_t warp = 0; warp <= grid.seat_count * code->blocks; ++warp) {
-        warps.emplace_back([&grid, code, warp, shared_bytes] {
+        warps.emplace_back([&grid, code, warp, shared_bytes, seats, on = work_on] {
+            be_block(on, warp / seats);
             dc_store_sys(DC_SYNC_NONE, dc_at<uint32_t>(grid.census) + warp, grid.epoch);
             try {
                 if (warp == 0)
@@ -171,6 +194,7 @@ void run_grid(long number, const module *code, const dc_grid &grid, uint32_t sha
         warp.join();
     std::lock_guard held(lock);
     resident.erase(number);
+    --in->grids;
     changed.notify_all();
 }
 
@@ -214,6 +238,8 @@ module *load(const void *image) {
     using hook = void (*)();
     *static_cast<hook *>(dlsym(library, "standin_fate")) = look_at_fate;
     *static_cast<hook *>(dlsym(library, "standin_trap_hook")) = trap;
+    using number = unsigned (*)();
+    *static_cast<number *>(dlsym(library, "standin_multiprocessor_hook")) = multiprocessor_here;
     return loaded;
 }
 
@@ -301,7 +327,7 @@ int cuDeviceGetAttribute(int *value, int attribute, int) {
     case 10: // threads of a warp
         return *value = 32, 0;
     case 16: // multiprocessors
-        return *value = 4, 0;
+        return *value = MULTIPROCESSORS, 0;
     case 97: // shared memory of a block that asks for it
         return *value = 227 * 1024, 0;
     case 115: // memory pools
@@ -354,29 +380,44 @@ int cuStreamCreate(void **made, unsigned flags) {
     return lost;
 }
 
-// Green contexts: the multiprocessors are numbers alone, and their streams are as any.
+// Green contexts: multiprocessors are divided by twos. Launches of grids in them can be refused by the
+// name of "green", or by that of "behind" where a grid is before them.
 struct resource {
     unsigned kind;
-    unsigned char internal[92];
-    unsigned multiprocessors;
+    unsigned char internal[88];
+    range on; // the first is the driver's own knowledge, how many all may read
     unsigned char rest[44];
 };
+static_assert(sizeof(resource) == 144 && offsetof(resource, on) + offsetof(range, count) == 96);
 int cuDeviceGetDevResource(int, resource *of, unsigned kind) {
-    return *of = {kind, {}, 4, {}}, kind == 1 ? lost : 1;
+    STANDIN_CALL
+    return *of = {kind, {}, {}, {}}, kind == 1 ? lost : 1;
 }
 int cuDevSmResourceSplitByCount(resource *made, unsigned *groups, const resource *of,
                                 resource *remaining, unsigned, unsigned count) {
+    const unsigned wanted = (count + 1) / 2 * 2;
+    if (wanted > of->on.count)
+        return 914;
     *made = *remaining = *of;
-    made->multiprocessors = count < of->multiprocessors ? count : of->multiprocessors - 1;
-    remaining->multiprocessors = of->multiprocessors - made->multiprocessors;
+    made->on.count = wanted;
+    remaining->on = {of->on.first + wanted, of->on.count - wanted};
     return *groups = 1, lost;
 }
-int cuDevResourceGenerateDesc(void **made, resource *, unsigned) { return *made = &lock, lost; }
-int cuGreenCtxCreate(void **made, void *, int, unsigned flags) {
-    return *made = &lock, flags == 1 ? lost : 1;
+int cuDevResourceGenerateDesc(void **made, const resource *of, unsigned) {
+    return *made = new range(of->on), lost;
 }
-int cuGreenCtxStreamCreate(void **made, void *, unsigned flags, int) {
-    return cuStreamCreate(made, flags);
+int cuGreenCtxCreate(void **made, void *description, int, unsigned flags) {
+    STANDIN_CALL
+    return *made = description, flags == 1 ? lost : 1;
+}
+int cuGreenCtxStreamCreate(void **made, void *context, unsigned flags, int) {
+    STANDIN_CALL
+    if (flags != 1)
+        return 1;
+    *made = begin_stream(*static_cast<range *>(context), true);
+    std::lock_guard held(lock);
+    streams.insert(*made);
+    return lost;
 }
 int cuStreamSynchronize(void *handle) {
     stream *of = at(handle);
@@ -429,6 +470,20 @@ int cuLaunchCooperativeKernel(void *function, unsigned blocks, unsigned, unsigne
     auto code = static_cast<const module *>(function);
     if (code->refused != 0)
         return code->refused;
+    stream *in = at(of);
+    if (in == nullptr)
+        return 400;
+    for (const char *name : {"green", "behind"}) {
+        const int code = in->green ? fails(name) : 0;
+        std::lock_guard held(lock);
+        if (code != 0 && (*name == 'g' || in->grids > 0))
+            return code;
+    }
+    // More than there is room for at once.
+    int room = 0;
+    cuOccupancyMaxActiveBlocksPerMultiprocessor(&room, function, int(threads), shared_bytes);
+    if (blocks > room * in->on.count)
+        return 720;
     // A warp, a block or a team of them for each seat, and what serves; and no block to spare.
     const bool is_block = code->scope >= DC_SCOPE_BLOCK;
     const unsigned seats = is_block ? 1 : threads / 32;
@@ -442,8 +497,9 @@ int cuLaunchCooperativeKernel(void *function, unsigned blocks, unsigned, unsigne
         std::lock_guard held(lock);
         number = ++launched;
         resident.insert(number);
+        ++in->grids;
     }
-    return give(of, [=] { run_grid(number, code, grid, shared_bytes / seats); });
+    return give(of, [=] { run_grid(number, in, code, grid, shared_bytes / seats, seats); });
 }
 
 } // extern "C"

@@ -24,6 +24,8 @@ extern "C" {
 void (*standin_fate)() = nullptr;
 void (*standin_trap_hook)() = nullptr;
 void standin_trap() { standin_trap_hook(); }
+unsigned (*standin_multiprocessor_hook)() = nullptr;
+unsigned standin_multiprocessor() { return standin_multiprocessor_hook(); }
 }
 static inline void standin_pause(uint32_t ns) {
     standin_fate();
@@ -142,7 +144,8 @@ int nvrtcCompileProgram(void *of, int count, const char *const *options) {
                             "-DDC_DEVICE_TWIN -D__device__= -D__trap=standin_trap ";
     if (source.name != "resident.cu")
         arguments += "-include standin.h ";
-    write(work.path / "standin.h", "extern \"C\" void standin_trap();\n");
+    write(work.path / "standin.h", "extern \"C\" void standin_trap();\n"
+                                        "extern \"C\" unsigned standin_multiprocessor();\n");
     for (int option = 0; option < count; ++option)
         if (std::strncmp(options[option], "-D", 2) == 0)
             arguments += std::string(options[option]) + " ";

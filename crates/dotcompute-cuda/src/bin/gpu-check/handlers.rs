@@ -166,6 +166,21 @@ reduce(const span *message, void *, unsigned long long *reply, rk_ctx *ctx) {
 pub(crate) const BLOCK_THREADS: u32 = 256;
 const BLOCK_BYTES: u32 = 8 * BLOCK_THREADS;
 
+/// Answers with the number of the multiprocessor that it runs on. Its inline assembly is the device's; a
+/// stand-in, which compiles for the host, has a function for it.
+const WHERE: &str = r#"
+extern "C" __device__ int32_t where(const number *, void *, number *reply, rk_ctx *) {
+#ifdef DC_DEVICE_TWIN
+    reply->value = standin_multiprocessor();
+#else
+    unsigned multiprocessor;
+    asm volatile("mov.u32 %0, %%smid;" : "=r"(multiprocessor));
+    reply->value = multiprocessor;
+#endif
+    return DC_HANDLER_REPLY;
+}
+"#;
+
 fn code(function: &str, source: &str) -> CudaHandler {
     CudaHandler::from_source(function, format!("{COMMON}{source}"))
 }
@@ -189,9 +204,13 @@ pub(crate) fn kernels() -> CudaKernels {
             "reduce",
             CudaKernel::new(code("reduce", REDUCE), Span::LAYOUT).output(Number::LAYOUT),
         )
+        .kernel(
+            "where",
+            CudaKernel::new(code("where", WHERE), Number::LAYOUT).output(Number::LAYOUT),
+        )
 }
 
-const FUNCTIONS: [&str; 5] = ["echo", "hop", "sink", "work", "reduce"];
+const FUNCTIONS: [&str; 6] = ["echo", "hop", "sink", "work", "reduce", "where"];
 
 /// Those of a block, in an image of their own.
 fn block_kernels() -> CudaKernels {

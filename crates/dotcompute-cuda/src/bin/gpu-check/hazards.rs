@@ -42,6 +42,12 @@ const HAZARDS: &[Hazard] = &[
         run: stream,
     },
     Hazard { call: "cuEventCreate", waits: false, source: "the same", run: event },
+    Hazard {
+        call: "cuGreenCtxCreate, with a stream",
+        waits: false,
+        source: "the same",
+        run: green_context,
+    },
 ];
 
 pub(crate) fn run(check: &mut Check) -> Result<(), Failure> {
@@ -134,4 +140,39 @@ fn event(raw: &Raw) -> Option<c_int> {
     let mut made = std::ptr::null_mut();
     // SAFETY: `made` outlives the call; 2: without times.
     Some(unsafe { call(&mut made, 2) })
+}
+
+fn green_context(raw: &Raw) -> Option<c_int> {
+    /// As large as a `CUdevResource`.
+    #[repr(C, align(8))]
+    struct Resource([u8; 144]);
+    type Get = unsafe extern "C" fn(c_int, *mut Resource, c_uint) -> c_int;
+    type Describe = unsafe extern "C" fn(*mut *mut c_void, *mut Resource, c_uint) -> c_int;
+    type Create = unsafe extern "C" fn(*mut *mut c_void, *mut c_void, c_int, c_uint) -> c_int;
+    type MakeStream = unsafe extern "C" fn(*mut *mut c_void, *mut c_void, c_uint, c_int) -> c_int;
+    // SAFETY: as above.
+    let get: Get = unsafe { raw.get("cuDeviceGetDevResource") }?;
+    // SAFETY: as above.
+    let describe: Describe = unsafe { raw.get("cuDevResourceGenerateDesc") }?;
+    // SAFETY: as above.
+    let create: Create = unsafe { raw.get("cuGreenCtxCreate") }?;
+    // SAFETY: as above.
+    let stream: MakeStream = unsafe { raw.get("cuGreenCtxStreamCreate") }?;
+    let mut all = Resource([0; 144]);
+    let [mut description, mut context, mut made] = [std::ptr::null_mut(); 3];
+    // SAFETY: `all` outlives the call; 1: multiprocessors.
+    let mut code = unsafe { get(0, &mut all, 1) };
+    if code == 0 {
+        // SAFETY: both outlive the call; all of the device's multiprocessors.
+        code = unsafe { describe(&mut description, &mut all, 1) };
+    }
+    if code == 0 {
+        // SAFETY: a description that was just made; 1: for the default stream. Kept to the process's end.
+        code = unsafe { create(&mut context, description, 0, 1) };
+    }
+    if code == 0 {
+        // SAFETY: a context that was just made; 1: non-blocking.
+        code = unsafe { stream(&mut made, context, 1, 0) };
+    }
+    Some(code)
 }

@@ -1,17 +1,16 @@
-//! What kernels cost that have nothing to do: of the host, of the bus, and of who else uses the device.
+//! What kernels cost that have nothing to do: of the host, and of the bus.
 
 use std::thread;
 use std::time::{Duration, Instant};
 
 use dotcompute_core::{KernelRef, Terminate};
-use dotcompute_cuda::compute::{DeviceBuffer, Function, Launch, Stream};
 
 use crate::device::Gpu;
 use crate::handlers::{Number, Sum};
 use crate::link::Link;
-use crate::messages::{LONG, percentile_us};
+use crate::messages::LONG;
 use crate::report::Goal;
-use crate::{Check, Failure, green, handlers};
+use crate::{Check, Failure, handlers};
 
 /// The time that this process has used of its cores.
 fn cpu_time() -> Duration {
@@ -34,66 +33,13 @@ fn core_percent(time: Duration) -> f64 {
     (cpu_time() - before).as_secs_f64() / start.elapsed().as_secs_f64() * 100.0
 }
 
-/// Products of matrices on the multiprocessors that are left.
-struct Product {
-    function: Function,
-    stream: Stream,
-    matrices: [DeviceBuffer; 3],
-    /// Rows and columns.
-    size: u64,
-    multiprocessors: u32,
-}
-
-/// How many multiprocessors 128 kernels are given: more than they need, and what can be set aside.
-const TAKEN: u32 = 8;
-
-impl Product {
-    fn new(check: &Check, gpu: &Gpu) -> Result<Option<Self>, Failure> {
-        let Some((multiprocessors, stream)) = green::complement(gpu, TAKEN)? else {
-            return Ok(None);
-        };
-        let size = if check.quick { 32 } else { 4096 };
-        let function = handlers::compute(check, gpu)?.function("matrix_multiply_float32")?;
-        let pool = gpu.context.pool()?;
-        let matrix = || -> Result<DeviceBuffer, Failure> {
-            let matrix = pool.allocate(4 * (size * size) as usize, &stream)?;
-            stream.fill(&matrix, 0)?;
-            Ok(matrix)
-        };
-        let matrices = [matrix()?, matrix()?, matrix()?];
-        Ok(Some(Self { function, stream, matrices, size, multiprocessors }))
-    }
-
-    /// What one takes, p50, in microseconds.
-    fn takes_us(&self, count: u64) -> Result<f64, Failure> {
-        let blocks = self.size.div_ceil(16) as u32;
-        let shape = Launch { grid: [blocks, blocks, 1], block: [16, 16, 1], shared_bytes: 0 };
-        let size = self.size.to_ne_bytes();
-        let [a, b, c] = self.matrices.each_ref().map(|matrix| matrix.address().to_ne_bytes());
-        let mut times = Vec::new();
-        for _ in 0..count {
-            let start = Instant::now();
-            // SAFETY: the kernel of `compute.cu` with its arguments, over matrices of this size.
-            unsafe {
-                self.function.launch(&self.stream, &shape, &[&a, &b, &c, &size, &size, &size])
-            }?;
-            self.stream.synchronize()?;
-            times.push(start.elapsed());
-        }
-        Ok(percentile_us(&mut times[1..], 50.0))
-    }
-}
-
 pub(crate) fn run(check: &mut Check) -> Result<(), Failure> {
     let gpu = Gpu::open(check)?;
-    // First of all without them, and before anything stays: to load a module may wait for it.
+    // First of all without them.
     let time = check.time(Duration::from_secs(10)).max(Duration::from_secs(1));
-    let (link, products) = (Link::open(), if check.quick { 3 } else { 40 });
+    let link = Link::open();
     let waits = core_percent(time);
     let quiet = link.as_ref().ok().map(|link| link.received_percent(time));
-    let product = Product::new(check, &gpu)?;
-    let alone = product.as_ref().map(|product| product.takes_us(products)).transpose()?;
-
     let count = 2 * check.pairs();
     let stage = handlers::executor(check, &gpu, count, Some(Duration::from_millis(250)))?;
     let kernels: Vec<KernelRef<Number, Sum>> = (0..count)
@@ -120,17 +66,6 @@ pub(crate) fn run(check: &mut Check) -> Result<(), Failure> {
         Err(why) => check.results.finding(&what, &format!("left out: {why}"))?,
     }
 
-    let what = format!("{count} idle kernels: a product of matrices on the other multiprocessors");
-    match (&product, alone) {
-        (Some(product), Some(alone)) => {
-            let slower = (product.takes_us(products)? / alone - 1.0) * 100.0;
-            let note = format!("{} multiprocessors, {alone:.0} us", product.multiprocessors);
-            check.results.finding("a product of matrices without kernels", &note)?;
-            let (goal, floor) = (Some(Goal::AtMost(2.0)), Some(("without kernels", 0.0)));
-            check.results.beside(&format!("{what}, slower by"), slower, "%", goal, floor)?;
-        }
-        _ => check.results.finding(&what, "left out: the driver has no green contexts")?,
-    }
     // They are still there.
     for kernel in &kernels {
         kernel.ask_blocking(Number { value: 1 }, Some(LONG))?;

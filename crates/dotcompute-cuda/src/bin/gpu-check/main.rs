@@ -6,9 +6,9 @@
 //!
 //! On a stand-in for NVIDIA's libraries it runs too, to rehearse it: every row says so.
 
+mod apart;
 mod device;
 mod floors;
-mod green;
 mod handlers;
 mod hazards;
 mod idle;
@@ -103,6 +103,12 @@ const STAGES: &[Stage] = &[
         what: "what kernels cost that have nothing to do",
         seconds: 60,
         run: idle::run,
+    },
+    Stage {
+        name: "apart",
+        what: "kernels on multiprocessors of their own, and other work beside them",
+        seconds: 60,
+        run: apart::run,
     },
     Stage {
         name: "executor",

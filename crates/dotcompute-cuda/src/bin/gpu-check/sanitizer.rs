@@ -72,6 +72,7 @@ fn checked(check: &mut Check, gpu: &Gpu) -> Result<(), Failure> {
         silence: None,
         census: LONG,
         overdue: LONG,
+        ring_multiprocessors: None,
     };
     let (resident, image) = handlers::grid(check, gpu, 1, residency)?;
     let mut port = resident.seat(0, handlers::plan(&image, "echo", 40)?)?;
