@@ -60,6 +60,8 @@ __all__ = [
     "_launch_process",
     "_lend",
     "_own_methods",
+    "_ring_free_sms",
+    "_ring_placements",
     "_serve_cuda",
     "cuda_devices",
     "decode_any_message",
@@ -1000,6 +1002,8 @@ class DevicePointer:
 
 def _lend(address: int, nbytes: int, owner: Any, timeout: float) -> DevicePointer: ...
 def _cuda_capability() -> tuple[int, int]: ...
+def _ring_free_sms(aside: int) -> tuple[int, int]: ...
+def _ring_placements() -> list[str]: ...
 def _serve_cuda() -> None: ...
 def _launch_cuda(
     actor: Actor,

@@ -13,13 +13,14 @@ import pytest
 
 from pydotcompute import RingKernelRuntime, UnifiedBuffer, _optional, message
 from pydotcompute.exceptions import BackendNotAvailableError, InvalidConfigurationError
-from pydotcompute.handlers import cuda_handler, record
+from pydotcompute.handlers import cuda_handler, record, ring_free_sms, ring_placements
 from pydotcompute.ring_kernels.lifecycle import RingKernelConfig
 
 ROOT = Path(__file__).resolve().parents[2]
 SOURCES = ROOT / "crates" / "dotcompute-cuda" / "tests" / "twin"
 PROGRAM = Path(__file__).parent / "standin" / "kernels.py"
 LENDING = Path(__file__).parent / "standin" / "lending.py"
+APART = Path(__file__).parent / "standin" / "apart.py"
 EXAMPLE = ROOT / "examples" / "python" / "13_device_memory.py"
 ERRORS = Path(__file__).parent / "standin" / "errors.py"
 
@@ -192,6 +193,39 @@ def test_messages_name_device_memory_on_the_stand_in(stand_in):
     done = run(stand_in, "-m", "pytest", "-p", "no:cacheprovider", LENDING)
     assert done.returncode == 0, done.stdout[-8000:] + done.stderr[-2000:]
     assert int(re.search(r"(\d+) passed", done.stdout).group(1)) > 10
+
+
+@pytest.mark.parametrize(
+    ("what", "change", "told"),
+    [
+        ("in time", {}, r"on [01], that is on 2 multiprocessors that are set aside; 2 are left\n"),
+        ("late", {}, r"on [0-3], that is on any multiprocessor: the options ask for none.*\n"),
+        (
+            "refused",
+            {"STANDIN_FAIL": "cuGreenCtxCreate=801"},
+            r"on [0-3], that is on any multiprocessor: the driver refuses.*cuGreenCtxCreate.*\n",
+        ),
+    ],
+)
+def test_kernels_have_multiprocessors_of_their_own_where_that_is_asked_for(
+    stand_in, what, change, told
+):
+    done = run({**stand_in, **change}, APART, what)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert re.fullmatch(told, done.stdout), done.stdout
+
+
+@needs_none
+def test_without_a_gpu_no_multiprocessors_are_set_aside_and_the_error_says_what_is_missing():
+    with pytest.raises(BackendNotAvailableError, match=r"CUDA.*not available.*driver"):
+        ring_free_sms()
+    assert ring_placements() == []
+
+
+@pytest.mark.parametrize("aside", [-1, True, 1.5, None, 1 << 31])
+def test_what_is_no_number_of_multiprocessors_is_refused(aside):
+    with pytest.raises(InvalidConfigurationError, match="a number of multiprocessors"):
+        ring_free_sms(aside)
 
 
 def test_the_example_of_device_memory_runs_on_the_stand_in(stand_in):

@@ -38,7 +38,13 @@ loses its exception's arguments; a multiplication followed by an addition may be
 
 from pydotcompute.handlers._cuda import CudaCode, compile_for_cuda
 from pydotcompute.handlers.context import HandlerContext
-from pydotcompute.handlers.cuda import CudaHandler, cuda_handler
+from pydotcompute.handlers.cuda import (
+    CudaHandler,
+    FreeMultiprocessors,
+    cuda_handler,
+    ring_free_sms,
+    ring_placements,
+)
 from pydotcompute.handlers.native import NativeHandler, native_handler
 from pydotcompute.handlers.record import (
     DevicePointer,
@@ -54,6 +60,7 @@ __all__ = [
     "CudaCode",
     "CudaHandler",
     "DevicePointer",
+    "FreeMultiprocessors",
     "Handler",
     "HandlerContext",
     "NativeHandler",
@@ -65,4 +72,6 @@ __all__ = [
     "record",
     "record_dtype",
     "record_type",
+    "ring_free_sms",
+    "ring_placements",
 ]

@@ -27,6 +27,10 @@ CUDA C++ it is an ``unsigned long long``, to be cast to a pointer once ``rk_acqu
 called. `RingKernelRuntime.send_on_stream` sends a message when the work that writes the array is
 done.
 
+Kernels run on whatever multiprocessors the GPU gives them, among other work, unless
+`ring_free_sms` sets some aside for them: then they keep off the others, and work in the stream that
+it returns keeps off theirs. `ring_placements` says where they run, and why it is elsewhere.
+
 With ``isolation="process"`` the context that all of this lives in is one of a child process
 (Linux): a hardware exception, a handler that never comes back, or a SIGKILL costs that process, and
 kernels with a restart policy are brought back in another one. Contexts of several processes take
@@ -49,7 +53,13 @@ from pydotcompute.exceptions import InvalidConfigurationError
 from pydotcompute.handlers.record import record_type
 from pydotcompute.handlers.spec import Handler, PythonHandler, Signature, _checked_max_emit
 
-__all__ = ["CudaHandler", "cuda_handler"]
+__all__ = [
+    "CudaHandler",
+    "FreeMultiprocessors",
+    "cuda_handler",
+    "ring_free_sms",
+    "ring_placements",
+]
 
 
 @dataclass(frozen=True)
@@ -157,6 +167,65 @@ def cuda_handler(
         targets=tuple((kernel, record_type(cls)) for kernel, cls in (targets or {}).items()),
     )
     return CudaHandler(name, source, signature, scope, shared_bytes)
+
+
+@dataclass(frozen=True)
+class FreeMultiprocessors:
+    """The multiprocessors of a GPU that are not set aside for kernels that stay.
+
+    Attributes
+    ----------
+    stream
+        A stream whose work runs there, and nowhere else. Other libraries take it by its handle
+        (``torch.cuda.ExternalStream(stream.handle)``, ``cupy.cuda.ExternalStream(stream.handle)``)
+        or by ``__cuda_stream__``.
+    multiprocessors
+        How many they are.
+    """
+
+    stream: _native.CudaStream
+    multiprocessors: int
+
+
+def ring_free_sms(aside: int = 0) -> FreeMultiprocessors:
+    """Set multiprocessors of the first GPU aside for kernels, and get a stream on the others.
+
+    Work in that stream, a product of matrices say, does not wait for the multiprocessors that
+    kernels hold, nor they for it. Work in other streams may still run on those set aside. The first
+    call decides for the process, and comes before the first kernel on the GPU; later ones return
+    other streams on the same multiprocessors. Without it none are set aside: that this pays has not
+    been seen on a GPU yet. It is about kernels whose context is this process's, and takes a driver
+    of CUDA 12.4 or newer.
+
+    Parameters
+    ----------
+    aside
+        How many to set aside at least; the driver rounds up (to 8 on an H100).
+
+    Raises
+    ------
+    InvalidConfigurationError
+        `aside` is no number of multiprocessors.
+    CUDAError
+        Kernels were there before, or none can be set aside: says why. Kernels run then as without.
+    BackendNotAvailableError
+        There is no GPU, driver or compiler: says what is missing.
+    """
+    if isinstance(aside, bool) or not isinstance(aside, int) or not 0 <= aside < 1 << 31:
+        reason = "must be a number of multiprocessors, 0 or more"
+        raise InvalidConfigurationError("aside", aside, reason)
+    handle, multiprocessors = _native._ring_free_sms(aside)
+    from pydotcompute.ring_kernels import _lend  # with what few programs use
+
+    return FreeMultiprocessors(_lend.as_stream(handle), multiprocessors)
+
+
+def ring_placements() -> list[str]:
+    """Get where kernels run on the GPU: a text for each grid of them that is there.
+
+    A grid that wanted multiprocessors of its own and did not get them says why.
+    """
+    return _native._ring_placements()
 
 
 #: The threads of a block that one kernel has at most, and what a kernel has that says nothing.

@@ -5,10 +5,10 @@ use std::time::Duration;
 
 use dotcompute::LaunchError;
 use dotcompute::mailbox::sync::lock;
-use dotcompute_cuda::resident::Isolation;
+use dotcompute_cuda::resident::{Isolation, Residency};
 use dotcompute_cuda::{
     Cuda, CudaError, CudaHandler, CudaKernel as Described, CudaKernels, CudaLaunch, CudaOptions,
-    Scope,
+    NotApart, Scope,
 };
 #[cfg(target_os = "linux")]
 use dotcompute_cuda::{isolated, serve_isolated};
@@ -30,14 +30,24 @@ type Children = (Vec<String>, Py<PyAny>);
 /// The first device, opened by the first kernel on it and kept to the end of the process: with its
 /// contexts in this process, or in children.
 pub(super) fn device(children: Option<Children>) -> Result<Cuda, CudaError> {
-    static DEVICES: Mutex<[Option<Cuda>; 2]> = Mutex::new([None, None]);
+    opened(children, None)
+}
+
+static DEVICES: Mutex<[Option<Cuda>; 2]> = Mutex::new([None, None]);
+
+/// The same; so many multiprocessors are set aside for grids, if this is what opens it.
+fn opened(
+    children: Option<Children>,
+    ring_multiprocessors: Option<u32>,
+) -> Result<Cuda, CudaError> {
     let mut devices = lock(&DEVICES);
     let device = &mut devices[usize::from(children.is_some())];
     match device {
         Some(cuda) => Ok(cuda.clone()),
         None => {
             let isolation = isolation(children);
-            let options = CudaOptions { isolation, ..CudaOptions::default() };
+            let residency = Residency { ring_multiprocessors, ..Residency::default() };
+            let options = CudaOptions { isolation, residency, ..CudaOptions::default() };
             let cuda = without_signals(|| CudaKernels::new().open(options))?;
             Ok(device.insert(cuda).clone())
         }
@@ -99,6 +109,29 @@ fn _cuda_capability(py: Python<'_>) -> PyResult<(u32, u32)> {
     let cuda = py.detach(|| device(None)).map_err(|error| refused(py, "", &error))?;
     let capability = cuda.device().compute_capability;
     Ok((capability.major, capability.minor))
+}
+
+/// A stream on the multiprocessors of the device that are not set aside for grids, by its handle, and how many
+/// they are. So many are set aside at least, if this is what opens the device.
+#[pyfunction]
+fn _ring_free_sms(py: Python<'_>, aside: u32) -> PyResult<(usize, u32)> {
+    match py.detach(|| opened(None, Some(aside))?.ring_free_sms()) {
+        Ok(free) => Ok((free.stream.handle(), free.multiprocessors)),
+        Err(CudaError::NotApart(NotApart::NotWanted)) => {
+            let text = "kernels on the GPU, or arrays lent to them, were there first, and no multiprocessors \
+                        are set aside: call ring_free_sms before";
+            Err(errors::raise(py, "CUDAError", (text,)))
+        }
+        Err(error) => Err(refused(py, "", &error)),
+    }
+}
+
+/// Where the grids run whose context is this process's.
+#[pyfunction]
+fn _ring_placements() -> Vec<String> {
+    let [here, _] = &*lock(&DEVICES);
+    let placements = here.iter().flat_map(Cuda::placements);
+    placements.map(|placement| placement.to_string()).collect()
 }
 
 /// A handler that was linked with the resident grid of the device, and its initial state. Launched
@@ -246,6 +279,8 @@ fn _launch_cuda(
 pub(super) fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<CudaKernel>()?;
     module.add_function(wrap_pyfunction!(_cuda_capability, module)?)?;
+    module.add_function(wrap_pyfunction!(_ring_free_sms, module)?)?;
+    module.add_function(wrap_pyfunction!(_ring_placements, module)?)?;
     #[cfg(target_os = "linux")]
     module.add_function(wrap_pyfunction!(_serve_cuda, module)?)?;
     module.add_function(wrap_pyfunction!(_launch_cuda, module)?)
