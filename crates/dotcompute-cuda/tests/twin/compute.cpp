@@ -195,6 +195,12 @@ void *twin_of(const char *name) {
                   parameter<uint32_t *>(p, 0)[block] = multiprocessor;
               }
           }}},
+        {"floor_fill",
+         {{8, 4},
+          [](const unsigned *, const unsigned *, void **p) {
+              for (unsigned place = 0; place < work_on.count; ++place)
+                  parameter<uint32_t *>(p, 0)[1] += warps_on[work_on.first + place] != 0;
+          }}},
         // (float a, const float *x, float *y, int n)
         {"saxpy",
          {{4, 8, 8, 4},

@@ -104,6 +104,8 @@ unsigned multiprocessor_here() { return multiprocessor; }
 void be_block(range on, unsigned block) {
     multiprocessor = on.first + on.count - 1 - block % on.count;
 }
+// How many warps of grids each has.
+std::atomic<int> warps_on[MULTIPROCESSORS];
 
 // A stream: what it was given, one after the other, by a thread of its own.
 struct stream {
@@ -179,6 +181,7 @@ void run_grid(long number, stream *in, const module *code, const dc_grid &grid,
     for (uint32_t warp = 0; warp <= grid.seat_count * code->blocks; ++warp) {
         warps.emplace_back([&grid, code, warp, shared_bytes, seats, on = work_on] {
             be_block(on, warp / seats);
+            ++warps_on[multiprocessor];
             dc_store_sys(DC_SYNC_NONE, dc_at<uint32_t>(grid.census) + warp, grid.epoch);
             try {
                 if (warp == 0)
@@ -188,6 +191,7 @@ void run_grid(long number, stream *in, const module *code, const dc_grid &grid,
             } catch (...) {
                 // Its context is lost: `ended`, or what the threads of a seat make of that.
             }
+            --warps_on[multiprocessor];
         });
     }
     for (auto &warp : warps)
@@ -328,6 +332,8 @@ int cuDeviceGetAttribute(int *value, int attribute, int) {
         return *value = 32, 0;
     case 16: // multiprocessors
         return *value = MULTIPROCESSORS, 0;
+    case 39: // threads of a multiprocessor
+        return *value = 2048, 0;
     case 97: // shared memory of a block that asks for it
         return *value = 227 * 1024, 0;
     case 115: // memory pools

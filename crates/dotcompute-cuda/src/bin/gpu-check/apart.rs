@@ -61,20 +61,53 @@ impl Product {
     }
 }
 
-/// Tells of each block of a launch where it ran.
+/// Asks the device where work of a stream runs.
 struct Census {
-    function: Function,
+    places: Function,
+    /// How many blocks are asked where they are.
     blocks: u32,
+    fill: Function,
+    /// How many blocks of [`THREADS`] fill one multiprocessor.
+    each: u32,
 }
 
+/// The threads of a block that asks.
+const THREADS: u32 = 512;
+
 impl Census {
-    /// The multiprocessors that work of the stream runs on.
-    fn of(&self, gpu: &Gpu, stream: &Stream) -> Result<BTreeSet<u32>, Failure> {
+    fn new(check: &Check, gpu: &Gpu) -> Result<Self, Failure> {
+        /// `CU_DEVICE_ATTRIBUTE_MAX_THREADS_PER_MULTIPROCESSOR`.
+        const MULTIPROCESSOR_THREADS: i32 = 39;
+        let module = handlers::floors(check, gpu)?;
+        Ok(Self {
+            places: module.function("floor_where")?,
+            blocks: 8 * gpu.device.multiprocessors,
+            fill: module.function("floor_fill")?,
+            each: gpu.context.attribute(MULTIPROCESSOR_THREADS)? / THREADS,
+        })
+    }
+
+    /// Of so many blocks as fill so many multiprocessors, how many had no room at once.
+    fn missing(&self, gpu: &Gpu, stream: &Stream, multiprocessors: u32) -> Result<u32, Failure> {
+        let blocks = self.each * multiprocessors;
+        let words = gpu.context.pool()?.allocate(8, stream)?;
+        stream.fill(&words, 0)?;
+        let shape = Launch { grid: [blocks, 1, 1], block: [THREADS, 1, 1], shared_bytes: 0 };
+        let arguments: [&[u8]; 2] = [&words.address().to_ne_bytes(), &blocks.to_ne_bytes()];
+        // SAFETY: the kernel of `floors.cu` with its arguments: two words that are zero.
+        unsafe { self.fill.launch(stream, &shape, &arguments) }?;
+        let mut missed = [0; 4];
+        stream.read(&words, 4, &mut missed)?;
+        Ok(u32::from_ne_bytes(missed))
+    }
+
+    /// The numbers of the multiprocessors that work of the stream runs on.
+    fn places(&self, gpu: &Gpu, stream: &Stream) -> Result<BTreeSet<u32>, Failure> {
         let mut bytes = vec![0; 4 * self.blocks as usize];
         let out = gpu.context.pool()?.allocate(bytes.len(), stream)?;
-        let shape = Launch { grid: [self.blocks, 1, 1], block: [512, 1, 1], shared_bytes: 0 };
+        let shape = Launch { grid: [self.blocks, 1, 1], block: [THREADS, 1, 1], shared_bytes: 0 };
         // SAFETY: the kernel of `floors.cu` with its argument: a word for each block.
-        unsafe { self.function.launch(stream, &shape, &[&out.address().to_ne_bytes()]) }?;
+        unsafe { self.places.launch(stream, &shape, &[&out.address().to_ne_bytes()]) }?;
         stream.read(&out, 0, &mut bytes)?;
         let words = bytes.chunks_exact(4);
         Ok(words.map(|word| u32::from_ne_bytes([word[0], word[1], word[2], word[3]])).collect())
@@ -84,18 +117,18 @@ impl Census {
 pub(crate) fn run(check: &mut Check) -> Result<(), Failure> {
     let gpu = Gpu::open(check)?;
     let (count, products) = (2 * check.pairs(), if check.quick { 3 } else { 40 });
+    // Longer than a look takes: between two leases there is room for a moment.
     let residency = Residency {
-        lease: Some(Duration::from_millis(250)),
+        lease: Some(Duration::from_secs(5)),
         ring_multiprocessors: Some(0),
         ..Residency::default()
     };
     let stage = handlers::executor_in(check, &gpu, count, residency, Isolation::Thread)?;
     let (runtime, cuda) = &stage;
     // All of this before anything stays: to load a module may wait for it.
-    let function = handlers::floors(check, &gpu)?.function("floor_where")?;
-    let census = Census { function, blocks: 8 * gpu.device.multiprocessors };
-    let ordinary = gpu.context.stream()?;
-    census.of(&gpu, &ordinary)?;
+    let (census, ordinary) = (Census::new(check, &gpu)?, gpu.context.stream()?);
+    census.places(&gpu, &ordinary)?;
+    census.missing(&gpu, &ordinary, 1)?;
     // As many as the grid needs are known once it is there: so it is, and has ended again.
     let kernel = |number: u32| -> Result<KernelRef<Number, Number>, Failure> {
         let builder = runtime.kernel(format!("kernel {number}").as_str()).executor("cuda");
@@ -130,17 +163,26 @@ pub(crate) fn run(check: &mut Check) -> Result<(), Failure> {
     if !placements.iter().all(apart) {
         return check.results.finding(what, "left out: the grid is elsewhere");
     }
-    let (others, any) = (census.of(&gpu, &stream)?, census.of(&gpu, &ordinary)?);
+    // By room: what fills a multiprocessor finds one taken that a block of the grid is on.
+    let missing = census.missing(&gpu, &stream, multiprocessors)?;
+    let what = "work that fills all that are left is there at once, beside the kernels";
+    check.results.fact(what, missing == 0, &format!("{missing} blocks had no room"))?;
+    let missing = census.missing(&gpu, &ordinary, gpu.device.multiprocessors)?;
+    let what = "work that fills all multiprocessors is not";
+    check.results.fact(what, missing > 0, &format!("{missing} blocks had no room"))?;
+    // By number: how many they are. Whether contexts have numbers of their own no document says.
+    let (others, any) = (census.places(&gpu, &stream)?, census.places(&gpu, &ordinary)?);
     let set_aside = gpu.device.multiprocessors - multiprocessors;
+    let what = "kernels run on no more multiprocessors than are set aside";
     let note = format!("{} of {set_aside}: {theirs:?}", theirs.len());
-    let what = "the device says: kernels run on no more multiprocessors than are set aside";
     check.results.fact(what, theirs.len() <= set_aside as usize, &note)?;
-    let what =
-        "the device says: work of ring_free_sms runs on all that are left, and on none of theirs";
-    let holds = others.is_disjoint(&theirs) && others.len() == multiprocessors as usize;
+    let what = "work in the stream of ring_free_sms runs on as many as are left";
+    let holds = others.len() == multiprocessors as usize;
     check.results.fact(what, holds, &format!("{} of {multiprocessors}", others.len()))?;
-    let note = format!("{} multiprocessors, {} of theirs", any.len(), (&any & &theirs).len());
-    check.results.finding("the device says: work of an ordinary stream runs on", &note)?;
+    let both = |work: &BTreeSet<u32>| format!("{} of {}", (work & &theirs).len(), work.len());
+    let what = "multiprocessors, by number, that the kernels' are too";
+    let found = format!("{}; in an ordinary stream {}", both(&others), both(&any));
+    check.results.finding(what, &found)?;
 
     let slower = (product.takes_us(products)? / alone - 1.0) * 100.0;
     let note = format!("{multiprocessors} multiprocessors, {alone:.0} us");

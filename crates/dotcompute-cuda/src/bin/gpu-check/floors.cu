@@ -81,6 +81,18 @@ extern "C" __global__ void floor_where(word *out) {
         out[blockIdx.x] = multiprocessor();
 }
 
+// Whether so many blocks are there at once: each counts in the first word and waits for the others, for 50 ms
+// at most; how many it has missed then is the second word.
+extern "C" __global__ void floor_fill(word *arrived, word blocks) {
+    if (threadIdx.x != 0)
+        return;
+    atomicAdd(arrived, 1);
+    const unsigned long long end = now() + 50000000;
+    while (load_here(arrived) < blocks && now() < end) {
+    }
+    atomicMax(arrived + 1, blocks - load_here(arrived));
+}
+
 // Each warp reads records of 64 bytes of the host's, eight for each load, from 4 KiB of its own; with
 // `answers` it writes as many back.
 extern "C" __global__ void floor_take(const uint4 *in, uint4 *out, word rounds, word answers) {
