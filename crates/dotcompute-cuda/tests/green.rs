@@ -19,7 +19,7 @@ use dotcompute_cuda::{
     CudaError, CudaHandler, CudaKernel, CudaKernels, CudaLaunch, CudaOptions, NotApart, Placement,
 };
 use standin::StandIn;
-use standin::stage::{Number, Stage, ask, drain};
+use standin::stage::{Number, Stage, ask, drain, until};
 
 /// Counts what it is told; and says on which multiprocessor it is, if that is -1.
 const COUNT: &str = r#"
@@ -268,25 +268,29 @@ fn a_launch_that_is_refused_behind_a_grid_that_runs_there_is_an_error() {
     let standin = StandIn::get();
     let _device = standin.alone();
     let residency = Residency {
-        lease: Some(Duration::from_secs(2)),
+        lease: Some(Duration::from_millis(500)),
         ring_multiprocessors: Some(0),
         ..standin::options().residency
     };
     let stage = stage_with(driver(&library()), residency);
     let refused = Refused::now(standin, c"behind");
-    let builder = stage.runtime.kernel("refused").executor("cuda");
-    let launched =
-        stage.cuda.launch::<Number, Number>(builder, CudaLaunch::new("count")).unwrap_err();
-    let mut text = launched.to_string();
-    let mut cause: Option<&dyn std::error::Error> = std::error::Error::source(&launched);
-    while let Some(error) = cause {
-        text += &error.to_string();
-        cause = error.source();
+    // Twice, so that at least two grids are lost: each has one of the two multiprocessors.
+    for name in ["first", "second"] {
+        let builder = stage.runtime.kernel(name).executor("cuda");
+        let launched =
+            stage.cuda.launch::<Number, Number>(builder, CudaLaunch::new("count")).unwrap_err();
+        let mut text = launched.to_string();
+        let mut cause: Option<&dyn std::error::Error> = std::error::Error::source(&launched);
+        while let Some(error) = cause {
+            text += &error.to_string();
+            cause = error.source();
+        }
+        assert!(text.contains("cuLaunchCooperativeKernel"), "{text}");
+        // Whoever asked is told a little before all are.
+        until("the grids are lost", || stage.cuda.placements().is_empty());
     }
-    assert!(text.contains("cuLaunchCooperativeKernel"), "{text}");
-    assert_eq!(stage.cuda.placements(), []);
     // Another grid is made for the next one, which is not given what those had that are lost: they may be
-    // there still. (The launch made two, one after the other.)
+    // there still.
     drop(refused);
     let kernel = kernel(&stage, 0);
     let taken = NotApart::Taken { wanted: 1, left: 0 };
