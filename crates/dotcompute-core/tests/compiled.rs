@@ -118,6 +118,22 @@ fn whoever_asks_with_a_batch_gets_one_even_if_it_is_empty() {
 }
 
 #[test]
+fn replies_are_kept_as_they_were_while_others_are_made_however_many_there_are_of_a_batch() {
+    let runtime = Runtime::builder().build();
+    let kernel = launch(&runtime, summing());
+    // Of 1000 records: none, one, a quarter and one on either side, and all have a reply.
+    let replies = [0, 1, 249, 250, 251, 1000, 1, 1000];
+    let (mut sum, mut expected, mut kept) = (0, Vec::new(), Vec::new());
+    for replies in replies {
+        let numbers = (0..1000).map(|at| i64::from(at < replies));
+        kept.push(kernel.ask_blocking(batch(numbers), LONG).unwrap().message);
+        expected.push((sum + 1..=sum + i64::from(replies)).collect::<Vec<_>>());
+        sum += i64::from(replies);
+    }
+    assert_eq!(kept.iter().map(values).collect::<Vec<_>>(), expected);
+}
+
+#[test]
 fn a_batch_has_a_key_if_its_records_agree() {
     assert_eq!(batch([-7, -7]).key("value"), Ok((-7_i64).cast_unsigned()));
     assert_eq!(batch([]).key("value"), Ok(0));

@@ -267,6 +267,11 @@ impl<M: RecordMessage, R: RecordReply> Proxy<M, R> {
             return Poll::Pending;
         }
         loop {
+            // What was sent after the kernel was connected is not to go as if it were not: the link was looked
+            // at before the message was taken. `link_changes` wakes this task.
+            if self.context.link_word() != self.link_word {
+                return Poll::Pending;
+            }
             self.hand_over(station, cx)?;
             // A batch without records is done with as it is taken: nothing on the device tells of it.
             ready!(self.settle(cx));

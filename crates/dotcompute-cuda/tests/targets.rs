@@ -12,8 +12,8 @@ use std::thread;
 use std::time::Instant;
 
 use dotcompute_core::{
-    Backpressure, Context, KernelRef, KernelState, LaunchError, Message, Record, Terminate,
-    Termination,
+    Backpressure, Context, DeadLetterReason, KernelRef, KernelState, LaunchError, Message, Record,
+    Terminate, Termination,
 };
 use dotcompute_cuda::{CudaError, CudaHandler, CudaKernel, CudaKernels, CudaLaunch, CudaOptions};
 use standin::StandIn;
@@ -154,9 +154,13 @@ fn launch_on_host(stage: &Stage, name: &str) -> KernelRef<Number, Number> {
     kernel
 }
 
+/// The dead letters of a kernel, but for replies that nobody read.
 fn dead_letters(stage: &Stage, kernel: &str) -> usize {
     let mut letters = 0;
-    stage.runtime.dead_letters(|letter| letters += usize::from(letter.kernel.as_str() == kernel));
+    stage.runtime.dead_letters(|letter| {
+        let is_message = !matches!(letter.reason, DeadLetterReason::Unread);
+        letters += usize::from(letter.kernel.as_str() == kernel && is_message);
+    });
     letters
 }
 

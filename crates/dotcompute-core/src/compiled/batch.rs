@@ -247,7 +247,7 @@ pub(super) struct Buffer {
 }
 
 impl Buffer {
-    fn copied(bytes: &[u8]) -> Self {
+    pub(super) fn copied(bytes: &[u8]) -> Self {
         let mut words = vec![0; bytes.len().div_ceil(8)];
         bytemuck::cast_slice_mut(&mut words)[..bytes.len()].copy_from_slice(bytes);
         Self { words, pool: None }

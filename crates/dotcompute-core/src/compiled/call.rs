@@ -113,7 +113,15 @@ impl Outbox {
     }
 
     /// The memory of all replies; the next message gets other memory.
+    ///
+    /// Few replies of many records are copied: whoever keeps them would keep room for one per record,
+    /// and the next message would have to fetch as much from the system.
     pub(super) fn take_replies(&mut self) -> Buffer {
+        let bytes = self.reply_count * self.shape.reply_bytes();
+        let have = self.replies.words();
+        if bytes <= size_of_val(&have[..]) / 4 {
+            return Buffer::copied(&bytemuck::cast_slice(have)[..bytes]);
+        }
         std::mem::replace(&mut self.replies, self.pool.take())
     }
 

@@ -22,10 +22,10 @@ const SEGMENT: usize = 1 << SOURCE_BITS;
 
 /// From how many nodes on rows wait for memory.
 const LEAST_NODES: u32 = 1 << 19;
-/// From how many links a tile on its part of the sums and contributions is well used.
-const LEAST_LINKS: usize = 256;
-/// The most tiles that are dealt to at once: beyond, each link is a miss there too.
-const MOST_TILES: usize = 1 << 12;
+/// From how many links a node on a turn, which goes through all nodes in their order, is worth that.
+const LEAST_LINKS_PER_NODE: usize = 2;
+/// The most tiles that are dealt to at once, 16 million nodes: beyond, a turn is none the faster.
+const MOST_TILES: usize = 1 << 16;
 /// How many edges are looked at to see whether there are favourites.
 const SAMPLE: usize = 1 << 14;
 
@@ -42,12 +42,15 @@ pub(super) struct Tiles {
 impl Tiles {
     /// Whether this is the better way to keep a graph. Costs no more than a look.
     pub(super) fn suit(nodes: u32, pieces: &[&[[u32; 2]]]) -> bool {
-        let tiles = Grid::new(nodes).tiles();
-        let edges: usize = pieces.iter().map(|piece| piece.len()).sum();
+        let edges = pieces.iter().map(|piece| piece.len()).sum();
+        Self::are_worth(nodes, edges) && (0..2).all(|end| !has_favourites(pieces, edges, end))
+    }
+
+    /// Whether that is so of an even graph of this size.
+    fn are_worth(nodes: u32, links: usize) -> bool {
         nodes >= LEAST_NODES
-            && tiles <= MOST_TILES
-            && edges >= tiles * LEAST_LINKS
-            && (0..2).all(|end| !has_favourites(pieces, edges, end))
+            && links >= nodes as usize * LEAST_LINKS_PER_NODE
+            && Grid::new(nodes).tiles() <= MOST_TILES
     }
 
     /// How many links leave each node. A segment's counts lie in the cache, which those of all nodes
@@ -137,12 +140,16 @@ pub(super) fn table(nodes: usize) -> usize {
 /// Whether nodes occur more often at this end of a sample of the edges than if any of a quarter of a
 /// million was as likely as any other.
 fn has_favourites(pieces: &[&[[u32; 2]]], edges: usize, end: usize) -> bool {
-    let of_piece = |piece: &&[[u32; 2]]| {
-        let step = edges / SAMPLE + 1;
-        // From the middle of a step, so that pieces of less than one are not all left out or all in.
-        piece.iter().skip(step / 2).step_by(step).map(|pair| pair[end]).collect::<Vec<u32>>()
-    };
-    let mut sample: Vec<u32> = pieces.iter().flat_map(of_piece).collect();
+    let step = edges / SAMPLE + 1;
+    let mut sample: Vec<u32> = Vec::with_capacity(SAMPLE);
+    let mut turn = 0_u64;
+    for stretch in pieces.iter().flat_map(|piece| piece.chunks(step)) {
+        // One of each stretch, by the golden ratio: evenly, and in time with nothing that returns in the
+        // edges. A stretch that a piece cuts short counts by what it has.
+        turn = turn.wrapping_add(0x9E37_79B9_7F4A_7C15);
+        let at = ((u128::from(turn) * step as u128) >> 64) as usize;
+        sample.extend(stretch.get(at).map(|pair| pair[end]));
+    }
     let taken = sample.len();
     sample.sort_unstable();
     sample.dedup();
@@ -251,17 +258,31 @@ mod tests {
     #[test]
     fn large_graphs_lie_in_tiles_unless_they_have_favourites() {
         let nodes = LEAST_NODES;
-        let even = generate::uniform(nodes, 100_000, 3);
+        let even = generate::uniform(nodes, nodes as usize * LEAST_LINKS_PER_NODE, 3);
         assert!(Tiles::suit(nodes, &[&even]));
         assert!(!Tiles::suit(nodes - 1, &[&even]), "rows of few nodes lie in the cache");
-        assert!(!Tiles::suit(nodes, &[&even[..10_000]]), "tiles of few links are not worth it");
-        assert!(!Tiles::suit(nodes, &[&generate::kronecker(19, 1, 3)]));
-        // One node to which one link in ten leads, or from which it comes.
-        for end in 0..2 {
+        assert!(!Tiles::suit(nodes, &[&even[1..]]), "nodes of few links are not worth it");
+        assert!(!Tiles::suit(nodes, &[&generate::kronecker(19, 2, 3)]));
+        // One node to which one link in so many leads, or from which it comes, in however many pieces.
+        for (end, every) in [(0, 5), (1, 10), (0, 13), (1, 16)] {
             let mut edges = even.clone();
-            edges.iter_mut().step_by(10).for_each(|pair| pair[end] = 77);
-            assert!(!Tiles::suit(nodes, &[&edges]));
+            edges.iter_mut().step_by(every).for_each(|pair| pair[end] = 77);
+            assert!(!Tiles::suit(nodes, &[&edges]), "{every}");
+            let pieces: Vec<&[[u32; 2]]> = edges.chunks(every).collect();
+            assert!(!Tiles::suit(nodes, &pieces), "{every}, in pieces");
         }
+        let pieces: Vec<&[[u32; 2]]> = even.chunks(7).collect();
+        assert!(Tiles::suit(nodes, &pieces));
+    }
+
+    #[test]
+    fn tiles_are_worth_it_up_to_as_many_as_can_be_dealt_to() {
+        let nodes = 1 << 24;
+        let links = nodes as usize * LEAST_LINKS_PER_NODE;
+        assert_eq!(Grid::new(nodes).tiles(), MOST_TILES);
+        assert!(Tiles::are_worth(nodes, links));
+        assert!(!Tiles::are_worth(nodes, links - 1));
+        assert!(!Tiles::are_worth(nodes + 1, 2 * links));
     }
 
     #[test]
