@@ -115,6 +115,8 @@ def _rows() -> list[Row]:
         ("pagerank.turn.scipy_1_core", "ours_turn_1", "scipy", "scipy_turn", 1 / 2.5),
         ("pagerank.turn.networkit", "ours_turn_2", "networkit", "networkit_turn", 1 / 10),
         ("pagerank.build.scipy", "ours_build", "scipy", "scipy_build", 1 / 8),
+        ("pagerank.whole.lists", "ours_settled", "scipy", "lists_whole", 1 / 15),
+        ("pagerank.whole.scipy", "ours_settled", "scipy", "scipy_whole", None),
         ("pagerank.whole.igraph", "ours_whole", "igraph", "igraph_whole", None),
         ("pagerank.whole.rustworkx", "ours_whole", "rustworkx", "rustworkx_whole", None),
         ("anomaly.batches.numba", "ours_batches", "numba", "numba_loop", 1 / 0.8),

@@ -79,7 +79,9 @@ def test_a_row_is_measured_in_a_process_of_its_own(row):
     assert line.ours > 0
 
 
-@pytest.mark.parametrize("row", ["pagerank.turn.graphblas", "anomaly.batches.numpy"])
+@pytest.mark.parametrize(
+    "row", ["pagerank.turn.graphblas", "pagerank.whole.lists", "anomaly.batches.numpy"]
+)
 def test_ours_beside_a_library_is_measured_and_checked(row):
     (wanted,) = (one for one in bench.ROWS if one.id == row)
     figures = bench._run(bench.sys.executable, wanted.row, "", 300, bench._PEERS_SCRIPT)

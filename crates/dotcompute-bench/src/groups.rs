@@ -1,7 +1,7 @@
 //! The table: every row, its two sides and its goal.
 
 use crate::harness::{Other, Row, Size, Unit};
-use crate::load::IDLE;
+use crate::load::{IDLE, KEYS, LINKS, NAMES};
 use crate::{memory, ours, peers};
 
 /// The groups in the order of the table, each with what it is about.
@@ -17,7 +17,10 @@ pub(crate) const GROUPS: [(&str, &str); 12] = [
     ("telemetry", "what taking times costs a message, sender and kernel on one thread"),
     ("pagerank", "links gone over a second, f32, two threads"),
     ("anomaly", "unusual readings of 10,000 keys, exponentially weighted mean and variance"),
-    ("memory", "idle kernels of capacity 1024, in a child process"),
+    (
+        "memory",
+        "idle kernels of capacity 1024, links of a graph, keys of a detector, in a child process",
+    ),
 ];
 
 /// Every row of the table.
@@ -595,6 +598,17 @@ pub(crate) const ROWS: &[Row] = &[
         other: Other::Side(ours::anomaly::loop_over_names),
     },
     Row {
+        id: "anomaly.many",
+        what: "events of ten million keys, which no cache holds, in batches of 1000 likewise",
+        unit: Unit::MillionPerSecond,
+        against: "a loop over the same array",
+        goal: None,
+        cores: 1,
+        size: Size::Fixed(2_096_000),
+        ours: ours::anomaly::many_batches,
+        other: Other::Side(ours::anomaly::loop_over_many),
+    },
+    Row {
         id: "anomaly.single",
         what: "one event a message, by a feed, to a kernel on a thread of its own",
         unit: Unit::MillionPerSecond,
@@ -703,6 +717,39 @@ pub(crate) const ROWS: &[Row] = &[
         size: Size::Fixed(IDLE),
         ours: memory::used_kernels_resident,
         other: Other::Limit(2000.0),
+    },
+    Row {
+        id: "memory.link",
+        what: "peak memory a link, from edges to ranks, a million nodes with five links each",
+        unit: Unit::Bytes,
+        against: "the limit of 16 a link and 32 a node",
+        goal: Some(1.0),
+        cores: 2,
+        size: Size::Fixed(LINKS),
+        ours: memory::links_gained,
+        other: Other::Limit(16.0 + 32.0 / 5.0),
+    },
+    Row {
+        id: "memory.key",
+        what: "resident memory a key of a detector in a kernel, over ten million",
+        unit: Unit::Bytes,
+        against: "the four numbers of its row",
+        goal: None,
+        cores: 1,
+        size: Size::Fixed(KEYS),
+        ours: memory::keys_gained,
+        other: Other::Limit(32.0),
+    },
+    Row {
+        id: "memory.name",
+        what: "the same of a name, over a million",
+        unit: Unit::Bytes,
+        against: "its row in a HashMap that has room for all",
+        goal: None,
+        cores: 1,
+        size: Size::Fixed(NAMES),
+        ours: memory::names_gained,
+        other: Other::Side(memory::names_in_map_gained),
     },
 ];
 

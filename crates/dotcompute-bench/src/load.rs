@@ -24,6 +24,10 @@ pub(crate) const WARM_HOPS: u64 = 4 * STATIONS;
 pub(crate) const STAGES: usize = 3;
 /// Idle kernels, actors or tasks in the rows about memory.
 pub(crate) const IDLE: u64 = 100_000;
+/// Links of the graph, keys and names of the detectors there.
+pub(crate) const LINKS: u64 = 5_000_000;
+pub(crate) const KEYS: u64 = 10_000_000;
+pub(crate) const NAMES: u64 = 1_000_000;
 
 /// A 64-byte record, every word its sequence number.
 #[derive(Debug, Clone, Copy)]

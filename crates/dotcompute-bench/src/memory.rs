@@ -1,5 +1,5 @@
-//! The rows about memory: each slice starts its kernels in a child process of its own, so that
-//! what earlier rows left in the allocator does not count.
+//! The rows about memory: each slice starts its kernels, or what else is counted, in a child process of its
+//! own, so that what earlier rows left in the allocator does not count.
 
 use std::env;
 use std::process::{Command, Stdio};
@@ -20,6 +20,10 @@ pub(crate) enum Population {
     UsedKernels,
     TokioTasks,
     KameoActors,
+    Links,
+    Keys,
+    Names,
+    NamesInMap,
 }
 
 impl Population {
@@ -30,6 +34,10 @@ impl Population {
             Population::UsedKernels => ours::idle::used_kernels(count),
             Population::TokioTasks => peers::tokio::idle_tasks(count),
             Population::KameoActors => peers::kameo::idle_actors(count),
+            Population::Links => ours::pagerank::peak(count),
+            Population::Keys => ours::anomaly::keys_kept(count),
+            Population::Names => ours::anomaly::names_kept(count),
+            Population::NamesInMap => ours::anomaly::names_in_map(count),
         }
     }
 
@@ -49,7 +57,7 @@ impl Population {
     }
 }
 
-/// What starting many idle kernels, actors or tasks took.
+/// What starting many idle kernels, actors or tasks took, or another many of something.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct Census {
     /// From the first launch until the last one waits for a message.
@@ -81,6 +89,27 @@ impl Census {
         let seconds = started.elapsed().as_secs_f64();
         let resident_bytes = os::resident_bytes();
         drop((first, population));
+        Ok(Self { seconds, gained_bytes: resident_bytes.saturating_sub(before), resident_bytes })
+    }
+}
+
+impl Census {
+    /// What `work` takes, and the memory gained that what it gives holds.
+    pub(crate) fn kept<T>(work: impl FnOnce() -> Result<T, Wrong>) -> Result<Self, Wrong> {
+        let (before, started) = (os::resident_bytes(), Instant::now());
+        let kept = work()?;
+        let seconds = started.elapsed().as_secs_f64();
+        let resident_bytes = os::resident_bytes();
+        drop(kept);
+        Ok(Self { seconds, gained_bytes: resident_bytes.saturating_sub(before), resident_bytes })
+    }
+
+    /// The same of the most that it held meanwhile.
+    pub(crate) fn peak(work: impl FnOnce() -> Result<(), Wrong>) -> Result<Self, Wrong> {
+        let (before, started) = (os::resident_bytes(), Instant::now());
+        work()?;
+        let seconds = started.elapsed().as_secs_f64();
+        let resident_bytes = os::peak_bytes();
         Ok(Self { seconds, gained_bytes: resident_bytes.saturating_sub(before), resident_bytes })
     }
 }
@@ -125,6 +154,26 @@ pub(crate) fn tasks_gained(count: u64) -> Result<Slice, Wrong> {
 /// Resident memory gained, by kameo actors.
 pub(crate) fn actors_gained(count: u64) -> Result<Slice, Wrong> {
     Population::KameoActors.in_child(count).map(|census| bytes(census.gained_bytes))
+}
+
+/// The peak from so many edges to ranks.
+pub(crate) fn links_gained(count: u64) -> Result<Slice, Wrong> {
+    Population::Links.in_child(count).map(|census| bytes(census.gained_bytes))
+}
+
+/// Resident memory gained, by a detector of so many keys.
+pub(crate) fn keys_gained(count: u64) -> Result<Slice, Wrong> {
+    Population::Keys.in_child(count).map(|census| bytes(census.gained_bytes))
+}
+
+/// The same of names.
+pub(crate) fn names_gained(count: u64) -> Result<Slice, Wrong> {
+    Population::Names.in_child(count).map(|census| bytes(census.gained_bytes))
+}
+
+/// The same of names whose rows are in a map.
+pub(crate) fn names_in_map_gained(count: u64) -> Result<Slice, Wrong> {
+    Population::NamesInMap.in_child(count).map(|census| bytes(census.gained_bytes))
 }
 
 /// Resident memory of the whole process with that many kernels.

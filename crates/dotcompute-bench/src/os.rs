@@ -247,6 +247,14 @@ pub(crate) fn futex_await(word: &AtomicU32, value: u32, within: Within) {
     }
 }
 
+/// The most resident memory that this process has had, in bytes.
+pub(crate) fn peak_bytes() -> u64 {
+    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
+    let kilobytes = peak.and_then(|peak| peak.split_whitespace().next()?.parse::<u64>().ok());
+    kilobytes.unwrap_or(0) * 1024
+}
+
 /// Resident memory of this process in bytes.
 pub(crate) fn resident_bytes() -> u64 {
     // SAFETY: `sysconf` takes no pointer; the name is one that libc defines.

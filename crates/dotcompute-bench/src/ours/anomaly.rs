@@ -17,7 +17,8 @@ use dotcompute_workloads::anomaly::{Batch, Detector, Format, Parser, Settings, V
 use foldhash::fast::RandomState;
 
 use crate::harness::{Slice, Stopwatch, Wrong, expect};
-use crate::load::{CAPACITY, CHUNK, two_threads};
+use crate::load::{CAPACITY, CHUNK, LONG, two_threads};
+use crate::memory::Census;
 use crate::os::{beside, pinned};
 use crate::ours::process::processes;
 use crate::page::{Curve, Series};
@@ -82,6 +83,21 @@ fn batch<E: Record>(events: &Arc<Vec<E>>, number: usize) -> RecordBatch {
     unsafe { RecordBatch::from_foreign(E::LAYOUT, first, BATCH, keep) }
 }
 
+/// Keys that no cache holds, so many that none has an alarm yet; a debug build checks the rows, and takes
+/// fewer.
+const MANY: u32 = if cfg!(debug_assertions) { 1_000_000 } else { 10_000_000 };
+
+/// The same events of so many keys.
+fn spread(keys: u32) -> Vec<Event> {
+    let of = |event: &Event| {
+        let mixed = u64::from(event.sequence).wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 32;
+        Event { key: ((mixed * u64::from(keys)) >> 32) as u32, ..*event }
+    };
+    LOG.iter().map(of).collect()
+}
+
+static SPREAD: LazyLock<Arc<Vec<Event>>> = LazyLock::new(|| Arc::new(spread(MANY)));
+
 static SHARED: LazyLock<Arc<Vec<Event>>> = LazyLock::new(|| Arc::new(LOG.clone()));
 
 /// The same events of keys that have names.
@@ -108,19 +124,86 @@ fn scaled(slice: Slice, factor: f64) -> Slice {
 /// Batches of 1000, through an async kernel and back; sender and kernel on one thread.
 pub(crate) fn batches(operations: u64) -> Result<Slice, Wrong> {
     let keyed = Keyed::new(settings(), KEYS).map_err(Wrong::new)?;
-    through(keyed.handler(), &SHARED, operations)
+    through(keyed.handler(), &SHARED, operations, 0, alarms)
 }
 
 /// The same of keys that have names.
 pub(crate) fn named_batches(operations: u64) -> Result<Slice, Wrong> {
     let named = Named::new(settings(), KEYS).map_err(Wrong::new)?;
-    through(named.handler(), &NAMED, operations)
+    through(named.handler(), &NAMED, operations, 0, alarms)
 }
 
+/// The same of ten million keys; the events have touched the memory of their keys before.
+pub(crate) fn many_batches(operations: u64) -> Result<Slice, Wrong> {
+    let keyed = Keyed::new(settings(), MANY).map_err(Wrong::new)?;
+    let handler = keyed.handler();
+    let state = handler.state_reader();
+    let slice = through(handler, &SPREAD, operations, BATCHES, |_| 0)?;
+    let snapshot = state.bytes(LONG).ok_or(Wrong::new("no state"))?;
+    let counts = keyed.counts(&snapshot).ok_or(Wrong::new("no counts"))?;
+    let (batches, _) = whole(operations);
+    expect("events", counts.taken as usize, (BATCHES + batches) * BATCH)?;
+    // Bit by bit what a loop over the events leaves.
+    let mut rows = vec![[0.0; 4]; MANY as usize];
+    for number in (0..BATCHES).chain(0..batches) {
+        let start = (number % BATCHES) * BATCH;
+        SPREAD[start..start + BATCH]
+            .iter()
+            .for_each(|event| bare(&mut rows, event, &mut Vec::new()));
+    }
+    let at = snapshot.len() - size_of_val(&rows[..]);
+    let own = snapshot[at..].as_chunks::<8>().0.iter().map(|bytes| f64::from_ne_bytes(*bytes));
+    expect("the same rows", own.eq(rows.into_flattened()), true)?;
+    Ok(slice)
+}
+
+/// The loop over the same array.
+pub(crate) fn loop_over_many(operations: u64) -> Result<Slice, Wrong> {
+    let (batches, factor) = whole(operations);
+    let log = &*SPREAD;
+    let mut rows = vec![[0.0; 4]; MANY as usize];
+    let mut out = Vec::with_capacity(BATCH);
+    pinned(|| {
+        log.iter().for_each(|event| bare(&mut rows, event, &mut out));
+        let watch = Stopwatch::start();
+        for number in 0..batches {
+            let start = (number % BATCHES) * BATCH;
+            log[start..start + BATCH].iter().for_each(|event| bare(&mut rows, event, &mut out));
+        }
+        let slice = watch.stop();
+        let taken: f64 = rows.iter().map(|[count, ..]| count).sum();
+        expect("events", taken as usize, log.len() + batches * BATCH)?;
+        Ok(scaled(slice, factor))
+    })
+}
+
+/// Sends all of so many batches; says how many alarms there were by then.
+async fn pass<E: Record>(
+    kernel: &KernelRef<RecordBatch, RecordBatch>,
+    events: &Arc<Vec<E>>,
+    batches: usize,
+) -> Result<u64, Wrong> {
+    let mut found = 0;
+    for number in 0..batches + AHEAD {
+        if number < batches {
+            kernel.send(batch(events, number)).await.map_err(Wrong::new)?;
+        }
+        // A batch without an alarm has no reply: what is there is taken, the rest at the end.
+        while let Ok(reply) = kernel.try_receive() {
+            found += reply.message.len() as u64;
+        }
+        tokio::task::yield_now().await;
+    }
+    Ok(found)
+}
+
+/// So many operations in batches, after so many `before` that are not timed.
 fn through<E: Record>(
     handler: CompiledHandler,
     events: &Arc<Vec<E>>,
     operations: u64,
+    before: usize,
+    alarms: fn(u64) -> u64,
 ) -> Result<Slice, Wrong> {
     let (batches, factor) = whole(operations);
     pinned(|| {
@@ -132,18 +215,13 @@ fn through<E: Record>(
                 .launch_compiled(handler)
                 .map_err(Wrong::new)?;
             kernel.activate().map_err(Wrong::new)?;
-            let mut found = 0;
-            let watch = Stopwatch::start();
-            for number in 0..batches + AHEAD {
-                if number < batches {
-                    kernel.send(batch(events, number)).await.map_err(Wrong::new)?;
-                }
-                // A batch without an alarm has no reply: what is there is taken, the rest at the end.
-                while let Ok(reply) = kernel.try_receive() {
-                    found += reply.message.len() as u64;
-                }
-                tokio::task::yield_now().await;
+            if before > 0 {
+                pass(&kernel, events, before).await?;
+                let none = RecordBatch::from_vec(Vec::<E>::new());
+                kernel.ask(none).await.map_err(Wrong::new)?;
             }
+            let watch = Stopwatch::start();
+            let mut found = pass(&kernel, events, batches).await?;
             kernel.terminate(Terminate::drain()).await;
             while let Ok(reply) = kernel.try_receive() {
                 found += reply.message.len() as u64;
@@ -318,7 +396,7 @@ fn singly(
     slice.elapsed += end.elapsed();
     drop(runtime);
     crate::ours::verify_books(kernel, operations)?;
-    let snapshot = state.bytes(crate::load::LONG).ok_or(Wrong::new("no state"))?;
+    let snapshot = state.bytes(LONG).ok_or(Wrong::new("no state"))?;
     let counts = keyed.counts(&snapshot).ok_or(Wrong::new("no counts"))?;
     expect("events", counts.taken as u64, operations)?;
     expect("alarms", counts.unusual as u64, expected)?;
@@ -397,13 +475,7 @@ pub(crate) fn sizes(quick: bool) -> Result<Curve, Wrong> {
     let (mut ours, mut floors) = (Vec::new(), Vec::new());
     let mut keys = 100;
     while keys <= largest {
-        let events: Vec<Event> = LOG
-            .iter()
-            .map(|event| {
-                let mixed = u64::from(event.sequence).wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 32;
-                Event { key: ((mixed * u64::from(keys)) >> 32) as u32, ..*event }
-            })
-            .collect();
+        let events = spread(keys);
         let count = events.len() as f64;
         let keyed = Keyed::new(settings(), keys).map_err(Wrong::new)?;
         let mut rows = vec![[0.0_f64; 4]; keys as usize];
@@ -451,6 +523,61 @@ pub(crate) fn sizes(quick: bool) -> Result<Curve, Wrong> {
             Series { name: "ours, asked by batches of 10,000".into(), points: ours },
             Series { name: "a loop over the same array".into(), points: floors },
         ],
+    })
+}
+
+/// A kernel that has had an event of each of so many keys.
+pub(crate) fn keys_kept(count: u64) -> Result<Census, Wrong> {
+    let keys = u32::try_from(count).map_err(Wrong::new)?;
+    let event = |key| Event { key, sequence: key, time: 0.0, value: 1.0 };
+    let handler = || Ok(Keyed::new(settings(), keys).map_err(Wrong::new)?.handler());
+    kept(keys, handler, event)
+}
+
+/// The same of names.
+pub(crate) fn names_kept(count: u64) -> Result<Census, Wrong> {
+    let keys = u32::try_from(count).map_err(Wrong::new)?;
+    let handler = || Ok(Named::new(settings(), keys).map_err(Wrong::new)?.handler());
+    kept(keys, handler, event_of_name)
+}
+
+fn event_of_name(key: u32) -> NamedEvent {
+    let name = name(&format!("hall 7, sensor {key}")).expect("it is short");
+    NamedEvent { name, sequence: key.into(), time: 0.0, value: 1.0 }
+}
+
+fn kept<E: Record>(
+    keys: u32,
+    handler: impl Fn() -> Result<CompiledHandler, Wrong>,
+    event: impl Fn(u32) -> E,
+) -> Result<Census, Wrong> {
+    let runtime = Runtime::builder().build();
+    Census::kept(|| {
+        let kernel: KernelRef<RecordBatch, RecordBatch> = runtime
+            .kernel("detect")
+            .executor("thread")
+            .launch_compiled(handler()?)
+            .map_err(Wrong::new)?;
+        kernel.activate().map_err(Wrong::new)?;
+        for first in (0..keys).step_by(BATCH) {
+            let events = (first..keys.min(first + BATCH as u32)).map(&event).collect();
+            kernel.ask_blocking(RecordBatch::from_vec(events), None).map_err(Wrong::new)?;
+        }
+        Ok(kernel)
+    })
+}
+
+/// Rows of so many names in a map that has room for them, as a table of the detector has.
+pub(crate) fn names_in_map(count: u64) -> Result<Census, Wrong> {
+    let keys = u32::try_from(count).map_err(Wrong::new)?;
+    Census::kept(|| {
+        let mut rows: HashMap<Name, [[f64; 4]; 1], RandomState> =
+            HashMap::with_capacity_and_hasher(keys as usize, RandomState::default());
+        for NamedEvent { name, time, value, .. } in (0..keys).map(event_of_name) {
+            let event = Event { key: 0, sequence: 0, time, value };
+            bare(rows.entry(name).or_default(), &event, &mut Vec::new());
+        }
+        Ok(rows)
     })
 }
 

@@ -10,6 +10,7 @@ use dotcompute_workloads::pagerank::{Graph, Query, generate};
 use rayon::ThreadPool;
 
 use crate::harness::{Slice, Wrong, expect};
+use crate::memory::Census;
 use crate::os::preemptions_of_process;
 use crate::page::{Curve, Series};
 
@@ -120,9 +121,9 @@ pub(crate) fn uniform_alone(operations: u64) -> Result<Slice, Wrong> {
 
 /// What a link costs in a turn, in nanoseconds, over random graphs of five links a node: ours, and
 /// the floor that `floor` gives for the same graph. `quick`: up to a million links.
-pub(crate) fn sizes(
+pub(crate) fn sizes<Floor: Fn(u64) -> Result<Slice, Wrong>>(
     quick: bool,
-    floor: fn(&Sample, u64) -> Result<Slice, Wrong>,
+    floor: fn(&Sample) -> Floor,
 ) -> Result<Curve, Wrong> {
     let largest = if quick { 1_000_000 } else { 100_000_000 } / SMALLER;
     let mut ours = Vec::new();
@@ -140,8 +141,9 @@ pub(crate) fn sizes(
             }
             Ok(least)
         };
+        let floor = floor(&sample);
         ours.push((f64::from(links), cost(&|| turns(&sample, &TWO, operations))?));
-        floors.push((f64::from(links), cost(&|| floor(&sample, operations))?));
+        floors.push((f64::from(links), cost(&|| floor(operations))?));
         links = if links.to_string().starts_with('1') { links * 3 } else { links / 3 * 10 };
     }
     Ok(Curve {
@@ -165,6 +167,23 @@ pub(crate) fn build(operations: u64) -> Result<Slice, Wrong> {
         let elapsed = start.elapsed();
         expect("links", graph.links(), sample.edges.len())?;
         Ok(elapsed)
+    })
+}
+
+/// The peak from so many edges, five a node, to ranks: the edges are among it, and the ranks.
+pub(crate) fn peak(links: u64) -> Result<Census, Wrong> {
+    let nodes = u32::try_from(links / 5).map_err(Wrong::new)?;
+    let rank = |nodes: u32, links: usize| {
+        let edges = generate::uniform(nodes, links, 42);
+        let graph = Graph::build(nodes, edges).map_err(Wrong::new)?;
+        let query = Query { tolerance: 1e-6, ..Query::default() };
+        graph.rank::<f32>(&query, &mut |_| ControlFlow::Continue(())).map_err(Wrong::new)
+    };
+    // The threads are there before it counts.
+    TWO.install(|| rank(1000, 5000))?;
+    Census::peak(|| {
+        let ranks = TWO.install(|| rank(nodes, links as usize))?;
+        expect("settled", ranks.converged, true)
     })
 }
 

@@ -75,8 +75,9 @@ static OF_KRONECKER: LazyLock<Floor> = LazyLock::new(|| Floor::new(&KRONECKER));
 static OF_UNIFORM: LazyLock<Floor> = LazyLock::new(|| Floor::new(&UNIFORM));
 
 /// Of a graph of one's own.
-pub(crate) fn of(sample: &Sample, operations: u64) -> Result<Slice, Wrong> {
-    Floor::new(sample).run(operations)
+pub(crate) fn of(sample: &Sample) -> impl Fn(u64) -> Result<Slice, Wrong> + use<> {
+    let floor = Floor::new(sample);
+    move |operations| floor.run(operations)
 }
 
 pub(crate) fn sparse(operations: u64) -> Result<Slice, Wrong> {

@@ -38,12 +38,10 @@ unsafe impl Sync for StateCell {}
 
 impl StateCell {
     pub(crate) fn new(layout: Option<&'static RecordLayout>, initial: &[u8]) -> Self {
-        let mut words = vec![0_u64; initial.len().div_ceil(8)].into_boxed_slice();
-        bytemuck::cast_slice_mut(&mut words)[..initial.len()].copy_from_slice(initial);
         Self {
             layout,
-            words: UnsafeCell::new(words.clone()),
-            initial: words,
+            words: UnsafeCell::new(words_of(initial)),
+            initial: words_of(initial),
             gate: Mutex::default(),
             changed: Condvar::new(),
             wanted: AtomicU32::new(0),
@@ -119,6 +117,20 @@ impl StateCell {
         self.changed.notify_all();
         copied
     }
+}
+
+/// The bytes in words. Pages of zeros are left as the system gives them, which is without memory: of a large
+/// state most are such.
+fn words_of(bytes: &[u8]) -> Box<[u64]> {
+    const PAGE: usize = 4096;
+    let mut words = vec![0_u64; bytes.len().div_ceil(8)].into_boxed_slice();
+    let copies = bytemuck::cast_slice_mut::<u64, u8>(&mut words).chunks_mut(PAGE);
+    for (copy, page) in copies.zip(bytes.chunks(PAGE)) {
+        if page.iter().any(|byte| *byte != 0) {
+            copy[..page.len()].copy_from_slice(page);
+        }
+    }
+    words
 }
 
 /// The kernel's hold of its state, for one run of its body.
@@ -211,5 +223,25 @@ impl StateReader {
 impl fmt::Debug for StateReader {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "StateReader({:?})", self.0.layout().map(|layout| layout.name))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn words_are_the_bytes_whichever_pages_are_zeros() {
+        for length in [0, 1, 4096, 20_001] {
+            for at in [0, 1, 4095, 4096, 12_345, 20_000] {
+                let mut bytes = vec![0_u8; length];
+                if let Some(byte) = bytes.get_mut(at) {
+                    *byte = 7;
+                }
+                let words = words_of(&bytes);
+                assert_eq!(bytemuck::cast_slice::<u64, u8>(&words)[..length], bytes, "{at}");
+                assert_eq!(words.len(), length.div_ceil(8));
+            }
+        }
     }
 }

@@ -21,6 +21,7 @@ use super::held::Hold;
 use super::hub::{self, Hub};
 use super::object::{self, Native, guard, guard_light, slot};
 use super::operation::Operation;
+use super::scope::scope;
 use super::waiter;
 use crate::attached::Attached;
 use crate::quick::{Error, Quick};
@@ -138,7 +139,7 @@ impl Awaitable {
             return Err(PyValueError::new_err("this awaitable is being awaited already"));
         }
         let inner = self.take();
-        super::scope::scope(py, || drop(inner.operation));
+        scope(py, || drop(inner.operation));
         drop((inner.waiter, inner.error));
         Ok(())
     }
@@ -234,7 +235,8 @@ impl Inner {
             .and_then(|(hub, event_loop)| hub.waiter(py, &event_loop).map(|waiter| (hub, waiter)));
         match waiting {
             Ok((hub, waiter)) => {
-                waiter::waker(py, &waiter).wake_by_ref();
+                // In a scope, which says that the interpreter is attached.
+                scope(py, || waiter::waker(py, &waiter).wake_by_ref());
                 waiter::yielded(py, &waiter);
                 let yielded = waiter.clone_ref(py);
                 let hold = hub.held.hold(py, waiter.clone_ref(py));

@@ -26,7 +26,7 @@ use dotcompute::mailbox::sync::{AtomicBool, AtomicU32, Ordering, lock};
 use dotcompute::mailbox::wait::{Spin, cpu_mark, may_spin, same_cpu};
 use dotcompute::{BoxError, KernelTask};
 use pyo3::exceptions::PyRuntimeError;
-use pyo3::types::PyDict;
+use pyo3::types::{PyDict, PyWeakrefMethods, PyWeakrefReference};
 use pyo3::{Borrowed, ffi, prelude::*};
 
 use super::executor::without_signals;
@@ -65,8 +65,7 @@ pub(super) enum Ready {
 /// See the module.
 pub(crate) struct Hub {
     address: usize,
-    /// A weak reference to the loop.
-    event_loop: Py<PyAny>,
+    event_loop: Py<PyWeakrefReference>,
     thread: Mutex<ThreadId>,
     state: Mutex<State>,
     /// The list, of threads that are attached to the interpreter.
@@ -102,7 +101,8 @@ struct State {
     jobs: HashMap<usize, Arc<Job>>,
     /// An exit that a help ran into: the next drain raises it.
     exit: Option<PyErr>,
-    drain: Option<Py<Drain>>,
+    /// What the loop calls: the method of a [`Drain`].
+    drain: Option<Py<PyAny>>,
 }
 
 static HUBS: Mutex<Vec<Arc<Hub>>> = Mutex::new(Vec::new());
@@ -204,7 +204,7 @@ impl Hub {
         start_timer();
         let hub = Arc::new(Self {
             address,
-            event_loop: names(py)?.weakref.bind(py).call1((event_loop,))?.unbind(),
+            event_loop: PyWeakrefReference::new(event_loop)?.unbind(),
             thread: Mutex::new(std::thread::current().id()),
             state: Mutex::new(State { jobs: HashMap::new(), exit: None, drain: None }),
             spares: Attached::default(),
@@ -220,7 +220,8 @@ impl Hub {
             closed: AtomicBool::new(false),
             held: Arc::default(),
         });
-        let drain = Py::new(py, Drain { hub: Arc::downgrade(&hub) })?;
+        let drain = Bound::new(py, Drain { hub: Arc::downgrade(&hub) })?;
+        let drain = drain.getattr(intern!(py, "work_off"))?.unbind();
         lock(&hub.state).drain = Some(drain);
         // A loop drops its timers when it is closed, and when it is collected.
         let sentinel = Py::new(py, Sentinel { hub: Arc::downgrade(&hub) })?;
@@ -238,7 +239,7 @@ impl Hub {
 
     /// The loop, unless it is gone.
     pub(super) fn event_loop<'py>(&self, py: Python<'py>) -> Option<Bound<'py, PyAny>> {
-        self.event_loop.bind(py).call0().ok().filter(|event_loop| !event_loop.is_none())
+        self.event_loop.bind(py).upgrade()
     }
 
     /// Adds to the list; from any thread.
@@ -512,10 +513,10 @@ impl Hub {
     }
 
     /// Takes back a waiter that nobody refers to any more.
-    pub(super) fn keep_spare(&self, py: Python<'_>, waiter: Py<PyAny>) {
-        let over = self.spares.with(py, |spares| {
+    pub(super) fn keep_spare(&self, waiter: Bound<'_, PyAny>) {
+        let over = self.spares.with(waiter.py(), |spares| {
             if spares.len() < SPARES && !self.is_closed() {
-                spares.push(waiter);
+                spares.push(waiter.unbind());
                 return None;
             }
             Some(waiter)
@@ -732,7 +733,8 @@ struct Drain {
 
 #[pymethods]
 impl Drain {
-    fn __call__(&self, py: Python<'_>) -> PyResult<()> {
+    /// A method, since that is called faster than an object.
+    fn work_off(&self, py: Python<'_>) -> PyResult<()> {
         self.hub.upgrade().map_or(Ok(()), |hub| hub.drain(py))
     }
 }

@@ -18,7 +18,6 @@ pub(super) struct Names {
     current_tasks: Option<Py<PyDict>>,
     pub(super) cancelled_error: Py<PyAny>,
     pub(super) copy_context: Py<PyAny>,
-    pub(super) weakref: Py<PyAny>,
     /// A future that is done, of no loop: what a Task is woken with, since it reads the result of a
     /// true future without a call.
     pub(super) done: Py<PyAny>,
@@ -38,7 +37,6 @@ pub(super) fn names(py: Python<'_>) -> PyResult<&'static Names> {
             current_tasks: current_tasks(py),
             cancelled_error: py.import("asyncio")?.getattr("CancelledError")?.unbind(),
             copy_context: py.import("contextvars")?.getattr("copy_context")?.unbind(),
-            weakref: py.import("weakref")?.getattr("ref")?.unbind(),
             done: done_future(py)?,
         })
     })

@@ -17,12 +17,12 @@ use crate::once::Once;
 use crate::once::intern;
 use dotcompute::mailbox::sync::{AtomicBool, Ordering};
 use pyo3::exceptions::{PyRuntimeError, PyTypeError};
-use pyo3::types::{PyBool, PyInt, PyTuple, PyType};
+use pyo3::types::{PyBool, PyInt, PyType};
 use pyo3::{ffi, prelude::*};
 
 use super::guarded;
 use super::hub::{Hub, Ready};
-use super::object::{self, Native, guard, slot};
+use super::object::{self, Native, guard, guard_light, slot};
 use super::python;
 use crate::attached::Attached;
 use crate::quick::Quick;
@@ -42,11 +42,11 @@ unsafe impl Send for Address {}
 
 impl Slot {
     /// The waiter, if it is still there.
-    fn waiter(&self, py: Python<'_>) -> Option<Py<PyAny>> {
+    fn waiter<'py>(&self, py: Python<'py>) -> Option<Bound<'py, PyAny>> {
         let address = self.waiter.with(py, |waiter| waiter.as_ref().map(|waiter| waiter.0))?;
         // SAFETY: registered, so not yet deallocated: that takes it out first, and both happen with
         // the interpreter attached, which it is all the time from the look to here.
-        Some(unsafe { Bound::from_borrowed_ptr(py, address.as_ptr()) }.unbind())
+        Some(unsafe { Bound::from_borrowed_ptr(py, address.as_ptr()) })
     }
 
     /// Runs what waits, if something does. An error is an exit (see [`Hub::drain`]).
@@ -55,11 +55,11 @@ impl Slot {
         // by what runs now; a wake after this queues the slot again.
         self.queued.swap(false, Ordering::AcqRel);
         let Some(waiter) = self.waiter(py) else { return Ok(()) };
-        let outcome = run(py, &waiter, &self.hub);
+        let outcome = run(py, waiter.as_unbound(), &self.hub);
         // SAFETY: an object that we own a reference to.
         let references = unsafe { ffi::Py_REFCNT(waiter.as_ptr()) };
         if references == 1 {
-            self.hub.keep_spare(py, waiter);
+            self.hub.keep_spare(waiter);
         }
         outcome
     }
@@ -159,6 +159,7 @@ fn run(py: Python<'_>, waiter: &Py<PyAny>, hub: &Arc<Hub>) -> PyResult<()> {
     let (callback, cancelled) =
         with(py, waiter, |waiter| (waiter.callback.take(), waiter.cancelled));
     let Some((callback, context)) = callback else { return Ok(()) };
+    let (callback, context) = (callback.into_bound(py), context.into_bound(py));
     let names = python::names(py)?;
     let result_of = if cancelled { waiter } else { &names.done };
     let name = intern!(py, "run");
@@ -178,7 +179,7 @@ fn run(py: Python<'_>, waiter: &Py<PyAny>, hub: &Arc<Hub>) -> PyResult<()> {
     // Without a traceback: it comes from `Context.run` itself, and the callback was not called.
     if error.is_instance_of::<PyRuntimeError>(py) && error.traceback(py).is_none() {
         // The Context is entered already, by the code that this runs in: its turn comes later.
-        hub.call_soon(py, callback.bind(py), result_of.bind(py), context.bind(py));
+        hub.call_soon(py, &callback, result_of.bind(py), &context);
         return Ok(());
     }
     hub.report(py, &error);
@@ -282,8 +283,8 @@ fn truth(py: Python<'_>, value: bool) -> *mut ffi::PyObject {
 }
 
 unsafe extern "C" fn get_blocking(this: *mut ffi::PyObject, _: *mut c_void) -> *mut ffi::PyObject {
-    let blocking = this!(this).blocking;
-    guard(null_mut(), |py| Ok(truth(py, blocking)))
+    // SAFETY: the interpreter is calling.
+    truth(unsafe { Python::assume_attached() }, this!(this).blocking)
 }
 
 unsafe extern "C" fn set_blocking(
@@ -301,20 +302,23 @@ unsafe extern "C" fn get_loop(
     this: *mut ffi::PyObject,
     _: *mut ffi::PyObject,
 ) -> *mut ffi::PyObject {
-    guard(null_mut(), |py| Ok(this!(this).event_loop.clone_ref(py).into_ptr()))
+    let event_loop = this!(this).event_loop.as_ptr();
+    // SAFETY: the waiter owns it; a new reference is what is to be returned.
+    unsafe { ffi::Py_INCREF(event_loop) };
+    event_loop
 }
 
 unsafe extern "C" fn done(this: *mut ffi::PyObject, _: *mut ffi::PyObject) -> *mut ffi::PyObject {
-    let done = this!(this).callback.is_none();
-    guard(null_mut(), |py| Ok(truth(py, done)))
+    // SAFETY: the interpreter is calling.
+    truth(unsafe { Python::assume_attached() }, this!(this).callback.is_none())
 }
 
 unsafe extern "C" fn cancelled(
     this: *mut ffi::PyObject,
     _: *mut ffi::PyObject,
 ) -> *mut ffi::PyObject {
-    let cancelled = this!(this).cancelled;
-    guard(null_mut(), |py| Ok(truth(py, cancelled)))
+    // SAFETY: the interpreter is calling.
+    truth(unsafe { Python::assume_attached() }, this!(this).cancelled)
 }
 
 unsafe extern "C" fn result(this: *mut ffi::PyObject, _: *mut ffi::PyObject) -> *mut ffi::PyObject {
@@ -353,10 +357,9 @@ unsafe fn arguments<'py>(
         unsafe { Bound::from_borrowed_ptr(py, argument) }
     };
     let positional = (count > 0).then(|| at(0));
-    // SAFETY: null or a tuple of the keywords' names, borrowed.
-    let names = unsafe { Bound::from_borrowed_ptr_or_opt(py, names) };
-    let keywords = names.and_then(|names| names.cast_into::<PyTuple>().ok());
-    let keyword = keywords.is_some_and(|names| names.len() == 1).then(|| at(count as usize));
+    // SAFETY: null, or a tuple of the keywords' names.
+    let has_one = !names.is_null() && unsafe { ffi::PyTuple_Size(names) } == 1;
+    let keyword = has_one.then(|| at(count as usize));
     (positional, keyword)
 }
 
@@ -366,7 +369,7 @@ unsafe extern "C" fn add_done_callback(
     count: ffi::Py_ssize_t,
     names: *mut ffi::PyObject,
 ) -> *mut ffi::PyObject {
-    guard(null_mut(), |py| {
+    let add = |py: Python<'_>| {
         // SAFETY: the arguments of this call.
         let (callback, context) = unsafe { arguments(py, args, count, names) };
         let Some(callback) = callback else {
@@ -382,7 +385,9 @@ unsafe extern "C" fn add_done_callback(
         }
         waiter.callback = Some((callback.unbind(), context.unbind()));
         Ok(py.None().into_ptr())
-    })
+    };
+    // SAFETY: the interpreter is calling.
+    unsafe { guard_light(null_mut(), add) }
 }
 
 unsafe extern "C" fn remove_done_callback(

@@ -105,7 +105,8 @@ struct Head {
 }
 
 /// A detector over the keys `0..keys`, whose state is one record: the settings, the counts, and a row
-/// for each key ([`Model`]). The handlers of `pydotcompute.workloads.anomaly` have the same.
+/// for each key ([`Model`]): 32 bytes by [`Model::Ewma`]. The handlers of `pydotcompute.workloads.anomaly` have
+/// the same.
 ///
 /// The state is read by [`CompiledHandler::state_reader`], as it was between two messages, and a
 /// detector that is [restored](Self::restored) from it goes on where that was. A kernel that is

@@ -255,8 +255,8 @@ impl Ahead {
 struct Full;
 
 /// A detector over at most so many names, whose state is one record: the settings, the counts, a row for
-/// each place of its table ([`Model`]), how full it is, and the places' names. The handlers of
-/// `pydotcompute.workloads.anomaly` have the same, byte for byte.
+/// each place of its table ([`Model`]), how full it is, and the places' names: 75 bytes a name by
+/// [`Model::Ewma`]. The handlers of `pydotcompute.workloads.anomaly` have the same, byte for byte.
 ///
 /// It begins and is restored as [`Keyed`](handler::Keyed) is.
 #[derive(Clone, Debug)]
