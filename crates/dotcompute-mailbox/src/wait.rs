@@ -138,8 +138,9 @@ impl Parker {
             return self.sleep(deadline);
         }
         let mut shares_core = same_cpu(self.waker_cpu);
-        // Only a thread that runs a kernel is ours to move.
-        let may_move = shares_core && is_marked() && may_spin();
+        // Only a thread that runs a kernel is ours to move, and only where no other kernel is at work on
+        // the core that it would come to.
+        let may_move = shares_core && is_marked() && budget::has_another_core();
         if may_move && self.apart.is_due() && self.apart.go() {
             shares_core = false;
         }
@@ -491,6 +492,12 @@ mod budget {
     pub(super) fn has_room() -> bool {
         let newcomer = usize::from(!is_marked());
         parallelism() > 1 && busy() + newcomer <= parallelism()
+    }
+
+    /// Whether a running thread and its waker, which need not be one, leave a core that no other running
+    /// thread needs.
+    pub(super) fn has_another_core() -> bool {
+        busy() < parallelism()
     }
 
     /// Whether more threads want a core than there are: spinners should stop.
