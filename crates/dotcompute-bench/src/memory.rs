@@ -91,25 +91,23 @@ impl Census {
         drop((first, population));
         Ok(Self { seconds, gained_bytes: resident_bytes.saturating_sub(before), resident_bytes })
     }
-}
 
-impl Census {
     /// What `work` takes, and the memory gained that what it gives holds.
     pub(crate) fn kept<T>(work: impl FnOnce() -> Result<T, Wrong>) -> Result<Self, Wrong> {
-        let (before, started) = (os::resident_bytes(), Instant::now());
-        let kept = work()?;
-        let seconds = started.elapsed().as_secs_f64();
-        let resident_bytes = os::resident_bytes();
-        drop(kept);
-        Ok(Self { seconds, gained_bytes: resident_bytes.saturating_sub(before), resident_bytes })
+        Self::of(work, os::resident_bytes)
     }
 
     /// The same of the most that it held meanwhile.
     pub(crate) fn peak(work: impl FnOnce() -> Result<(), Wrong>) -> Result<Self, Wrong> {
+        Self::of(work, os::peak_bytes)
+    }
+
+    fn of<T>(work: impl FnOnce() -> Result<T, Wrong>, bytes: fn() -> u64) -> Result<Self, Wrong> {
         let (before, started) = (os::resident_bytes(), Instant::now());
-        work()?;
+        let kept = work()?;
         let seconds = started.elapsed().as_secs_f64();
-        let resident_bytes = os::peak_bytes();
+        let resident_bytes = bytes();
+        drop(kept);
         Ok(Self { seconds, gained_bytes: resident_bytes.saturating_sub(before), resident_bytes })
     }
 }

@@ -1,10 +1,11 @@
 //! What the bench prints: the environment, the table, and the JSON file.
 
+use std::env;
 use std::fmt::Write as _;
 use std::fs;
 use std::process::Command;
 use std::thread;
-use std::time::Instant;
+use std::time::{Duration, Instant, SystemTime};
 
 use serde::{Deserialize, Serialize};
 
@@ -46,7 +47,7 @@ impl Environment {
             os_kernel: first_line("/proc/sys/kernel/osrelease").unwrap_or_else(unknown),
             rustc: env!("BENCH_RUSTC").into(),
             profile: if cfg!(debug_assertions) { "debug" } else { "release" }.into(),
-            commit: output_of("git", &["describe", "--always", "--dirty"]).unwrap_or_else(unknown),
+            commit: commit().unwrap_or_else(unknown),
             timer_ns: timer_ns(),
             load_average: first_line("/proc/loadavg").unwrap_or_else(unknown),
         }
@@ -69,6 +70,16 @@ impl Environment {
             self.load_average,
         )
     }
+}
+
+/// The commit that this is run in; and that its figures are not of that, where the program was built before
+/// what it is made of was last changed.
+fn commit() -> Option<String> {
+    let commit = output_of("git", &["describe", "--always", "--dirty"])?;
+    let changed = output_of("git", &["log", "-1", "--format=%ct", "--", ":/crates"])?;
+    let changed = SystemTime::UNIX_EPOCH + Duration::from_secs(changed.parse().ok()?);
+    let built = fs::metadata(env::current_exe().ok()?).ok()?.modified().ok()?;
+    Some(if built < changed { format!("{commit} (the program is of one before)") } else { commit })
 }
 
 fn first_line(path: &str) -> Option<String> {
