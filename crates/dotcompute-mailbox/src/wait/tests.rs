@@ -92,6 +92,7 @@ fn running_threads_use_up_the_budget() {
             all_marked.recv().unwrap();
         }
         assert!(!budget::has_room(), "all cores run kernels");
+        assert!(!budget::has_another_core(), "so no kernel has one to go to");
         assert!(!Spin::default().until(|| true), "so nobody else spins");
     });
 }
